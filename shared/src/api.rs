@@ -1,0 +1,288 @@
+//! What the HTTP API under `/api/v1` takes and gives, for the controller and its clients alike.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::Manifest;
+use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
+use crate::messages::StateReport;
+use crate::trust::{Envelope, PublicKey};
+
+/// An error, as RFC 9457 has it (`application/problem+json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Problem {
+    /// A stable name of the kind of error, `urn:muster:problem:<kind>`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What was wrong, where, and what to do.
+    pub detail: String,
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Page<T> {
+    /// The items, in a stable order.
+    pub items: Vec<T>,
+    /// Give this as `cursor` to get the next page; none on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// What a token's bearer may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum AccessRole {
+    /// Read.
+    Viewer,
+    /// Read, and drive rollouts, labels and bundles.
+    Operator,
+    /// What an operator may, and approve.
+    Approver,
+    /// Everything.
+    Admin,
+}
+
+/// A wish for an enrolment token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreateToken {
+    /// How long it is good for, in milliseconds.
+    pub valid_for_ms: u64,
+    /// How many devices may use it.
+    pub uses: u32,
+    /// Labels every device enrolled with it gets.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A new enrolment token, shown this once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreatedToken {
+    /// The string to give to the device ([`crate::token::EnrolmentToken`]).
+    pub token: String,
+    /// When it expires, in milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+}
+
+/// A device asking to join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EnrolRequest {
+    /// The secret of the enrolment token.
+    pub secret: String,
+    /// The name the device wants; the controller makes one up otherwise.
+    pub device: Option<DeviceId>,
+    /// PKCS#10 certificate request in PEM, signed with the device's own key.
+    pub csr_pem: String,
+}
+
+/// A device's papers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EnrolResponse {
+    /// The device's name.
+    pub device: DeviceId,
+    /// Its client certificate in PEM.
+    pub certificate_pem: String,
+    /// The CA's certificate in PEM.
+    pub ca_pem: String,
+    /// Host of the MQTT broker.
+    pub broker_host: String,
+    /// Port of the MQTT broker (TLS).
+    pub broker_port: u16,
+    /// Every root document from version 1 on, in order.
+    pub roots: Vec<Envelope>,
+}
+
+/// What the controller was told to bring to a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DesiredView {
+    /// Digest of the manifest; none to run nothing.
+    pub manifest: Option<Digest>,
+    /// Its name and version.
+    pub bundle: Option<BundleRef>,
+    /// The generation of the assignment.
+    pub generation: u64,
+    /// The rollout it belongs to.
+    pub rollout: RolloutId,
+}
+
+/// A device as the controller knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeviceView {
+    /// Its name.
+    pub id: DeviceId,
+    /// Set by operators.
+    pub labels: BTreeMap<String, String>,
+    /// When it enrolled, in milliseconds since the Unix epoch.
+    pub enrolled_at_ms: u64,
+    /// Whether it is connected.
+    pub online: bool,
+    /// When it was heard last, in milliseconds since the Unix epoch.
+    pub last_seen_ms: Option<u64>,
+    /// What it shall run.
+    pub desired: Option<DesiredView>,
+    /// What it says of itself.
+    pub reported: Option<StateReport>,
+}
+
+/// A change of a device's labels: a value sets, null removes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LabelPatch {
+    /// The labels to change.
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+/// A bundle to take in. Its files must have been uploaded before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PushBundle {
+    /// The signed manifest.
+    pub manifest: Envelope,
+}
+
+/// A bundle the controller holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BundleView {
+    /// Digest of the manifest.
+    pub manifest_digest: Digest,
+    /// Name and version.
+    pub bundle: BundleRef,
+    /// When it was taken in, in milliseconds since the Unix epoch.
+    pub pushed_at_ms: u64,
+    /// Bytes of all its files.
+    pub total_bytes: u64,
+    /// Its content; left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Manifest>,
+}
+
+/// The keys and documents trust rests on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TrustView {
+    /// The controller's director key, to be named in the root document.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub director_public_key: PublicKey,
+    /// Every root document taken in, in order.
+    pub roots: Vec<Envelope>,
+}
+
+/// A root document to take in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PushRoot {
+    /// The signed root document.
+    pub root: Envelope,
+}
+
+/// A wish to create a rollout; it starts at once.
+pub type CreateRollout = crate::rollout::RolloutSpec;
+
+/// Why an operator does something, for the records.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ActionReason {
+    /// In words.
+    pub reason: Option<String>,
+}
+
+/// One entry of the fleet's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EventView {
+    /// Grows with every entry.
+    pub sequence: u64,
+    /// When the controller wrote it down, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// What kind of thing, as `device.committed` or `rollout.paused`.
+    pub kind: String,
+    /// Who caused it: `device`, `controller` or a token's name.
+    pub actor: String,
+    /// The device concerned.
+    pub device: Option<DeviceId>,
+    /// The rollout concerned.
+    pub rollout: Option<RolloutId>,
+    /// The bundle concerned.
+    pub bundle: Option<BundleRef>,
+    /// The rest, in words.
+    pub detail: String,
+}
+
+/// How one column of one group has moved from the reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ColumnDrift {
+    /// The column's name.
+    pub name: String,
+    /// Whether it tells about the model's answers rather than its inputs.
+    pub prediction: bool,
+    /// Population stability index; none without counts.
+    pub psi: Option<f64>,
+    /// The value it exceeds by chance with probability [`DriftReport::alpha`].
+    pub critical: Option<f64>,
+    /// Values counted.
+    pub n: u64,
+    /// How many independent values they are worth, clustering in devices considered.
+    pub n_effective: f64,
+    /// Share of requests without a value.
+    pub missing_share: f64,
+    /// Share of values outside the reference's range, not a number, infinite, or in no known class.
+    pub unexpected_share: f64,
+    /// The score is above the critical value *and* above the effect size [`DriftReport::min_effect`].
+    pub drifted: bool,
+}
+
+/// Drift of one group of devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DriftGroup {
+    /// The value of the label the devices are grouped by; empty for those without it, and for the whole fleet.
+    pub group: String,
+    /// Devices that reported.
+    pub devices: u32,
+    /// Windows they reported.
+    pub windows: u64,
+    /// One entry a column, in the profile's order.
+    pub columns: Vec<ColumnDrift>,
+}
+
+/// Drift of a bundle against its reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DriftReport {
+    /// Which bundle.
+    pub bundle: BundleRef,
+    /// Digest of its profile.
+    pub profile: Digest,
+    /// The label the devices are grouped by; none for the whole fleet.
+    pub group_by: Option<String>,
+    /// Chance of a false alarm per column.
+    pub alpha: f64,
+    /// The score below which a significant move is too small to matter.
+    pub min_effect: f64,
+    /// Windows that start before this are left out, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
+    /// One entry a group.
+    pub groups: Vec<DriftGroup>,
+}

@@ -1,0 +1,423 @@
+//! The manifest: what a bundle is, in one signed document.
+//!
+//! Everything a device needs to decide whether to fetch, trust, load and watch a model is here; the
+//! bundle's other files are named by digest and cut into chunks. Signatures are [`crate::trust`]'s matter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BundleName, BundleRef, Digest};
+use crate::limits::{CHUNK_BYTES, MAX_CHUNKS, MAX_FILES, MAX_PATH_BYTES};
+use crate::profile::{Profile, ProfileError};
+
+/// The file of a bundle that holds the model.
+pub const MODEL_PATH: &str = "model.onnx";
+/// The file of a bundle that holds its golden examples.
+pub const GOLDEN_PATH: &str = "golden.json";
+
+/// Element types of tensors, by their names in the Open Inference Protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[allow(missing_docs, reason = "the names are the definition")]
+pub enum DataType {
+    Bool,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Fp32,
+    Fp64,
+    Bytes,
+}
+
+impl DataType {
+    /// Bytes of one element; `None` for [`DataType::Bytes`], whose elements vary.
+    #[must_use]
+    pub const fn size_bytes(self) -> Option<usize> {
+        match self {
+            Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
+            Self::Uint16 | Self::Int16 | Self::Fp16 => Some(2),
+            Self::Uint32 | Self::Int32 | Self::Fp32 => Some(4),
+            Self::Uint64 | Self::Int64 | Self::Fp64 => Some(8),
+            Self::Bytes => None,
+        }
+    }
+}
+
+impl fmt::Display for DataType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bool => "BOOL",
+            Self::Uint8 => "UINT8",
+            Self::Uint16 => "UINT16",
+            Self::Uint32 => "UINT32",
+            Self::Uint64 => "UINT64",
+            Self::Int8 => "INT8",
+            Self::Int16 => "INT16",
+            Self::Int32 => "INT32",
+            Self::Int64 => "INT64",
+            Self::Fp16 => "FP16",
+            Self::Fp32 => "FP32",
+            Self::Fp64 => "FP64",
+            Self::Bytes => "BYTES",
+        })
+    }
+}
+
+/// One input or output of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TensorSpec {
+    /// Its name in the model.
+    pub name: String,
+    /// Its element type.
+    pub datatype: DataType,
+    /// Its shape; -1 stands for a dimension that a request may choose, as the batch.
+    pub shape: Vec<i64>,
+}
+
+/// What a model takes and gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ModelSignature {
+    /// Inputs, in the model's order.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs, in the model's order.
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// A piece of a file: what a device asks for and checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Chunk {
+    /// Digest of its bytes.
+    pub sha256: Digest,
+    /// Its length, in bytes.
+    pub length: u32,
+}
+
+/// One file of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BundleFile {
+    /// Relative path, `/` between parts.
+    pub path: String,
+    /// Length, in bytes.
+    pub length: u64,
+    /// Digest of the whole file.
+    pub sha256: Digest,
+    /// The pieces it is cut into, in order.
+    pub chunks: Vec<Chunk>,
+}
+
+impl BundleFile {
+    /// Describes `content` as the file `path`, cut into pieces of [`CHUNK_BYTES`].
+    #[must_use]
+    pub fn describe(path: impl Into<String>, content: &[u8]) -> Self {
+        let chunks = content
+            .chunks(CHUNK_BYTES)
+            .map(|piece| Chunk { sha256: Digest::of(piece), length: u32::try_from(piece.len()).unwrap_or(u32::MAX) })
+            .collect();
+        Self { path: path.into(), length: content.len() as u64, sha256: Digest::of(content), chunks }
+    }
+}
+
+/// Which devices can run the bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Requirements {
+    /// Architectures as the agent reports them (`x86_64`, `aarch64`, `armv7`, ...); empty for any.
+    pub architectures: BTreeSet<String>,
+    /// Least memory of the device, in bytes.
+    pub min_memory_bytes: u64,
+    /// Least version of the agent.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub min_agent_version: Option<semver::Version>,
+}
+
+/// What the model may use on a device, checked before it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Budgets {
+    /// Longest median time of one golden example, in milliseconds.
+    pub max_latency_ms: Option<u64>,
+    /// Largest growth of the agent's memory by loading the model, in bytes.
+    pub max_memory_bytes: Option<u64>,
+}
+
+/// Where the model comes from.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Lineage {
+    /// The training data, in the team's own words.
+    pub dataset: Option<String>,
+    /// Digest of the training data.
+    pub dataset_sha256: Option<Digest>,
+    /// The training code: a repository and commit, or a path.
+    pub code: Option<String>,
+    /// The training run in the team's experiment tracker.
+    pub run: Option<String>,
+    /// What the team measured before release.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// The signed description of a bundle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Manifest {
+    /// The model's name.
+    pub name: BundleName,
+    /// Its semantic version.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub version: semver::Version,
+    /// One line for people.
+    #[serde(default)]
+    pub description: String,
+    /// Grows with every release of this name.
+    pub release_counter: u64,
+    /// The least release counter a device may run once it has committed this bundle.
+    pub security_floor: u64,
+    /// When it was built, in milliseconds since the Unix epoch.
+    pub created_at_ms: u64,
+    /// After this no device installs it, in milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+    /// Which devices can run it.
+    pub requirements: Requirements,
+    /// What it may use there.
+    pub budgets: Budgets,
+    /// Its files.
+    pub files: Vec<BundleFile>,
+    /// What the model takes and gives.
+    pub signature: ModelSignature,
+    /// What is watched, and against which reference.
+    pub profile: Profile,
+    /// Where the model comes from.
+    pub lineage: Lineage,
+}
+
+/// Why a manifest is not valid, whoever signed it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// A path that could leave the bundle's folder, or is not portable.
+    #[error(
+        "file {0:?}: a path must be relative, of letters, digits, '-', '_', '.', with '/' between parts and no part starting with '.'"
+    )]
+    Path(String),
+    /// A path is named twice, or one is a folder of another.
+    #[error("file {0:?} is named twice or collides with a folder")]
+    Collision(String),
+    /// A file's chunks do not add up.
+    #[error("file {0:?}: its chunks do not add up to its length, or one is empty or larger than 64 KiB")]
+    Chunks(String),
+    /// Too many files or chunks.
+    #[error("a bundle has at most {MAX_FILES} files and {MAX_CHUNKS} chunks")]
+    TooLarge,
+    /// A file every bundle must hold is missing.
+    #[error("the bundle has no {0}")]
+    Missing(&'static str),
+    /// The floor would exclude the bundle itself.
+    #[error("the security floor {floor} is above the bundle's own release counter {counter}")]
+    Floor {
+        /// The security floor.
+        floor: u64,
+        /// The release counter.
+        counter: u64,
+    },
+    /// The model signature names no input, no output, or a tensor twice.
+    #[error("the model signature must name each input and output once, and at least one of each")]
+    Signature,
+    /// The monitoring profile breaks a bound.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+fn is_safe_path(path: &str) -> bool {
+    (1..=MAX_PATH_BYTES).contains(&path.len())
+        && path.split('/').all(|part| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        })
+}
+
+impl Manifest {
+    /// The bundle's name and version.
+    #[must_use]
+    pub fn bundle(&self) -> BundleRef {
+        BundleRef { name: self.name.clone(), version: self.version.clone() }
+    }
+
+    /// Bytes of all files together.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.length))
+    }
+
+    /// How many chunks all files have together.
+    #[must_use]
+    pub fn chunk_count(&self) -> u32 {
+        u32::try_from(self.files.iter().map(|f| f.chunks.len()).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+
+    /// Every chunk in the order of its number: its file, where it starts in that file (bytes), and itself.
+    pub fn chunks(&self) -> impl Iterator<Item = (&BundleFile, u64, Chunk)> {
+        self.files.iter().flat_map(|file| {
+            file.chunks.iter().scan(0, move |offset: &mut u64, chunk| {
+                let start = *offset;
+                *offset += u64::from(chunk.length);
+                Some((file, start, *chunk))
+            })
+        })
+    }
+
+    /// The file with this path.
+    #[must_use]
+    pub fn file(&self, path: &str) -> Option<&BundleFile> {
+        self.files.iter().find(|file| file.path == path)
+    }
+
+    /// Checks what must hold in every manifest, before any of it is acted upon.
+    ///
+    /// # Errors
+    /// [`ManifestError`] with the first fault found.
+    pub fn validate(&self) -> Result<(), ManifestError> {
+        if self.files.len() > MAX_FILES || self.files.iter().map(|f| f.chunks.len()).sum::<usize>() > MAX_CHUNKS {
+            return Err(ManifestError::TooLarge);
+        }
+        let mut taken: BTreeSet<String> = BTreeSet::new();
+        for file in &self.files {
+            if !is_safe_path(&file.path) {
+                return Err(ManifestError::Path(file.path.chars().take(80).collect()));
+            }
+            // Folded, so that two names stay two files on a file system that ignores case.
+            if !taken.insert(file.path.to_ascii_lowercase()) {
+                return Err(ManifestError::Collision(file.path.clone()));
+            }
+            let sizes_ok = file.chunks.iter().all(|c| (1..=CHUNK_BYTES).contains(&(c.length as usize)));
+            let sum: u64 = file.chunks.iter().map(|c| u64::from(c.length)).sum();
+            if !sizes_ok || sum != file.length {
+                return Err(ManifestError::Chunks(file.path.clone()));
+            }
+        }
+        for path in &taken {
+            let prefix = format!("{path}/");
+            if taken.range(prefix.clone()..).next().is_some_and(|next| next.starts_with(&prefix)) {
+                return Err(ManifestError::Collision(path.clone()));
+            }
+        }
+        for path in [MODEL_PATH, GOLDEN_PATH] {
+            if self.file(path).is_none() {
+                return Err(ManifestError::Missing(path));
+            }
+        }
+        if self.security_floor > self.release_counter {
+            return Err(ManifestError::Floor { floor: self.security_floor, counter: self.release_counter });
+        }
+        let once = |tensors: &[TensorSpec]| {
+            !tensors.is_empty() && tensors.iter().map(|t| &t.name).collect::<BTreeSet<_>>().len() == tensors.len()
+        };
+        if !once(&self.signature.inputs) || !once(&self.signature.outputs) {
+            return Err(ManifestError::Signature);
+        }
+        self.profile.validate()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tensor(name: &str) -> TensorSpec {
+        TensorSpec { name: name.into(), datatype: DataType::Fp32, shape: vec![-1, 4] }
+    }
+
+    fn manifest() -> Manifest {
+        Manifest {
+            name: BundleName::new("digits").unwrap(),
+            version: semver::Version::new(1, 0, 0),
+            description: String::new(),
+            release_counter: 1,
+            security_floor: 0,
+            created_at_ms: 0,
+            expires_ms: 1,
+            requirements: Requirements::default(),
+            budgets: Budgets::default(),
+            files: vec![
+                BundleFile::describe(MODEL_PATH, &vec![7; CHUNK_BYTES + 1]),
+                BundleFile::describe(GOLDEN_PATH, b"{}"),
+            ],
+            signature: ModelSignature { inputs: vec![tensor("in")], outputs: vec![tensor("out")] },
+            profile: Profile::default(),
+            lineage: Lineage::default(),
+        }
+    }
+
+    #[test]
+    fn a_good_manifest_is_valid_and_numbers_its_chunks() {
+        let manifest = manifest();
+        manifest.validate().unwrap();
+        let chunks: Vec<_> = manifest.chunks().map(|(f, at, c)| (f.path.clone(), at, c.length)).collect();
+        assert_eq!(
+            chunks,
+            [(MODEL_PATH.into(), 0, 65_536), (MODEL_PATH.into(), 65_536, 1), (GOLDEN_PATH.into(), 0, 2)]
+        );
+        assert_eq!((manifest.chunk_count(), manifest.total_bytes()), (3, 65_539));
+    }
+
+    #[test]
+    fn paths_that_leave_the_folder_are_refused() {
+        for bad in
+            ["/etc/passwd", "../x", "a/../b", "a//b", "", ".", "a/.", ".hidden", "a\\b", "c:x", "a/", "é", "a\0b"]
+        {
+            let mut m = manifest();
+            m.files.push(BundleFile::describe(bad, b"x"));
+            assert_eq!(m.validate(), Err(ManifestError::Path(bad.into())), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn collisions_and_wrong_sums_are_refused() {
+        for twin in ["MODEL.onnx", "model.onnx/inside", MODEL_PATH] {
+            let mut m = manifest();
+            m.files.push(BundleFile::describe(twin, b"x"));
+            assert!(matches!(m.validate(), Err(ManifestError::Collision(_))), "{twin}");
+        }
+        let mut m = manifest();
+        m.files[0].length += 1;
+        assert!(matches!(m.validate(), Err(ManifestError::Chunks(_))));
+        let mut m = manifest();
+        m.files.remove(1);
+        assert_eq!(m.validate(), Err(ManifestError::Missing(GOLDEN_PATH)));
+        let mut m = manifest();
+        m.security_floor = 2;
+        assert!(matches!(m.validate(), Err(ManifestError::Floor { floor: 2, counter: 1 })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_json_is_a_manifest_or_refused(text in ".{0,200}") {
+            if let Ok(manifest) = serde_json::from_str::<Manifest>(&text) {
+                let _ = manifest.validate();
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The wire contract of Muster: everything two sides of the system must agree on.
+//!
+//! This crate fixes identifiers, topics, messages, signed documents, sketches and the shapes of the
+//! HTTP API. It performs no IO and reads no clock: times come in as arguments, in milliseconds since
+//! the Unix epoch (`_ms`). Every parser in it takes hostile bytes: it answers with an error, never a
+//! panic, and never allocates more than [`limits`] allows.
+
+pub mod acl;
+pub mod api;
+pub mod bundle;
+pub mod chunk;
+pub mod drift;
+pub mod ids;
+pub mod limits;
+pub mod messages;
+pub mod profile;
+pub mod rollout;
+#[cfg(feature = "openapi")]
+mod schema;
+pub mod selector;
+pub mod sketch;
+pub mod token;
+pub mod topics;
+pub mod trust;

@@ -1,0 +1,43 @@
+//! Upper bounds on everything that comes from outside, in one place so that both sides agree.
+
+/// Largest MQTT packet either side sends or accepts, in bytes.
+pub const MAX_PACKET_BYTES: usize = 1024 * 1024;
+/// Size every chunk of a file has, except a file's last one, in bytes.
+pub const CHUNK_BYTES: usize = 64 * 1024;
+/// Chunks a device asks for at once.
+pub const CHUNK_WINDOW: usize = 8;
+/// Largest payload of a signed document, in bytes. Base64 makes it a third larger on the wire, and an
+/// assignment travels in the same packet as its manifest.
+pub const MAX_DOCUMENT_BYTES: usize = 512 * 1024;
+/// Signatures an envelope may carry.
+pub const MAX_SIGNATURES: usize = 32;
+/// Files a bundle may hold.
+pub const MAX_FILES: usize = 64;
+/// Chunks a bundle may hold: 4 GiB of 64 KiB chunks.
+pub const MAX_CHUNKS: usize = 65_536;
+/// Length of a path inside a bundle, in bytes.
+pub const MAX_PATH_BYTES: usize = 200;
+/// Monitored columns (features and outputs together) a profile may hold.
+pub const MAX_COLUMNS: usize = 1_024;
+/// Bins of one numeric column.
+pub const MAX_BINS: usize = 64;
+/// Known classes of one categorical column.
+pub const MAX_CLASSES: usize = 256;
+/// Labels or attributes one device may carry.
+pub const MAX_LABELS: usize = 64;
+/// Length of a label's key or value, in bytes.
+pub const MAX_LABEL_BYTES: usize = 128;
+/// Waves one rollout may have.
+pub const MAX_WAVES: usize = 32;
+/// Length of a free text a device sends (a reason, an event's detail), in bytes.
+pub const MAX_TEXT_BYTES: usize = 1_024;
+
+/// Cuts `text` to at most [`MAX_TEXT_BYTES`] at a character boundary.
+#[must_use]
+pub fn bounded_text(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}

@@ -1,0 +1,346 @@
+//! What travels between a device and the controller, besides chunks and sketches. All of it is JSON.
+//!
+//! Streams that must not lose anything ([`Stream`]) travel as [`Sequenced`] and are answered with an
+//! [`Ack`] once they are stored; until then the device keeps and repeats them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::chunk::ChunkSet;
+use crate::ids::{BundleRef, Digest};
+use crate::sketch::LatencySketch;
+use crate::trust::Envelope;
+
+/// The streams a device repeats until they are acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stream {
+    /// [`StateReport`]; only the last one counts.
+    State,
+    /// [`TelemetryWindow`].
+    Telemetry,
+    /// [`crate::sketch::SketchWindow`].
+    Sketch,
+    /// [`DeviceEvent`].
+    Event,
+}
+
+impl Stream {
+    /// Every stream.
+    pub const ALL: [Self; 4] = [Self::State, Self::Telemetry, Self::Sketch, Self::Event];
+}
+
+/// Where a message stands in its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Chosen at random when the device's outbox is made; another one starts the count anew.
+    pub epoch: u64,
+    /// 1 for the first message of a stream in this epoch, then one more each.
+    pub sequence: u64,
+    /// The oldest sequence the device still holds: everything before is stored already, or was given up for want of
+    /// space.
+    pub oldest: u64,
+}
+
+/// A message of a stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sequenced<T> {
+    /// Where it stands.
+    pub position: Position,
+    /// What it says.
+    pub body: T,
+}
+
+/// States of an update on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum UpdateState {
+    /// Nothing to do.
+    #[default]
+    Idle,
+    /// Chunks are on their way.
+    Fetching,
+    /// All files are there and right.
+    Verified,
+    /// The new bundle serves under watch.
+    Trial,
+    /// The new bundle passed its probation: this is success.
+    Committed,
+    /// The new bundle failed on the device, and the one before serves again.
+    Reverted,
+    /// The bundle was refused or could not be fetched; the incumbent never stopped.
+    Failed,
+}
+
+impl UpdateState {
+    /// Whether the device is done with this assignment, well or badly.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Committed | Self::Reverted | Self::Failed => true,
+            Self::Idle | Self::Fetching | Self::Verified | Self::Trial => false,
+        }
+    }
+}
+
+/// A bundle on a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct InstalledBundle {
+    /// Digest of its manifest.
+    pub manifest: Digest,
+    /// Its name and version.
+    pub bundle: BundleRef,
+    /// The generation under which it came to run.
+    pub generation: u64,
+}
+
+/// The update a device works on, or did last.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UpdateReport {
+    /// How far it is.
+    pub state: UpdateState,
+    /// The generation it belongs to; 0 before the first.
+    pub generation: u64,
+    /// Digest of the manifest it brings; none when the device is told to run nothing.
+    pub manifest: Option<Digest>,
+    /// Chunks on the device.
+    pub chunks_done: u32,
+    /// Chunks of the bundle.
+    pub chunks_total: u32,
+    /// Why it failed, reverted or waits, in words.
+    pub reason: Option<String>,
+}
+
+/// Whether a device can tell that a document is out of date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum FreezeProtection {
+    /// The clock is trusted.
+    Full,
+    /// The clock stands before the latest time the device has verified; expiry is checked against that time only.
+    #[default]
+    Degraded,
+}
+
+/// What a device reports about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StateReport {
+    /// The device's clock when it said so, in milliseconds since the Unix epoch.
+    pub reported_at_ms: u64,
+    /// The highest generation it has accepted.
+    pub generation: u64,
+    /// The update it works on, or did last.
+    pub update: UpdateReport,
+    /// What answers requests now.
+    pub running: Option<InstalledBundle>,
+    /// What has passed its probation and is what the device falls back to.
+    pub committed: Option<InstalledBundle>,
+    /// The least release counter it will run.
+    pub security_floor: u64,
+    /// Whether it can tell that a document is out of date.
+    pub freeze_protection: FreezeProtection,
+    /// Facts about the device: `arch`, `os`, `agent-version`, `memory-bytes` and whatever its configuration adds.
+    pub attributes: BTreeMap<String, String>,
+    /// Telemetry given up for want of space since the outbox was made.
+    pub dropped_messages: u64,
+    /// Times the agent has started.
+    pub starts: u64,
+}
+
+/// Requests of one window, by how they ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RequestCounts {
+    /// Answered with a result, or failed by the model: the denominator of the error rate.
+    pub served: u64,
+    /// Of those served, the model gave an error.
+    pub failed: u64,
+    /// Of those served, an output held NaN or an infinity.
+    pub non_finite: u64,
+    /// Turned away because the caller's input did not fit; not the model's fault.
+    pub rejected: u64,
+    /// Turned away because all workers were busy.
+    pub overloaded: u64,
+}
+
+impl RequestCounts {
+    /// Requests the model is to blame for.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.failed.saturating_add(self.non_finite)
+    }
+
+    /// Adds what another window counted.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in [
+            (&mut self.served, other.served),
+            (&mut self.failed, other.failed),
+            (&mut self.non_finite, other.non_finite),
+            (&mut self.rejected, other.rejected),
+            (&mut self.overloaded, other.overloaded),
+        ] {
+            *mine = mine.saturating_add(theirs);
+        }
+    }
+}
+
+/// The agent's own use of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Resources {
+    /// Resident memory, in bytes.
+    pub resident_bytes: u64,
+    /// Processor time since the start, in milliseconds.
+    pub cpu_ms: u64,
+    /// Time since the start, in milliseconds.
+    pub uptime_ms: u64,
+    /// Free space where the agent keeps its data, in bytes.
+    pub disk_free_bytes: u64,
+}
+
+/// Which bundle a window is about, and when it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowKey {
+    /// Digest of the manifest that served.
+    pub manifest: Digest,
+    /// The generation under which it served.
+    pub generation: u64,
+    /// Start of the window by the device's clock, in milliseconds since the Unix epoch.
+    pub start_ms: u64,
+    /// How long it was, in milliseconds. A window also closes when the bundle changes.
+    pub duration_ms: u64,
+}
+
+/// Counters of one closed window.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryWindow {
+    /// Which bundle, and when.
+    pub key: WindowKey,
+    /// Requests by outcome.
+    pub requests: RequestCounts,
+    /// Time from a request's last byte to its answer's first, in microseconds, over requests served.
+    pub latency_us: LatencySketch,
+    /// The agent's own use of the device.
+    pub resources: Resources,
+}
+
+/// What kind of thing happened on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum DeviceEventKind {
+    /// The agent started.
+    Started,
+    /// The agent found that it had not been stopped in order.
+    Crashed,
+    /// An assignment was accepted.
+    Assigned,
+    /// A document, chunk or bundle was refused.
+    Refused,
+    /// All files are there and right.
+    Verified,
+    /// The bundle serves under watch.
+    Trial,
+    /// The bundle passed its probation.
+    Committed,
+    /// The bundle failed on the device and the one before serves again.
+    Reverted,
+    /// The update failed before it served.
+    Failed,
+    /// The device was told to run nothing, and does.
+    Withdrawn,
+    /// The device's signed documents are out of date.
+    StaleMetadata,
+    /// Something an operator should know.
+    Alarm,
+}
+
+/// Something that happened on a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeviceEvent {
+    /// The device's clock, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// What kind of thing.
+    pub kind: DeviceEventKind,
+    /// The generation concerned; 0 for none.
+    pub generation: u64,
+    /// The bundle concerned.
+    pub bundle: Option<BundleRef>,
+    /// The rest, in words, at most [`crate::limits::MAX_TEXT_BYTES`].
+    pub detail: String,
+}
+
+/// A wish for chunks; the answer is one [`crate::chunk::ChunkFrame`] each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChunkRequest {
+    /// Digest of the manifest whose chunks are wanted.
+    pub manifest: Digest,
+    /// Number of the chunk that bit 0 of `wanted` stands for.
+    pub first: u32,
+    /// Which, relative to `first`; at most [`crate::limits::CHUNK_WINDOW`] of them are answered.
+    pub wanted: ChunkSet,
+}
+
+/// Whether a device is there. The offline form is its will.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Presence {
+    /// Whether it is there.
+    pub online: bool,
+}
+
+/// An assignment with the documents it needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssignmentDelivery {
+    /// The signed assignment.
+    pub assignment: Envelope,
+    /// The signed manifest it names; absent when it names none.
+    pub manifest: Option<Envelope>,
+}
+
+/// Root documents, in ascending order of version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootDelivery {
+    /// The signed root documents.
+    pub roots: Vec<Envelope>,
+}
+
+/// Everything of a stream up to `sequence` is stored: the device may forget it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ack {
+    /// Which stream.
+    pub stream: Stream,
+    /// The epoch the sequence belongs to.
+    pub epoch: u64,
+    /// The highest sequence before which nothing is missing.
+    pub sequence: u64,
+}
+
+/// A request to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "command", deny_unknown_fields)]
+pub enum Command {
+    /// Run the golden examples of the running bundle and report the result as an event.
+    SelfTest,
+}

@@ -1,0 +1,167 @@
+//! The monitoring profile of a bundle: what its columns looked like in the reference sample.
+//!
+//! It is part of the signed manifest. A column is a feature of the input, or something derived from
+//! the output; each is sketched on the device in the bins given here ([`crate::sketch`]), so that counts of all
+//! devices add up exactly. Counts made against different profiles (by [`Profile::digest`]) are never merged.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Digest;
+use crate::limits::{MAX_BINS, MAX_CLASSES, MAX_COLUMNS, MAX_LABEL_BYTES};
+
+/// Where a column's value comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "from", deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Source {
+    /// Element `index` of each row of the input tensor `tensor`.
+    Input {
+        /// The input's name.
+        tensor: String,
+        /// Element of the row, counted from 0.
+        index: u32,
+    },
+    /// Element `index` of each row of the output tensor `tensor`.
+    Output {
+        /// The output's name.
+        tensor: String,
+        /// Element of the row, counted from 0.
+        index: u32,
+    },
+    /// The class with the largest value in each row of the output tensor `tensor`.
+    PredictedClass {
+        /// The output's name.
+        tensor: String,
+    },
+    /// The largest value in each row of the output tensor `tensor`.
+    Confidence {
+        /// The output's name.
+        tensor: String,
+    },
+}
+
+/// The bins of a column and how the reference sample fell into them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Reference {
+    /// A number. Bin `i` holds `lower_edges[i] <= x < lower_edges[i + 1]`, the last one `x <= max`.
+    #[serde(rename_all = "kebab-case")]
+    Numeric {
+        /// Ascending, the first being the reference's least value.
+        lower_edges: Vec<f32>,
+        /// The reference's greatest value.
+        max: f32,
+        /// Reference rows in each bin.
+        counts: Vec<u64>,
+        /// Reference rows without a value.
+        missing: u64,
+    },
+    /// One of a set of known classes.
+    Class {
+        /// The classes' names, in the order of the model's output.
+        classes: Vec<String>,
+        /// Reference rows in each class.
+        counts: Vec<u64>,
+    },
+}
+
+/// One monitored column.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Column {
+    /// Its name, unique in the profile.
+    pub name: String,
+    /// Where its values come from.
+    pub source: Source,
+    /// Its bins and reference counts.
+    pub reference: Reference,
+}
+
+/// All monitored columns of a bundle.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Profile {
+    /// The columns, in the order in which sketches carry them.
+    pub columns: Vec<Column>,
+}
+
+/// Why a profile is not valid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("monitoring profile, column {column:?}: {reason}")]
+pub struct ProfileError {
+    /// The column's name.
+    pub column: String,
+    /// What is wrong.
+    pub reason: &'static str,
+}
+
+impl Column {
+    /// Whether the column tells about the model's answers rather than its inputs.
+    #[must_use]
+    pub fn is_prediction(&self) -> bool {
+        !matches!(self.source, Source::Input { .. })
+    }
+}
+
+impl Profile {
+    /// Identifies the profile: the digest of its JSON form, which is deterministic.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(&serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// Checks every bound and order that sketching relies on.
+    ///
+    /// # Errors
+    /// [`ProfileError`] with the first column that breaks one.
+    pub fn validate(&self) -> Result<(), ProfileError> {
+        let refuse = |column: &str, reason| Err(ProfileError { column: column.chars().take(80).collect(), reason });
+        if self.columns.len() > MAX_COLUMNS {
+            return refuse("", "more columns than a profile may hold");
+        }
+        let mut names = BTreeSet::new();
+        for column in &self.columns {
+            if column.name.is_empty() || column.name.len() > MAX_LABEL_BYTES {
+                return refuse(&column.name, "a name has 1 to 128 bytes");
+            }
+            if !names.insert(&column.name) {
+                return refuse(&column.name, "the name is used twice");
+            }
+            let (counts, bins) = match &column.reference {
+                Reference::Numeric { lower_edges, max, counts, .. } => {
+                    if lower_edges.is_empty() || lower_edges.len() > MAX_BINS {
+                        return refuse(&column.name, "1 to 64 bins are allowed");
+                    }
+                    if !max.is_finite() || lower_edges.iter().any(|e| !e.is_finite()) {
+                        return refuse(&column.name, "edges must be finite numbers");
+                    }
+                    if lower_edges.windows(2).any(|w| w[0] >= w[1]) || lower_edges.iter().any(|e| e > max) {
+                        return refuse(&column.name, "edges must ascend and end below the maximum");
+                    }
+                    (counts, lower_edges.len())
+                }
+                Reference::Class { classes, counts } => {
+                    if classes.is_empty() || classes.len() > MAX_CLASSES {
+                        return refuse(&column.name, "1 to 256 classes are allowed");
+                    }
+                    if classes.iter().any(|c| c.is_empty() || c.len() > MAX_LABEL_BYTES) {
+                        return refuse(&column.name, "a class name has 1 to 128 bytes");
+                    }
+                    if classes.iter().collect::<BTreeSet<_>>().len() != classes.len() {
+                        return refuse(&column.name, "a class is named twice");
+                    }
+                    (counts, classes.len())
+                }
+            };
+            if counts.len() != bins {
+                return refuse(&column.name, "there must be one reference count for each bin");
+            }
+        }
+        Ok(())
+    }
+}

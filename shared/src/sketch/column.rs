@@ -1,0 +1,383 @@
+//! Counts of one monitored column.
+
+use serde::{Deserialize, Serialize};
+
+use crate::profile::{Column, Reference};
+
+/// Count, mean and sum of squared deviations of finite values.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Moments {
+    /// How many values.
+    pub n: u64,
+    /// Their mean.
+    pub mean: f64,
+    /// Sum of squared deviations from the mean.
+    pub m2: f64,
+}
+
+impl Moments {
+    /// Takes in one finite value (Welford, Technometrics 4(3), 1962).
+    pub fn add(&mut self, x: f64) {
+        self.n = self.n.saturating_add(1);
+        let delta = x - self.mean;
+        self.mean += delta / self.n as f64;
+        self.m2 += delta * (x - self.mean);
+    }
+
+    /// Takes in what another sketch saw (Chan, Golub and LeVeque, 1979).
+    pub fn merge(&mut self, other: &Self) {
+        if other.n == 0 {
+            return;
+        }
+        let n = self.n.saturating_add(other.n);
+        let delta = other.mean - self.mean;
+        let share = other.n as f64 / n as f64;
+        self.mean += delta * share;
+        self.m2 += other.m2 + delta * delta * self.n as f64 * share;
+        self.n = n;
+    }
+
+    /// The unbiased variance; `None` below two values.
+    #[must_use]
+    pub fn variance(&self) -> Option<f64> {
+        (self.n > 1).then(|| self.m2 / (self.n - 1) as f64)
+    }
+}
+
+/// Counts of a numeric column.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct NumericSketch {
+    /// Values in each reference bin.
+    pub bins: Vec<u64>,
+    /// Values below the reference's least.
+    pub below_min: u64,
+    /// Values above the reference's greatest.
+    pub above_max: u64,
+    /// Values that are not a number.
+    pub nan: u64,
+    /// Values that are plus infinity.
+    pub pos_inf: u64,
+    /// Values that are minus infinity.
+    pub neg_inf: u64,
+    /// Requests that gave no value.
+    pub missing: u64,
+    /// Moments of the finite values.
+    pub moments: Moments,
+}
+
+/// Counts of a categorical column.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ClassSketch {
+    /// Values in each known class.
+    pub counts: Vec<u64>,
+    /// Values in no known class.
+    pub other: u64,
+    /// Requests that gave no value.
+    pub missing: u64,
+}
+
+/// Counts of one column, by its kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ColumnSketch {
+    /// Of a number.
+    Numeric(NumericSketch),
+    /// Of a class.
+    Class(ClassSketch),
+}
+
+/// Why two sketches cannot be added.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("sketches of different cells cannot be added: they were made against different profiles")]
+pub struct MergeError;
+
+fn add_all(mine: &mut [u64], theirs: &[u64]) -> Result<(), MergeError> {
+    if mine.len() != theirs.len() {
+        return Err(MergeError);
+    }
+    for (a, b) in mine.iter_mut().zip(theirs) {
+        *a = a.saturating_add(*b);
+    }
+    Ok(())
+}
+
+impl NumericSketch {
+    /// Counts `x` into the cells that `lower_edges` and `max` describe (see [`Reference::Numeric`]).
+    pub fn add(&mut self, lower_edges: &[f32], max: f32, x: f64) {
+        if !x.is_finite() {
+            let cell = if x.is_nan() {
+                &mut self.nan
+            } else if x > 0.0 {
+                &mut self.pos_inf
+            } else {
+                &mut self.neg_inf
+            };
+            *cell = cell.saturating_add(1);
+            return;
+        }
+        self.moments.add(x);
+        let at = lower_edges.partition_point(|edge| f64::from(*edge) <= x);
+        let cell = if at == 0 {
+            &mut self.below_min
+        } else if x > f64::from(max) {
+            &mut self.above_max
+        } else if let Some(bin) = self.bins.get_mut(at - 1) {
+            bin
+        } else {
+            return;
+        };
+        *cell = cell.saturating_add(1);
+    }
+
+    /// Values of every kind, missing ones included.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        [self.below_min, self.above_max, self.nan, self.pos_inf, self.neg_inf, self.missing]
+            .iter()
+            .chain(&self.bins)
+            .fold(0, |sum, n| sum.saturating_add(*n))
+    }
+
+    fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
+        add_all(&mut self.bins, &other.bins)?;
+        for (mine, theirs) in [
+            (&mut self.below_min, other.below_min),
+            (&mut self.above_max, other.above_max),
+            (&mut self.nan, other.nan),
+            (&mut self.pos_inf, other.pos_inf),
+            (&mut self.neg_inf, other.neg_inf),
+            (&mut self.missing, other.missing),
+        ] {
+            *mine = mine.saturating_add(theirs);
+        }
+        self.moments.merge(&other.moments);
+        Ok(())
+    }
+}
+
+impl ClassSketch {
+    /// Counts the class with this position in the profile; a position past its classes counts as `other`.
+    pub fn add(&mut self, class: usize) {
+        let cell = self.counts.get_mut(class).unwrap_or(&mut self.other);
+        *cell = cell.saturating_add(1);
+    }
+
+    /// Values of every kind, missing ones included.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.counts.iter().fold(self.other.saturating_add(self.missing), |sum, n| sum.saturating_add(*n))
+    }
+}
+
+impl ColumnSketch {
+    /// An empty sketch for `column`.
+    #[must_use]
+    pub fn empty(column: &Column) -> Self {
+        match &column.reference {
+            Reference::Numeric { lower_edges, .. } => {
+                Self::Numeric(NumericSketch { bins: vec![0; lower_edges.len()], ..NumericSketch::default() })
+            }
+            Reference::Class { classes, .. } => {
+                Self::Class(ClassSketch { counts: vec![0; classes.len()], ..ClassSketch::default() })
+            }
+        }
+    }
+
+    /// Whether this sketch has the cells that `column` describes.
+    #[must_use]
+    pub fn fits(&self, column: &Column) -> bool {
+        match (self, &column.reference) {
+            (Self::Numeric(sketch), Reference::Numeric { lower_edges, .. }) => {
+                sketch.bins.len() == lower_edges.len()
+                    && sketch.moments.mean.is_finite()
+                    && sketch.moments.m2.is_finite()
+                    && sketch.moments.m2 >= 0.0
+            }
+            (Self::Class(sketch), Reference::Class { classes, .. }) => sketch.counts.len() == classes.len(),
+            (Self::Numeric(_), Reference::Class { .. }) | (Self::Class(_), Reference::Numeric { .. }) => false,
+        }
+    }
+
+    /// Counts `x`: a number, or a class by its position. `column` must be the one this sketch was made for.
+    pub fn add(&mut self, column: &Column, x: f64) {
+        match (self, &column.reference) {
+            (Self::Numeric(sketch), Reference::Numeric { lower_edges, max, .. }) => sketch.add(lower_edges, *max, x),
+            (Self::Class(sketch), Reference::Class { .. }) => {
+                // NaN, fractions and negatives are in no known class.
+                let known = x >= 0.0 && x.fract() == 0.0 && x < sketch.counts.len() as f64;
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
+                sketch.add(if known { x as usize } else { usize::MAX });
+            }
+            (Self::Numeric(_), Reference::Class { .. }) | (Self::Class(_), Reference::Numeric { .. }) => {}
+        }
+    }
+
+    /// Counts a request that gave no value.
+    pub fn add_missing(&mut self) {
+        let cell = match self {
+            Self::Numeric(sketch) => &mut sketch.missing,
+            Self::Class(sketch) => &mut sketch.missing,
+        };
+        *cell = cell.saturating_add(1);
+    }
+
+    /// Values of every kind, missing ones included.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        match self {
+            Self::Numeric(sketch) => sketch.total(),
+            Self::Class(sketch) => sketch.total(),
+        }
+    }
+
+    /// Adds what another sketch of the same column counted.
+    ///
+    /// # Errors
+    /// [`MergeError`] when the cells differ; nothing is changed then.
+    pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
+        match (self, other) {
+            (Self::Numeric(mine), Self::Numeric(theirs)) => mine.merge(theirs),
+            (Self::Class(mine), Self::Class(theirs)) => {
+                add_all(&mut mine.counts, &theirs.counts)?;
+                mine.other = mine.other.saturating_add(theirs.other);
+                mine.missing = mine.missing.saturating_add(theirs.missing);
+                Ok(())
+            }
+            (Self::Numeric(_), Self::Class(_)) | (Self::Class(_), Self::Numeric(_)) => Err(MergeError),
+        }
+    }
+
+    /// The counts as one vector of cells, every special one included: what drift scores compare. For a number: below
+    /// the minimum, the bins, above the maximum, NaN, plus and minus infinity, missing. For a class: the classes, other, missing.
+    #[must_use]
+    pub fn cells(&self) -> Vec<u64> {
+        match self {
+            Self::Numeric(s) => {
+                let mut cells = vec![s.below_min];
+                cells.extend(&s.bins);
+                cells.extend([s.above_max, s.nan, s.pos_inf, s.neg_inf, s.missing]);
+                cells
+            }
+            Self::Class(s) => {
+                let mut cells = s.counts.clone();
+                cells.extend([s.other, s.missing]);
+                cells
+            }
+        }
+    }
+}
+
+impl Reference {
+    /// The reference sample's counts in the same cells as [`ColumnSketch::cells`].
+    #[must_use]
+    pub fn cells(&self) -> Vec<u64> {
+        match self {
+            Self::Numeric { counts, missing, .. } => {
+                let mut cells = vec![0];
+                cells.extend(counts);
+                cells.extend([0, 0, 0, 0, *missing]);
+                cells
+            }
+            Self::Class { counts, .. } => {
+                let mut cells = counts.clone();
+                cells.extend([0, 0]);
+                cells
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::profile::Source;
+
+    fn numeric() -> Column {
+        Column {
+            name: "x".into(),
+            source: Source::Input { tensor: "in".into(), index: 0 },
+            reference: Reference::Numeric {
+                lower_edges: vec![0.0, 1.0, 4.0],
+                max: 4.0,
+                counts: vec![1, 1, 1],
+                missing: 0,
+            },
+        }
+    }
+
+    fn classes() -> Column {
+        Column {
+            name: "class".into(),
+            source: Source::PredictedClass { tensor: "out".into() },
+            reference: Reference::Class { classes: vec!["a".into(), "b".into()], counts: vec![1, 1] },
+        }
+    }
+
+    fn sketched(column: &Column, values: &[f64]) -> ColumnSketch {
+        let mut sketch = ColumnSketch::empty(column);
+        for x in values {
+            sketch.add(column, *x);
+        }
+        sketch
+    }
+
+    #[test]
+    fn every_value_falls_into_the_cell_its_definition_names() {
+        let mut sketch =
+            sketched(&numeric(), &[-0.1, 0.0, 0.99, 1.0, 3.99, 4.0, 4.01, f64::NAN, f64::INFINITY, f64::NEG_INFINITY]);
+        sketch.add_missing();
+        // below, [0,1), [1,4), [4,4], above, NaN, +inf, -inf, missing
+        assert_eq!(sketch.cells(), [1, 2, 2, 1, 1, 1, 1, 1, 1]);
+        let mut sketch = sketched(&classes(), &[0.0, 1.0, 1.0, 2.0, -1.0, 0.5, f64::NAN]);
+        sketch.add_missing();
+        assert_eq!(sketch.cells(), [1, 2, 4, 1]);
+    }
+
+    #[test]
+    fn different_cells_refuse_to_merge() {
+        let mut one = ColumnSketch::empty(&numeric());
+        assert_eq!(one.merge(&ColumnSketch::empty(&classes())), Err(MergeError));
+        let other = ColumnSketch::Numeric(NumericSketch { bins: vec![0; 2], ..NumericSketch::default() });
+        assert_eq!(one.merge(&other), Err(MergeError));
+    }
+
+    #[test]
+    fn counts_saturate_instead_of_wrapping() {
+        let mut sketch = ClassSketch { counts: vec![u64::MAX], other: 1, missing: 0 };
+        sketch.add(0);
+        assert_eq!(sketch.counts, [u64::MAX]);
+        assert_eq!(sketch.total(), u64::MAX);
+    }
+
+    proptest! {
+        /// Merging is associative and commutative, and equal to sketching the union.
+        #[test]
+        fn merging_equals_sketching_the_union(a in values(), b in values(), c in values()) {
+            for column in [numeric(), classes()] {
+                let [sa, sb, sc] = [&a, &b, &c].map(|v| sketched(&column, v));
+                let all: Vec<f64> = [a.clone(), b.clone(), c.clone()].concat();
+                let mut left = sa.clone();
+                left.merge(&sb).unwrap();
+                left.merge(&sc).unwrap();
+                let mut right = sc.clone();
+                right.merge(&sb).unwrap();
+                right.merge(&sa).unwrap();
+                let union = sketched(&column, &all);
+                prop_assert_eq!(left.cells(), union.cells());
+                prop_assert_eq!(right.cells(), union.cells());
+                prop_assert_eq!(union.total(), all.len() as u64);
+                if let (ColumnSketch::Numeric(l), ColumnSketch::Numeric(u)) = (&left, &union) {
+                    prop_assert_eq!(l.moments.n, u.moments.n);
+                    prop_assert!((l.moments.mean - u.moments.mean).abs() < 1e-6);
+                    prop_assert!((l.moments.m2 - u.moments.m2).abs() <= 1e-6 * (1.0 + u.moments.m2));
+                }
+            }
+        }
+    }
+
+    fn values() -> impl Strategy<Value = Vec<f64>> {
+        let special = prop_oneof![Just(f64::NAN), Just(f64::INFINITY), Just(f64::NEG_INFINITY), Just(1.0), Just(4.0)];
+        prop::collection::vec(prop_oneof![4 => -2.0..6.0f64, 1 => special], 0..40)
+    }
+}

@@ -1,0 +1,167 @@
+//! A sketch of durations with a bounded relative error.
+//!
+//! DDSketch (Masson, Rim and Lee, VLDB 2019) with α = 0.02 and a fixed range, 1 µs to about 1,000 s: the
+//! same logarithmic cells everywhere, hence a dense vector of counts, merged by adding. A sketch arrives from
+//! devices that may lie, so it is read through a form that cannot express an index out of range.
+
+use serde::{Deserialize, Serialize};
+
+/// α: how far an estimated quantile may be from a true one, as a share of it.
+pub const LATENCY_RELATIVE_ERROR: f64 = 0.02;
+
+const GAMMA: f64 = (1.0 + LATENCY_RELATIVE_ERROR) / (1.0 - LATENCY_RELATIVE_ERROR);
+/// ⌈ln(10⁹) / ln γ⌉ + 1: cell 0 holds up to 1 µs, the last one everything from 1,000 s.
+const CELLS: usize = 520;
+
+/// Counts of durations in microseconds, by logarithmic cell.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "Vec<(u16, u64)>", into = "Vec<(u16, u64)>")]
+pub struct LatencySketch {
+    /// As long as the highest cell in use.
+    counts: Vec<u64>,
+}
+
+/// Why a list of cells is not a latency sketch.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a latency sketch lists each cell below {CELLS} at most once")]
+pub struct LatencySketchError;
+
+impl LatencySketch {
+    /// Counts one duration.
+    pub fn add(&mut self, duration_us: u64) {
+        let cell = Self::cell(duration_us as f64);
+        if self.counts.len() <= cell {
+            self.counts.resize(cell + 1, 0);
+        }
+        self.counts[cell] = self.counts[cell].saturating_add(1);
+    }
+
+    /// Adds what another sketch counted.
+    pub fn merge(&mut self, other: &Self) {
+        if self.counts.len() < other.counts.len() {
+            self.counts.resize(other.counts.len(), 0);
+        }
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine = mine.saturating_add(*theirs);
+        }
+    }
+
+    /// How many durations were counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().fold(0, |sum, n| sum.saturating_add(*n))
+    }
+
+    /// The `q`-quantile (0 to 1) in microseconds, within [`LATENCY_RELATIVE_ERROR`]; `None` when empty.
+    #[must_use]
+    pub fn quantile_us(&self, q: f64) -> Option<f64> {
+        let total = self.count();
+        if total == 0 {
+            return None;
+        }
+        let rank = q.clamp(0.0, 1.0) * (total - 1) as f64;
+        let mut below = 0.0;
+        for (cell, n) in self.counts.iter().enumerate() {
+            below += *n as f64;
+            if below > rank {
+                return Some(Self::representative_us(cell));
+            }
+        }
+        self.counts.iter().rposition(|n| *n > 0).map(Self::representative_us)
+    }
+
+    /// The share of durations above `edge_us`, cells being counted whole; `None` when empty.
+    #[must_use]
+    pub fn share_above(&self, edge_us: f64) -> Option<f64> {
+        let total = self.count();
+        let above: u64 = self.counts.iter().skip(Self::cell(edge_us) + 1).fold(0, |sum, n| sum.saturating_add(*n));
+        (total > 0).then(|| above as f64 / total as f64)
+    }
+
+    fn cell(duration_us: f64) -> usize {
+        if duration_us <= 1.0 {
+            return 0;
+        }
+        let cell = (duration_us.ln() / GAMMA.ln()).ceil();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a float-to-int cast saturates, and the value is positive"
+        )]
+        (cell as usize).min(CELLS - 1)
+    }
+
+    fn representative_us(cell: usize) -> f64 {
+        if cell == 0 { 1.0 } else { 2.0 * GAMMA.powi(i32::try_from(cell).unwrap_or(i32::MAX)) / (GAMMA + 1.0) }
+    }
+}
+
+impl From<LatencySketch> for Vec<(u16, u64)> {
+    fn from(sketch: LatencySketch) -> Self {
+        (0u16..).zip(sketch.counts).filter(|(_, n)| *n > 0).collect()
+    }
+}
+
+impl TryFrom<Vec<(u16, u64)>> for LatencySketch {
+    type Error = LatencySketchError;
+    fn try_from(cells: Vec<(u16, u64)>) -> Result<Self, LatencySketchError> {
+        let mut sketch = Self::default();
+        for (cell, n) in cells {
+            let cell = usize::from(cell);
+            if cell >= CELLS {
+                return Err(LatencySketchError);
+            }
+            if sketch.counts.len() <= cell {
+                sketch.counts.resize(cell + 1, 0);
+            }
+            if sketch.counts[cell] != 0 {
+                return Err(LatencySketchError);
+            }
+            sketch.counts[cell] = n;
+        }
+        Ok(sketch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sketch(durations: &[u64]) -> LatencySketch {
+        let mut sketch = LatencySketch::default();
+        durations.iter().for_each(|d| sketch.add(*d));
+        sketch
+    }
+
+    proptest! {
+        /// The error bound is the paper's; the expectation is the exact order statistic.
+        #[test]
+        fn quantiles_are_within_the_bound(mut durations in prop::collection::vec(1u64..900_000_000, 1..200), q in 0.0..1.0f64) {
+            let estimate = sketch(&durations).quantile_us(q).unwrap();
+            durations.sort_unstable();
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
+            let exact = durations[(q * (durations.len() - 1) as f64) as usize] as f64;
+            prop_assert!((estimate - exact).abs() <= LATENCY_RELATIVE_ERROR * exact * 1.000_001, "{estimate} for {exact}");
+        }
+
+        #[test]
+        fn merging_equals_sketching_the_union(a in prop::collection::vec(any::<u64>(), 0..50), b in prop::collection::vec(any::<u64>(), 0..50)) {
+            let mut merged = sketch(&a);
+            merged.merge(&sketch(&b));
+            prop_assert_eq!(&merged, &sketch(&[a, b].concat()));
+            let json = serde_json::to_string(&merged).unwrap();
+            prop_assert_eq!(serde_json::from_str::<LatencySketch>(&json).unwrap(), merged);
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_range_and_hostile_cells() {
+        assert_eq!(sketch(&[0, 1]).quantile_us(0.5), Some(1.0));
+        assert_eq!(LatencySketch::default().quantile_us(0.5), None);
+        assert!(sketch(&[u64::MAX]).quantile_us(1.0).unwrap() > 9e8);
+        assert!(serde_json::from_str::<LatencySketch>("[[520,1]]").is_err());
+        assert!(serde_json::from_str::<LatencySketch>("[[5,1],[5,1]]").is_err());
+    }
+}

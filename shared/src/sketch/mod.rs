@@ -1,0 +1,13 @@
+//! Sketches: what a device remembers of a window instead of raw values.
+//!
+//! Every sketch is a vector of counts over cells fixed beforehand, so that merging is adding: exact, commutative and
+//! free of order. Nothing here reads a value twice or keeps one. The cells of a column come from the signed
+//! [`crate::profile::Profile`].
+
+mod column;
+mod latency;
+mod window;
+
+pub use column::{ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
+pub use latency::{LATENCY_RELATIVE_ERROR, LatencySketch};
+pub use window::{SketchWindow, WindowError};

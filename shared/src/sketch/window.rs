@@ -1,0 +1,223 @@
+//! The monitoring sketches of one closed window, and their compact form on the wire.
+//!
+//! The form is postcard (variable-length integers) behind a version byte. A sketch is only read together with the profile it
+//! claims to be made against; anything that does not fit that profile cell by cell is refused.
+
+use serde::{Deserialize, Serialize};
+
+use super::column::{ColumnSketch, MergeError};
+use crate::ids::Digest;
+use crate::messages::{Position, Sequenced, WindowKey};
+use crate::profile::Profile;
+
+const WIRE_VERSION: u8 = 1;
+
+/// Sketches of every column of a profile over one window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SketchWindow {
+    /// Which bundle, and when.
+    pub key: WindowKey,
+    /// Digest of the profile whose cells these are.
+    pub profile: Digest,
+    /// One sketch a column, in the profile's order.
+    pub columns: Vec<ColumnSketch>,
+}
+
+/// Why bytes are not a sketch window.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WindowError {
+    /// A version this side does not know.
+    #[error("sketch encoding version {0} is unknown: the device is newer than the controller")]
+    Version(u8),
+    /// The bytes do not parse.
+    #[error("the sketch is damaged")]
+    Damaged,
+    /// The cells are not those of the profile.
+    #[error("the sketch does not fit the profile {0}")]
+    Profile(Digest),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    epoch: u64,
+    sequence: u64,
+    oldest: u64,
+    manifest: [u8; 32],
+    generation: u64,
+    start_ms: u64,
+    duration_ms: u64,
+    profile: [u8; 32],
+    columns: Vec<ColumnSketch>,
+}
+
+impl SketchWindow {
+    /// An empty window for `profile`.
+    #[must_use]
+    pub fn empty(key: WindowKey, profile: &Profile) -> Self {
+        Self { key, profile: profile.digest(), columns: profile.columns.iter().map(ColumnSketch::empty).collect() }
+    }
+
+    /// Whether every column has the cells that `profile` describes, and no other.
+    #[must_use]
+    pub fn fits(&self, profile: &Profile) -> bool {
+        self.profile == profile.digest()
+            && self.columns.len() == profile.columns.len()
+            && self.columns.iter().zip(&profile.columns).all(|(sketch, column)| sketch.fits(column))
+    }
+
+    /// Adds the counts of another window against the same profile; the key stays.
+    ///
+    /// # Errors
+    /// [`MergeError`] when the profiles differ; nothing is changed then.
+    pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
+        if self.profile != other.profile || self.columns.len() != other.columns.len() {
+            return Err(MergeError);
+        }
+        let mut merged = self.columns.clone();
+        for (mine, theirs) in merged.iter_mut().zip(&other.columns) {
+            mine.merge(theirs)?;
+        }
+        self.columns = merged;
+        Ok(())
+    }
+}
+
+impl Sequenced<SketchWindow> {
+    /// The bytes to publish.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let wire = Wire {
+            epoch: self.position.epoch,
+            sequence: self.position.sequence,
+            oldest: self.position.oldest,
+            manifest: *self.body.key.manifest.as_bytes(),
+            generation: self.body.key.generation,
+            start_ms: self.body.key.start_ms,
+            duration_ms: self.body.key.duration_ms,
+            profile: *self.body.profile.as_bytes(),
+            columns: self.body.columns.clone(),
+        };
+        let mut out = vec![WIRE_VERSION];
+        out.extend(postcard::to_stdvec(&wire).unwrap_or_default());
+        out
+    }
+
+    /// Reads what [`Self::encode`] wrote. The result still has to be held against its profile with
+    /// [`SketchWindow::fits`].
+    ///
+    /// # Errors
+    /// [`WindowError`] when the version is unknown or the bytes do not parse.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WindowError> {
+        let (version, rest) = bytes.split_first().ok_or(WindowError::Damaged)?;
+        if *version != WIRE_VERSION {
+            return Err(WindowError::Version(*version));
+        }
+        let (wire, rest) = postcard::take_from_bytes::<Wire>(rest).map_err(|_| WindowError::Damaged)?;
+        if !rest.is_empty() {
+            return Err(WindowError::Damaged);
+        }
+        Ok(Self {
+            position: Position { epoch: wire.epoch, sequence: wire.sequence, oldest: wire.oldest },
+            body: SketchWindow {
+                key: WindowKey {
+                    manifest: Digest::from_bytes(wire.manifest),
+                    generation: wire.generation,
+                    start_ms: wire.start_ms,
+                    duration_ms: wire.duration_ms,
+                },
+                profile: Digest::from_bytes(wire.profile),
+                columns: wire.columns,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::profile::{Column, Reference, Source};
+
+    fn profile(features: u32, classes: usize) -> Profile {
+        let mut columns: Vec<Column> = (0..features)
+            .map(|index| Column {
+                name: format!("p{index}"),
+                source: Source::Input { tensor: "in".into(), index },
+                reference: Reference::Numeric {
+                    lower_edges: (0u8..20).map(f32::from).collect(),
+                    max: 20.0,
+                    counts: vec![10; 20],
+                    missing: 0,
+                },
+            })
+            .collect();
+        columns.push(Column {
+            name: "class".into(),
+            source: Source::PredictedClass { tensor: "out".into() },
+            reference: Reference::Class {
+                classes: (0..classes).map(|c| c.to_string()).collect(),
+                counts: vec![1; classes],
+            },
+        });
+        Profile { columns }
+    }
+
+    fn window(profile: &Profile, rows: u32) -> Sequenced<SketchWindow> {
+        let key = WindowKey {
+            manifest: Digest::of(b"m"),
+            generation: 3,
+            start_ms: 1_700_000_000_000,
+            duration_ms: 3_600_000,
+        };
+        let mut body = SketchWindow::empty(key, profile);
+        for row in 0..rows {
+            for (at, (sketch, column)) in body.columns.iter_mut().zip(&profile.columns).enumerate() {
+                sketch.add(column, f64::from(row % 23) + at as f64 % 3.0);
+            }
+        }
+        Sequenced { position: Position { epoch: 9, sequence: 4, oldest: 1 }, body }
+    }
+
+    #[test]
+    fn an_hour_of_64_features_and_10_classes_fits_the_published_size() {
+        let profile = profile(64, 10);
+        let bytes = window(&profile, 3_600).encode();
+        assert!(bytes.len() <= 6 * 1024, "{} bytes", bytes.len());
+        let back = Sequenced::<SketchWindow>::decode(&bytes).unwrap();
+        assert_eq!(back, window(&profile, 3_600));
+        assert!(back.body.fits(&profile));
+    }
+
+    #[test]
+    fn another_profile_refuses() {
+        let (one, other) = (profile(3, 4), profile(4, 3));
+        let mut window_one = window(&one, 5).body;
+        let before = window_one.clone();
+        assert!(!window_one.fits(&other));
+        assert_eq!(window_one.merge(&window(&other, 5).body), Err(MergeError));
+        assert_eq!(window_one, before);
+        assert_eq!(Sequenced::<SketchWindow>::decode(&[9, 1, 2]), Err(WindowError::Version(9)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() { *first = WIRE_VERSION; }
+            if let Ok(window) = Sequenced::<SketchWindow>::decode(&bytes) {
+                let _ = window.body.fits(&profile(2, 2));
+            }
+        }
+
+        #[test]
+        fn a_damaged_byte_never_panics(at in 0usize..2_000, value: u8) {
+            let mut bytes = window(&profile(8, 4), 50).encode();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            if let Ok(window) = Sequenced::<SketchWindow>::decode(&bytes) {
+                let _ = window.body.fits(&profile(8, 4));
+            }
+        }
+    }
+}

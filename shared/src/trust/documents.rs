@@ -1,0 +1,394 @@
+//! The signed documents and the order in which each is checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::TrustError;
+use super::envelope::{DocumentKind, Envelope};
+use super::keys::{KeyId, PublicKey, SigningKey};
+use crate::bundle::Manifest;
+use crate::ids::{DeviceId, Digest, RolloutId};
+
+/// What a set of keys is trusted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Saying which keys are trusted.
+    Root,
+    /// Saying what a bundle is.
+    Release,
+    /// Saying which device runs what.
+    Director,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Root => "root",
+            Self::Release => "release",
+            Self::Director => "director",
+        })
+    }
+}
+
+/// The keys of a role and how many of them must sign.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleKeys {
+    /// Keys by their names in [`Root::keys`].
+    pub key_ids: BTreeSet<KeyId>,
+    /// Signatures by different keys that a document needs.
+    pub threshold: u32,
+}
+
+/// The root document: who may sign what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Root {
+    /// 1 for the first, then one more each.
+    pub version: u64,
+    /// After this it must be replaced, in milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+    /// Every key a role names.
+    pub keys: BTreeMap<KeyId, PublicKey>,
+    /// Every role with its keys.
+    pub roles: BTreeMap<Role, RoleKeys>,
+}
+
+impl Root {
+    /// Checks that every role is there and can be fulfilled.
+    ///
+    /// # Errors
+    /// [`TrustError::RootContent`] with what is wrong.
+    pub fn validate(&self) -> Result<(), TrustError> {
+        let refuse = |reason: String| Err(TrustError::RootContent(reason));
+        if self.version == 0 {
+            return refuse("versions start at 1".into());
+        }
+        if let Some((id, _)) = self.keys.iter().find(|(id, key)| **id != key.id()) {
+            return refuse(format!("key {} is listed under a name that is not its own", id.short()));
+        }
+        for role in [Role::Root, Role::Release, Role::Director] {
+            let Some(keys) = self.roles.get(&role) else {
+                return refuse(format!("it names no keys for the role {role}"));
+            };
+            if keys.threshold == 0 || keys.threshold as usize > keys.key_ids.len() {
+                return refuse(format!(
+                    "the role {role} has {} keys and a threshold of {}",
+                    keys.key_ids.len(),
+                    keys.threshold
+                ));
+            }
+            if keys.key_ids.iter().any(|id| !self.keys.contains_key(id)) {
+                return refuse(format!("the role {role} names a key that is not listed"));
+            }
+        }
+        Ok(())
+    }
+
+    fn verify(&self, envelope: &Envelope, kind: DocumentKind) -> Result<Vec<u8>, TrustError> {
+        let role = kind.role();
+        let (keys, threshold) = self.roles.get(&role).map_or((Vec::new(), u32::MAX), |role_keys| {
+            (role_keys.key_ids.iter().filter_map(|id| self.keys.get(id)).collect(), role_keys.threshold)
+        });
+        envelope.verify(kind, keys, threshold)
+    }
+}
+
+/// A root document whose signatures have been checked, with its envelope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedRoot {
+    root: Root,
+    envelope: Envelope,
+}
+
+/// A manifest whose signatures, kind and content have been checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerifiedManifest {
+    /// The digest of the signed bytes: what assignments, requests and reports name it by.
+    pub digest: Digest,
+    /// Its content.
+    pub manifest: Manifest,
+}
+
+fn parse<T: DeserializeOwned>(kind: DocumentKind, payload: &[u8]) -> Result<T, TrustError> {
+    serde_json::from_slice(payload)
+        .map_err(|error| TrustError::Payload { kind: kind.as_str(), reason: error.to_string() })
+}
+
+fn check_date(kind: DocumentKind, expires_ms: u64, now_ms: u64) -> Result<(), TrustError> {
+    if now_ms >= expires_ms {
+        return Err(TrustError::Expired { kind: kind.as_str(), expires_ms, now_ms });
+    }
+    Ok(())
+}
+
+impl TrustedRoot {
+    /// Takes the first root document: signed by its own keys and, where `pinned` is given, exactly the one with
+    /// that payload digest.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong.
+    pub fn first(envelope: Envelope, pinned: Option<Digest>) -> Result<Self, TrustError> {
+        if pinned.is_some_and(|digest| envelope.payload_bytes().map(|p| Digest::of(&p)) != Ok(digest)) {
+            return Err(TrustError::RootPin);
+        }
+        let claimed: Root = parse(DocumentKind::Root, &envelope.payload_bytes()?)?;
+        claimed.validate()?;
+        claimed.verify(&envelope, DocumentKind::Root)?;
+        Ok(Self { root: claimed, envelope })
+    }
+
+    /// Takes the next root document: one version up, signed by a threshold of these keys *and* of its own (TUF
+    /// specification, 5.3). Expiry is not checked here, so that a device far behind can walk the chain; it is by
+    /// [`Self::check_date`] on the last one.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong; `self` stays trusted.
+    pub fn next(&self, envelope: Envelope) -> Result<Self, TrustError> {
+        let payload = self.root.verify(&envelope, DocumentKind::Root)?;
+        let next: Root = parse(DocumentKind::Root, &payload)?;
+        if self.root.version.checked_add(1) != Some(next.version) {
+            return Err(TrustError::RootVersion { current: self.root.version, found: next.version });
+        }
+        next.validate()?;
+        next.verify(&envelope, DocumentKind::Root)?;
+        Ok(Self { root: next, envelope })
+    }
+
+    /// The document.
+    #[must_use]
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The document as it was signed, to store and pass on.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Whether the root is still in date.
+    ///
+    /// # Errors
+    /// [`TrustError::Expired`].
+    pub fn check_date(&self, now_ms: u64) -> Result<(), TrustError> {
+        check_date(DocumentKind::Root, self.root.expires_ms, now_ms)
+    }
+
+    /// Checks a manifest: signatures, then content, then date.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong.
+    pub fn verify_manifest(&self, envelope: &Envelope, now_ms: u64) -> Result<VerifiedManifest, TrustError> {
+        let verified = self.verify_undated_manifest(envelope)?;
+        check_date(DocumentKind::Manifest, verified.manifest.expires_ms, now_ms)?;
+        Ok(verified)
+    }
+
+    /// Checks a manifest but for its date: for a bundle that is installed already and must keep serving.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong.
+    pub fn verify_undated_manifest(&self, envelope: &Envelope) -> Result<VerifiedManifest, TrustError> {
+        let payload = self.root.verify(envelope, DocumentKind::Manifest)?;
+        let manifest: Manifest = parse(DocumentKind::Manifest, &payload)?;
+        manifest.validate()?;
+        Ok(VerifiedManifest { digest: Digest::of(&payload), manifest })
+    }
+
+    /// Checks an assignment for `device`: signatures, then device, then date.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong.
+    pub fn verify_assignment(
+        &self,
+        envelope: &Envelope,
+        device: &DeviceId,
+        now_ms: u64,
+    ) -> Result<Assignment, TrustError> {
+        let payload = self.root.verify(envelope, DocumentKind::Assignment)?;
+        let assignment: Assignment = parse(DocumentKind::Assignment, &payload)?;
+        if assignment.device != *device {
+            return Err(TrustError::Device { expected: device.clone(), found: assignment.device });
+        }
+        check_date(DocumentKind::Assignment, assignment.expires_ms, now_ms)?;
+        Ok(assignment)
+    }
+}
+
+/// How a device watches a new bundle before it commits to it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WatchPolicy {
+    /// How long the new bundle serves under watch, in milliseconds.
+    pub probation_ms: u64,
+    /// The share of requests that may fail meanwhile.
+    pub max_error_rate: f64,
+    /// Requests below which that share is not judged.
+    pub min_requests: u64,
+}
+
+impl Default for WatchPolicy {
+    fn default() -> Self {
+        Self { probation_ms: 60_000, max_error_rate: 0.2, min_requests: 20 }
+    }
+}
+
+/// The statement "this device shall run this bundle".
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// The device it is for.
+    pub device: DeviceId,
+    /// The rollout it belongs to.
+    pub rollout: RolloutId,
+    /// Digest of the manifest to run; none to run nothing.
+    pub manifest: Option<Digest>,
+    /// Grows with every assignment of the device.
+    pub generation: u64,
+    /// When it was signed, in milliseconds since the Unix epoch.
+    pub issued_at_ms: u64,
+    /// After this it must not be acted upon, in milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+    /// How the device watches the bundle before it commits.
+    pub watch: WatchPolicy,
+}
+
+/// Serialises `document` and signs it with every key given.
+///
+/// # Errors
+/// [`TrustError`] when it does not serialise or is too large.
+pub fn sign_document<'k, T: Serialize>(
+    kind: DocumentKind,
+    document: &T,
+    keys: impl IntoIterator<Item = &'k SigningKey>,
+) -> Result<Envelope, TrustError> {
+    let payload = serde_json::to_vec(document)
+        .map_err(|error| TrustError::Payload { kind: kind.as_str(), reason: error.to_string() })?;
+    if payload.len() > crate::limits::MAX_DOCUMENT_BYTES {
+        return Err(TrustError::TooLarge);
+    }
+    let mut envelope = Envelope::unsigned(kind, &payload);
+    for key in keys {
+        envelope.add_signature(key)?;
+    }
+    Ok(envelope)
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_seed(&Zeroizing::new([seed; 32]))
+    }
+
+    fn role(seeds: &[u8], threshold: u32) -> RoleKeys {
+        RoleKeys { key_ids: seeds.iter().map(|s| key(*s).public().id()).collect(), threshold }
+    }
+
+    fn root(version: u64, root_seeds: &[u8], threshold: u32) -> Root {
+        let seeds = [root_seeds, &[20, 30]].concat();
+        Root {
+            version,
+            expires_ms: 1_000,
+            keys: seeds.iter().map(|s| (key(*s).public().id(), key(*s).public())).collect(),
+            roles: [
+                (Role::Root, role(root_seeds, threshold)),
+                (Role::Release, role(&[20], 1)),
+                (Role::Director, role(&[30], 1)),
+            ]
+            .into(),
+        }
+    }
+
+    fn sign<T: Serialize>(kind: DocumentKind, document: &T, seeds: &[u8]) -> Envelope {
+        let keys: Vec<_> = seeds.iter().map(|s| key(*s)).collect();
+        sign_document(kind, document, &keys).unwrap()
+    }
+
+    fn device() -> DeviceId {
+        DeviceId::new("dev-1").unwrap()
+    }
+
+    fn assignment(expires_ms: u64) -> Assignment {
+        Assignment {
+            device: device(),
+            rollout: RolloutId::new("r1").unwrap(),
+            manifest: None,
+            generation: 1,
+            issued_at_ms: 0,
+            expires_ms,
+            watch: WatchPolicy::default(),
+        }
+    }
+
+    #[test]
+    fn the_first_root_signs_itself_and_may_be_pinned() {
+        let envelope = sign(DocumentKind::Root, &root(1, &[1, 2], 2), &[1, 2]);
+        let digest = Digest::of(&envelope.payload_bytes().unwrap());
+        assert!(TrustedRoot::first(envelope.clone(), Some(digest)).is_ok());
+        assert_eq!(TrustedRoot::first(envelope, Some(Digest::of(b"other"))), Err(TrustError::RootPin));
+        let few = sign(DocumentKind::Root, &root(1, &[1, 2], 2), &[1]);
+        assert!(matches!(TrustedRoot::first(few, None), Err(TrustError::Threshold { valid: 1, threshold: 2, .. })));
+    }
+
+    #[test]
+    fn the_next_root_needs_the_old_threshold_and_its_own() {
+        let trusted = TrustedRoot::first(sign(DocumentKind::Root, &root(1, &[1, 2], 2), &[1, 2]), None).unwrap();
+        let next = root(2, &[2, 3], 2);
+        assert!(trusted.next(sign(DocumentKind::Root, &next, &[1, 2, 3])).is_ok());
+        for seeds in [&[1, 2][..], &[2, 3], &[1, 3]] {
+            assert!(matches!(trusted.next(sign(DocumentKind::Root, &next, seeds)), Err(TrustError::Threshold { .. })));
+        }
+        for version in [0, 1, 3] {
+            let out_of_turn = sign(DocumentKind::Root, &root(version, &[1, 2], 2), &[1, 2]);
+            assert!(matches!(trusted.next(out_of_turn), Err(TrustError::RootVersion { current: 1, .. })));
+        }
+    }
+
+    #[test]
+    fn a_root_that_cannot_be_fulfilled_is_refused() {
+        let mut lacking = root(1, &[1], 1);
+        lacking.roles.remove(&Role::Director);
+        let mut too_many = root(1, &[1], 1);
+        too_many.roles.insert(Role::Release, role(&[20], 2));
+        let mut zero = root(1, &[1], 1);
+        zero.roles.insert(Role::Root, role(&[1], 0));
+        let mut renamed = root(1, &[1], 1);
+        renamed.keys.insert(Digest::of(b"alias"), key(1).public());
+        for bad in [lacking, too_many, zero, renamed] {
+            let envelope = sign(DocumentKind::Root, &bad, &[1]);
+            assert!(matches!(TrustedRoot::first(envelope, None), Err(TrustError::RootContent(_))));
+        }
+    }
+
+    #[test]
+    fn each_role_signs_its_own_documents_only() {
+        let trusted = TrustedRoot::first(sign(DocumentKind::Root, &root(1, &[1], 1), &[1]), None).unwrap();
+        let good = sign(DocumentKind::Assignment, &assignment(500), &[30]);
+        assert_eq!(trusted.verify_assignment(&good, &device(), 499).unwrap().generation, 1);
+        for wrong in [1, 20] {
+            let forged = sign(DocumentKind::Assignment, &assignment(500), &[wrong]);
+            assert!(matches!(trusted.verify_assignment(&forged, &device(), 0), Err(TrustError::Threshold { .. })));
+        }
+        assert!(matches!(
+            trusted.verify_assignment(&good, &device(), 500),
+            Err(TrustError::Expired { kind: "assignment", expires_ms: 500, now_ms: 500 })
+        ));
+        let other = DeviceId::new("dev-2").unwrap();
+        assert!(matches!(trusted.verify_assignment(&good, &other, 0), Err(TrustError::Device { .. })));
+        assert!(matches!(trusted.verify_manifest(&good, 0), Err(TrustError::PayloadType { .. })));
+        let not_a_manifest = sign(DocumentKind::Manifest, &"x", &[20]);
+        assert!(matches!(trusted.verify_manifest(&not_a_manifest, 0), Err(TrustError::Payload { .. })));
+        assert!(trusted.check_date(999).is_ok());
+        assert!(trusted.check_date(1_000).is_err());
+    }
+}
