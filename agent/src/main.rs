@@ -1,1 +1,99 @@
-fn main() {}
+//! The Muster agent: brings signed models onto this device, serves them, watches them, and goes back when one fails.
+//!
+//! This file reads the command line, installs what must exist once per process (TLS provider, log, runtime) and hands
+//! over to [`daemon`].
+
+mod attributes;
+mod boot;
+mod config;
+mod daemon;
+mod endpoints;
+mod files;
+mod host;
+mod identity;
+mod metrics;
+mod monitor;
+mod mqtt;
+mod notify;
+mod outbox;
+mod resources;
+mod serve;
+mod telemetry;
+mod time;
+mod trust_store;
+mod updater;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+
+/// Brings signed models onto this device, serves them, watches them.
+#[derive(Debug, Parser)]
+#[command(name = "muster-agent", version, about, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// What to do instead of running.
+    #[command(subcommand)]
+    command: Option<Subcommands>,
+    /// The configuration file; every setting has a default.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Checks a configuration file and ends: status 0 when it is right.
+    CheckConfig {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    // Two TLS users in one process (broker and enrolment) must agree on the cryptography before either starts.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed already");
+    }
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Some(Subcommands::CheckConfig { config }) => {
+            Config::load(&config)?;
+            say(&format!("{} is right", config.display()));
+            Ok(())
+        }
+        None => {
+            let config = arguments.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+            config.log.install()?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(config.worker_threads())
+                .enable_all()
+                .build()?;
+            let ended = runtime.block_on(daemon::run(config));
+            // A model that is still computing must not hold the exit back.
+            runtime.shutdown_background();
+            Ok(ended?)
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the answer of a command goes to standard output")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "the reason for failing must show even where the log is off")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("muster-agent: {error:#}");
+}

@@ -1,1 +1,100 @@
-fn main() {}
+//! The Muster controller: one binary with the broker, the store, the API and the rollout loop in it.
+//!
+//! This file reads the command line and sets up what the whole process shares; `serve` decides in which order the parts start and
+//! stop.
+
+mod admission;
+mod api;
+mod auth;
+mod blobs;
+mod broker;
+mod clock;
+mod config;
+mod content;
+mod director;
+mod drift;
+mod durable;
+mod endpoints;
+mod events;
+mod executor;
+mod fleet;
+mod ingest;
+mod metrics;
+mod pki;
+mod problem;
+mod serve;
+mod state;
+mod store;
+#[cfg(test)]
+mod testing;
+mod trust;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+
+#[derive(Debug, Parser)]
+#[command(name = "muster-controller", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the controller until it is told to stop
+    Serve {
+        /// The configuration file; every setting has a default
+        #[arg(long, env = "MUSTER_CONTROLLER_CONFIG")]
+        config: Option<PathBuf>,
+        /// How the log is written; which of it, the environment variable RUST_LOG decides
+        #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+        log_format: LogFormat,
+    },
+    /// Check a configuration file without running anything
+    CheckConfig {
+        /// The configuration file
+        #[arg(long, env = "MUSTER_CONTROLLER_CONFIG")]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,rmqtt=warn,sled=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    // Both ring and aws-lc-rs are linked; whoever asks rustls for its provider must get one answer.
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("another TLS provider was installed first"))?;
+    match Cli::parse().command {
+        Command::Serve { config, log_format } => {
+            start_log(log_format);
+            let config = Config::load(config.as_deref())?;
+            let runtime = tokio::runtime::Runtime::new().context("the asynchronous runtime cannot start")?;
+            Ok(runtime.block_on(serve::serve(config))?)
+        }
+        Command::CheckConfig { config } => {
+            Config::load(Some(&config))?;
+            writeln!(std::io::stdout(), "{} is valid", config.display()).context("cannot write to standard output")
+        }
+    }
+}

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod limits;
 pub mod messages;
 pub mod profile;
+pub mod reference;
 pub mod rollout;
 #[cfg(feature = "openapi")]
 mod schema;

@@ -2,6 +2,9 @@
 //!
 //! Streams that must not lose anything ([`Stream`]) travel as [`Sequenced`] and are answered with an
 //! [`Ack`] once they are stored; until then the device keeps and repeats them.
+//!
+//! Fields that a reader does not know are ignored, so that a fleet of mixed versions can talk; a command it does not know is
+//! refused, and so is any signed document with a field it does not know.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +36,6 @@ impl Stream {
 
 /// Where a message stands in its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Position {
     /// Chosen at random when the device's outbox is made; another one starts the count anew.
     pub epoch: u64,
@@ -46,7 +48,6 @@ pub struct Position {
 
 /// A message of a stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Sequenced<T> {
     /// Where it stands.
     pub position: Position,
@@ -89,7 +90,6 @@ impl UpdateState {
 
 /// A bundle on a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct InstalledBundle {
     /// Digest of its manifest.
@@ -102,7 +102,7 @@ pub struct InstalledBundle {
 
 /// The update a device works on, or did last.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UpdateReport {
     /// How far it is.
@@ -133,7 +133,7 @@ pub enum FreezeProtection {
 
 /// What a device reports about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StateReport {
     /// The device's clock when it said so, in milliseconds since the Unix epoch.
@@ -160,7 +160,7 @@ pub struct StateReport {
 
 /// Requests of one window, by how they ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RequestCounts {
     /// Answered with a result, or failed by the model: the denominator of the error rate.
@@ -198,7 +198,7 @@ impl RequestCounts {
 
 /// The agent's own use of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Resources {
     /// Resident memory, in bytes.
@@ -213,7 +213,6 @@ pub struct Resources {
 
 /// Which bundle a window is about, and when it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct WindowKey {
     /// Digest of the manifest that served.
     pub manifest: Digest,
@@ -227,7 +226,6 @@ pub struct WindowKey {
 
 /// Counters of one closed window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TelemetryWindow {
     /// Which bundle, and when.
     pub key: WindowKey,
@@ -272,7 +270,6 @@ pub enum DeviceEventKind {
 
 /// Something that happened on a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DeviceEvent {
     /// The device's clock, in milliseconds since the Unix epoch.
@@ -289,7 +286,6 @@ pub struct DeviceEvent {
 
 /// A wish for chunks; the answer is one [`crate::chunk::ChunkFrame`] each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ChunkRequest {
     /// Digest of the manifest whose chunks are wanted.
     pub manifest: Digest,
@@ -301,7 +297,6 @@ pub struct ChunkRequest {
 
 /// Whether a device is there. The offline form is its will.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Presence {
     /// Whether it is there.
     pub online: bool,
@@ -309,7 +304,6 @@ pub struct Presence {
 
 /// An assignment with the documents it needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct AssignmentDelivery {
     /// The signed assignment.
     pub assignment: Envelope,
@@ -319,7 +313,6 @@ pub struct AssignmentDelivery {
 
 /// Root documents, in ascending order of version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RootDelivery {
     /// The signed root documents.
     pub roots: Vec<Envelope>,
@@ -327,7 +320,6 @@ pub struct RootDelivery {
 
 /// Everything of a stream up to `sequence` is stored: the device may forget it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Ack {
     /// Which stream.
     pub stream: Stream,
@@ -343,4 +335,69 @@ pub struct Ack {
 pub enum Command {
     /// Run the golden examples of the running bundle and report the result as an event.
     SelfTest,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn window() -> Sequenced<TelemetryWindow> {
+        let mut latency_us = LatencySketch::default();
+        latency_us.add(1_234);
+        Sequenced {
+            position: Position { epoch: u64::MAX, sequence: 2, oldest: 1 },
+            body: TelemetryWindow {
+                key: WindowKey { manifest: Digest::of(b"m"), generation: 1, start_ms: 5, duration_ms: 7 },
+                requests: RequestCounts { served: 1, ..RequestCounts::default() },
+                latency_us,
+                resources: Resources::default(),
+            },
+        }
+    }
+
+    /// Parses `bytes` as everything a peer may send; what comes of it does not matter, that it ends does.
+    fn parse_as_everything(bytes: &[u8]) {
+        let _ = serde_json::from_slice::<Sequenced<StateReport>>(bytes);
+        let _ = serde_json::from_slice::<Sequenced<TelemetryWindow>>(bytes);
+        let _ = serde_json::from_slice::<Sequenced<DeviceEvent>>(bytes);
+        let _ = serde_json::from_slice::<ChunkRequest>(bytes);
+        let _ = serde_json::from_slice::<Presence>(bytes);
+        let _ = serde_json::from_slice::<AssignmentDelivery>(bytes);
+        let _ = serde_json::from_slice::<RootDelivery>(bytes);
+        let _ = serde_json::from_slice::<Ack>(bytes);
+        let _ = serde_json::from_slice::<Command>(bytes);
+    }
+
+    #[test]
+    fn messages_survive_their_json() {
+        let json = serde_json::to_vec(&window()).unwrap();
+        assert_eq!(serde_json::from_slice::<Sequenced<TelemetryWindow>>(&json).unwrap(), window());
+        let report = Sequenced { position: window().position, body: StateReport::default() };
+        let json = serde_json::to_vec(&report).unwrap();
+        assert_eq!(serde_json::from_slice::<Sequenced<StateReport>>(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_unknown_commands_refused() {
+        assert!(serde_json::from_str::<Presence>(r#"{"online":true}"#).is_ok());
+        assert!(serde_json::from_str::<Presence>(r#"{"online":true,"since":3}"#).is_ok());
+        assert!(serde_json::from_str::<Command>(r#"{"command":"run-shell"}"#).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            parse_as_everything(&bytes);
+        }
+
+        #[test]
+        fn damaged_messages_parse_or_are_refused(at: usize, value: u8) {
+            let mut json = serde_json::to_vec(&window()).unwrap();
+            let at = at % json.len();
+            json[at] = value;
+            parse_as_everything(&json);
+        }
+    }
 }

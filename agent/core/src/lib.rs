@@ -1,1 +1,25 @@
-//! Placeholder.
+//! What the Muster agent decides, apart from how it is done.
+//!
+//! Everything here is a function of its arguments: the time comes in, effects go out, and neither a file nor a socket
+//! is touched. So every order of events and every crash can be tried in a test. The agent daemon carries the effects
+//! out; it has no choices left.
+//!
+//! | question | module |
+//! |---|---|
+//! | what happens when an assignment, a chunk, a test result comes in? | [`update`] |
+//! | what survives a crash? | [`slots`] |
+//! | does this device want a genuine bundle? | [`admit`] |
+//! | which chunks are asked for next? | [`fetch`] |
+//! | what is given up when the outbox is full? | [`outbox`] |
+//! | when is it tried again? | [`backoff`] |
+//! | what time is it, and how sure is that? | [`clock`] |
+//! | which refusals are worth telling? | [`refusals`] |
+
+pub mod admit;
+pub mod backoff;
+pub mod clock;
+pub mod fetch;
+pub mod outbox;
+pub mod refusals;
+pub mod slots;
+pub mod update;

@@ -1,1 +1,41 @@
-fn main() {}
+//! The Muster command line: build, sign and push bundles, label devices, drive rollouts, look at drift.
+//!
+//! This file turns arguments into a command and its end into an exit code. What each command does is in the file of
+//! its name.
+
+mod api_client;
+mod bundle;
+mod command;
+mod completions;
+mod device;
+mod disk;
+mod drift;
+mod duration;
+mod events;
+mod failure;
+mod key;
+mod key_file;
+mod output;
+mod pairs;
+mod rollout;
+mod root;
+mod settings;
+mod token;
+mod trust;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = command::Cli::parse();
+    match command::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.is_silent() {
+                output::error(&failure.chain());
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

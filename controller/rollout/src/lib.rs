@@ -1,1 +1,31 @@
-//! Placeholder.
+//! Decisions of the controller about rollouts, free of IO and clock.
+//!
+//! [`plan()`] looks at a [`Rollout`] and a [`Fleet`] and says what the rollout is next and which devices must be told
+//! what; [`verify()`] holds such a [`Decision`] against the rules of a rollout, written apart from the planner. What
+//! is stored, when it is planned and how devices are reached is the controller's matter.
+//!
+//! All times are milliseconds since the Unix epoch and come in as arguments. They may jump: a clock set back makes a
+//! wave wait longer, a clock set forward makes it pause earlier, and neither makes it pass without evidence.
+
+mod actions;
+mod cohort;
+mod evidence;
+mod fleet;
+mod gate;
+mod plan;
+mod rollback;
+mod rollout;
+mod standing;
+mod verify;
+mod view;
+mod wave;
+mod wording;
+
+pub use actions::{ActionError, OperatorAction};
+pub use fleet::{Desired, DeviceFacts, Evidence, Fleet, Predictions};
+pub use plan::{Action, Decision, plan};
+pub use rollout::{BundleFacts, Errand, Rollout, Target, WaveState};
+pub use verify::{Violation, verify};
+
+#[cfg(test)]
+mod tests;

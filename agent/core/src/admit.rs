@@ -1,0 +1,352 @@
+//! Whether this device wants a genuine bundle.
+//!
+//! Signatures, device and date of the assignment have been checked before ([`muster_shared::trust`]); here it is held
+//! against what the device is and has done. Three answers: take it, take note that it cannot run here (which the
+//! operator must learn, as a failed update), or refuse it as if it had not come.
+
+use muster_shared::bundle::Requirements;
+use muster_shared::ids::{BundleRef, Digest};
+use muster_shared::trust::{Assignment, VerifiedManifest};
+
+use crate::slots::{Record, SlotContent};
+
+/// Room that is left free on the device beyond a bundle's files, in bytes.
+pub const DISK_RESERVE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What the device is, and what time it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// Its architecture, as it reports it.
+    pub arch: String,
+    /// Its memory, in bytes.
+    pub memory_bytes: u64,
+    /// The agent's version.
+    pub agent_version: semver::Version,
+    /// Free space where bundles go, in bytes.
+    pub disk_free_bytes: u64,
+    /// The time to hold documents against, in milliseconds since the Unix epoch.
+    pub now_ms: u64,
+}
+
+/// What an assignment brings, from its verified manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferedManifest {
+    /// Digest of the signed bytes.
+    pub digest: Digest,
+    /// Name and version.
+    pub bundle: BundleRef,
+    /// Its place among the releases of its name.
+    pub release_counter: u64,
+    /// The least release counter once it is committed.
+    pub security_floor: u64,
+    /// After this no device installs it, in milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+    /// Which devices can run it.
+    pub requirements: Requirements,
+    /// How many chunks its files have.
+    pub chunks: u32,
+    /// Bytes of all its files.
+    pub total_bytes: u64,
+}
+
+impl From<&VerifiedManifest> for OfferedManifest {
+    fn from(verified: &VerifiedManifest) -> Self {
+        let manifest = &verified.manifest;
+        Self {
+            digest: verified.digest,
+            bundle: manifest.bundle(),
+            release_counter: manifest.release_counter,
+            security_floor: manifest.security_floor,
+            expires_ms: manifest.expires_ms,
+            requirements: manifest.requirements.clone(),
+            chunks: manifest.chunk_count(),
+            total_bytes: manifest.total_bytes(),
+        }
+    }
+}
+
+/// A verified assignment as it reached the device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Offer {
+    /// The assignment.
+    pub assignment: Assignment,
+    /// What it brings; none when the device shall run nothing.
+    pub manifest: Option<OfferedManifest>,
+    /// What the device is.
+    pub device: DeviceFacts,
+}
+
+/// What to do about an offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It is new and suits the device.
+    Accept,
+    /// It is the one the device works on or did last.
+    Refresh,
+    /// It is new, and cannot run here.
+    Unsuitable(Unsuitable),
+}
+
+/// Why a bundle cannot run here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsuitable {
+    /// Its release counter is below the floor.
+    #[error("release {counter} of {bundle} is below this device's security floor {floor}")]
+    BelowFloor {
+        /// The bundle.
+        bundle: BundleRef,
+        /// Its release counter.
+        counter: u64,
+        /// The device's floor.
+        floor: u64,
+    },
+    /// It is out of date.
+    #[error("the manifest of {bundle} expired at {expires_ms} ms, it is {now_ms} ms now")]
+    Expired {
+        /// The bundle.
+        bundle: BundleRef,
+        /// When it expired, in milliseconds since the Unix epoch.
+        expires_ms: u64,
+        /// The time it was held against.
+        now_ms: u64,
+    },
+    /// Another architecture.
+    #[error("{bundle} is for {wanted}, this device is {found}")]
+    Architecture {
+        /// The bundle.
+        bundle: BundleRef,
+        /// Its architectures.
+        wanted: String,
+        /// The device's.
+        found: String,
+    },
+    /// Too little memory.
+    #[error("{bundle} needs {need} bytes of memory, this device has {have}")]
+    Memory {
+        /// The bundle.
+        bundle: BundleRef,
+        /// What it needs, in bytes.
+        need: u64,
+        /// What there is, in bytes.
+        have: u64,
+    },
+    /// The agent is too old.
+    #[error("{bundle} needs muster-agent {need} or later, this is {have}")]
+    AgentVersion {
+        /// The bundle.
+        bundle: BundleRef,
+        /// The least version.
+        need: semver::Version,
+        /// This version.
+        have: semver::Version,
+    },
+    /// Too little room.
+    #[error("{bundle} needs {need} bytes of disk with reserve, {have} are free")]
+    DiskSpace {
+        /// The bundle.
+        bundle: BundleRef,
+        /// What it needs, in bytes.
+        need: u64,
+        /// What there is, in bytes.
+        have: u64,
+    },
+}
+
+/// Why an offer is treated as if it had not come.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// An assignment the device has gone past.
+    #[error("assignment of generation {offered}: this device has accepted {accepted} already")]
+    OldGeneration {
+        /// Its generation.
+        offered: u64,
+        /// The highest accepted.
+        accepted: u64,
+    },
+    /// Two assignments of one generation that say different things.
+    #[error("a second assignment of generation {generation} names another bundle than the first")]
+    ChangedGeneration {
+        /// The generation.
+        generation: u64,
+    },
+    /// The manifest that came is not the one named.
+    #[error("the assignment names manifest {assigned}, {delivered} was delivered")]
+    Manifest {
+        /// What the assignment names.
+        assigned: String,
+        /// What came with it.
+        delivered: String,
+    },
+}
+
+/// Holds `offer` against what the device is and has done.
+///
+/// # Errors
+/// [`Refusal`] when the offer is to be treated as if it had not come.
+pub fn admit(record: &Record, offer: &Offer) -> Result<Admission, Refusal> {
+    let assignment = &offer.assignment;
+    if assignment.generation < record.generation {
+        return Err(Refusal::OldGeneration { offered: assignment.generation, accepted: record.generation });
+    }
+    let delivered = offer.manifest.as_ref().map(|m| m.digest);
+    if delivered != assignment.manifest {
+        let name = |digest: Option<Digest>| digest.map_or_else(|| "none".to_owned(), |d| d.short());
+        return Err(Refusal::Manifest { assigned: name(assignment.manifest), delivered: name(delivered) });
+    }
+    if assignment.generation == record.generation {
+        return match &record.update {
+            Some(update) if update.generation == assignment.generation => {
+                if update.manifest == assignment.manifest {
+                    Ok(Admission::Refresh)
+                } else {
+                    Err(Refusal::ChangedGeneration { generation: assignment.generation })
+                }
+            }
+            // Generations start at 1, so only a recovered record stands at one without an update: it has been past it.
+            Some(_) | None => {
+                Err(Refusal::OldGeneration { offered: assignment.generation, accepted: record.generation })
+            }
+        };
+    }
+    let Some(manifest) = &offer.manifest else { return Ok(Admission::Accept) };
+    Ok(unsuitable(record, manifest, &offer.device).map_or(Admission::Accept, Admission::Unsuitable))
+}
+
+fn unsuitable(record: &Record, manifest: &OfferedManifest, device: &DeviceFacts) -> Option<Unsuitable> {
+    let bundle = || manifest.bundle.clone();
+    let wants = &manifest.requirements;
+    if manifest.release_counter < record.security_floor {
+        return Some(Unsuitable::BelowFloor {
+            bundle: bundle(),
+            counter: manifest.release_counter,
+            floor: record.security_floor,
+        });
+    }
+    let runs_already = record.committed_bundle().is_some_and(|c| c.manifest == manifest.digest);
+    if device.now_ms >= manifest.expires_ms && !runs_already {
+        return Some(Unsuitable::Expired { bundle: bundle(), expires_ms: manifest.expires_ms, now_ms: device.now_ms });
+    }
+    if !wants.architectures.is_empty() && !wants.architectures.contains(&device.arch) {
+        let wanted = wants.architectures.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+        return Some(Unsuitable::Architecture { bundle: bundle(), wanted, found: device.arch.clone() });
+    }
+    if device.memory_bytes < wants.min_memory_bytes {
+        return Some(Unsuitable::Memory { bundle: bundle(), need: wants.min_memory_bytes, have: device.memory_bytes });
+    }
+    if let Some(need) = wants.min_agent_version.as_ref().filter(|need| device.agent_version < **need) {
+        return Some(Unsuitable::AgentVersion {
+            bundle: bundle(),
+            need: need.clone(),
+            have: device.agent_version.clone(),
+        });
+    }
+    let staged = record.slots.holding(&manifest.digest).is_some();
+    let have = device.disk_free_bytes.saturating_add(reclaimable_bytes(record, &manifest.digest));
+    let need = manifest.total_bytes.saturating_add(DISK_RESERVE_BYTES);
+    if !staged && have < need {
+        return Some(Unsuitable::DiskSpace { bundle: bundle(), need, have });
+    }
+    None
+}
+
+/// What clearing the slot that `manifest` would go to gives back, in bytes.
+fn reclaimable_bytes(record: &Record, manifest: &Digest) -> u64 {
+    let target = crate::update::target_slot(record, manifest);
+    record.slots.get(target).map_or(0, |content: &SlotContent| content.total_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_shared::ids::{DeviceId, RolloutId};
+    use muster_shared::trust::WatchPolicy;
+
+    use super::*;
+    use crate::slots::{Phase, Update};
+
+    fn offer(generation: u64) -> Offer {
+        let digest = Digest::of(b"m");
+        Offer {
+            assignment: Assignment {
+                device: DeviceId::new("dev-1").unwrap(),
+                rollout: RolloutId::new("r1").unwrap(),
+                manifest: Some(digest),
+                generation,
+                issued_at_ms: 0,
+                expires_ms: 1_000,
+                watch: WatchPolicy::default(),
+            },
+            manifest: Some(OfferedManifest {
+                digest,
+                bundle: "digits@1.0.0".parse().unwrap(),
+                release_counter: 5,
+                security_floor: 0,
+                expires_ms: 1_000,
+                requirements: Requirements {
+                    architectures: ["aarch64".to_owned()].into(),
+                    min_memory_bytes: 100,
+                    min_agent_version: Some(semver::Version::new(0, 1, 0)),
+                },
+                chunks: 1,
+                total_bytes: 50,
+            }),
+            device: DeviceFacts {
+                arch: "aarch64".to_owned(),
+                memory_bytes: 100,
+                agent_version: semver::Version::new(0, 1, 0),
+                disk_free_bytes: 50 + DISK_RESERVE_BYTES,
+                now_ms: 999,
+            },
+        }
+    }
+
+    fn refused_as(change: impl Fn(&mut Offer)) -> String {
+        let mut changed = offer(2);
+        change(&mut changed);
+        match admit(&Record { security_floor: 5, ..Record::default() }, &changed) {
+            Ok(Admission::Unsuitable(why)) => why.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_requirement_has_its_own_words() {
+        assert_eq!(admit(&Record { security_floor: 5, ..Record::default() }, &offer(1)), Ok(Admission::Accept));
+        let cases: [(String, &str); 6] = [
+            (refused_as(|o| o.manifest.as_mut().unwrap().release_counter = 4), "security floor 5"),
+            (refused_as(|o| o.device.now_ms = 1_000), "expired at 1000 ms"),
+            (refused_as(|o| o.device.arch = "armv7".into()), "for aarch64, this device is armv7"),
+            (refused_as(|o| o.device.memory_bytes = 99), "100 bytes of memory"),
+            (refused_as(|o| o.device.agent_version = semver::Version::new(0, 0, 9)), "muster-agent 0.1.0 or later"),
+            (refused_as(|o| o.device.disk_free_bytes -= 1), "bytes of disk"),
+        ];
+        for (text, expected) in cases {
+            assert!(text.contains(expected), "{text:?} does not say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn old_changed_and_mismatched_assignments_are_refused() {
+        let update = Update {
+            generation: 3,
+            rollout: RolloutId::new("r1").unwrap(),
+            manifest: Some(Digest::of(b"m")),
+            bundle: None,
+            watch: WatchPolicy::default(),
+            phase: Phase::Committed,
+        };
+        let record = Record { generation: 3, update: Some(update), ..Record::default() };
+        assert_eq!(admit(&record, &offer(2)), Err(Refusal::OldGeneration { offered: 2, accepted: 3 }));
+        assert_eq!(admit(&record, &offer(3)), Ok(Admission::Refresh));
+        let mut changed = offer(3);
+        changed.assignment.manifest = None;
+        changed.manifest = None;
+        assert_eq!(admit(&record, &changed), Err(Refusal::ChangedGeneration { generation: 3 }));
+        let mut mixed = offer(4);
+        mixed.assignment.manifest = Some(Digest::of(b"other"));
+        assert!(matches!(admit(&record, &mixed), Err(Refusal::Manifest { .. })));
+        mixed.assignment.manifest = None;
+        assert!(matches!(admit(&record, &mixed), Err(Refusal::Manifest { .. })));
+        let bare = Record { generation: 3, ..Record::default() };
+        assert!(matches!(admit(&bare, &offer(3)), Err(Refusal::OldGeneration { .. })));
+    }
+}

@@ -1,0 +1,288 @@
+//! Which chunks are asked for next, and when they are asked for again.
+//!
+//! One window at a time: at most [`CHUNK_WINDOW`] chunks are outstanding, and the next ones are asked for once those
+//! that came are durable and noted so. Whether the bytes of a chunk are right is checked before it is given here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muster_shared::chunk::ChunkSet;
+use muster_shared::limits::CHUNK_WINDOW;
+
+use crate::backoff::{Backoff, Pauses};
+
+/// How often the bytes of one chunk may be wrong before the source is given up.
+pub const MAX_CORRUPT: u32 = 5;
+/// The longest wait for a window, as a multiple of the first.
+const LONGEST_WAIT: u64 = 16;
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Ask for these chunks.
+    Request {
+        /// The chunk that bit 0 stands for.
+        first: u32,
+        /// Which, relative to `first`.
+        wanted: ChunkSet,
+    },
+    /// Make what came durable, then call [`FetchPlan::durable`].
+    Flush,
+    /// Nothing before this time, in milliseconds, unless a chunk comes.
+    WaitUntil(u64),
+    /// Nothing before the connection is back.
+    Disconnected,
+    /// Every chunk is there.
+    Done,
+    /// The source cannot be used: the same chunk was wrong over and over.
+    GiveUp {
+        /// Which.
+        chunk: u32,
+    },
+}
+
+/// The plan of one download.
+#[derive(Debug, Clone)]
+pub struct FetchPlan {
+    have: ChunkSet,
+    arrived: BTreeSet<u32>,
+    outstanding: BTreeSet<u32>,
+    deadline_ms: u64,
+    wait_ms: u64,
+    backoff: Backoff,
+    corrupt: BTreeMap<u32, u32>,
+    connected: bool,
+}
+
+impl FetchPlan {
+    /// A plan for what `have` lacks. A window is waited for `wait_ms` milliseconds at first.
+    #[must_use]
+    pub fn new(have: ChunkSet, wait_ms: u64, connected: bool) -> Self {
+        Self {
+            have,
+            arrived: BTreeSet::new(),
+            outstanding: BTreeSet::new(),
+            deadline_ms: 0,
+            wait_ms,
+            backoff: Backoff::new(Pauses { first_ms: wait_ms, longest_ms: wait_ms.saturating_mul(LONGEST_WAIT) }),
+            corrupt: BTreeMap::new(),
+            connected,
+        }
+    }
+
+    /// Whether chunk `index` is still wanted.
+    #[must_use]
+    pub fn wants(&self, index: u32) -> bool {
+        index < self.have.length() && !self.have.contains(index) && !self.arrived.contains(&index)
+    }
+
+    /// The right bytes of chunk `index` have come; false when they were not wanted.
+    pub fn arrived(&mut self, index: u32, now_ms: u64) -> bool {
+        if !self.wants(index) {
+            return false;
+        }
+        self.arrived.insert(index);
+        self.outstanding.remove(&index);
+        self.corrupt.remove(&index);
+        // A source that answers slowly is given time, one that falls silent is not.
+        self.deadline_ms = now_ms.saturating_add(self.wait_ms);
+        self.backoff.succeeded();
+        true
+    }
+
+    /// Wrong bytes have come for chunk `index`.
+    pub fn corrupt(&mut self, index: u32) {
+        if self.wants(index) {
+            *self.corrupt.entry(index).or_default() += 1;
+        }
+    }
+
+    /// What arrived is durable: these chunks are to be noted as such.
+    pub fn durable(&mut self) -> Vec<u32> {
+        let noted: Vec<u32> = std::mem::take(&mut self.arrived).into_iter().collect();
+        for index in &noted {
+            self.have.insert(*index);
+        }
+        noted
+    }
+
+    /// The connection came or went: what was asked for is asked for again.
+    pub fn connection(&mut self, connected: bool) {
+        self.connected = connected;
+        self.outstanding.clear();
+        self.backoff.succeeded();
+    }
+
+    /// What to do next. `jitter` is a random number up to 1,000.
+    pub fn next(&mut self, now_ms: u64, jitter: u16) -> Step {
+        if let Some((chunk, _)) = self.corrupt.iter().find(|(_, times)| **times >= MAX_CORRUPT) {
+            return Step::GiveUp { chunk: *chunk };
+        }
+        if !self.outstanding.is_empty() {
+            if now_ms < self.deadline_ms {
+                return Step::WaitUntil(self.deadline_ms);
+            }
+            self.outstanding.clear();
+        }
+        if !self.arrived.is_empty() {
+            return Step::Flush;
+        }
+        let window: Vec<u32> = self.have.missing().take(CHUNK_WINDOW).collect();
+        let (Some(first), Some(last)) = (window.first().copied(), window.last().copied()) else {
+            return Step::Done;
+        };
+        if !self.connected {
+            return Step::Disconnected;
+        }
+        let mut wanted = ChunkSet::empty(last - first + 1);
+        for index in &window {
+            wanted.insert(index - first);
+        }
+        self.outstanding.extend(window);
+        let wait_ms = if self.backoff.failures() == 0 {
+            let _ = self.backoff.failed(jitter);
+            self.wait_ms
+        } else {
+            self.wait_ms.max(self.backoff.failed(jitter))
+        };
+        self.deadline_ms = now_ms.saturating_add(wait_ms);
+        Step::Request { first, wanted }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn asked(step: &Step) -> Vec<u32> {
+        match step {
+            Step::Request { first, wanted } => wanted.iter().map(|i| i + first).collect(),
+            Step::Flush | Step::WaitUntil(_) | Step::Disconnected | Step::Done | Step::GiveUp { .. } => {
+                panic!("{step:?}")
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_is_asked_for_again_until_it_has_come() {
+        let mut have = ChunkSet::empty(20);
+        have.insert(1);
+        let mut plan = FetchPlan::new(have, 100, true);
+        assert_eq!(asked(&plan.next(0, 0)), [0, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(plan.next(1, 0), Step::WaitUntil(100));
+        assert!(plan.arrived(2, 50) && !plan.arrived(2, 50) && !plan.arrived(1, 50) && !plan.arrived(20, 50));
+        assert_eq!(plan.next(60, 0), Step::WaitUntil(150));
+        assert_eq!(plan.next(150, 0), Step::Flush);
+        assert_eq!(plan.durable(), [2]);
+        assert_eq!(asked(&plan.next(150, 0)), [0, 3, 4, 5, 6, 7, 8, 9]);
+        // Silence: each wait is longer.
+        let Step::WaitUntil(second) = plan.next(151, 0) else { panic!() };
+        let _ = plan.next(second, 1_000);
+        let Step::WaitUntil(third) = plan.next(second + 1, 0) else { panic!() };
+        assert!(third - second > second - 150, "{second} {third}");
+        // A late chunk of an earlier window is taken all the same.
+        assert!(plan.arrived(15, third));
+    }
+
+    #[test]
+    fn without_a_connection_nothing_is_asked_for_and_nothing_is_lost() {
+        let mut plan = FetchPlan::new(ChunkSet::empty(3), 100, true);
+        let _ = plan.next(0, 0);
+        plan.arrived(0, 1);
+        plan.connection(false);
+        assert_eq!(plan.next(2, 0), Step::Flush);
+        plan.durable();
+        assert_eq!(plan.next(3, 0), Step::Disconnected);
+        plan.connection(true);
+        assert_eq!(asked(&plan.next(4, 0)), [1, 2]);
+    }
+
+    #[test]
+    fn a_source_that_sends_rubbish_is_given_up() {
+        let mut plan = FetchPlan::new(ChunkSet::empty(3), 100, true);
+        for _ in 0..MAX_CORRUPT {
+            plan.corrupt(1);
+        }
+        assert_eq!(plan.next(0, 0), Step::GiveUp { chunk: 1 });
+        assert_eq!(FetchPlan::new(ChunkSet::empty(0), 1, true).next(0, 0), Step::Done);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Happens {
+        Arrives(u32),
+        Corrupt(u32),
+        Flushed,
+        Connection(bool),
+        Time(u64),
+        Crash,
+    }
+
+    fn happening() -> impl Strategy<Value = Happens> {
+        prop_oneof![
+            8 => (0u32..45).prop_map(Happens::Arrives),
+            1 => (0u32..45).prop_map(Happens::Corrupt),
+            2 => Just(Happens::Flushed),
+            1 => any::<bool>().prop_map(Happens::Connection),
+            2 => (0u64..500).prop_map(Happens::Time),
+            1 => Just(Happens::Crash),
+        ]
+    }
+
+    proptest! {
+        /// It never asks for what is durable or has come, nor for more than a window; after a crash it asks for what is
+        /// not durable only; and once everything arrives it ends.
+        #[test]
+        fn it_asks_for_what_is_missing_and_no_more(total in 0u32..40, events in prop::collection::vec(happening(), 0..120)) {
+            let mut durable = ChunkSet::empty(total);
+            let mut plan = FetchPlan::new(durable.clone(), 100, true);
+            let mut arrived: BTreeSet<u32> = BTreeSet::new();
+            let mut now_ms = 0;
+            for event in events {
+                match event {
+                    Happens::Arrives(index) => {
+                        let wanted = index < total && !durable.contains(index) && !arrived.contains(&index);
+                        prop_assert_eq!(plan.arrived(index, now_ms), wanted);
+                        if wanted { arrived.insert(index); }
+                    }
+                    Happens::Corrupt(index) => plan.corrupt(index),
+                    Happens::Flushed => {
+                        let noted = plan.durable();
+                        prop_assert_eq!(noted.iter().copied().collect::<BTreeSet<_>>(), std::mem::take(&mut arrived));
+                        for index in noted { durable.insert(index); }
+                    }
+                    Happens::Connection(up) => plan.connection(up),
+                    Happens::Time(ms) => now_ms += ms,
+                    Happens::Crash => {
+                        plan = FetchPlan::new(durable.clone(), 100, true);
+                        arrived.clear();
+                    }
+                }
+                match plan.next(now_ms, 500) {
+                    Step::Request { first, wanted } => {
+                        prop_assert!(wanted.count() as usize <= CHUNK_WINDOW && wanted.count() > 0);
+                        for index in wanted.iter().map(|i| i + first) {
+                            prop_assert!(index < total && !durable.contains(index) && !arrived.contains(&index));
+                        }
+                    }
+                    Step::Done => prop_assert!(durable.is_full()),
+                    Step::WaitUntil(at_ms) => prop_assert!(at_ms > now_ms),
+                    Step::Flush => prop_assert!(!arrived.is_empty()),
+                    Step::Disconnected | Step::GiveUp { .. } => {}
+                }
+            }
+            let mut plan = FetchPlan::new(durable.clone(), 100, true);
+            for _ in 0..200 {
+                match plan.next(now_ms, 0) {
+                    Step::Request { first, wanted } => {
+                        for index in wanted.iter() { plan.arrived(index + first, now_ms); }
+                    }
+                    Step::Flush => for index in plan.durable() { prop_assert!(durable.insert(index)); },
+                    Step::Done => break,
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+            prop_assert!(durable.is_full());
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What a verified assignment sets going.
+
+use muster_shared::chunk::ChunkSet;
+use muster_shared::ids::Digest;
+use muster_shared::limits::bounded_text;
+use muster_shared::messages::DeviceEventKind;
+
+use super::{Effect, Machine};
+use crate::admit::{Admission, Offer, OfferedManifest, admit};
+use crate::slots::{Phase, Pointer, Record, Slot, SlotContent, Update};
+
+/// The slot a bundle goes to: never the committed one, and the one that holds it already where there is one.
+pub(crate) fn target_slot(record: &Record, manifest: &Digest) -> Slot {
+    match (record.committed, record.slots.holding(manifest)) {
+        (Some(committed), _) => committed.slot.other(),
+        (None, Some(slot)) => slot,
+        (None, None) => Slot::ALL.into_iter().find(|slot| record.slots.get(*slot).is_none()).unwrap_or(Slot::A),
+    }
+}
+
+impl Machine {
+    pub(super) fn offered(&mut self, offer: &Offer, now_ms: u64) -> Vec<Effect> {
+        let assignment = &offer.assignment;
+        let bundle = offer.manifest.as_ref().map(|m| m.bundle.clone());
+        let admission = match admit(&self.record, offer) {
+            Ok(admission) => admission,
+            Err(refusal) => {
+                let generation = assignment.generation;
+                return vec![Effect::Refuse { generation, bundle, reason: refusal.to_string() }];
+            }
+        };
+        if admission == Admission::Refresh {
+            return vec![Effect::Report];
+        }
+        let on_trial = self.slot_on_trial();
+        let before = self.record.update.take().map(|u| u.phase);
+        self.record.generation = assignment.generation;
+        let mut update = Update {
+            generation: assignment.generation,
+            rollout: assignment.rollout.clone(),
+            manifest: assignment.manifest,
+            bundle,
+            watch: assignment.watch,
+            phase: Phase::Withdrawn,
+        };
+        if let Admission::Unsuitable(why) = &admission {
+            let reason = bounded_text(&why.to_string());
+            update.phase = Phase::Failed { reason: reason.clone() };
+            self.record.update = Some(update);
+            self.note_update(DeviceEventKind::Failed, &reason);
+            let mut effects = vec![Effect::StopFetching, Effect::Persist];
+            effects.extend(self.leave_trial(on_trial));
+            effects.extend([Effect::Tell, Effect::Report]);
+            return effects;
+        }
+        let Some(manifest) = &offer.manifest else { return self.withdraw(update) };
+        if let Some(pointer) = self.record.committed
+            && self.record.slots.get(pointer.slot).is_some_and(|c| c.manifest == manifest.digest)
+        {
+            return self.keep_committed(update, pointer);
+        }
+        if let (Some(slot), Some(Phase::Trial { tries_left, .. })) = (on_trial, before)
+            && self.record.slots.get(slot).is_some_and(|c| c.manifest == manifest.digest)
+        {
+            update.phase = Phase::Trial { slot, tries_left, watched_ms: 0 };
+            self.record.update = Some(update);
+            self.run.trial_since_ms = Some(now_ms);
+            self.note_update(DeviceEventKind::Assigned, "");
+            self.note_update(DeviceEventKind::Trial, "it was on trial already; its probation starts anew");
+            let serve = Effect::Serve(Pointer { slot, generation: assignment.generation });
+            return vec![Effect::Persist, serve, Effect::Tell, Effect::Report];
+        }
+        self.stage(update, manifest, on_trial)
+    }
+
+    pub(super) fn withdraw(&mut self, update: Update) -> Vec<Effect> {
+        self.record.update = Some(update);
+        self.record.committed = None;
+        self.run.trial_since_ms = None;
+        self.run.committed_loaded = false;
+        self.note_update(DeviceEventKind::Assigned, "to run nothing");
+        self.note_update(DeviceEventKind::Withdrawn, "");
+        vec![
+            Effect::StopFetching,
+            Effect::Persist,
+            Effect::ServeNothing,
+            Effect::Tell,
+            Effect::Report,
+            Effect::Tidy { keep: None },
+        ]
+    }
+
+    /// The bundle asked for is the incumbent: only the generation changes.
+    pub(super) fn keep_committed(&mut self, mut update: Update, pointer: Pointer) -> Vec<Effect> {
+        let pointer = Pointer { generation: update.generation, ..pointer };
+        if !self.run.committed_loaded {
+            update.phase = Phase::Failed { reason: "the bundle is installed and cannot be loaded".to_owned() };
+            self.record.update = Some(update);
+            self.note_update(DeviceEventKind::Failed, "the bundle is installed and cannot be loaded");
+            return vec![Effect::StopFetching, Effect::Persist, Effect::Tell, Effect::Report];
+        }
+        update.phase = Phase::Committed;
+        self.record.committed = Some(pointer);
+        self.record.update = Some(update);
+        self.run.trial_since_ms = None;
+        self.note_update(DeviceEventKind::Assigned, "");
+        self.note_update(DeviceEventKind::Committed, "it was running already");
+        vec![
+            Effect::StopFetching,
+            Effect::Persist,
+            Effect::Serve(pointer),
+            Effect::Tell,
+            Effect::Report,
+            Effect::Tidy { keep: Some(pointer.slot) },
+        ]
+    }
+
+    pub(super) fn stage(
+        &mut self,
+        mut update: Update,
+        manifest: &OfferedManifest,
+        on_trial: Option<Slot>,
+    ) -> Vec<Effect> {
+        let slot = target_slot(&self.record, &manifest.digest);
+        let generation = update.generation;
+        let kept = self.record.slots.get(slot).is_some_and(|content| content.manifest == manifest.digest);
+        if !kept {
+            self.record.slots.set(
+                slot,
+                Some(SlotContent {
+                    manifest: manifest.digest,
+                    bundle: manifest.bundle.clone(),
+                    release_counter: manifest.release_counter,
+                    security_floor: manifest.security_floor,
+                    total_bytes: manifest.total_bytes,
+                    have: ChunkSet::empty(manifest.chunks),
+                }),
+            );
+        }
+        self.run.unusable.remove(&slot);
+        update.phase = Phase::Fetching { slot, repairs: 0 };
+        self.record.update = Some(update);
+        self.note_update(DeviceEventKind::Assigned, "");
+        let mut effects = vec![Effect::StopFetching, Effect::StoreManifest(manifest.digest), Effect::Persist];
+        effects.extend(self.leave_trial(on_trial));
+        let fresh = self.record.slots.get(slot).is_none_or(|c| c.have.count() == 0);
+        effects.extend([Effect::Tell, Effect::Report, Effect::PrepareSlot { slot, fresh }]);
+        effects.push(self.fetch_or_check(slot, generation));
+        effects
+    }
+}

@@ -1,0 +1,105 @@
+//! How the machine starts: the committed bundle first, then the update where the record left it.
+
+use muster_shared::limits::bounded_text;
+use muster_shared::messages::DeviceEventKind;
+use muster_shared::trust::WatchPolicy;
+
+use super::{Effect, Machine};
+use crate::slots::{MAX_TRIES, Phase, Pointer, Slot, Update};
+
+impl Machine {
+    pub(super) fn start(&mut self) -> Vec<Effect> {
+        let tell = (!self.record.untold.is_empty()).then_some(Effect::Tell);
+        let next = match self.record.committed {
+            Some(pointer) => vec![Effect::LoadCommitted(pointer)],
+            None => self.resume(),
+        };
+        tell.into_iter().chain(next).collect()
+    }
+
+    pub(super) fn committed_loaded(&mut self) -> Vec<Effect> {
+        let Some(pointer) = self.record.committed else { return self.resume() };
+        self.run.committed_loaded = true;
+        let mut effects = vec![Effect::Serve(pointer)];
+        effects.extend(self.resume());
+        effects
+    }
+
+    pub(super) fn committed_unusable(&mut self, reason: &str, damaged: &[u32]) -> Vec<Effect> {
+        let Some(pointer) = self.record.committed else { return self.resume() };
+        let bundle = self.record.committed_bundle();
+        if damaged.is_empty() {
+            self.run.unusable.insert(pointer.slot);
+        }
+        self.lose_chunks(pointer.slot, damaged);
+        let mut effects = Vec::new();
+        let other = pointer.slot.other();
+        let working = self.record.update.as_ref().and_then(|u| u.phase.working_slot());
+        let fallback = self.record.slots.get(other).is_some_and(|content| {
+            content.have.is_full()
+                && content.release_counter >= self.record.security_floor
+                && working != Some(other)
+                && !self.run.unusable.contains(&other)
+        });
+        let kind = if fallback { DeviceEventKind::Reverted } else { DeviceEventKind::Alarm };
+        self.note(kind, pointer.generation, bundle.as_ref().map(|b| b.bundle.clone()), reason);
+        if fallback {
+            self.record.committed = Some(Pointer { slot: other, generation: pointer.generation });
+            if working.is_none() {
+                self.set_phase(Phase::Reverted { reason: bounded_text(reason) });
+            }
+            effects.extend([Effect::Persist, Effect::Tell]);
+            effects.extend(self.record.committed.map(Effect::LoadCommitted));
+            return effects;
+        }
+        if !damaged.is_empty() {
+            // What is left cannot serve, so there is nothing to lose by fetching it again in its own place.
+            self.record.committed = None;
+            if working.is_none()
+                && let Some(bundle) = bundle
+            {
+                let phase = Phase::Fetching { slot: pointer.slot, repairs: 0 };
+                self.record.update = self.record.update.take().map(|update| Update {
+                    manifest: Some(bundle.manifest),
+                    bundle: Some(bundle.bundle),
+                    // A bundle that had been fallen back to was not the one this policy came with.
+                    watch: if update.manifest == Some(bundle.manifest) { update.watch } else { WatchPolicy::default() },
+                    phase,
+                    ..update
+                });
+            }
+        }
+        effects.extend([Effect::Persist, Effect::Tell, Effect::Report]);
+        effects.extend(self.resume());
+        effects
+    }
+
+    /// Takes the update up where the record left it.
+    pub(super) fn resume(&mut self) -> Vec<Effect> {
+        let Some(update) = &self.record.update else { return Vec::new() };
+        let generation = update.generation;
+        match update.phase.clone() {
+            Phase::Fetching { slot, .. } => {
+                let Some(content) = self.record.slots.get(slot) else { return Vec::new() };
+                let fresh = content.have.count() == 0;
+                vec![Effect::PrepareSlot { slot, fresh }, self.fetch_or_check(slot, generation)]
+            }
+            Phase::Verified { slot, tries_left } => self.try_again(slot, tries_left, None),
+            Phase::Trial { slot, tries_left, watched_ms } => self.try_again(slot, tries_left, Some(watched_ms)),
+            Phase::Withdrawn | Phase::Committed | Phase::Reverted { .. } | Phase::Failed { .. } => Vec::new(),
+        }
+    }
+
+    /// Spends a try and tests the model; the try is gone, durably, before the model can do harm.
+    pub(super) fn try_again(&mut self, slot: Slot, tries_left: u32, watched_ms: Option<u64>) -> Vec<Effect> {
+        let Some(tries_left) = tries_left.checked_sub(1) else {
+            let reason = format!("the agent did not survive this bundle {MAX_TRIES} times");
+            return if watched_ms.is_some() { self.revert(reason) } else { self.fail(reason) };
+        };
+        self.set_phase(match watched_ms {
+            None => Phase::Verified { slot, tries_left },
+            Some(watched_ms) => Phase::Trial { slot, tries_left, watched_ms },
+        });
+        vec![Effect::Persist, Effect::Test { slot, generation: self.generation() }]
+    }
+}

@@ -1,0 +1,306 @@
+//! A tensor: a name, an element type, a shape and the elements' bytes.
+//!
+//! Bytes are little-endian, row-major and without padding, as the Open Inference Protocol's binary extension has them. A
+//! `Tensor` is consistent by construction: as many bytes as its shape says, and no `BOOL` but 0 and 1.
+
+use muster_shared::bundle::DataType;
+
+use crate::elements;
+
+/// Dimensions a tensor may have.
+pub const MAX_RANK: usize = 16;
+
+/// A tensor; see the module's notes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    name: String,
+    datatype: DataType,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+/// Why something is not a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TensorError {
+    /// More dimensions than [`MAX_RANK`].
+    #[error("tensor {tensor:?} has {rank} dimensions; at most {MAX_RANK} are allowed")]
+    Rank {
+        /// The tensor.
+        tensor: String,
+        /// Its dimensions.
+        rank: usize,
+    },
+    /// More elements than memory could hold.
+    #[error("tensor {tensor:?}: the shape {shape:?} is larger than any memory")]
+    TooLarge {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// The data does not fill the shape.
+    #[error("tensor {tensor:?} of {datatype} and shape {shape:?} needs {expected} bytes, but {got} were given")]
+    ByteCount {
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        datatype: DataType,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Bytes the shape asks for.
+        expected: usize,
+        /// Bytes given.
+        got: usize,
+    },
+    /// The data does not fill the shape.
+    #[error("tensor {tensor:?} of shape {shape:?} needs {expected} elements, but {} given", if *got > *expected { "more are".to_owned() } else { format!("{got} are") })]
+    ElementCount {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Elements the shape asks for.
+        expected: usize,
+        /// Elements given; reading stops at one too many.
+        got: usize,
+    },
+    /// `BYTES`, whose elements have no fixed size.
+    #[error("tensor {tensor:?}: BYTES is not supported; models here take and give numbers")]
+    Bytes {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A byte of a `BOOL` that is neither 0 nor 1.
+    #[error("tensor {tensor:?}, element {element}: a BOOL is 0 or 1, not {got}")]
+    Bool {
+        /// The tensor.
+        tensor: String,
+        /// The element, counted from 0 in row-major order.
+        element: usize,
+        /// The byte.
+        got: u8,
+    },
+    /// FP16, for which JSON has no form.
+    #[error("tensor {tensor:?}: FP16 data cannot be sent as JSON; use the binary data format")]
+    HalfInJson {
+        /// The tensor.
+        tensor: String,
+    },
+    /// An element that its type cannot hold.
+    #[error("tensor {tensor:?}, element {element}: {got} is not a value of {datatype}")]
+    Value {
+        /// The tensor.
+        tensor: String,
+        /// The element, counted from 0 in row-major order.
+        element: usize,
+        /// The element type.
+        datatype: DataType,
+        /// What stood there, shortened.
+        got: String,
+    },
+    /// The JSON has no `data`, or it is not an array.
+    #[error("tensor {tensor:?}: \"data\" must be an array, flat or nested as the shape, and not deeper than it")]
+    NoArray {
+        /// The tensor.
+        tensor: String,
+    },
+}
+
+/// Elements of `shape`, unless there are too many to address.
+fn element_count(shape: &[usize]) -> Option<usize> {
+    // Zero times anything is zero, but the other factors alone must not overflow either: they are printed and multiplied later.
+    let others = shape.iter().filter(|d| **d != 0).try_fold(1_usize, |product, d| product.checked_mul(*d))?;
+    Some(if shape.contains(&0) { 0 } else { others })
+}
+
+/// Checks `shape` and gives its elements and bytes.
+pub(crate) fn measure(name: &str, datatype: DataType, shape: &[usize]) -> Result<(usize, usize), TensorError> {
+    if shape.len() > MAX_RANK {
+        return Err(TensorError::Rank { tensor: name.to_owned(), rank: shape.len() });
+    }
+    let size = datatype.size_bytes().ok_or_else(|| TensorError::Bytes { tensor: name.to_owned() })?;
+    let count = element_count(shape);
+    count
+        .zip(count.and_then(|count| count.checked_mul(size)).filter(|bytes| isize::try_from(*bytes).is_ok()))
+        .ok_or_else(|| TensorError::TooLarge { tensor: name.to_owned(), shape: shape.to_vec() })
+}
+
+impl Tensor {
+    /// Checks and wraps `data`.
+    ///
+    /// # Errors
+    /// [`TensorError`] when the bytes do not fill the shape, there are too many dimensions, the type is `BYTES`, or a `BOOL`
+    /// is neither 0 nor 1.
+    pub fn new(
+        name: impl Into<String>,
+        datatype: DataType,
+        shape: Vec<usize>,
+        data: Vec<u8>,
+    ) -> Result<Self, TensorError> {
+        let name = name.into();
+        let (_, expected) = measure(&name, datatype, &shape)?;
+        if data.len() != expected {
+            return Err(TensorError::ByteCount { tensor: name, datatype, shape, expected, got: data.len() });
+        }
+        if datatype == DataType::Bool
+            && let Some(element) = data.iter().position(|byte| *byte > 1)
+        {
+            return Err(TensorError::Bool { tensor: name, element, got: data[element] });
+        }
+        Ok(Self { name, datatype, shape, data })
+    }
+
+    /// A tensor of `FP32`.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub fn from_f32(name: impl Into<String>, shape: Vec<usize>, values: &[f32]) -> Result<Self, TensorError> {
+        let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Self::new(name, DataType::Fp32, shape, data)
+    }
+
+    /// A tensor of `datatype` with `values` converted to it: rounded to the nearest `FP16`, `FP32`; for integers and `BOOL`
+    /// only values that they hold exactly are taken.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`], and [`TensorError::Value`] for a value that the type cannot hold.
+    pub fn from_f64(
+        name: impl Into<String>,
+        datatype: DataType,
+        shape: Vec<usize>,
+        values: &[f64],
+    ) -> Result<Self, TensorError> {
+        let name = name.into();
+        let (expected, bytes) = measure(&name, datatype, &shape)?;
+        if values.len() != expected {
+            return Err(TensorError::ElementCount { tensor: name, shape, expected, got: values.len() });
+        }
+        let mut data = Vec::with_capacity(bytes);
+        for (element, value) in values.iter().enumerate() {
+            if !elements::push_f64(datatype, *value, &mut data) {
+                return Err(TensorError::Value { tensor: name, element, datatype, got: value.to_string() });
+            }
+        }
+        Self::new(name, datatype, shape, data)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its element type.
+    #[must_use]
+    pub fn datatype(&self) -> DataType {
+        self.datatype
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Its elements' bytes, little-endian, row-major, without padding.
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Gives its elements' bytes away.
+    #[must_use]
+    pub fn into_data(self) -> Vec<u8> {
+        self.data
+    }
+
+    /// How many elements it has.
+    #[must_use]
+    pub fn element_count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Element `index` in row-major order as a number; `false` is 0 and `true` is 1. 64-bit integers beyond 2⁵³ are
+    /// rounded. `None` past the end.
+    #[must_use]
+    pub fn value(&self, index: usize) -> Option<f64> {
+        elements::value(self.datatype, &self.data, index)
+    }
+
+    /// All elements in row-major order as [`Tensor::value`] gives them.
+    pub fn values(&self) -> impl Iterator<Item = f64> {
+        (0..self.element_count()).map_while(|index| self.value(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn inconsistent_tensors_cannot_be_made() {
+        let make = |datatype, shape: &[usize], bytes: usize| Tensor::new("x", datatype, shape.to_vec(), vec![0; bytes]);
+        assert!(make(DataType::Fp32, &[2, 3], 24).is_ok());
+        assert!(make(DataType::Fp32, &[], 4).is_ok());
+        assert_eq!(
+            make(DataType::Fp32, &[2, 3], 23).unwrap_err().to_string(),
+            "tensor \"x\" of FP32 and shape [2, 3] needs 24 bytes, but 23 were given"
+        );
+        assert!(matches!(make(DataType::Int8, &[usize::MAX, 2], 1), Err(TensorError::TooLarge { .. })));
+        assert!(matches!(make(DataType::Int8, &[usize::MAX, 2, 0], 0), Err(TensorError::TooLarge { .. })));
+        assert!(matches!(make(DataType::Fp64, &[usize::MAX / 4], 1), Err(TensorError::TooLarge { .. })));
+        assert!(matches!(make(DataType::Int8, &[1; MAX_RANK + 1], 1), Err(TensorError::Rank { .. })));
+        assert!(matches!(make(DataType::Bytes, &[1], 1), Err(TensorError::Bytes { .. })));
+        assert_eq!(
+            Tensor::new("x", DataType::Bool, vec![2], vec![1, 2]),
+            Err(TensorError::Bool { tensor: "x".into(), element: 1, got: 2 })
+        );
+    }
+
+    #[test]
+    fn numbers_are_converted_or_refused() {
+        let make =
+            |datatype, value: f64| Tensor::from_f64("x", datatype, vec![1], &[value]).map(|t| t.value(0).unwrap());
+        for (datatype, value) in [
+            (DataType::Bool, 1.0),
+            (DataType::Uint8, 255.0),
+            (DataType::Int16, -32_768.0),
+            (DataType::Uint64, 18_446_744_073_709_549_568.0),
+            (DataType::Int64, -9_223_372_036_854_775_808.0),
+            (DataType::Fp16, 0.5),
+            (DataType::Fp32, f64::NEG_INFINITY),
+            (DataType::Fp64, 0.1),
+        ] {
+            assert_eq!(make(datatype, value), Ok(value), "{datatype}");
+        }
+        for (datatype, value) in [
+            (DataType::Bool, 2.0),
+            (DataType::Uint8, 256.0),
+            (DataType::Uint8, -1.0),
+            (DataType::Int32, 0.5),
+            (DataType::Int64, 9_223_372_036_854_775_808.0),
+            (DataType::Uint64, 18_446_744_073_709_551_616.0),
+            (DataType::Int8, f64::NAN),
+            (DataType::Int8, f64::INFINITY),
+        ] {
+            assert!(matches!(make(datatype, value), Err(TensorError::Value { .. })), "{datatype} {value}");
+        }
+        assert!(matches!(
+            Tensor::from_f64("x", DataType::Fp32, vec![2], &[1.0]),
+            Err(TensorError::ElementCount { expected: 2, got: 1, .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_shape_is_measured_without_overflow(shape in prop::collection::vec(any::<usize>(), 0..20), bytes in 0_usize..16) {
+            if let Ok(tensor) = Tensor::new("x", DataType::Fp64, shape, vec![0; bytes]) {
+                prop_assert_eq!(tensor.element_count() * 8, bytes);
+                prop_assert_eq!(tensor.values().count(), tensor.element_count());
+                prop_assert_eq!(tensor.value(tensor.element_count()), None);
+            }
+        }
+    }
+}

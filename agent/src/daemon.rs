@@ -1,0 +1,307 @@
+//! The life of the agent: what starts in which order, and what ends how.
+//!
+//! Serving comes first: the committed model answers before the network is looked at, and goes on whatever the network does.
+//! At the end everything that waits is made durable, the controller is told, and only then is the end noted as one in order.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use muster_agent_core::outbox::Bounds;
+use muster_shared::limits::bounded_text;
+use muster_shared::messages::{DeviceEvent, DeviceEventKind};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::boot::Boot;
+use crate::config::{Config, ConfigError};
+use crate::files::{self, FileError};
+use crate::host::{HostLimits, ModelHost};
+use crate::identity::{EnrolError, Identity, IdentityError, IdentityStore, enrol};
+use crate::metrics::Metrics;
+use crate::monitor::Monitor;
+use crate::mqtt::{self, Inbox, Link, LinkState};
+use crate::outbox::{Outbox, OutboxError};
+use crate::serve::{ServeError, serve};
+use crate::telemetry::Pump;
+use crate::time::{EffectiveTime, Steady, wall_ms};
+use crate::trust_store::{TrustStore, TrustStoreError};
+use crate::updater::{INBOX, Input, Parts, Running, Updater, UpdaterError};
+use crate::{attributes, endpoints, notify};
+
+/// Chunk requests that may wait for the link.
+const REQUESTS: usize = 8;
+/// The updater is taken for stuck after this long, in milliseconds.
+const STUCK_MS: u64 = 120_000;
+/// How often the updater is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long requests under way may take when the agent stops.
+const DRAIN: Duration = Duration::from_millis(1_500);
+/// How long the farewell to the controller may take.
+const FAREWELL: Duration = Duration::from_millis(2_200);
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    /// A setting cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file or folder cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The outbox cannot be used.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
+    /// The identity cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The device could not join.
+    #[error(transparent)]
+    Enrol(#[from] EnrolError),
+    /// There is nothing to join with.
+    #[error(
+        "this device is not enrolled: set enrolment-token or enrolment-token-file to what `muster token create` printed"
+    )]
+    NoToken,
+    /// Trust cannot be established.
+    #[error(transparent)]
+    Trust(#[from] TrustStoreError),
+    /// The updater cannot start.
+    #[error(transparent)]
+    Updater(#[from] UpdaterError),
+    /// The inference endpoint cannot start.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Signals cannot be heard.
+    #[error("signals cannot be handled")]
+    Signals(#[source] std::io::Error),
+    /// A part that must not end has ended.
+    #[error("{0} ended by itself: the agent has to start again")]
+    Ended(&'static str),
+}
+
+/// The two signals that end the agent in order.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, DaemonError> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(DaemonError::Signals)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What exists from the start on, enrolled or not.
+struct Base {
+    config: Config,
+    started: Steady,
+    boot: Boot,
+    time: EffectiveTime,
+    metrics: Metrics,
+    monitor: Monitor,
+    host: ModelHost,
+    outbox: Outbox,
+    store: IdentityStore,
+    /// Kept until the end.
+    _lock: File,
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// [`DaemonError`] when it cannot start, or cannot go on.
+pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
+    let mut signals = Signals::new()?;
+    let base = tokio::task::block_in_place(|| Base::open(config))?;
+    let (stop_serving, serving_stops) = watch::channel(false);
+    let serving = serve(&base.config.serve, base.host.clone(), base.metrics.clone(), serving_stops).await?;
+    let identity = match base.store.load()? {
+        Some(identity) => identity,
+        None => {
+            notify::ready("waiting to be enrolled");
+            tokio::select! {
+                identity = base.enrol() => identity?,
+                never = notify::stay_alive(|| true) => match never {},
+                () = signals.stop() => {
+                    let _ = stop_serving.send(true);
+                    return Ok(base.boot.ended_in_order()?);
+                }
+            }
+        }
+    };
+    let (stop_link, link_stops) = watch::channel(false);
+    let (updater, link) = base.start_updater(&identity).await?;
+    let link = tokio::spawn(mqtt::run(link, link_stops.clone()));
+    let pump = base.pump();
+    let pumping = tokio::spawn(pump.clone().run(link_stops));
+    let data_dir = base.config.data_dir.clone();
+    tokio::task::block_in_place(|| endpoints::publish(&data_dir, &identity.device, serving.local_addr))?;
+    notify::ready(&format!("{} answers on {}", identity.device, serving.local_addr));
+
+    let mut serving_join = serving.join;
+    let ended = tokio::select! {
+        () = signals.stop() => None,
+        _ = &mut serving_join => Some("the inference endpoint"),
+        ended = watch_over(&updater) => Some(ended),
+    };
+    tracing::info!(device = %identity.device, "stopping");
+    notify::stopping();
+    if let Err(error) = endpoints::withdraw(&data_dir) {
+        tracing::warn!(%error, "endpoints.json stays");
+    }
+    let _ = stop_serving.send(true);
+    // The updater first: it notes a trial under way, which is no sign against the model.
+    let updater_ended = tokio::task::spawn_blocking(move || updater.stop());
+    let drained = tokio::time::timeout(DRAIN, async {
+        let _ = updater_ended.await;
+        if ended != Some("the inference endpoint") {
+            let _ = serving_join.await;
+        }
+    });
+    if drained.await.is_err() {
+        tracing::warn!("not everything under way came to its end");
+    }
+    pumping.abort();
+    pump.close_all();
+    let _ = stop_link.send(true);
+    farewell(link).await;
+    if let Some(part) = ended {
+        return Err(DaemonError::Ended(part));
+    }
+    Ok(tokio::task::block_in_place(|| base.boot.ended_in_order())?)
+}
+
+async fn farewell(mut link: JoinHandle<()>) {
+    if tokio::time::timeout(FAREWELL, &mut link).await.is_err() {
+        link.abort();
+    }
+}
+
+/// Ends when the updater does, and tells the service manager that all is well until then.
+async fn watch_over(updater: &Running) -> &'static str {
+    let ended = async {
+        while !updater.has_ended() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = ended => "the updater",
+        never = notify::stay_alive(|| updater.heartbeat.age_ms() < STUCK_MS) => match never {},
+    }
+}
+
+impl Base {
+    fn open(config: Config) -> Result<Self, DaemonError> {
+        let started = Steady::start();
+        files::make_folder(&config.data_dir)?;
+        let lock = files::lock(&config.data_dir)?;
+        endpoints::withdraw(&config.data_dir)?;
+        let boot = Boot::begin(&config.data_dir.join("run"))?;
+        let metrics = Metrics::new();
+        let bounds = Bounds { max_bytes: config.outbox.max_bytes, max_events: config.outbox.max_events };
+        let (outbox, alarms) = Outbox::open(&config.data_dir, bounds, metrics.clone())?;
+        let monitor = Monitor::new(config.monitor.window_ms);
+        let limits = HostLimits { max_concurrency: config.serve.max_concurrency, max_queue: config.serve.max_queue };
+        let base = Self {
+            started,
+            boot,
+            time: EffectiveTime::default(),
+            host: ModelHost::new(limits, monitor.clone()),
+            metrics,
+            monitor,
+            outbox,
+            store: IdentityStore::new(&config.data_dir),
+            _lock: lock,
+            config,
+        };
+        base.alarm(alarms)?;
+        Ok(base)
+    }
+
+    fn alarm(&self, alarms: Vec<String>) -> Result<(), OutboxError> {
+        for alarm in alarms {
+            tracing::error!("{alarm}");
+            self.outbox.event(&DeviceEvent {
+                at_ms: wall_ms(),
+                kind: DeviceEventKind::Alarm,
+                generation: 0,
+                bundle: None,
+                detail: bounded_text(&alarm),
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn enrol(&self) -> Result<Identity, DaemonError> {
+        let token = self.config.enrolment_token()?.ok_or(DaemonError::NoToken)?;
+        tracing::info!(url = %token.url, "enrolling");
+        let enrolled = enrol(&self.store, &token, self.config.device_id.as_ref(), &self.time).await?;
+        let identity = tokio::task::block_in_place(|| {
+            TrustStore::install(&self.config.data_dir, enrolled.roots(), enrolled.root_sha256())?;
+            enrolled.commit(&self.store).map_err(DaemonError::from)
+        })?;
+        tracing::info!(device = %identity.device, "enrolled");
+        Ok(identity)
+    }
+
+    /// Starts the updater, and returns once the committed bundle serves or cannot, with the link to be run.
+    async fn start_updater(&self, identity: &Identity) -> Result<(Running, Link), DaemonError> {
+        let data_dir: PathBuf = self.config.data_dir.clone();
+        let (trust, alarms) =
+            tokio::task::block_in_place(|| TrustStore::open(&data_dir, identity.root_sha256, self.time.clone()))?;
+        self.alarm(alarms)?;
+        let (inbox, input) = std::sync::mpsc::sync_channel(INBOX);
+        let (ask, requests) = mpsc::channel(REQUESTS);
+        let state = LinkState::default();
+        let parts = Parts {
+            data_dir,
+            device: identity.device.clone(),
+            trust,
+            host: self.host.clone(),
+            outbox: self.outbox.clone(),
+            metrics: self.metrics.clone(),
+            attributes: attributes::all(&self.config.attributes),
+            starts: self.boot.starts,
+            chunk_timeout_ms: self.config.broker.chunk_timeout_ms,
+            link: state.clone(),
+            requests: ask,
+        };
+        let updater = tokio::task::block_in_place(|| Updater::open(parts, inbox.clone(), self.boot.crashed))?;
+        let (ready, is_ready) = oneshot::channel();
+        let running = updater.start(input, ready)?;
+        is_ready.await.map_err(|_| DaemonError::Ended("the updater"))?;
+        let link = Link {
+            identity: identity.clone(),
+            store: self.store.clone(),
+            time: self.time.clone(),
+            config: self.config.broker.clone(),
+            outbox: self.outbox.clone(),
+            metrics: self.metrics.clone(),
+            inbox: Inbox::new(inbox, |told| told.map_or(Input::Wake, Input::Told)),
+            requests,
+            state,
+        };
+        Ok((running, link))
+    }
+
+    fn pump(&self) -> Pump {
+        Pump {
+            monitor: self.monitor.clone(),
+            outbox: self.outbox.clone(),
+            data_dir: self.config.data_dir.clone(),
+            started: self.started,
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Which model answers requests, and how many at once.
+//!
+//! A request takes the model that is current when it arrives and keeps it to its end, so that a switch drops nothing and
+//! no answer is a mixture. The host decides neither when to switch (`updater`) nor what a request means (`serve`); what it counts
+//! goes through [`Monitor`].
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+mod pace;
+
+use std::sync::{Arc, Once, PoisonError, RwLock};
+
+use muster_inference::Model;
+use muster_shared::bundle::ModelSignature;
+use muster_shared::ids::{BundleRef, Digest};
+use muster_shared::messages::{InstalledBundle, RequestCounts};
+use muster_shared::profile::Profile;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub(crate) use self::pace::{Pace, Shapes};
+use crate::monitor::{ModelWatch, Monitor};
+
+/// How much work the host takes on at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HostLimits {
+    /// Requests that are computed at once; at least one is.
+    pub(crate) max_concurrency: usize,
+    /// Requests that may wait for their turn.
+    pub(crate) max_queue: usize,
+}
+
+/// A loaded model and what is known about it.
+pub(crate) struct ServedModel {
+    /// Its bundle's name and version.
+    pub(crate) bundle: BundleRef,
+    /// Digest of its manifest.
+    pub(crate) manifest: Digest,
+    /// The generation under which it serves.
+    pub(crate) generation: u64,
+    /// What it takes and gives.
+    pub(crate) signature: ModelSignature,
+    /// What is watched, and against which reference.
+    pub(crate) profile: Arc<Profile>,
+    /// The model itself.
+    pub(crate) model: Arc<dyn Model>,
+}
+
+impl ServedModel {
+    /// What it is called in reports.
+    pub(crate) fn installed(&self) -> InstalledBundle {
+        InstalledBundle { manifest: self.manifest, bundle: self.bundle.clone(), generation: self.generation }
+    }
+}
+
+/// A model while it serves.
+pub(crate) struct Active {
+    /// The model.
+    pub(crate) served: Arc<ServedModel>,
+    /// What its requests are counted against.
+    pub(crate) watch: Arc<ModelWatch>,
+    /// How long it takes.
+    pub(crate) pace: Pace,
+    /// Its first failure.
+    pub(crate) first_failure: Once,
+}
+
+/// The permission to compute one request; another may when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn(#[expect(dead_code, reason = "it is held, not read")] OwnedSemaphorePermit);
+
+/// Why a request did not get its [`Turn`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{workers} requests are being computed and {queue} are waiting, which is as many as may: try again later")]
+pub(crate) struct Busy {
+    /// Requests that are computed at once.
+    workers: usize,
+    /// Requests that may wait.
+    queue: usize,
+}
+
+/// How busy the host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Load {
+    /// Requests being computed.
+    pub(crate) running: usize,
+    /// Requests waiting for their turn.
+    pub(crate) waiting: usize,
+}
+
+/// Holds the model that answers requests. Cloning gives another handle to the same host.
+#[derive(Clone)]
+pub(crate) struct ModelHost {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Locked only to clone or replace the pointer.
+    active: RwLock<Option<Arc<Active>>>,
+    limits: HostLimits,
+    workers: Arc<Semaphore>,
+    queue: Semaphore,
+    monitor: Monitor,
+}
+
+impl ModelHost {
+    /// A host without a model.
+    pub(crate) fn new(limits: HostLimits, monitor: Monitor) -> Self {
+        let limits = HostLimits {
+            // `drained` takes all permits at once, which are counted in 32 bits.
+            max_concurrency: limits.max_concurrency.clamp(1, 65_536),
+            max_queue: limits.max_queue.min(Semaphore::MAX_PERMITS),
+        };
+        Self {
+            inner: Arc::new(Inner {
+                active: RwLock::new(None),
+                limits,
+                workers: Arc::new(Semaphore::new(limits.max_concurrency)),
+                queue: Semaphore::new(limits.max_queue),
+                monitor,
+            }),
+        }
+    }
+
+    /// Lets `model` answer every request that arrives from now on. Requests under way are finished by the model they
+    /// started with.
+    pub(crate) fn activate(&self, model: ServedModel, now_ms: u64) {
+        let served = Arc::new(model);
+        let mut active = self.inner.active.write().unwrap_or_else(PoisonError::into_inner);
+        let watch = self.inner.monitor.watch(&served, now_ms);
+        let before =
+            active.replace(Arc::new(Active { served, watch, pace: Pace::default(), first_failure: Once::new() }));
+        drop(active);
+        // Freeing a model can take long: not under the lock.
+        drop(before);
+    }
+
+    /// Lets no model answer from now on. Requests under way are finished.
+    pub(crate) fn deactivate(&self, now_ms: u64) {
+        let mut active = self.inner.active.write().unwrap_or_else(PoisonError::into_inner);
+        self.inner.monitor.unwatch(now_ms);
+        let before = active.take();
+        drop(active);
+        drop(before);
+    }
+
+    /// The model that answers requests.
+    pub(crate) fn current(&self) -> Option<Arc<ServedModel>> {
+        self.active().map(|active| Arc::clone(&active.served))
+    }
+
+    /// Requests the current model had since it was activated.
+    pub(crate) fn counts(&self) -> RequestCounts {
+        self.inner.monitor.counts_since_watch()
+    }
+
+    /// The model that answers requests, with what belongs to serving it.
+    pub(crate) fn active(&self) -> Option<Arc<Active>> {
+        self.inner.active.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What requests are counted with.
+    pub(crate) fn monitor(&self) -> &Monitor {
+        &self.inner.monitor
+    }
+
+    /// The limits in force.
+    pub(crate) fn limits(&self) -> HostLimits {
+        self.inner.limits
+    }
+
+    /// How busy the host is.
+    pub(crate) fn load(&self) -> Load {
+        let HostLimits { max_concurrency, max_queue } = self.inner.limits;
+        Load {
+            running: max_concurrency.saturating_sub(self.inner.workers.available_permits()),
+            waiting: max_queue.saturating_sub(self.inner.queue.available_permits()),
+        }
+    }
+
+    /// Waits for the permission to compute a request, in the order of asking.
+    ///
+    /// # Errors
+    /// [`Busy`], at once, when as many wait already as may.
+    pub(crate) async fn turn(&self) -> Result<Turn, Busy> {
+        let HostLimits { max_concurrency, max_queue } = self.inner.limits;
+        let busy = Busy { workers: max_concurrency, queue: max_queue };
+        if let Ok(permit) = Arc::clone(&self.inner.workers).try_acquire_owned() {
+            return Ok(Turn(permit));
+        }
+        let _place = self.inner.queue.try_acquire().map_err(|_| busy)?;
+        let permit = Arc::clone(&self.inner.workers).acquire_owned().await.map_err(|_| busy)?;
+        Ok(Turn(permit))
+    }
+
+    /// Waits until no request is being computed or counted.
+    pub(crate) async fn drained(&self) {
+        let all = u32::try_from(self.inner.limits.max_concurrency).unwrap_or(u32::MAX);
+        drop(self.inner.workers.acquire_many(all).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(max_concurrency: usize, max_queue: usize) -> ModelHost {
+        ModelHost::new(HostLimits { max_concurrency, max_queue }, Monitor::new(1_000))
+    }
+
+    #[tokio::test]
+    async fn as_many_run_and_wait_as_may_and_the_next_is_turned_away() {
+        let host = host(1, 1);
+        let first = host.turn().await.unwrap();
+        let waiting = tokio::spawn({
+            let host = host.clone();
+            async move { host.turn().await }
+        });
+        while host.load().waiting == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(host.turn().await.unwrap_err(), Busy { workers: 1, queue: 1 });
+        assert_eq!(host.load(), Load { running: 1, waiting: 1 });
+        drop(first);
+        let second = waiting.await.unwrap().unwrap();
+        assert_eq!(host.load(), Load { running: 1, waiting: 0 });
+        drop(second);
+        host.drained().await;
+        assert_eq!(host.load(), Load { running: 0, waiting: 0 });
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_gives_up_leaves_the_queue() {
+        let host = host(1, 1);
+        let first = host.turn().await.unwrap();
+        let waiting = tokio::spawn({
+            let host = host.clone();
+            async move { host.turn().await }
+        });
+        while host.load().waiting == 0 {
+            tokio::task::yield_now().await;
+        }
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        assert_eq!(host.load().waiting, 0);
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn a_limit_of_zero_still_serves_one() {
+        assert!(host(0, 0).turn().await.is_ok());
+    }
+}

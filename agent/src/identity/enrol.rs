@@ -1,0 +1,260 @@
+//! Joining: one HTTPS request that brings the device its papers, over and over until it is answered.
+//!
+//! A controller that is away is waited for; a token that is refused is not, since trying again cannot help.
+
+use std::time::Duration;
+
+use muster_agent_core::backoff::{Backoff, Pauses};
+use muster_shared::api::{EnrolRequest, EnrolResponse, Problem};
+use muster_shared::ids::DeviceId;
+use muster_shared::token::EnrolmentToken;
+use muster_shared::trust::Envelope;
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+
+use super::papers::{self, PapersError};
+use super::{Identity, IdentityError, IdentityStore, pin};
+use crate::time::{EffectiveTime, jitter, wall_ms};
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Why the device could not join.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrolError {
+    /// The device's own files are in the way.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The request could not be made.
+    #[error("no enrolment request could be made: {0}")]
+    Request(String),
+    /// The controller cannot be reached, or is in trouble.
+    #[error("the controller at {url} cannot be reached: {reason}")]
+    Away {
+        /// Where it should be.
+        url: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Another controller answered.
+    #[error("the controller at {url} is not the one the enrolment token names: {reason}")]
+    OtherController {
+        /// Where it is.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The controller does not take the token or the request.
+    #[error(
+        "the controller at {url} refused to enrol this device ({status}): {detail}. Tokens are used up and expire: make a new one with `muster token create`"
+    )]
+    Refused {
+        /// Where it is.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// Its reason.
+        detail: String,
+    },
+    /// What the controller answered cannot be used.
+    #[error("the controller at {url} gave an answer that cannot be used")]
+    Papers {
+        /// Where it is.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: PapersError,
+    },
+}
+
+impl EnrolError {
+    /// Whether trying again can help.
+    fn is_temporary(&self) -> bool {
+        match self {
+            Self::Away { .. } => true,
+            Self::Identity(_)
+            | Self::Request(_)
+            | Self::OtherController { .. }
+            | Self::Refused { .. }
+            | Self::Papers { .. } => false,
+        }
+    }
+}
+
+/// Joins with `token`, as `wish` if the controller agrees; waits for a controller that is away. The root documents are to be
+/// stored before `commit` is called on the result.
+///
+/// # Errors
+/// [`EnrolError`] when trying again cannot help.
+pub(crate) async fn enrol(
+    store: &IdentityStore,
+    token: &EnrolmentToken,
+    wish: Option<&DeviceId>,
+    time: &EffectiveTime,
+) -> Result<Enrolled, EnrolError> {
+    let mut backoff = Backoff::new(Pauses { first_ms: 1_000, longest_ms: 300_000 });
+    loop {
+        match attempt(store, token, wish, time).await {
+            Err(error) if error.is_temporary() => {
+                let pause_ms = backoff.failed(jitter());
+                tracing::warn!(%error, pause_ms, "enrolment has to wait");
+                tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Papers that have come and are not yet in force.
+#[derive(Debug)]
+pub(crate) struct Enrolled {
+    papers: papers::Papers,
+}
+
+impl Enrolled {
+    /// Every root document, the pinned one first.
+    pub(crate) fn roots(&self) -> &[Envelope] {
+        &self.papers.roots
+    }
+
+    /// The digest of the first root document's payload.
+    pub(crate) fn root_sha256(&self) -> muster_shared::ids::Digest {
+        self.papers.root_sha256
+    }
+
+    /// Puts the papers into force: the device is enrolled once this returns.
+    ///
+    /// # Errors
+    /// [`IdentityError`] when a file cannot be written.
+    pub(crate) fn commit(&self, store: &IdentityStore) -> Result<Identity, IdentityError> {
+        store.install(&self.papers, wall_ms())
+    }
+}
+
+async fn attempt(
+    store: &IdentityStore,
+    token: &EnrolmentToken,
+    wish: Option<&DeviceId>,
+    time: &EffectiveTime,
+) -> Result<Enrolled, EnrolError> {
+    let key = store.key()?;
+    let request = EnrolRequest {
+        secret: token.secret.clone(),
+        device: wish.cloned(),
+        csr_pem: csr(&key, wish).map_err(EnrolError::Request)?,
+    };
+    let tls = pin::client(token.ca_sha256, time).map_err(|error| EnrolError::Request(error.to_string()))?;
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(REQUEST_TIMEOUT)
+        .build()
+        .map_err(|error| EnrolError::Request(reason(&error)))?;
+    let url = format!("{}/api/v1/enrol", token.url.trim_end_matches('/'));
+    let answer = client.post(&url).json(&request).send().await.map_err(|error| failed(&url, &error))?;
+    let status = answer.status();
+    let body = bounded_body(answer).await.map_err(|error| match error {
+        BodyError::Http(error) => failed(&url, &error),
+        BodyError::TooLarge => EnrolError::Away { url: url.clone(), reason: "its answer is too large".to_owned() },
+    })?;
+    if status.is_server_error() || status == 429 || status == 408 {
+        return Err(EnrolError::Away { url, reason: format!("it answered {status}") });
+    }
+    if !status.is_success() {
+        let detail = serde_json::from_slice::<Problem>(&body)
+            .map_or_else(|_| "no reason given".to_owned(), |p| p.detail.chars().take(400).collect());
+        return Err(EnrolError::Refused { url, status: status.as_u16(), detail });
+    }
+    let response: EnrolResponse = serde_json::from_slice(&body)
+        .map_err(|_| EnrolError::Papers { url: url.clone(), source: PapersError::Parse("answer") })?;
+    let papers = papers::check(token, &key, response).map_err(|source| EnrolError::Papers { url, source })?;
+    Ok(Enrolled { papers })
+}
+
+fn csr(key: &KeyPair, wish: Option<&DeviceId>) -> Result<String, String> {
+    let mut params = CertificateParams::new([]).map_err(|e| e.to_string())?;
+    params.distinguished_name = DistinguishedName::new();
+    // The controller decides on the name; this is what the device would like.
+    params.distinguished_name.push(DnType::CommonName, wish.map_or("device", DeviceId::as_str));
+    params.serialize_request(key).and_then(|request| request.pem()).map_err(|e| e.to_string())
+}
+
+fn failed(url: &str, error: &reqwest::Error) -> EnrolError {
+    let reason = reason(error);
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = source {
+        // A certificate that is out of date is not another controller's: the clock may yet be set.
+        if let Some(rustls::Error::InvalidCertificate(problem)) = tls_error(inner)
+            && !matches!(
+                problem,
+                rustls::CertificateError::NotValidYetContext { .. }
+                    | rustls::CertificateError::NotValidYet
+                    | rustls::CertificateError::ExpiredContext { .. }
+                    | rustls::CertificateError::Expired
+            )
+        {
+            return EnrolError::OtherController { url: url.to_owned(), reason };
+        }
+        source = inner.source();
+    }
+    EnrolError::Away { url: url.to_owned(), reason }
+}
+
+fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    // An IO error hides the error it carries from `source`.
+    let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    carried.and_then(|e| e.downcast_ref()).or_else(|| error.downcast_ref())
+}
+
+/// The innermost words of an error, which say more than the layers around them.
+fn reason(error: &reqwest::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+enum BodyError {
+    Http(reqwest::Error),
+    TooLarge,
+}
+
+async fn bounded_body(mut answer: reqwest::Response) -> Result<Vec<u8>, BodyError> {
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(BodyError::Http)? {
+        if body.len() + piece.len() > MAX_RESPONSE_BYTES {
+            return Err(BodyError::TooLarge);
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::papers::tests::Controller;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_controller_that_is_away_is_worth_waiting_for() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        // Bound and never accepted from again once dropped: nobody listens there.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let token = EnrolmentToken { url: format!("https://127.0.0.1:{port}"), ..Controller::new().token() };
+        let store = IdentityStore::new(folder.path());
+        let error = attempt(&store, &token, None, &EffectiveTime::default()).await.unwrap_err();
+        assert!(error.is_temporary(), "{error}");
+        assert!(!error.to_string().contains(&format!("secret {}", token.secret)));
+        assert!(folder.path().join("identity/device.key").exists(), "the key is kept for the next attempt");
+        assert_eq!(store.load().unwrap(), None);
+    }
+
+    #[test]
+    fn the_request_carries_the_name_wished_for() {
+        let key = KeyPair::generate().unwrap();
+        let wish = DeviceId::new("press-7").unwrap();
+        assert!(csr(&key, Some(&wish)).unwrap().starts_with("-----BEGIN CERTIFICATE REQUEST-----"));
+    }
+}

@@ -1,0 +1,217 @@
+//! Who this device is: its key, its certificate, its CA, and where its broker is.
+//!
+//! `identity/identity.json` is written last, so that it stands for the whole: without it the device is not enrolled,
+//! whatever else lies there. The key never leaves the folder.
+
+mod enrol;
+mod papers;
+mod pin;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use muster_shared::ids::{DeviceId, Digest};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+pub(crate) use self::enrol::{EnrolError, enrol};
+use self::papers::Papers;
+use crate::files::{self, FileError};
+use crate::time::EffectiveTime;
+
+const MAX_FILE_BYTES: u64 = 256 * 1024;
+
+/// Who this device is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Identity {
+    /// Its name.
+    pub(crate) device: DeviceId,
+    /// Host of the MQTT broker.
+    pub(crate) broker_host: String,
+    /// Port of the MQTT broker.
+    pub(crate) broker_port: u16,
+    /// SHA-256 of the CA's certificate.
+    pub(crate) ca_sha256: Digest,
+    /// SHA-256 of the payload of the root document trust starts from.
+    pub(crate) root_sha256: Digest,
+    /// When it enrolled, in milliseconds since the Unix epoch.
+    pub(crate) enrolled_at_ms: u64,
+}
+
+/// Why the identity cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IdentityError {
+    /// A file cannot be read or written.
+    #[error("the device's identity cannot be used")]
+    File(#[from] FileError),
+    /// A file is missing or not what it should be.
+    #[error("{path} {problem}: restore it, or remove {} to enrol again", folder(path))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// No key could be made.
+    #[error("no key could be made for the device: {0}")]
+    Key(String),
+    /// The certificate, key and CA do not make a connection.
+    #[error("the device's certificate cannot be used for connections: {0}")]
+    Tls(String),
+}
+
+fn folder(path: &Path) -> String {
+    path.parent().map(|p| p.display().to_string()).unwrap_or_default()
+}
+
+/// The folder that holds the identity.
+#[derive(Debug, Clone)]
+pub(crate) struct IdentityStore {
+    dir: PathBuf,
+}
+
+impl IdentityStore {
+    /// The identity below `data_dir`.
+    pub(crate) fn new(data_dir: &Path) -> Self {
+        Self { dir: data_dir.join("identity") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn read(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+        let path = self.path(name);
+        match files::read_bounded(&path, MAX_FILE_BYTES)? {
+            Some(bytes) => Ok(Zeroizing::new(bytes)),
+            None => Err(IdentityError::Damaged { path, problem: "is missing".to_owned() }),
+        }
+    }
+
+    /// Who this device is; `None` before it is enrolled.
+    pub(crate) fn load(&self) -> Result<Option<Identity>, IdentityError> {
+        let path = self.path("identity.json");
+        let Some(bytes) = files::read_bounded(&path, MAX_FILE_BYTES)? else { return Ok(None) };
+        let identity = serde_json::from_slice(&bytes)
+            .map_err(|error| IdentityError::Damaged { path, problem: format!("is damaged ({error})") })?;
+        Ok(Some(identity))
+    }
+
+    /// The device's key, made and stored where there is none yet: an enrolment that was broken off goes on with the same.
+    fn key(&self) -> Result<KeyPair, IdentityError> {
+        files::make_folder(&self.dir)?;
+        let path = self.path("device.key");
+        if let Some(bytes) = files::read_bounded(&path, MAX_FILE_BYTES)? {
+            let pem = Zeroizing::new(bytes);
+            return std::str::from_utf8(&pem)
+                .ok()
+                .and_then(|pem| KeyPair::from_pem(pem).ok())
+                .ok_or(IdentityError::Damaged { path, problem: "is not a private key".to_owned() });
+        }
+        let key =
+            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| IdentityError::Key(error.to_string()))?;
+        files::write_durably(&path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        Ok(key)
+    }
+
+    /// Keeps the papers an enrolment brought; the device is enrolled once this returns.
+    fn install(&self, papers: &Papers, enrolled_at_ms: u64) -> Result<Identity, IdentityError> {
+        let identity = Identity {
+            device: papers.device.clone(),
+            broker_host: papers.broker_host.clone(),
+            broker_port: papers.broker_port,
+            ca_sha256: papers.ca_sha256,
+            root_sha256: papers.root_sha256,
+            enrolled_at_ms,
+        };
+        files::write_durably(&self.path("ca.pem"), papers.ca_pem.as_bytes())?;
+        files::write_durably(&self.path("device.pem"), papers.certificate_pem.as_bytes())?;
+        let json = serde_json::to_vec_pretty(&identity).map_err(|error| IdentityError::Key(error.to_string()))?;
+        files::write_durably(&self.path("identity.json"), &json)?;
+        Ok(identity)
+    }
+
+    /// How the device connects to its broker: as itself, and to nobody but a server of its CA.
+    pub(crate) fn tls(&self, identity: &Identity, time: &EffectiveTime) -> Result<Arc<ClientConfig>, IdentityError> {
+        let damaged =
+            |name: &str, problem: &str| IdentityError::Damaged { path: self.path(name), problem: problem.to_owned() };
+        let ca = CertificateDer::from_pem_slice(&self.read("ca.pem")?)
+            .map_err(|_| damaged("ca.pem", "is not a certificate"))?;
+        if Digest::of(&ca) != identity.ca_sha256 {
+            return Err(damaged("ca.pem", "is not the CA this device enrolled with"));
+        }
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&self.read("device.pem")?)
+            .collect::<Result<_, _>>()
+            .map_err(|_| damaged("device.pem", "is not a certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(&self.read("device.key")?)
+            .map_err(|_| damaged("device.key", "is not a private key"))?;
+        let tls = |error: &dyn std::fmt::Display| IdentityError::Tls(error.to_string());
+        let mut roots = RootCertStore::empty();
+        roots.add(ca).map_err(|e| tls(&e))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .map_err(|e| tls(&e))?;
+        ClientConfig::builder_with_details(provider, Arc::new(time.clone()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| tls(&e))?
+            .with_webpki_verifier(verifier)
+            .with_client_auth_cert(certificates, key)
+            .map(Arc::new)
+            .map_err(|e| tls(&e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::papers::tests::{Controller, device};
+    use super::*;
+
+    #[test]
+    fn the_key_is_private_and_stays_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(folder.path());
+        let first = store.key().unwrap();
+        assert_eq!(store.key().unwrap().serialize_der(), first.serialize_der());
+        let path = folder.path().join("identity/device.key");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        std::fs::write(&path, "rubbish").unwrap();
+        let text = store.key().unwrap_err().to_string();
+        assert!(text.contains("device.key") && text.contains("enrol again"), "{text}");
+    }
+
+    #[test]
+    fn an_enrolled_device_can_connect_and_a_damaged_one_says_which_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(folder.path());
+        assert_eq!(store.load().unwrap(), None);
+        let controller = Controller::new();
+        let key = store.key().unwrap();
+        let papers = papers::check(&controller.token(), &key, controller.enrol(&key)).unwrap();
+        let identity = store.install(&papers, 7).unwrap();
+        assert_eq!(store.load().unwrap(), Some(identity.clone()));
+        assert_eq!(identity.device, device());
+        let time = EffectiveTime::default();
+        store.tls(&identity, &time).unwrap();
+        for name in ["ca.pem", "device.pem", "device.key"] {
+            let path = folder.path().join("identity").join(name);
+            let good = std::fs::read(&path).unwrap();
+            std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n").unwrap();
+            let text = store.tls(&identity, &time).unwrap_err().to_string();
+            assert!(text.contains(name) || text.contains("certificate"), "{text}");
+            std::fs::remove_file(&path).unwrap();
+            assert!(store.tls(&identity, &time).unwrap_err().to_string().contains("is missing"));
+            std::fs::write(&path, good).unwrap();
+        }
+        std::fs::write(folder.path().join("identity/identity.json"), "{").unwrap();
+        assert!(store.load().unwrap_err().to_string().contains("identity.json"));
+    }
+}

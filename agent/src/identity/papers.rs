@@ -1,0 +1,198 @@
+//! Whether the papers an enrolment brought are this device's, and come from the controller the token names.
+
+use muster_shared::api::EnrolResponse;
+use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::token::EnrolmentToken;
+use muster_shared::trust::{Envelope, TrustError, TrustedRoot};
+use rcgen::{KeyPair, PublicKeyData as _};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::parse_x509_certificate;
+
+/// Longest host name, in bytes (RFC 1035).
+const MAX_HOST_BYTES: usize = 253;
+
+/// Papers that have been checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Papers {
+    pub(super) device: DeviceId,
+    pub(super) certificate_pem: String,
+    pub(super) ca_pem: String,
+    pub(super) ca_sha256: Digest,
+    pub(super) root_sha256: Digest,
+    pub(super) broker_host: String,
+    pub(super) broker_port: u16,
+    /// Every root document from version 1 on.
+    pub(super) roots: Vec<Envelope>,
+}
+
+/// What is wrong with them.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PapersError {
+    /// The CA is not the one the token names.
+    #[error("its CA certificate is not the one the enrolment token names")]
+    Ca,
+    /// A certificate does not parse.
+    #[error("its {0} does not parse")]
+    Parse(&'static str),
+    /// The certificate is for another key or name, or not from the CA.
+    #[error("the certificate it gave {0}")]
+    Certificate(&'static str),
+    /// The broker's address is none.
+    #[error("it named no usable broker")]
+    Broker,
+    /// The root documents are not trusted.
+    #[error("its root documents are not those the enrolment token leads to")]
+    Roots(#[source] TrustError),
+}
+
+/// Checks `response` against the token it answers and the device's own key.
+pub(super) fn check(token: &EnrolmentToken, key: &KeyPair, response: EnrolResponse) -> Result<Papers, PapersError> {
+    let ca = CertificateDer::from_pem_slice(response.ca_pem.as_bytes()).map_err(|_| PapersError::Parse("CA"))?;
+    if Digest::of(&ca) != token.ca_sha256 {
+        return Err(PapersError::Ca);
+    }
+    let ours = CertificateDer::from_pem_slice(response.certificate_pem.as_bytes())
+        .map_err(|_| PapersError::Parse("certificate"))?;
+    let (_, ca) = parse_x509_certificate(&ca).map_err(|_| PapersError::Parse("CA"))?;
+    let (_, ours) = parse_x509_certificate(&ours).map_err(|_| PapersError::Parse("certificate"))?;
+    if ours.verify_signature(Some(ca.public_key())).is_err() {
+        return Err(PapersError::Certificate("is not signed by its CA"));
+    }
+    if ours.public_key().raw != key.subject_public_key_info() {
+        return Err(PapersError::Certificate("is for another key than this device's"));
+    }
+    let mut names = ours.subject().iter_common_name();
+    let name = names.next().and_then(|n| n.as_str().ok());
+    if name != Some(response.device.as_str()) || names.next().is_some() {
+        return Err(PapersError::Certificate("is for another name than the device's"));
+    }
+    if response.broker_host.is_empty() || response.broker_host.len() > MAX_HOST_BYTES || response.broker_port == 0 {
+        return Err(PapersError::Broker);
+    }
+    chain(response.roots.iter().cloned(), token.root_sha256).map_err(PapersError::Roots)?;
+    Ok(Papers {
+        device: response.device,
+        certificate_pem: response.certificate_pem,
+        ca_pem: response.ca_pem,
+        ca_sha256: token.ca_sha256,
+        root_sha256: token.root_sha256,
+        broker_host: response.broker_host,
+        broker_port: response.broker_port,
+        roots: response.roots,
+    })
+}
+
+fn chain(mut roots: impl Iterator<Item = Envelope>, pinned: Digest) -> Result<TrustedRoot, TrustError> {
+    let first = roots.next().ok_or(TrustError::RootPin)?;
+    let mut trusted = TrustedRoot::first(first, Some(pinned))?;
+    for next in roots {
+        trusted = trusted.next(next)?;
+    }
+    Ok(trusted)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use muster_shared::trust::{DocumentKind, Role, RoleKeys, Root, SigningKey, sign_document};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa};
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    pub(in super::super) fn device() -> DeviceId {
+        DeviceId::new("press-7").unwrap()
+    }
+
+    /// Plays the controller's part in an enrolment.
+    pub(in super::super) struct Controller {
+        ca: CertifiedIssuer<'static, KeyPair>,
+        root: Envelope,
+    }
+
+    impl Controller {
+        pub(in super::super) fn new() -> Self {
+            let mut params = CertificateParams::new([]).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let signer = SigningKey::from_seed(&Zeroizing::new([1; 32]));
+            let (id, public) = (signer.public().id(), signer.public());
+            let role = |role| (role, RoleKeys { key_ids: [id].into(), threshold: 1 });
+            let root = Root {
+                version: 1,
+                expires_ms: u64::MAX,
+                keys: [(id, public)].into(),
+                roles: [role(Role::Root), role(Role::Release), role(Role::Director)].into(),
+            };
+            Self {
+                ca: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+                root: sign_document(DocumentKind::Root, &root, [&signer]).unwrap(),
+            }
+        }
+
+        pub(in super::super) fn token(&self) -> EnrolmentToken {
+            EnrolmentToken {
+                url: "https://127.0.0.1:1".into(),
+                ca_sha256: Digest::of(self.ca.der()),
+                root_sha256: Digest::of(&self.root.payload_bytes().unwrap()),
+                secret: "s".into(),
+            }
+        }
+
+        pub(in super::super) fn enrol(&self, key: &KeyPair) -> EnrolResponse {
+            self.enrol_as(key, device().as_str())
+        }
+
+        fn enrol_as(&self, key: &KeyPair, name: &str) -> EnrolResponse {
+            let mut params = CertificateParams::new([]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            EnrolResponse {
+                device: device(),
+                certificate_pem: params.signed_by(key, &self.ca).unwrap().pem(),
+                ca_pem: self.ca.pem(),
+                broker_host: "127.0.0.1".into(),
+                broker_port: 8883,
+                roots: vec![self.root.clone()],
+            }
+        }
+    }
+
+    #[test]
+    fn every_paper_must_be_right() {
+        let (controller, other) = (Controller::new(), Controller::new());
+        let key = KeyPair::generate().unwrap();
+        let check_changed = |change: &dyn Fn(&mut EnrolResponse)| {
+            let mut response = controller.enrol(&key);
+            change(&mut response);
+            check(&controller.token(), &key, response)
+        };
+        assert_eq!(check_changed(&|_| {}).unwrap().device, device());
+        let stranger = KeyPair::generate().unwrap();
+        type Case<'a> = (&'a dyn Fn(&mut EnrolResponse), PapersError);
+        let cases: [Case<'_>; 9] = [
+            (&|r| r.ca_pem = other.ca.pem(), PapersError::Ca),
+            (&|r| r.ca_pem = "x".into(), PapersError::Parse("CA")),
+            (&|r| r.certificate_pem = String::new(), PapersError::Parse("certificate")),
+            (
+                &|r| r.certificate_pem = other.enrol(&key).certificate_pem,
+                PapersError::Certificate("is not signed by its CA"),
+            ),
+            (
+                &|r| r.certificate_pem = controller.enrol(&stranger).certificate_pem,
+                PapersError::Certificate("is for another key than this device's"),
+            ),
+            (
+                &|r| r.certificate_pem = controller.enrol_as(&key, "press-8").certificate_pem,
+                PapersError::Certificate("is for another name than the device's"),
+            ),
+            (&|r| r.broker_port = 0, PapersError::Broker),
+            (&|r| r.roots.clear(), PapersError::Roots(TrustError::RootPin)),
+            (
+                &|r| r.roots.push(controller.root.clone()),
+                PapersError::Roots(TrustError::RootVersion { current: 1, found: 1 }),
+            ),
+        ];
+        for (change, expected) in cases {
+            assert_eq!(check_changed(change), Err(expected));
+        }
+    }
+}

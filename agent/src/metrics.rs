@@ -1,0 +1,310 @@
+//! What the agent tells Prometheus: every metric of the process, its name, and how it is set.
+//!
+//! One [`Metrics`] is made at start and cloned to whoever has something to count; reading it out is
+//! [`Metrics::encode`]'s. Metrics are for people looking at one device; what the controller decides on travels in
+//! windows instead (`monitor`).
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use muster_shared::messages::{InstalledBundle, UpdateState};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The content type of what [`Metrics::encode`] returns.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds of the latency histogram, in seconds: from a model that answers at once to one that takes seconds.
+const LATENCY_BOUNDS_S: [f64; 16] =
+    [5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+
+/// How an inference request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RequestOutcome {
+    /// Answered with a result, all of it finite.
+    Answered,
+    /// Answered with a result that holds NaN or an infinity.
+    NonFinite,
+    /// The model gave an error.
+    Failed,
+    /// The caller's input did not fit.
+    Rejected,
+    /// All workers were busy and the queue was full.
+    Overloaded,
+    /// It named a model or version that is not served, or nothing is served.
+    NotServed,
+}
+
+impl RequestOutcome {
+    const ALL: [Self; 6] =
+        [Self::Answered, Self::NonFinite, Self::Failed, Self::Rejected, Self::Overloaded, Self::NotServed];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::NonFinite => "non_finite",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Overloaded => "overloaded",
+            Self::NotServed => "not_served",
+        }
+    }
+}
+
+impl EncodeLabelValue for RequestOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.name().encode(encoder)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    outcome: RequestOutcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct UpdateResult(UpdateState);
+
+impl EncodeLabelValue for UpdateResult {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let name = match self.0 {
+            UpdateState::Idle => "idle",
+            UpdateState::Fetching => "fetching",
+            UpdateState::Verified => "verified",
+            UpdateState::Trial => "trial",
+            UpdateState::Committed => "committed",
+            UpdateState::Reverted => "reverted",
+            UpdateState::Failed => "failed",
+        };
+        name.encode(encoder)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpdateLabels {
+    result: UpdateResult,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabels {
+    model: String,
+    version: String,
+    manifest: String,
+}
+
+/// Every metric of the agent. Cloning gives another handle to the same ones.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    // Made once: looking one up by its label costs a lock on every request.
+    requests: [Counter; RequestOutcome::ALL.len()],
+    latency: Histogram,
+    model: Family<ModelLabels, Gauge>,
+    generation: Gauge<u64, AtomicU64>,
+    windows_closed: Counter,
+    chunks_received: Counter,
+    chunk_bytes_received: Counter,
+    outbox_messages: Gauge<u64, AtomicU64>,
+    outbox_bytes: Gauge<u64, AtomicU64>,
+    outbox_dropped: Counter,
+    updates: Family<UpdateLabels, Counter>,
+    broker_connected: Gauge,
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("muster_agent");
+        registry.register(
+            "build",
+            "What is running",
+            Info::new([("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)]),
+        );
+        let by_outcome = Family::<RequestLabels, Counter>::default();
+        registry.register("requests", "Inference requests, by how they ended", by_outcome.clone());
+        let latency = Histogram::new(LATENCY_BOUNDS_S);
+        registry.register_with_unit(
+            "request_duration",
+            "Time from a request's last byte to its answer's first, over requests the model served",
+            Unit::Seconds,
+            latency.clone(),
+        );
+        let model = Family::<ModelLabels, Gauge>::default();
+        registry.register("model", "1 for the model that answers requests", model.clone());
+        let generation = Gauge::default();
+        registry.register(
+            "generation",
+            "Generation of the model that answers requests, 0 for none",
+            generation.clone(),
+        );
+        let windows_closed = Counter::default();
+        registry.register("windows_closed", "Monitoring windows closed", windows_closed.clone());
+        let chunks_received = Counter::default();
+        registry.register("chunks_received", "Chunks of bundles received and verified", chunks_received.clone());
+        let chunk_bytes_received = Counter::default();
+        registry.register("chunk_bytes_received", "Bytes of those chunks", chunk_bytes_received.clone());
+        let outbox_messages = Gauge::default();
+        registry.register(
+            "outbox_messages",
+            "Messages not yet acknowledged by the controller",
+            outbox_messages.clone(),
+        );
+        let outbox_bytes = Gauge::default();
+        registry.register_with_unit("outbox", "Size of those messages", Unit::Bytes, outbox_bytes.clone());
+        let outbox_dropped = Counter::default();
+        registry.register("outbox_dropped", "Messages given up for want of space", outbox_dropped.clone());
+        let updates = Family::<UpdateLabels, Counter>::default();
+        registry.register("updates", "Updates, by the state they ended in", updates.clone());
+        let broker_connected = Gauge::default();
+        registry.register("broker_connected", "1 while connected to the broker", broker_connected.clone());
+        Self {
+            inner: Arc::new(Inner {
+                registry,
+                requests: RequestOutcome::ALL.map(|outcome| by_outcome.get_or_create_owned(&RequestLabels { outcome })),
+                latency,
+                model,
+                generation,
+                windows_closed,
+                chunks_received,
+                chunk_bytes_received,
+                outbox_messages,
+                outbox_bytes,
+                outbox_dropped,
+                updates,
+                broker_connected,
+            }),
+        }
+    }
+
+    /// Counts an inference request; `latency` is given when the model served it.
+    pub(crate) fn request(&self, outcome: RequestOutcome, latency: Option<Duration>) {
+        let at = match outcome {
+            RequestOutcome::Answered => 0,
+            RequestOutcome::NonFinite => 1,
+            RequestOutcome::Failed => 2,
+            RequestOutcome::Rejected => 3,
+            RequestOutcome::Overloaded => 4,
+            RequestOutcome::NotServed => 5,
+        };
+        self.inner.requests[at].inc();
+        if let Some(latency) = latency {
+            self.inner.latency.observe(latency.as_secs_f64());
+        }
+    }
+
+    /// Says which model answers requests from now on; `None` for none.
+    pub(crate) fn set_model(&self, model: Option<&InstalledBundle>) {
+        self.inner.model.clear();
+        self.inner.generation.set(model.map_or(0, |m| m.generation));
+        if let Some(model) = model {
+            let labels = ModelLabels {
+                model: model.bundle.name.to_string(),
+                version: model.bundle.version.to_string(),
+                manifest: model.manifest.to_string(),
+            };
+            self.inner.model.get_or_create(&labels).set(1);
+        }
+    }
+
+    /// Sets how many monitoring windows have closed since the start.
+    pub(crate) fn set_windows_closed(&self, total: u64) {
+        self.inner.windows_closed.inner().store(total, Ordering::Relaxed);
+    }
+
+    /// Counts a chunk of `bytes` bytes that was received and verified.
+    pub(crate) fn chunk_received(&self, bytes: usize) {
+        self.inner.chunks_received.inc();
+        self.inner.chunk_bytes_received.inc_by(bytes as u64);
+    }
+
+    /// Sets what the outbox holds, and how many messages it has given up since it was made.
+    pub(crate) fn set_outbox(&self, messages: u64, bytes: u64, dropped: u64) {
+        self.inner.outbox_messages.set(messages);
+        self.inner.outbox_bytes.set(bytes);
+        // The outbox keeps this count itself, across restarts.
+        self.inner.outbox_dropped.inner().store(dropped, Ordering::Relaxed);
+    }
+
+    /// Counts an update that ended in `state`.
+    pub(crate) fn update_finished(&self, state: UpdateState) {
+        self.inner.updates.get_or_create(&UpdateLabels { result: UpdateResult(state) }).inc();
+    }
+
+    /// Sets whether the broker is connected.
+    pub(crate) fn set_broker_connected(&self, connected: bool) {
+        self.inner.broker_connected.set(i64::from(connected));
+    }
+
+    /// All metrics in the text format of OpenMetrics, whose content type is [`CONTENT_TYPE`].
+    ///
+    /// # Errors
+    /// When a metric cannot be written, which no metric here gives cause for.
+    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.inner.registry)?;
+        Ok(text)
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_shared::ids::Digest;
+
+    use super::*;
+
+    #[test]
+    fn every_setter_shows_under_its_published_name() {
+        let metrics = Metrics::new();
+        let bundle =
+            InstalledBundle { manifest: Digest::of(b"m"), bundle: "digits@1.2.0".parse().unwrap(), generation: 7 };
+        metrics.request(RequestOutcome::Answered, Some(Duration::from_micros(300)));
+        metrics.request(RequestOutcome::Overloaded, None);
+        metrics.set_model(Some(&bundle));
+        metrics.set_windows_closed(2);
+        metrics.chunk_received(65_536);
+        metrics.set_outbox(3, 4_000, 5);
+        metrics.update_finished(UpdateState::Reverted);
+        metrics.set_broker_connected(true);
+        let text = metrics.encode().unwrap();
+        for line in [
+            "muster_agent_requests_total{outcome=\"answered\"} 1",
+            "muster_agent_requests_total{outcome=\"overloaded\"} 1",
+            "muster_agent_requests_total{outcome=\"failed\"} 0",
+            "muster_agent_request_duration_seconds_bucket{le=\"0.0002\"} 0",
+            "muster_agent_request_duration_seconds_bucket{le=\"0.0005\"} 1",
+            "muster_agent_generation 7",
+            "muster_agent_windows_closed_total 2",
+            "muster_agent_chunks_received_total 1",
+            "muster_agent_chunk_bytes_received_total 65536",
+            "muster_agent_outbox_messages 3",
+            "muster_agent_outbox_bytes 4000",
+            "muster_agent_outbox_dropped_total 5",
+            "muster_agent_updates_total{result=\"reverted\"} 1",
+            "muster_agent_broker_connected 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+        }
+        assert!(text.contains("muster_agent_model{model=\"digits\",version=\"1.2.0\","), "{text}");
+        metrics.set_model(None);
+        let text = metrics.encode().unwrap();
+        assert!(!text.contains("version=\"1.2.0\""), "{text}");
+        assert!(text.contains("muster_agent_generation 0"), "{text}");
+    }
+}

@@ -1,0 +1,117 @@
+//! One window: what it has counted so far, when it ends, and what it becomes when it is closed.
+
+use std::sync::Arc;
+
+use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
+use muster_shared::sketch::{ColumnSketch, LatencySketch, SketchWindow};
+
+use super::{ModelWatch, Served};
+
+/// A closed window, ready to be stored and sent.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ClosedWindow {
+    /// Its counters. A window in which nothing was asked has them too, so that silence shows.
+    pub(crate) telemetry: TelemetryWindow,
+    /// Its sketches; none when no request was served.
+    pub(crate) sketch: Option<SketchWindow>,
+}
+
+/// A window that is being counted into.
+pub(super) struct OpenWindow {
+    /// The model it is about.
+    pub(super) watch: Arc<ModelWatch>,
+    /// Its first millisecond.
+    pub(super) start_ms: u64,
+    /// The first millisecond after it.
+    pub(super) end_ms: u64,
+    requests: RequestCounts,
+    latency_us: LatencySketch,
+    columns: Vec<ColumnSketch>,
+}
+
+/// The first multiple of `window_ms` after `now_ms`.
+pub(super) fn next_boundary_ms(now_ms: u64, window_ms: u64) -> u64 {
+    (now_ms / window_ms).saturating_add(1).saturating_mul(window_ms)
+}
+
+impl OpenWindow {
+    /// An empty window.
+    pub(super) fn new(watch: Arc<ModelWatch>, start_ms: u64, end_ms: u64) -> Self {
+        Self {
+            columns: watch.empty_columns(),
+            watch,
+            start_ms,
+            end_ms,
+            requests: RequestCounts::default(),
+            latency_us: LatencySketch::default(),
+        }
+    }
+
+    /// Whether nothing was asked in it.
+    pub(super) fn is_silent(&self) -> bool {
+        self.requests == RequestCounts::default()
+    }
+
+    /// Whether the clock has been set back since it was opened, by more than `slack_ms`.
+    pub(super) fn starts_long_after(&self, now_ms: u64, slack_ms: u64) -> bool {
+        self.start_ms > now_ms.saturating_add(slack_ms)
+    }
+
+    /// Adds to the request counts.
+    pub(super) fn count_requests(&mut self, counts: &RequestCounts) {
+        self.requests.merge(counts);
+    }
+
+    /// Counts the latency of a request that was served.
+    pub(super) fn count_latency(&mut self, latency_us: u64) {
+        self.latency_us.add(latency_us);
+    }
+
+    /// Counts the rows of a request that was served.
+    pub(super) fn count_rows(&mut self, served: &Served<'_>) {
+        self.watch.count(&mut self.columns, served.inputs, served.outputs);
+    }
+
+    /// Adds rows that were counted apart.
+    pub(super) fn merge_rows(&mut self, columns: &[ColumnSketch]) {
+        for (mine, theirs) in self.columns.iter_mut().zip(columns) {
+            if mine.merge(theirs).is_err() {
+                tracing::error!("sketches of one watch must have the same cells");
+            }
+        }
+    }
+
+    /// What it has counted, as a window that ended at `end_ms`.
+    pub(super) fn close(self, end_ms: u64) -> ClosedWindow {
+        let key = WindowKey {
+            manifest: self.watch.manifest,
+            generation: self.watch.generation,
+            start_ms: self.start_ms,
+            // Rates are counts over it, so it is never 0.
+            duration_ms: end_ms.saturating_sub(self.start_ms).max(1),
+        };
+        let counted = self.columns.iter().any(|column| column.total() > 0);
+        ClosedWindow {
+            telemetry: TelemetryWindow {
+                key,
+                requests: self.requests,
+                latency_us: self.latency_us,
+                resources: Resources::default(),
+            },
+            sketch: counted.then(|| SketchWindow { key, profile: self.watch.profile_digest, columns: self.columns }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boundaries_are_multiples_of_the_length() {
+        assert_eq!(next_boundary_ms(0, 1_000), 1_000);
+        assert_eq!(next_boundary_ms(999, 1_000), 1_000);
+        assert_eq!(next_boundary_ms(1_000, 1_000), 2_000);
+        assert_eq!(next_boundary_ms(u64::MAX, 1_000), u64::MAX);
+    }
+}

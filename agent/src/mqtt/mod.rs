@@ -1,0 +1,131 @@
+//! The link to the controller: one MQTT connection after another, none of which anything depends on.
+//!
+//! Every connection starts from nothing: a fresh client, a clean session, everything unacknowledged sent again. So what a
+//! client library or a broker forgets or confuses ends with the connection. What is said on it is [`connection`]'s
+//! matter; here it is decided when the next one is tried.
+
+mod connection;
+mod resend;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use muster_agent_core::backoff::{Backoff, Pauses};
+use muster_shared::messages::ChunkRequest;
+use muster_shared::topics::Down;
+use tokio::sync::{mpsc, watch};
+
+use self::connection::Ended;
+use crate::config::BrokerConfig;
+use crate::identity::{Identity, IdentityStore};
+use crate::metrics::Metrics;
+use crate::outbox::Outbox;
+use crate::time::{EffectiveTime, Steady, jitter};
+
+/// A connection that lasted this long was a good one: the next pause is short again.
+const GOOD_MS: u64 = 10_000;
+
+/// Something the device was told, besides acknowledgements.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) kind: Down,
+    pub(crate) payload: Bytes,
+}
+
+/// Whether the link is up, and how often that has changed. Cloning gives another handle to the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LinkState(Arc<AtomicU64>);
+
+impl LinkState {
+    /// Grows with every change; odd while the link is up.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// A link that is up, for tests of what rests on it.
+    #[cfg(test)]
+    pub(crate) fn up() -> Self {
+        let state = Self::default();
+        state.set(true);
+        state
+    }
+
+    fn set(&self, up: bool) {
+        let epoch = self.epoch();
+        if (epoch % 2 == 1) != up {
+            self.0.store(epoch + 1, Ordering::Release);
+        }
+    }
+}
+
+/// Everything a link needs.
+pub(crate) struct Link {
+    pub(crate) identity: Identity,
+    pub(crate) store: IdentityStore,
+    pub(crate) time: EffectiveTime,
+    pub(crate) config: BrokerConfig,
+    pub(crate) outbox: Outbox,
+    pub(crate) metrics: Metrics,
+    /// Where what the device is told goes. It must never make the link wait.
+    pub(crate) inbox: Inbox,
+    /// Chunks wanted.
+    pub(crate) requests: mpsc::Receiver<ChunkRequest>,
+    pub(crate) state: LinkState,
+}
+
+/// The way into the updater.
+pub(crate) struct Inbox(Box<dyn Fn(Option<Told>) -> bool + Send + Sync>);
+
+impl Inbox {
+    /// An inbox that turns what comes into `T` and puts it into a bounded channel; nothing stands for "look again".
+    pub(crate) fn new<T: Send + 'static>(
+        sender: SyncSender<T>,
+        wrap: impl Fn(Option<Told>) -> T + Send + Sync + 'static,
+    ) -> Self {
+        Self(Box::new(move |told| match sender.try_send(wrap(told)) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }))
+    }
+
+    fn deliver(&self, told: Told) {
+        let kind = told.kind;
+        if !(self.0)(Some(told)) {
+            // Whatever it was comes again: chunks are asked for again, assignments are re-issued.
+            tracing::warn!(kind = kind.as_str(), "the agent is busy: a message was passed over");
+        }
+    }
+
+    fn wake(&self) {
+        let _ = (self.0)(None);
+    }
+}
+
+/// Keeps the link up until `stop` becomes true; then sends what waits, says goodbye and returns.
+pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
+    let mut backoff =
+        Backoff::new(Pauses { first_ms: link.config.reconnect_min_ms, longest_ms: link.config.reconnect_max_ms });
+    while !*stop.borrow() {
+        let started = Steady::start();
+        let ended = connection::run(&mut link, &mut stop).await;
+        link.state.set(false);
+        link.metrics.set_broker_connected(false);
+        link.inbox.wake();
+        let reason = match ended {
+            Ended::Stopped => return,
+            Ended::Lost(reason) => reason,
+        };
+        if started.now_ms() >= GOOD_MS {
+            backoff.succeeded();
+        }
+        let pause_ms = backoff.failed(jitter());
+        tracing::warn!(device = %link.identity.device, %reason, pause_ms, "no connection to the broker");
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(pause_ms)) => {}
+            _ = stop.changed() => {}
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Which message of the outbox goes next on this connection, and when all of them go again.
+//!
+//! Messages go in the order of their streams. At most [`UNANSWERED`] go without a sign of life from the controller; when none
+//! comes for a while, everything unacknowledged goes again from the oldest on, at longer and longer intervals.
+
+use std::collections::BTreeMap;
+
+use muster_shared::messages::Stream;
+
+use crate::outbox::{Outbox, Outgoing};
+
+/// Messages sent without an acknowledgement.
+pub(super) const UNANSWERED: u32 = 64;
+/// The longest wait, as a multiple of the first.
+const LONGEST_WAIT: u64 = 16;
+/// What operators wait for goes first.
+const ORDER: [Stream; 4] = [Stream::Event, Stream::State, Stream::Telemetry, Stream::Sketch];
+
+#[derive(Debug)]
+pub(super) struct Resend {
+    sent: BTreeMap<Stream, u64>,
+    unanswered: u32,
+    first_wait_ms: u64,
+    wait_ms: u64,
+    deadline_ms: Option<u64>,
+}
+
+impl Resend {
+    pub(super) fn new(wait_ms: u64) -> Self {
+        Self { sent: BTreeMap::new(), unanswered: 0, first_wait_ms: wait_ms, wait_ms, deadline_ms: None }
+    }
+
+    /// The message to send now.
+    pub(super) fn next(&mut self, outbox: &Outbox, now_ms: u64) -> Option<Outgoing> {
+        if self.unanswered >= UNANSWERED {
+            return None;
+        }
+        let next = ORDER
+            .into_iter()
+            .find_map(|stream| outbox.next_after(stream, self.sent.get(&stream).copied().unwrap_or_default()))?;
+        self.sent.insert(next.stream, next.sequence);
+        self.unanswered += 1;
+        self.deadline_ms.get_or_insert(now_ms.saturating_add(self.wait_ms));
+        Some(next)
+    }
+
+    /// The controller acknowledged something.
+    pub(super) fn answered(&mut self, outbox: &Outbox, now_ms: u64) {
+        self.unanswered = 0;
+        self.wait_ms = self.first_wait_ms;
+        self.deadline_ms = (!outbox.is_empty()).then(|| now_ms.saturating_add(self.wait_ms));
+    }
+
+    /// When to look whether the controller is silent.
+    pub(super) fn deadline_ms(&self) -> Option<u64> {
+        self.deadline_ms
+    }
+
+    /// It was silent until then: everything goes again, unless all has been answered.
+    pub(super) fn silent(&mut self, outbox: &Outbox) {
+        self.deadline_ms = None;
+        if !outbox.is_empty() {
+            self.sent.clear();
+            self.unanswered = 0;
+            self.wait_ms = self.wait_ms.saturating_mul(2).min(self.first_wait_ms.saturating_mul(LONGEST_WAIT));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_agent_core::outbox::Bounds;
+    use muster_shared::messages::{Ack, DeviceEvent, DeviceEventKind, Position, Sequenced, StateReport};
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn event(detail: u64) -> DeviceEvent {
+        DeviceEvent { at_ms: 1, kind: DeviceEventKind::Alarm, generation: 0, bundle: None, detail: detail.to_string() }
+    }
+
+    fn drain(resend: &mut Resend, outbox: &Outbox, now_ms: u64) -> Vec<(Stream, u64)> {
+        std::iter::from_fn(|| resend.next(outbox, now_ms)).map(|m| (m.stream, m.sequence)).collect()
+    }
+
+    #[test]
+    fn everything_goes_once_in_order_and_again_after_silence() {
+        let folder = tempfile::tempdir().unwrap();
+        let bounds = Bounds { max_bytes: 1 << 20, max_events: 1_000 };
+        let (outbox, _) = Outbox::open(folder.path(), bounds, Metrics::new()).unwrap();
+        let mut resend = Resend::new(100);
+        assert!(drain(&mut resend, &outbox, 0).is_empty());
+        assert_eq!(resend.deadline_ms(), None);
+        outbox.state(&StateReport::default()).unwrap();
+        outbox.event(&event(1)).unwrap();
+        outbox.event(&event(2)).unwrap();
+        let all = [(Stream::Event, 1), (Stream::Event, 2), (Stream::State, 1)];
+        assert_eq!(drain(&mut resend, &outbox, 5), all);
+        assert_eq!(resend.deadline_ms(), Some(105));
+        assert!(drain(&mut resend, &outbox, 50).is_empty());
+        resend.silent(&outbox);
+        assert_eq!(drain(&mut resend, &outbox, 105), all);
+        assert_eq!(resend.deadline_ms(), Some(305), "each wait is longer");
+
+        let first = outbox.next_after(Stream::Event, 0).unwrap();
+        let Position { epoch, .. } = serde_json::from_slice::<Sequenced<DeviceEvent>>(&first.payload).unwrap().position;
+        assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 1 }));
+        resend.answered(&outbox, 110);
+        assert_eq!(resend.deadline_ms(), Some(210));
+        resend.silent(&outbox);
+        assert_eq!(drain(&mut resend, &outbox, 210), all[1..]);
+    }
+
+    #[test]
+    fn a_silent_controller_is_not_buried() {
+        let folder = tempfile::tempdir().unwrap();
+        let bounds = Bounds { max_bytes: 1 << 20, max_events: 1_000 };
+        let (outbox, _) = Outbox::open(folder.path(), bounds, Metrics::new()).unwrap();
+        for n in 0..u64::from(UNANSWERED) + 10 {
+            outbox.event(&event(n)).unwrap();
+        }
+        let mut resend = Resend::new(100);
+        assert_eq!(drain(&mut resend, &outbox, 0).len(), UNANSWERED as usize);
+        resend.answered(&outbox, 1);
+        assert_eq!(drain(&mut resend, &outbox, 1).len(), 10);
+    }
+}

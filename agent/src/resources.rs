@@ -1,0 +1,64 @@
+//! What the agent uses of the device, as the kernel counts it.
+//!
+//! A number that cannot be read is 0: a kernel without `/proc` must not stop anything.
+
+use std::fs;
+use std::path::Path;
+
+use muster_shared::messages::Resources;
+
+use crate::time::Steady;
+
+/// The agent's own use of the device at this moment; `data_dir` is where it keeps its data.
+pub(crate) fn now(started: Steady, data_dir: &Path) -> Resources {
+    Resources {
+        resident_bytes: resident_bytes(),
+        cpu_ms: cpu_ms(),
+        uptime_ms: started.now_ms(),
+        disk_free_bytes: disk_free_bytes(data_dir),
+    }
+}
+
+/// Resident memory of this process, in bytes.
+pub(crate) fn resident_bytes() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or_default();
+    pages.saturating_mul(u64::try_from(rustix::param::page_size()).unwrap_or_default())
+}
+
+fn cpu_ms() -> u64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The second field is the command in parentheses and may hold spaces; times are the 14th and 15th.
+    let after = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let ticks: u64 =
+        after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).fold(0, u64::saturating_add);
+    ticks.saturating_mul(1_000) / rustix::param::clock_ticks_per_second().max(1)
+}
+
+/// Space this process may still use where `path` is, in bytes.
+pub(crate) fn disk_free_bytes(path: &Path) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize))
+}
+
+/// Memory of the device, in bytes.
+pub(crate) fn memory_bytes() -> u64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib.saturating_mul(1_024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells() {
+        let resources = now(Steady::start(), Path::new("."));
+        assert!(resources.resident_bytes > 100_000 && resources.disk_free_bytes > 0);
+        assert!(memory_bytes() > resources.resident_bytes);
+        assert_eq!(disk_free_bytes(Path::new("/nowhere/at/all")), 0);
+    }
+}

@@ -1,0 +1,64 @@
+//! Takes closed windows from the monitor to the outbox.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::monitor::{ClosedWindow, Monitor};
+use crate::outbox::Outbox;
+use crate::resources;
+use crate::time::{Steady, wall_ms};
+
+/// The longest pause between looks at the monitor, in milliseconds: a change of model closes a window at any time.
+const LOOK_MS: u64 = 1_000;
+
+/// Carries windows over.
+#[derive(Clone)]
+pub(crate) struct Pump {
+    pub(crate) monitor: Monitor,
+    pub(crate) outbox: Outbox,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) started: Steady,
+}
+
+impl Pump {
+    /// Runs until `stop` becomes true.
+    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        while !*stop.borrow() {
+            let now_ms = wall_ms();
+            match self.monitor.next_close_ms() {
+                Some(at_ms) if at_ms <= now_ms => {
+                    let windows = self.monitor.close_due(now_ms, resources::now(self.started, &self.data_dir));
+                    // What is due may still wait for requests under way; then the pause below must not be left out.
+                    if !windows.is_empty() {
+                        self.keep(windows);
+                        continue;
+                    }
+                }
+                Some(_) | None => {}
+            }
+            let due_in_ms = self.monitor.next_close_ms().map_or(LOOK_MS, |at| at.saturating_sub(now_ms));
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(due_in_ms.clamp(10, LOOK_MS))) => {}
+                _ = stop.changed() => {}
+            }
+        }
+    }
+
+    /// Closes every window, over or not: the agent stops.
+    pub(crate) fn close_all(&self) {
+        self.keep(self.monitor.close_all(wall_ms(), resources::now(self.started, &self.data_dir)));
+    }
+
+    fn keep(&self, windows: Vec<ClosedWindow>) {
+        // Making them durable blocks this thread; the runtime gives the others' work to another.
+        tokio::task::block_in_place(|| {
+            for window in windows {
+                if let Err(error) = self.outbox.window(&window) {
+                    tracing::error!(%error, "a monitoring window could not be kept");
+                }
+            }
+        });
+    }
+}

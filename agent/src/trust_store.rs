@@ -1,0 +1,269 @@
+//! The root documents the device trusts, and the latest time it knows to have passed: both kept, both only moving forward.
+//!
+//! Whether a document is genuine is decided in `muster_shared::trust`; here the chain is stored, walked at start from the
+//! pinned first document, and extended.
+
+use std::path::{Path, PathBuf};
+
+use muster_agent_core::clock::TimeFloor;
+use muster_shared::ids::Digest;
+use muster_shared::limits::MAX_DOCUMENT_BYTES;
+use muster_shared::messages::FreezeProtection;
+use muster_shared::trust::{Envelope, TrustError, TrustedRoot};
+use serde::Deserialize;
+
+use crate::files::{self, FileError};
+use crate::time::{EffectiveTime, wall_ms};
+
+/// Base64 and signatures make an envelope larger than its document.
+const MAX_FILE_BYTES: u64 = MAX_DOCUMENT_BYTES as u64 * 2;
+/// Root documents one message may bring.
+const MAX_ROOTS_AT_ONCE: usize = 64;
+
+/// Why trust cannot be established.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TrustStoreError {
+    /// A file cannot be read or written.
+    #[error("the trusted root documents cannot be used")]
+    File(#[from] FileError),
+    /// The document everything rests on is missing or wrong.
+    #[error("{path} is missing or damaged: restore it, or remove the identity folder beside it to enrol again")]
+    First {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: TrustError,
+    },
+}
+
+/// What the device trusts.
+#[derive(Debug)]
+pub(crate) struct TrustStore {
+    dir: PathBuf,
+    root: TrustedRoot,
+    floor: TimeFloor,
+    time: EffectiveTime,
+}
+
+fn root_path(dir: &Path, version: u64) -> PathBuf {
+    dir.join(format!("root-{version}.json"))
+}
+
+fn read_root(dir: &Path, version: u64) -> Result<Option<Envelope>, FileError> {
+    let bytes = files::read_bounded(&root_path(dir, version), MAX_FILE_BYTES)?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+fn write_root(dir: &Path, root: &TrustedRoot) -> Result<(), FileError> {
+    let json = serde_json::to_vec(root.envelope()).unwrap_or_default();
+    files::write_durably(&root_path(dir, root.root().version), &json)
+}
+
+impl TrustStore {
+    /// Stores the documents an enrolment brought, which begin with the one whose payload has the digest `pinned`. What lay there
+    /// before belonged to another controller.
+    pub(crate) fn install(data_dir: &Path, roots: &[Envelope], pinned: Digest) -> Result<(), TrustStoreError> {
+        let dir = data_dir.join("trust");
+        files::remove(&dir)?;
+        files::make_folder(&dir)?;
+        let wrong = |source| TrustStoreError::First { path: root_path(&dir, 1), source };
+        let mut roots = roots.iter().cloned();
+        let mut root =
+            TrustedRoot::first(roots.next().ok_or_else(|| wrong(TrustError::RootPin))?, Some(pinned)).map_err(wrong)?;
+        write_root(&dir, &root)?;
+        for next in roots {
+            root = root.next(next).map_err(wrong)?;
+            write_root(&dir, &root)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what is stored, and says what had to be repaired.
+    pub(crate) fn open(
+        data_dir: &Path,
+        pinned: Digest,
+        time: EffectiveTime,
+    ) -> Result<(Self, Vec<String>), TrustStoreError> {
+        let dir = data_dir.join("trust");
+        files::make_folder(&dir)?;
+        let mut alarms = Vec::new();
+        let first = read_root(&dir, 1)?
+            .ok_or(TrustError::RootPin)
+            .and_then(|envelope| TrustedRoot::first(envelope, Some(pinned)))
+            .map_err(|source| TrustStoreError::First { path: root_path(&dir, 1), source })?;
+        let mut root = first;
+        loop {
+            let path = root_path(&dir, root.root().version.saturating_add(1));
+            let Some(bytes) = files::read_bounded(&path, MAX_FILE_BYTES)? else { break };
+            let next = serde_json::from_slice::<Envelope>(&bytes).ok().and_then(|envelope| root.next(envelope).ok());
+            match next {
+                Some(next) => root = next,
+                None => {
+                    // The controller sends it again; until then the document before it holds.
+                    files::set_aside(&path)?;
+                    alarms.push(format!("{} was damaged and set aside", path.display()));
+                    break;
+                }
+            }
+        }
+        let floor = match Self::read_floor(&dir)? {
+            Some(floor) => floor,
+            None => {
+                files::set_aside(&floor_path(&dir))?;
+                alarms.push("the time floor was damaged and starts anew: until the next assignment an old document could pass for a current one".to_owned());
+                TimeFloor::default()
+            }
+        };
+        time.raise(floor.floor_ms());
+        Ok((Self { dir, root, floor, time }, alarms))
+    }
+
+    fn read_floor(dir: &Path) -> Result<Option<TimeFloor>, FileError> {
+        let Some(bytes) = files::read_bounded(&floor_path(dir), 64)? else { return Ok(Some(TimeFloor::default())) };
+        Ok(std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()).map(TimeFloor::new))
+    }
+
+    /// The root documents in force.
+    pub(crate) fn root(&self) -> &TrustedRoot {
+        &self.root
+    }
+
+    /// The time to hold documents against, in milliseconds since the Unix epoch.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.floor.effective_now_ms(wall_ms())
+    }
+
+    /// Whether a document that is out of date can be told.
+    pub(crate) fn protection(&self) -> FreezeProtection {
+        self.floor.protection(wall_ms())
+    }
+
+    /// Learns from a verified document that it was made at `made_at_ms`.
+    pub(crate) fn learn_time(&mut self, made_at_ms: u64) -> Result<(), FileError> {
+        let raised = self.floor.raised(made_at_ms, self.root.root().expires_ms);
+        if raised > self.floor {
+            files::write_durably(&floor_path(&self.dir), raised.floor_ms().to_string().as_bytes())?;
+            self.floor = raised;
+            self.time.raise(raised.floor_ms());
+        }
+        Ok(())
+    }
+
+    /// Takes the root documents that follow the one in force; older ones are passed over. Says whether there was one.
+    ///
+    /// # Errors
+    /// Why the first that was not taken is refused.
+    pub(crate) fn extend(&mut self, roots: Vec<Envelope>) -> Result<bool, RootRefusal> {
+        let mut extended = false;
+        for envelope in roots.into_iter().take(MAX_ROOTS_AT_ONCE) {
+            // Unverified, and good for nothing but to pass over what is known already.
+            let claimed = envelope.payload_bytes().ok().and_then(|p| serde_json::from_slice::<Claimed>(&p).ok());
+            if claimed.is_some_and(|c| c.version <= self.root.root().version) {
+                continue;
+            }
+            let next = self.root.next(envelope)?;
+            write_root(&self.dir, &next)?;
+            self.root = next;
+            extended = true;
+        }
+        Ok(extended)
+    }
+}
+
+#[derive(Deserialize)]
+struct Claimed {
+    version: u64,
+}
+
+/// Why a root document was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RootRefusal {
+    /// It is not trusted.
+    #[error("{0}")]
+    Trust(#[from] TrustError),
+    /// It cannot be stored.
+    #[error("a root document cannot be stored")]
+    File(#[from] FileError),
+}
+
+fn floor_path(dir: &Path) -> PathBuf {
+    dir.join("time-floor")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use muster_shared::trust::{DocumentKind, Role, RoleKeys, Root, SigningKey, sign_document};
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    /// The one key of every role in tests.
+    pub(crate) fn signer() -> SigningKey {
+        SigningKey::from_seed(&Zeroizing::new([9; 32]))
+    }
+
+    /// A root document that trusts [`signer`] with everything.
+    pub(crate) fn root(version: u64, expires_ms: u64) -> Envelope {
+        let key = signer();
+        let (id, public) = (key.public().id(), key.public());
+        let role = |role| (role, RoleKeys { key_ids: [id].into(), threshold: 1 });
+        let root = Root {
+            version,
+            expires_ms,
+            keys: [(id, public)].into(),
+            roles: [role(Role::Root), role(Role::Release), role(Role::Director)].into(),
+        };
+        sign_document(DocumentKind::Root, &root, [&key]).unwrap()
+    }
+
+    pub(crate) fn pin() -> Digest {
+        Digest::of(&root(1, u64::MAX).payload_bytes().unwrap())
+    }
+
+    fn open(dir: &Path) -> Result<(TrustStore, Vec<String>), TrustStoreError> {
+        TrustStore::open(dir, pin(), EffectiveTime::default())
+    }
+
+    #[test]
+    fn the_chain_is_walked_again_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        TrustStore::install(folder.path(), &[root(1, u64::MAX), root(2, 50)], pin()).unwrap();
+        let (mut store, alarms) = open(folder.path()).unwrap();
+        assert_eq!((store.root().root().version, alarms.len()), (2, 0));
+        assert!(store.extend(vec![root(1, 5), root(2, 5), root(3, 60)]).unwrap());
+        assert!(!store.extend(vec![root(3, 60)]).unwrap());
+        assert!(store.extend(vec![root(5, 60)]).is_err());
+        let mut forged = root(4, 70);
+        forged.signatures.clear();
+        assert!(matches!(store.extend(vec![forged]), Err(RootRefusal::Trust(TrustError::Threshold { .. }))));
+        assert_eq!(open(folder.path()).unwrap().0.root().root().version, 3);
+    }
+
+    #[test]
+    fn a_damaged_later_root_is_set_aside_and_a_damaged_first_one_stops_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        TrustStore::install(folder.path(), &[root(1, u64::MAX), root(2, 50)], pin()).unwrap();
+        std::fs::write(folder.path().join("trust/root-2.json"), "{}").unwrap();
+        let (store, alarms) = open(folder.path()).unwrap();
+        assert_eq!((store.root().root().version, alarms.len()), (1, 1));
+        std::fs::write(folder.path().join("trust/root-1.json"), "{}").unwrap();
+        let text = open(folder.path()).unwrap_err().to_string();
+        assert!(text.contains("root-1.json") && text.contains("enrol again"), "{text}");
+    }
+
+    #[test]
+    fn the_time_floor_survives_and_is_said_openly_when_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        TrustStore::install(folder.path(), &[root(1, u64::MAX)], pin()).unwrap();
+        let (mut store, _) = open(folder.path()).unwrap();
+        assert_eq!(store.protection(), FreezeProtection::Full);
+        let later = wall_ms() + 1_000_000_000;
+        store.learn_time(later).unwrap();
+        let (store, _) = open(folder.path()).unwrap();
+        assert_eq!((store.now_ms(), store.protection()), (later, FreezeProtection::Degraded));
+        std::fs::write(folder.path().join("trust/time-floor"), "soon").unwrap();
+        let (store, alarms) = open(folder.path()).unwrap();
+        assert!(store.now_ms() < later && alarms[0].contains("time floor"), "{alarms:?}");
+    }
+}

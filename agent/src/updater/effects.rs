@@ -1,0 +1,237 @@
+//! How each effect of the update machine is carried out. Every one may be carried out twice.
+
+use std::time::Duration;
+
+use muster_agent_core::fetch::FetchPlan;
+use muster_agent_core::slots::{Pointer, Slot};
+use muster_agent_core::update::{Effect, Event};
+use muster_shared::bundle::Manifest;
+use muster_shared::ids::Digest;
+use muster_shared::messages::{DeviceEvent, DeviceEventKind, StateReport, UpdateState};
+
+use super::download::Download;
+use super::{Done, Updater, guarded, model, with_source};
+use crate::time::wall_ms;
+
+/// Pause between attempts to write the record, in milliseconds.
+const WRITE_AGAIN_MS: u64 = 1_000;
+
+impl Updater {
+    /// Carries `effect` out; what follows from it comes back.
+    ///
+    /// # Errors
+    /// Why the update cannot go on.
+    pub(super) fn carry_out(&mut self, effect: Effect) -> Result<Option<Event>, String> {
+        match effect {
+            Effect::StoreManifest(digest) => match &self.offered {
+                Some((offered, envelope)) if *offered == digest => {
+                    self.records.store_manifest(&digest, envelope).map_err(|error| with_source(&error))?;
+                }
+                Some(_) | None => return Err("the manifest did not come with the assignment".to_owned()),
+            },
+            Effect::Persist => self.persist()?,
+            Effect::Tell => self.tell_untold()?,
+            Effect::Report => self.report(),
+            Effect::Refuse { generation, bundle, reason } => self.refuse(generation, bundle, &reason),
+            Effect::PrepareSlot { slot, fresh } => return self.prepare(slot, fresh),
+            Effect::Fetch { slot, generation } => self.fetch(slot, generation)?,
+            Effect::StopFetching => self.download = None,
+            Effect::CheckFiles { slot, generation } => self.check_files(slot, generation)?,
+            Effect::Test { slot, generation } => self.test(slot, generation)?,
+            Effect::LoadCommitted(pointer) => return Ok(Some(self.load_committed(pointer))),
+            Effect::Serve(pointer) => self.serve(pointer)?,
+            Effect::ServeNothing => self.parts.host.deactivate(wall_ms()),
+            Effect::Tidy { keep } => {
+                self.loaded.retain(|slot, _| Some(*slot) == keep);
+                if let Err(error) = self.records.tidy(self.machine.record()) {
+                    tracing::warn!(error = %with_source(&error), "manifests that are no longer needed stay");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes the record, for as long as it takes: nothing may go on that is not written down. Serving does, meanwhile.
+    fn persist(&mut self) -> Result<(), String> {
+        loop {
+            match self.records.save(self.machine.record()) {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::error!(device = %self.parts.device, error = %with_source(&error), "the record of installed bundles cannot be written; trying again");
+                }
+            }
+            self.heartbeat.beat();
+            if self.stopping() {
+                return Err("the agent stopped before the record could be written".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(WRITE_AGAIN_MS));
+        }
+    }
+
+    fn tell_untold(&mut self) -> Result<(), String> {
+        for untold in &self.machine.record().untold {
+            tracing::info!(
+                device = %self.parts.device,
+                kind = ?untold.kind,
+                generation = untold.generation,
+                bundle = untold.bundle.as_ref().map(tracing::field::display),
+                detail = %untold.detail,
+                "update"
+            );
+            let event = DeviceEvent {
+                at_ms: wall_ms(),
+                kind: untold.kind,
+                generation: untold.generation,
+                bundle: untold.bundle.clone(),
+                detail: untold.detail.clone(),
+            };
+            if let Err(error) = self.parts.outbox.event(&event) {
+                // It stays in the record and is told next time.
+                tracing::error!(error = %with_source(&error), "an event could not be kept");
+                return Ok(());
+            }
+            let finished = match untold.kind {
+                DeviceEventKind::Committed => Some(UpdateState::Committed),
+                DeviceEventKind::Reverted => Some(UpdateState::Reverted),
+                DeviceEventKind::Failed => Some(UpdateState::Failed),
+                DeviceEventKind::Started
+                | DeviceEventKind::Crashed
+                | DeviceEventKind::Assigned
+                | DeviceEventKind::Refused
+                | DeviceEventKind::Verified
+                | DeviceEventKind::Trial
+                | DeviceEventKind::Withdrawn
+                | DeviceEventKind::StaleMetadata
+                | DeviceEventKind::Alarm => None,
+            };
+            if let Some(state) = finished {
+                self.parts.metrics.update_finished(state);
+            }
+        }
+        self.machine.told();
+        self.persist()
+    }
+
+    /// Puts the state into the outbox.
+    pub(super) fn report(&self) {
+        let record = self.machine.record();
+        let report = StateReport {
+            reported_at_ms: wall_ms(),
+            generation: record.generation,
+            update: record.update_report(),
+            running: self.parts.host.current().map(|model| model.installed()),
+            committed: record.committed_bundle(),
+            security_floor: record.security_floor,
+            freeze_protection: self.parts.trust.protection(),
+            attributes: self.parts.attributes.clone(),
+            dropped_messages: self.parts.outbox.given_up(),
+            starts: self.parts.starts,
+        };
+        if let Err(error) = self.parts.outbox.state(&report) {
+            tracing::error!(error = %with_source(&error), "the state could not be reported");
+        }
+    }
+
+    /// The manifest of what `slot` holds, with its digest.
+    fn manifest_of(&self, slot: Slot) -> Result<(Digest, Manifest), String> {
+        let content = self.machine.record().slots.get(slot).ok_or("the slot is empty")?;
+        let stored = self.records.manifest(&content.manifest).map_err(|error| with_source(&error))?;
+        let (_, manifest) =
+            stored.ok_or_else(|| format!("the manifest of {} is missing or damaged", content.bundle))?;
+        Ok((content.manifest, manifest))
+    }
+
+    fn prepare(&mut self, slot: Slot, fresh: bool) -> Result<Option<Event>, String> {
+        let (_, manifest) = self.manifest_of(slot)?;
+        if fresh {
+            self.slots.prepare(slot, &manifest).map_err(|error| with_source(&error))?;
+            return Ok(None);
+        }
+        let record = self.machine.record();
+        let (Some(content), Some(update)) = (record.slots.get(slot), &record.update) else { return Ok(None) };
+        let chunks = self.slots.missing(slot, &manifest, &content.have).map_err(|error| with_source(&error))?;
+        let generation = update.generation;
+        Ok((!chunks.is_empty()).then_some(Event::ChunksLost { generation, chunks }))
+    }
+
+    fn fetch(&mut self, slot: Slot, generation: u64) -> Result<(), String> {
+        let (digest, manifest) = self.manifest_of(slot)?;
+        let content = self.machine.record().slots.get(slot).ok_or("the slot is empty")?;
+        let (have, total) = (content.have.count(), content.have.length());
+        tracing::info!(device = %self.parts.device, bundle = %content.bundle, generation, have, total, "fetching");
+        let connected = self.link_epoch % 2 == 1;
+        let plan = FetchPlan::new(content.have.clone(), self.parts.chunk_timeout_ms, connected);
+        self.download = Some(Download::new(&self.slots, slot, generation, digest, &manifest, plan));
+        Ok(())
+    }
+
+    fn check_files(&mut self, slot: Slot, generation: u64) -> Result<(), String> {
+        let (_, manifest) = self.manifest_of(slot)?;
+        let slots = self.slots.clone();
+        self.apart("check-files", move || Done::Checked { generation, result: slots.check(slot, &manifest) });
+        Ok(())
+    }
+
+    fn test(&mut self, slot: Slot, generation: u64) -> Result<(), String> {
+        let content = self.machine.record().slots.get(slot).ok_or("the slot is empty")?;
+        let digest = content.manifest;
+        let (envelope, _) = self
+            .records
+            .manifest(&digest)
+            .map_err(|error| with_source(&error))?
+            .ok_or_else(|| format!("the manifest of {} is missing or damaged", content.bundle))?;
+        // Held against what is trusted now: keys and dates may have changed since it was assigned.
+        let trust = &self.parts.trust;
+        let verified = trust.root().verify_manifest(&envelope, trust.now_ms()).map_err(|error| error.to_string())?;
+        let slots = self.slots.clone();
+        self.apart("test-model", move || {
+            let result = guarded(|| {
+                let manifest = &verified.manifest;
+                model::load(&slots, slot, digest, manifest, Some(manifest.budgets))
+                    .map(|(loaded, report)| (Box::new(loaded), report))
+                    .map_err(|damage| damage.reason)
+            });
+            Done::Tested { slot, generation, result }
+        });
+        Ok(())
+    }
+
+    fn load_committed(&mut self, pointer: Pointer) -> Event {
+        let unusable = |reason: String, damaged: Vec<u32>| {
+            tracing::error!(%reason, "the committed bundle cannot be loaded");
+            Event::CommittedUnusable { reason, damaged }
+        };
+        let (digest, manifest) = match self.manifest_of(pointer.slot) {
+            Ok(found) => found,
+            Err(reason) => return unusable(reason, Vec::new()),
+        };
+        if let Ok(Some((envelope, _))) = self.records.manifest(&digest)
+            && let Err(error) = self.parts.trust.root().verify_undated_manifest(&envelope)
+        {
+            // It was verified when it was installed, and its bytes are the same. Serving goes on; the operator is told.
+            let reason = format!("{} serves on, but would not be trusted today: {error}", manifest.bundle());
+            if self.refusals.tell(&reason, self.clock.now_ms()) {
+                self.put(DeviceEventKind::StaleMetadata, pointer.generation, Some(manifest.bundle()), &reason);
+            }
+        }
+        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            model::load(&self.slots, pointer.slot, digest, &manifest, None)
+        }));
+        match loaded {
+            Ok(Ok((loaded, _))) => {
+                self.loaded.insert(pointer.slot, loaded);
+                Event::CommittedLoaded
+            }
+            Ok(Err(damage)) => unusable(damage.reason, damage.chunks),
+            Err(_) => unusable("loading it ended with a panic".to_owned(), Vec::new()),
+        }
+    }
+
+    fn serve(&mut self, pointer: Pointer) -> Result<(), String> {
+        let loaded = self.loaded.get(&pointer.slot).ok_or("the model is not loaded")?;
+        let served = loaded.served(pointer.generation);
+        tracing::info!(device = %self.parts.device, bundle = %served.bundle, generation = pointer.generation, "serving");
+        self.parts.host.activate(served, wall_ms());
+        Ok(())
+    }
+}

@@ -1,0 +1,447 @@
+//! Brings assigned bundles onto the device: carries out what [`muster_agent_core::update::Machine`] decides.
+//!
+//! One thread owns the record, the slots and trust, and does one thing after another, so that nothing is ever half done
+//! by two. What takes long (checking files, loading a model) runs on a thread of its own and comes back as one more
+//! input. Serving goes on meanwhile: the model in [`ModelHost`] is replaced only once its successor has passed its test.
+
+mod download;
+mod effects;
+mod model;
+mod offers;
+mod records;
+mod slot_files;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use muster_agent_core::fetch::Step;
+use muster_agent_core::refusals::Refusals;
+use muster_agent_core::slots::Slot;
+use muster_agent_core::update::{Event, FileDamage, Machine};
+use muster_inference::golden::GoldenReport;
+use muster_shared::chunk::ChunkFrame;
+use muster_shared::ids::{BundleRef, DeviceId, Digest};
+use muster_shared::limits::bounded_text;
+use muster_shared::messages::{ChunkRequest, Command, DeviceEvent, DeviceEventKind, InstalledBundle, RootDelivery};
+use muster_shared::topics::Down;
+use muster_shared::trust::Envelope;
+use tokio::sync::{mpsc, oneshot};
+
+use self::download::{Download, Taken};
+use self::model::Loaded;
+use self::records::Records;
+pub(crate) use self::records::RecordsError;
+use self::slot_files::SlotFiles;
+use crate::files::FileError;
+use crate::host::ModelHost;
+use crate::metrics::Metrics;
+use crate::mqtt::{LinkState, Told};
+use crate::outbox::Outbox;
+use crate::time::{Steady, wall_ms};
+use crate::trust_store::TrustStore;
+
+/// Inputs that may wait; what comes on top is passed over and comes again.
+pub(crate) const INBOX: usize = 64;
+/// How often a model on trial is looked at, in milliseconds.
+const WATCH_MS: u64 = 250;
+/// The longest the thread sleeps, in milliseconds.
+const IDLE_MS: u64 = 5_000;
+
+/// What the updater takes in.
+pub(crate) enum Input {
+    /// Something the device was told.
+    Told(Told),
+    /// Look again: the link came or went.
+    Wake,
+    /// Work that ran apart is over.
+    Done(Done),
+    /// The agent stops.
+    Stop,
+}
+
+/// Work that ran apart.
+pub(crate) enum Done {
+    Checked { generation: u64, result: Result<(), FileDamage> },
+    Tested { slot: Slot, generation: u64, result: Result<(Box<Loaded>, GoldenReport), String> },
+    SelfTested { running: InstalledBundle, result: Result<GoldenReport, String> },
+}
+
+/// What the updater needs.
+pub(crate) struct Parts {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) device: DeviceId,
+    pub(crate) trust: TrustStore,
+    pub(crate) host: ModelHost,
+    pub(crate) outbox: Outbox,
+    pub(crate) metrics: Metrics,
+    pub(crate) attributes: BTreeMap<String, String>,
+    pub(crate) starts: u64,
+    pub(crate) chunk_timeout_ms: u64,
+    pub(crate) link: LinkState,
+    pub(crate) requests: mpsc::Sender<ChunkRequest>,
+}
+
+/// Why the updater cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpdaterError {
+    /// The record cannot be used.
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+    /// A folder cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// No thread could be started.
+    #[error("the system gives no thread for updates")]
+    Thread(#[source] std::io::Error),
+}
+
+pub(crate) struct Updater {
+    parts: Parts,
+    machine: Machine,
+    records: Records,
+    slots: SlotFiles,
+    loaded: BTreeMap<Slot, Loaded>,
+    download: Option<Download>,
+    /// The manifest that came with the offer being handled.
+    offered: Option<(Digest, Envelope)>,
+    refusals: Refusals,
+    link_epoch: u64,
+    clock: Steady,
+    inbox: SyncSender<Input>,
+    stop: Arc<AtomicBool>,
+    heartbeat: Heartbeat,
+}
+
+/// When the updater last showed signs of life. Cloning gives another handle to the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Heartbeat {
+    clock: Steady,
+    last_ms: Arc<AtomicU64>,
+}
+
+impl Heartbeat {
+    fn beat(&self) {
+        self.last_ms.store(self.clock.now_ms(), Ordering::Relaxed);
+    }
+
+    /// How long ago that was, in milliseconds.
+    pub(crate) fn age_ms(&self) -> u64 {
+        self.clock.now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed))
+    }
+}
+
+/// A running updater.
+pub(crate) struct Running {
+    pub(crate) heartbeat: Heartbeat,
+    inbox: SyncSender<Input>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Running {
+    /// Tells the updater to end, and waits until it has.
+    pub(crate) fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        let _ = self.inbox.try_send(Input::Stop);
+        if self.thread.join().is_err() {
+            tracing::error!("the updater ended with a panic");
+        }
+    }
+
+    /// Whether the updater has ended, which it must not by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+impl Updater {
+    /// Reads what is stored. Nothing is loaded yet.
+    ///
+    /// # Errors
+    /// [`UpdaterError`] when the record cannot be used.
+    pub(crate) fn open(parts: Parts, inbox: SyncSender<Input>, crashed: bool) -> Result<Self, UpdaterError> {
+        let mut records = Records::open(&parts.data_dir)?;
+        let (record, alarms) = records.load()?;
+        let clock = Steady::start();
+        let updater = Self {
+            slots: SlotFiles::new(&parts.data_dir),
+            machine: Machine::new(record),
+            records,
+            loaded: BTreeMap::new(),
+            download: None,
+            offered: None,
+            refusals: Refusals::default(),
+            link_epoch: 0,
+            clock,
+            inbox,
+            stop: Arc::new(AtomicBool::new(false)),
+            heartbeat: Heartbeat { clock, last_ms: Arc::new(AtomicU64::new(0)) },
+            parts,
+        };
+        let exposed = updater.machine.record().exposed_bundle();
+        updater.tell(DeviceEventKind::Started, exposed.as_ref(), &format!("start {}", updater.parts.starts));
+        if crashed {
+            updater.tell(DeviceEventKind::Crashed, exposed.as_ref(), "the agent had not been stopped in order");
+        }
+        for alarm in alarms {
+            updater.tell(DeviceEventKind::Alarm, None, &alarm);
+        }
+        Ok(updater)
+    }
+
+    /// Runs on a thread of its own. `ready` is told once the committed bundle serves, or cannot.
+    ///
+    /// # Errors
+    /// [`UpdaterError::Thread`].
+    pub(crate) fn start(mut self, input: Receiver<Input>, ready: oneshot::Sender<()>) -> Result<Running, UpdaterError> {
+        let (inbox, stop, heartbeat) = (self.inbox.clone(), Arc::clone(&self.stop), self.heartbeat.clone());
+        let thread = std::thread::Builder::new()
+            .name("updater".to_owned())
+            .spawn(move || {
+                self.dispatch(Event::Started);
+                self.report();
+                let _ = ready.send(());
+                self.run(&input);
+            })
+            .map_err(UpdaterError::Thread)?;
+        Ok(Running { heartbeat, inbox, stop, thread })
+    }
+
+    fn run(&mut self, input: &Receiver<Input>) {
+        while !self.stopping() {
+            self.heartbeat.beat();
+            self.look_at_link();
+            let fetch_ms = self.drive_download();
+            let now_ms = self.clock.now_ms();
+            let watch_ms = self.machine.is_watching().then_some(now_ms + WATCH_MS);
+            let wake_ms = [fetch_ms, watch_ms].into_iter().flatten().min().unwrap_or(u64::MAX).min(now_ms + IDLE_MS);
+            match input.recv_timeout(Duration::from_millis(wake_ms.saturating_sub(now_ms))) {
+                Ok(Input::Told(told)) => self.told(&told),
+                Ok(Input::Done(done)) => self.done(done),
+                Ok(Input::Wake) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if self.machine.is_watching() {
+                self.dispatch(Event::Tick { counts: self.parts.host.counts() });
+            }
+        }
+        self.dispatch(Event::Stopping);
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn look_at_link(&mut self) {
+        let epoch = self.parts.link.epoch();
+        if epoch == self.link_epoch {
+            return;
+        }
+        self.link_epoch = epoch;
+        let connected = epoch % 2 == 1;
+        if let Some(download) = &mut self.download {
+            download.connection(connected);
+        }
+        if connected {
+            self.check_root_date();
+        }
+    }
+
+    /// Asks for chunks and makes durable what came; says when to look again, by the updater's clock.
+    fn drive_download(&mut self) -> Option<u64> {
+        loop {
+            let now_ms = self.clock.now_ms();
+            let download = self.download.as_mut()?;
+            let generation = download.generation;
+            match download.next(now_ms) {
+                Step::WaitUntil(at_ms) => return Some(at_ms),
+                Step::Disconnected | Step::Done => return None,
+                Step::Request { first, wanted } => {
+                    let request = ChunkRequest { manifest: download.manifest, first, wanted };
+                    // One that finds no room is asked for again when its time is up.
+                    let _ = self.parts.requests.try_send(request);
+                }
+                Step::Flush => {
+                    let event = match download.flush() {
+                        Ok(chunks) => Event::ChunksDurable { generation, chunks },
+                        Err(error) => Event::Obstructed { generation, reason: with_source(&error) },
+                    };
+                    self.dispatch(event);
+                }
+                Step::GiveUp { chunk } => {
+                    let reason = format!("chunk {chunk} came with wrong bytes over and over");
+                    self.dispatch(Event::Obstructed { generation, reason });
+                }
+            }
+        }
+    }
+
+    fn told(&mut self, told: &Told) {
+        match told.kind {
+            Down::Assignment => self.assignment(&told.payload),
+            Down::Chunk => self.chunk(&told.payload),
+            Down::Root => match serde_json::from_slice::<RootDelivery>(&told.payload) {
+                Ok(delivery) => match self.parts.trust.extend(delivery.roots) {
+                    Ok(true) => tracing::info!(version = self.parts.trust.root().root().version, "root document taken"),
+                    Ok(false) => {}
+                    Err(error) => self.refuse(0, None, &with_source(&error)),
+                },
+                Err(error) => self.refuse(0, None, &format!("a delivery of root documents does not parse: {error}")),
+            },
+            Down::Command => match serde_json::from_slice::<Command>(&told.payload) {
+                Ok(Command::SelfTest) => self.self_test(),
+                Err(error) => self.refuse(0, None, &format!("a command does not parse: {error}")),
+            },
+            Down::Ack => {}
+        }
+    }
+
+    fn chunk(&mut self, payload: &[u8]) {
+        let frame = match ChunkFrame::decode(payload) {
+            Ok(frame) => frame,
+            Err(error) => return self.refuse(0, None, &error.to_string()),
+        };
+        let now_ms = self.clock.now_ms();
+        let Some(download) = &mut self.download else { return };
+        let generation = download.generation;
+        match download.take(&frame, now_ms) {
+            Ok(Taken::Written(bytes)) => self.parts.metrics.chunk_received(bytes),
+            Ok(Taken::Unwanted) => {}
+            Ok(Taken::Wrong(chunk)) => {
+                let bundle = self.machine.record().update.as_ref().and_then(|u| u.bundle.clone());
+                self.refuse(generation, bundle, &format!("chunk {chunk} is not what the manifest describes"));
+            }
+            Err(error) => self.dispatch(Event::Obstructed { generation, reason: with_source(&error) }),
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Checked { generation, result } => self.dispatch(Event::FilesChecked { generation, result }),
+            Done::Tested { slot, generation, result } => {
+                let result = result.map(|(loaded, report)| {
+                    tracing::info!(
+                        bundle = %loaded.manifest.short(),
+                        examples = report.examples,
+                        median_us = report.median_us,
+                        max_abs_difference = report.max_abs_difference,
+                        "golden examples passed"
+                    );
+                    let update = self.machine.record().update.as_ref();
+                    // Another assignment may have come meanwhile: then the model is for nothing.
+                    if update.is_some_and(|u| u.generation == generation && u.phase.working_slot() == Some(slot)) {
+                        self.loaded.insert(slot, *loaded);
+                    }
+                });
+                self.dispatch(Event::Tested { generation, result });
+            }
+            Done::SelfTested { running, result } => match result {
+                Ok(report) => self.tell(
+                    DeviceEventKind::Verified,
+                    Some(&running),
+                    &format!(
+                        "self-test passed: {} golden examples, {} us at the median",
+                        report.examples, report.median_us
+                    ),
+                ),
+                Err(reason) => {
+                    self.tell(DeviceEventKind::Alarm, Some(&running), &format!("self-test failed: {reason}"));
+                }
+            },
+        }
+    }
+
+    fn self_test(&mut self) {
+        let Some(running) = self.parts.host.current().map(|model| model.installed()) else {
+            return self.tell(DeviceEventKind::Alarm, None, "self-test: nothing is running");
+        };
+        let found = self.loaded.iter().find(|(_, loaded)| loaded.manifest == running.manifest);
+        let manifest = self.records.manifest(&running.manifest).ok().flatten();
+        let (Some((slot, loaded)), Some((_, manifest))) = (found, manifest) else {
+            return self.tell(DeviceEventKind::Alarm, Some(&running), "self-test: the bundle's files are not there");
+        };
+        let (slot, loaded, slots) = (*slot, loaded.clone(), self.slots.clone());
+        self.apart("self-test", move || {
+            let result = guarded(|| loaded.check_again(&slots, slot, &manifest));
+            Done::SelfTested { running, result }
+        });
+    }
+
+    /// Runs `work` on a thread of its own; what it gives comes back as an input.
+    fn apart(&self, name: &str, work: impl FnOnce() -> Done + Send + 'static) {
+        let inbox = self.inbox.clone();
+        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // The updater may have ended meanwhile.
+            let _ = inbox.send(Input::Done(work()));
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, name, "no thread could be started; it is tried again at the next start");
+        }
+    }
+
+    /// Hands `event` to the machine and carries its effects out, and those of what follows from them.
+    fn dispatch(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for effect in self.machine.handle(event, self.clock.now_ms()) {
+                match self.carry_out(effect) {
+                    Ok(follows) => events.extend(follows),
+                    Err(reason) => {
+                        let generation = self.machine.record().update.as_ref().map_or(0, |u| u.generation);
+                        events.push_back(Event::Obstructed { generation, reason });
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells about something treated as if it had not come, if that is worth telling.
+    fn refuse(&mut self, generation: u64, bundle: Option<BundleRef>, reason: &str) {
+        let reason = bounded_text(reason);
+        if self.refusals.tell(&reason, self.clock.now_ms()) {
+            tracing::warn!(device = %self.parts.device, generation, %reason, "refused");
+            self.put(DeviceEventKind::Refused, generation, bundle, &reason);
+        }
+    }
+
+    fn tell(&self, kind: DeviceEventKind, about: Option<&InstalledBundle>, detail: &str) {
+        self.put(kind, about.map_or(0, |b| b.generation), about.map(|b| b.bundle.clone()), detail);
+    }
+
+    fn put(&self, kind: DeviceEventKind, generation: u64, bundle: Option<BundleRef>, detail: &str) {
+        let event = DeviceEvent { at_ms: wall_ms(), kind, generation, bundle, detail: bounded_text(detail) };
+        if let Err(error) = self.parts.outbox.event(&event) {
+            tracing::error!(?kind, error = %with_source(&error), "an event could not be kept");
+        }
+    }
+
+    fn data_dir(&self) -> &Path {
+        &self.parts.data_dir
+    }
+}
+
+/// An error with its cause, for one line.
+fn with_source(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+/// Turns a panic of `work` into its error.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err("the test of the model ended with a panic".to_owned()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Assignments as they come in: signatures, device and dates first, then the machine decides.
+
+use muster_agent_core::admit::{DeviceFacts, Offer, OfferedManifest};
+use muster_agent_core::update::Event;
+use muster_shared::messages::{AssignmentDelivery, DeviceEventKind};
+
+use super::Updater;
+use crate::{attributes, resources};
+
+impl Updater {
+    pub(super) fn assignment(&mut self, payload: &[u8]) {
+        let delivery: AssignmentDelivery = match serde_json::from_slice(payload) {
+            Ok(delivery) => delivery,
+            Err(error) => return self.refuse(0, None, &format!("an assignment does not parse: {error}")),
+        };
+        if !self.check_root_date() {
+            return;
+        }
+        let now_ms = self.parts.trust.now_ms();
+        let root = self.parts.trust.root();
+        let assignment = match root.verify_assignment(&delivery.assignment, &self.parts.device, now_ms) {
+            Ok(assignment) => assignment,
+            Err(error) => return self.refuse(0, None, &format!("an assignment is not trusted: {error}")),
+        };
+        // Its date is the machine's matter: a genuine bundle that is out of date is a failed update, not a forgery.
+        let verified = delivery.manifest.as_ref().map(|envelope| root.verify_undated_manifest(envelope)).transpose();
+        let verified = match verified {
+            Ok(verified) => verified,
+            Err(error) => {
+                let reason = format!("the manifest of an assignment is not trusted: {error}");
+                return self.refuse(assignment.generation, None, &reason);
+            }
+        };
+        let made_at_ms = verified.as_ref().map_or(0, |v| v.manifest.created_at_ms).max(assignment.issued_at_ms);
+        if let Err(error) = self.parts.trust.learn_time(made_at_ms) {
+            tracing::error!(%error, "the time floor could not be raised");
+        }
+        let offer = Offer {
+            assignment,
+            manifest: verified.as_ref().map(OfferedManifest::from),
+            device: DeviceFacts {
+                arch: attributes::arch().to_owned(),
+                memory_bytes: resources::memory_bytes(),
+                agent_version: attributes::AGENT_VERSION.parse().unwrap_or_else(|_| semver::Version::new(0, 0, 0)),
+                disk_free_bytes: resources::disk_free_bytes(self.data_dir()),
+                now_ms,
+            },
+        };
+        self.offered = verified.map(|v| v.digest).zip(delivery.manifest);
+        self.dispatch(Event::Offered(Box::new(offer)));
+        self.offered = None;
+    }
+
+    /// Whether the root document is in date; says so when it is not.
+    pub(super) fn check_root_date(&mut self) -> bool {
+        let Err(error) = self.parts.trust.root().check_date(self.parts.trust.now_ms()) else { return true };
+        let reason = format!("no assignment is taken any more: {error}");
+        if self.refusals.tell(&reason_without_now(&reason), self.clock.now_ms()) {
+            tracing::warn!(device = %self.parts.device, %reason, "stale metadata");
+            self.put(DeviceEventKind::StaleMetadata, 0, None, &reason);
+        }
+        false
+    }
+}
+
+/// The part of an expiry's text that stays the same from one moment to the next.
+fn reason_without_now(reason: &str) -> String {
+    reason.split(", it is").next().unwrap_or(reason).to_owned()
+}

@@ -1,0 +1,73 @@
+//! The agent's command line, as people and scripts meet it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on shall fail")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn agent(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_muster-agent")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn check(content: &str) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    std::fs::write(&path, content).unwrap();
+    agent(&["check-config", "--config", path.to_str().unwrap()])
+}
+
+#[test]
+fn it_tells_its_version() {
+    let output = agent(&["--version"]);
+    assert!(output.status.success());
+    assert_eq!(text(&output.stdout), format!("muster-agent {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_example_configuration_is_right() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("agent.example.toml");
+    let output = agent(&["check-config", "--config", example.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("is right"));
+}
+
+#[test]
+fn a_malformed_configuration_is_refused_with_line_and_field() {
+    let output = check("[serve]\nlisten = \"127.0.0.1:0\"\nmax-concurency = 4\n");
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    for part in ["agent.toml", "line 3", "max-concurency", "max-concurrency"] {
+        assert!(error.contains(part), "{error:?} does not name {part:?}");
+    }
+    let output = check("[monitor]\nwindow-ms = 1\n");
+    assert!(text(&output.stderr).contains("monitor.window-ms"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_named() {
+    let output = agent(&["--config", "/nowhere/agent.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/nowhere/agent.toml"));
+}
+
+#[test]
+fn a_device_that_cannot_enrol_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    let data_dir = folder.path().join("data");
+    let start = |token: &str| {
+        let config = format!("data-dir = {data_dir:?}\n{token}\n[serve]\nlisten = \"127.0.0.1:0\"\n");
+        std::fs::write(&path, config).unwrap();
+        let output = agent(&["--config", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let error = start("");
+    assert!(error.contains("not enrolled") && error.contains("muster token create"), "{error}");
+    let error = start("enrolment-token = \"muster1.rubbish\"");
+    assert!(error.contains("damaged") && !error.contains("rubbish"), "{error}");
+}

@@ -1,0 +1,307 @@
+//! The controller's HTTP API, as the commands need it.
+//!
+//! Every answer is read with a bound and a time limit. A refusal (4xx) becomes exit code 3 with the problem's own
+//! words; everything that is the controller's or the network's fault becomes exit code 4.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use indicatif::ProgressBar;
+use muster_shared::api::{Page, Problem};
+use muster_shared::ids::Digest;
+use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url, header};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::disk;
+use crate::failure::Failure;
+use crate::settings::Settings;
+
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+const MAX_CA_BYTES: u64 = 1024 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest silence in an exchange.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Items asked for at once.
+const PAGE_SIZE: usize = 200;
+const UPLOAD_PIECE_BYTES: usize = 64 * 1024;
+
+/// A client of one controller.
+#[derive(Debug)]
+pub(crate) struct ApiClient {
+    http: Client,
+    base: Url,
+    token: String,
+}
+
+fn is_loopback(url: &Url) -> bool {
+    url.host_str().is_some_and(|host| {
+        host == "localhost"
+            || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    })
+}
+
+impl ApiClient {
+    /// A client for the controller in `settings`. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`Failure`] when the CA file cannot be used.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, Failure> {
+        // A second installation finds the first, which is the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = Client::builder()
+            .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .https_only(true);
+        if is_loopback(&settings.url) {
+            builder = builder.no_proxy();
+        }
+        if let Some(path) = &settings.ca_file {
+            let pem = disk::read(path, MAX_CA_BYTES)?;
+            let refuse = || Failure::input(format!("{} holds no certificate in PEM form", path.display()));
+            let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| refuse().because(error))?;
+            if certificates.is_empty() {
+                return Err(refuse());
+            }
+            // These and no others: whoever can get a certificate from a public CA is not the controller.
+            builder = builder.tls_certs_only(certificates);
+        }
+        let http = builder.build().map_err(|error| Failure::input("cannot set up TLS").because(error))?;
+        Ok(Self { http, base: settings.url.clone(), token: settings.token.clone() })
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> Result<RequestBuilder, Failure> {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .map_err(|()| Failure::input(format!("{} cannot be a controller's address", self.base)))?
+            .pop_if_empty()
+            .extend(["api", "v1"])
+            .extend(path);
+        Ok(self.http.request(method, url).bearer_auth(&self.token))
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Failure {
+        let error = error.without_url();
+        let mut chain = String::new();
+        let mut cause: Option<&dyn Error> = Some(&error);
+        while let Some(current) = cause {
+            chain.push_str(&current.to_string());
+            cause = current.source();
+        }
+        // Two controllers' CAs may have the same name; then the signature is what tells them apart.
+        let hint = if chain.contains("UnknownIssuer") || chain.contains("BadSignature") {
+            ": its certificate is not from a CA trusted here; give the controller's CA certificate with --ca-file"
+        } else if error.is_timeout() {
+            ": it does not answer in time"
+        } else {
+            ""
+        };
+        Failure::unavailable(format!("the controller at {} cannot be reached{hint}", self.base)).because(error)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = self.read(response).await.unwrap_or_default();
+        let said = serde_json::from_slice::<Problem>(&body)
+            .map(|problem| format!("{} ({status}): {}", problem.title, problem.detail))
+            .unwrap_or_else(|_| {
+                let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+                format!("{status} {text}").trim_end().to_owned()
+            });
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(Failure::refused(format!("the controller does not accept the access token: {said}")));
+        }
+        if status.is_client_error() {
+            return Err(Failure::refused(format!("the controller refused: {said}")));
+        }
+        Err(Failure::unavailable(format!("the controller failed: {said}")))
+    }
+
+    async fn read(&self, mut response: Response) -> Result<Vec<u8>, Failure> {
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(error))? {
+            if body.len() + piece.len() > MAX_ANSWER_BYTES {
+                return Err(Failure::unavailable(format!(
+                    "the controller's answer is longer than {MAX_ANSWER_BYTES} bytes"
+                )));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+
+    async fn exchange<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {
+        let response = self.send(request).await?;
+        let path = response.url().path().to_owned();
+        serde_json::from_slice(&self.read(response).await?).map_err(|error| {
+            Failure::unavailable(format!(
+                "the controller's answer to {path} is not understood; is it of another version than this command?"
+            ))
+            .because(error)
+        })
+    }
+
+    /// Reads one thing.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be had.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Result<T, Failure> {
+        self.exchange(self.request(Method::GET, path)?.query(query)).await
+    }
+
+    /// Reads a list to its end, page by page.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be had, or never ends.
+    pub(crate) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<Vec<T>, Failure> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut query = query.to_vec();
+            query.push(("limit", PAGE_SIZE.to_string()));
+            query.extend(cursor.clone().map(|cursor| ("cursor", cursor)));
+            let page: Page<T> = self.get(path, &query).await?;
+            let empty = page.items.is_empty();
+            items.extend(page.items);
+            match page.next_cursor {
+                None => return Ok(items),
+                Some(next) if empty || cursor.as_ref() == Some(&next) => {
+                    return Err(Failure::unavailable(format!("the controller's list does not go on after {next:?}")));
+                }
+                next => cursor = next,
+            }
+        }
+    }
+
+    /// Sends something and reads what came of it.
+    ///
+    /// # Errors
+    /// [`Failure`] when it was not taken.
+    pub(crate) async fn post<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &B,
+    ) -> Result<T, Failure> {
+        self.exchange(self.request(Method::POST, path)?.json(body)).await
+    }
+
+    /// As [`Self::post`], for what must not happen twice: `key` lets the controller tell a repetition from another
+    /// wish, so that a lost answer is asked for once more.
+    ///
+    /// # Errors
+    /// [`Failure`] when it was not taken.
+    pub(crate) async fn post_once<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &B,
+        key: &str,
+    ) -> Result<T, Failure> {
+        let request = || Ok(self.request(Method::POST, path)?.header("Idempotency-Key", key).json(body));
+        match self.exchange(request()?).await {
+            Err(failure) if failure.is_unavailable() => self.exchange(request()?).await,
+            result => result,
+        }
+    }
+
+    /// Changes something and reads how it stands.
+    ///
+    /// # Errors
+    /// [`Failure`] when it was not changed.
+    pub(crate) async fn patch<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &B,
+    ) -> Result<T, Failure> {
+        self.exchange(self.request(Method::PATCH, path)?.json(body)).await
+    }
+
+    /// Whether the controller has the file with this digest.
+    ///
+    /// # Errors
+    /// [`Failure`] when it does not say.
+    pub(crate) async fn has_file(&self, digest: &Digest) -> Result<bool, Failure> {
+        let request = self.request(Method::HEAD, &["files", &digest.to_string()])?;
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        match response.status() {
+            status if status.is_success() => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            StatusCode::UNAUTHORIZED => Err(Failure::refused("the controller does not accept the access token")),
+            status if status.is_client_error() => {
+                Err(Failure::refused(format!("the controller does not say whether it has file {digest}: {status}")))
+            }
+            status => Err(Failure::unavailable(format!("the controller failed: {status}"))),
+        }
+    }
+
+    /// Uploads `file`, which has `length` bytes, moving `progress` along.
+    ///
+    /// # Errors
+    /// [`Failure`] when it was not taken.
+    pub(crate) async fn put_file(
+        &self,
+        digest: &Digest,
+        file: File,
+        length: u64,
+        progress: &ProgressBar,
+    ) -> Result<(), Failure> {
+        let body = Upload { file, left: length, progress: progress.clone() };
+        let request = self
+            .request(Method::PUT, &["files", &digest.to_string()])?
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::CONTENT_LENGTH, length)
+            .body(reqwest::Body::wrap(body));
+        self.send(request).await.map(|_| ())
+    }
+}
+
+/// A file on its way, piece by piece.
+struct Upload {
+    file: File,
+    left: u64,
+    progress: ProgressBar,
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(UPLOAD_PIECE_BYTES);
+        let mut piece = vec![0; most];
+        // Blocks for a local disk at most, on a thread that has nothing else to do.
+        let result = self.file.read(&mut piece).and_then(|read| match read {
+            0 => Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file became shorter meanwhile")),
+            read => Ok(read),
+        });
+        Poll::Ready(Some(result.map(|read| {
+            piece.truncate(read);
+            self.left -= read as u64;
+            self.progress.inc(read as u64);
+            Frame::data(piece.into())
+        })))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}

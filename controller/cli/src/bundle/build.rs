@@ -1,0 +1,196 @@
+//! `muster bundle build`: from description, model, golden examples and sample to an unsigned bundle.
+
+use std::path::Path;
+
+use muster_inference::golden::{self, MAX_GOLDEN_BYTES};
+use muster_inference::{GoldenError, GoldenReport, GoldenSet, LoadOptions, Model, Runtime as _, TractRuntime};
+use muster_shared::bundle::{BundleFile, GOLDEN_PATH, MODEL_PATH, Manifest, ModelSignature, TensorSpec};
+use muster_shared::ids::{BundleRef, Digest};
+use muster_shared::limits::{CHUNK_BYTES, MAX_CHUNKS, MAX_DOCUMENT_BYTES};
+use muster_shared::profile::Profile;
+use muster_shared::trust::{DocumentKind, Envelope};
+use serde::Serialize;
+
+use super::description::Description;
+use super::folder::Folder;
+use super::profile;
+use crate::command::Context;
+use crate::disk;
+use crate::failure::Failure;
+use crate::output;
+
+const MAX_MODEL_BYTES: u64 = MAX_CHUNKS as u64 * CHUNK_BYTES as u64;
+const DAY_MS: u64 = 86_400_000;
+
+fn tensors(specs: &[TensorSpec]) -> String {
+    let tensor = |spec: &TensorSpec| format!("{} {} {:?}", spec.name, spec.datatype, spec.shape);
+    specs.iter().map(tensor).collect::<Vec<_>>().join(", ")
+}
+
+/// What a model takes and gives, for people.
+pub(super) fn signature_text(signature: &ModelSignature) -> String {
+    format!("{} -> {}", tensors(&signature.inputs), tensors(&signature.outputs))
+}
+
+/// Reads golden examples.
+///
+/// # Errors
+/// [`Failure`] of bad input when the file holds none.
+pub(super) fn read_golden(path: &Path, content: &[u8]) -> Result<GoldenSet, Failure> {
+    GoldenSet::parse(content)
+        .map_err(|error| Failure::input(format!("{} cannot be used", path.display())).because(error))
+}
+
+/// Loads a model as the agent does.
+///
+/// # Errors
+/// [`Failure`] of bad input with the runtime's reason.
+pub(super) fn load_model(path: &Path, onnx: &[u8], golden: &GoldenSet) -> Result<Box<dyn Model>, Failure> {
+    let options = LoadOptions { sample_shapes: golden.sample_shapes(), ..LoadOptions::default() };
+    TractRuntime
+        .load(onnx, &options)
+        .map_err(|error| Failure::input(format!("{} cannot be put into a bundle", path.display())).because(error))
+}
+
+/// Runs the golden examples.
+///
+/// # Errors
+/// [`Failure`] of a failed check with the first that is wrong.
+pub(super) fn check_golden(path: &Path, model: &dyn Model, golden: &GoldenSet) -> Result<GoldenReport, Failure> {
+    golden::check(model, golden).map_err(|error| {
+        let why = match &error {
+            GoldenError::Value { .. } | GoldenError::Form { .. } => {
+                "the model gives other answers here than where the examples were made"
+            }
+            GoldenError::TooLarge { .. }
+            | GoldenError::Malformed(_)
+            | GoldenError::Count(_)
+            | GoldenError::Tolerance { .. }
+            | GoldenError::Tensor { .. }
+            | GoldenError::Names { .. }
+            | GoldenError::Run { .. }
+            | GoldenError::NoOutput { .. } => "the examples do not fit the model",
+        };
+        Failure::unmet(format!("{}: {why}", path.display())).because(error)
+    })
+}
+
+/// When the bundle was built: now, or what SOURCE_DATE_EPOCH says (reproducible-builds.org), in milliseconds.
+fn created_at_ms() -> Result<u64, Failure> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) else {
+        return Ok(output::now_ms());
+    };
+    text.to_str()
+        .and_then(|text| text.parse::<u64>().ok())
+        .and_then(|seconds| seconds.checked_mul(1_000))
+        .ok_or_else(|| Failure::input(format!("SOURCE_DATE_EPOCH is {text:?}: seconds since 1970 are expected")))
+}
+
+#[derive(Serialize)]
+struct Built<'a> {
+    bundle: BundleRef,
+    manifest_digest: Digest,
+    dir: &'a Path,
+    total_bytes: u64,
+    columns: usize,
+    reference_rows: usize,
+    golden_examples: usize,
+    golden_max_abs_difference: f64,
+    golden_median_us: u64,
+}
+
+/// Reads the attachments, each to lie in the bundle under its own file name.
+fn read_attachments(description: &Description) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let named = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.map(ToOwned::to_owned).ok_or_else(|| {
+            description.origin.whole_fault(format!("attachments: {} does not end in a file's name", path.display()))
+        })
+    };
+    description.attachments.iter().map(|path| Ok((named(path)?, disk::read(path, MAX_MODEL_BYTES)?))).collect()
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when an input is wrong or the model fails a check; nothing is written then.
+pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool) -> Result<(), Failure> {
+    let created_at_ms = created_at_ms()?;
+    let description = Description::read(description)?;
+    let onnx = disk::read(&description.model, MAX_MODEL_BYTES)?;
+    let golden_bytes = disk::read(&description.golden, MAX_GOLDEN_BYTES as u64)?;
+    let golden = read_golden(&description.golden, &golden_bytes)?;
+    let model = load_model(&description.model, &onnx, &golden)?;
+    output::note(&format!("model      {}: {}", output::bytes(onnx.len() as u64), signature_text(model.signature())));
+
+    let report = check_golden(&description.golden, model.as_ref(), &golden)?;
+    output::note(&format!(
+        "golden     {} examples pass, largest difference {:.1e}, median {} µs",
+        report.examples, report.max_abs_difference, report.median_us
+    ));
+
+    let (profile, reference_rows) = match &description.reference {
+        Some(reference) => {
+            let measured = profile::build(&description, reference, model.as_ref())?;
+            output::note(&format!("reference  {} rows, {} columns", measured.rows, measured.profile.columns.len()));
+            if description.outputs.is_empty() {
+                output::warn("no output is described, so the model's answers are not monitored");
+            }
+            (measured.profile, measured.rows)
+        }
+        None => {
+            profile::check_names(&description, model.signature())?;
+            output::warn("there is no reference sample: drift of this model will not be seen, nor stop a rollout");
+            (Profile::default(), 0)
+        }
+    };
+
+    let mut files = vec![(MODEL_PATH.to_owned(), onnx), (GOLDEN_PATH.to_owned(), golden_bytes)];
+    files.extend(read_attachments(&description)?);
+    let manifest = Manifest {
+        name: description.name.clone(),
+        version: description.version.clone(),
+        description: description.description.clone(),
+        release_counter: description.release_counter,
+        security_floor: description.security_floor,
+        created_at_ms,
+        expires_ms: created_at_ms.saturating_add(u64::from(description.expires_days) * DAY_MS),
+        requirements: description.requirements(),
+        budgets: description.budgets(),
+        files: files.iter().map(|(path, content)| BundleFile::describe(path, content)).collect(),
+        signature: model.signature().clone(),
+        profile,
+        lineage: description.lineage(),
+    };
+    manifest.validate().map_err(|error| description.origin.whole_fault(error.to_string()))?;
+    let payload = serde_json::to_vec(&manifest)
+        .map_err(|error| Failure::unmet("the manifest has no form in JSON").because(error))?;
+    if payload.len() > MAX_DOCUMENT_BYTES {
+        return Err(description.origin.whole_fault(format!(
+            "the manifest would have {} bytes, and {MAX_DOCUMENT_BYTES} are allowed: watch fewer columns \
+             (monitor = false in [[inputs]]), or split the model's file",
+            payload.len()
+        )));
+    }
+
+    let folder = Folder::create(out, force)?;
+    for (path, content) in &files {
+        folder.write_file(path, content)?;
+    }
+    folder.write_envelope(&Envelope::unsigned(DocumentKind::Manifest, &payload))?;
+
+    let built = Built {
+        bundle: manifest.bundle(),
+        manifest_digest: Digest::of(&payload),
+        dir: out,
+        total_bytes: manifest.total_bytes(),
+        columns: manifest.profile.columns.len(),
+        reference_rows,
+        golden_examples: report.examples,
+        golden_max_abs_difference: report.max_abs_difference,
+        golden_median_us: report.median_us,
+    };
+    context.output.show(&built, |built| {
+        format!("{} ({}) is in {}, not signed yet", built.bundle, built.manifest_digest.short(), built.dir.display())
+    })
+}

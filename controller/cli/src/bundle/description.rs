@@ -1,0 +1,318 @@
+//! The TOML description a bundle is built from: reading it, and saying where it is wrong.
+//!
+//! What the description promises about the model is held against the model in [`super::profile`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use muster_shared::bundle::{Budgets, Lineage, Requirements};
+use muster_shared::ids::{BundleName, Digest};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::disk;
+use crate::failure::Failure;
+
+const MAX_DESCRIPTION_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What a bundle is to be made of. Paths are relative to the description's folder.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Description {
+    /// The model's name.
+    pub(crate) name: BundleName,
+    /// Its semantic version.
+    pub(crate) version: semver::Version,
+    /// One line for people.
+    #[serde(default)]
+    pub(crate) description: String,
+    /// Grows with every release of this name.
+    pub(crate) release_counter: u64,
+    /// The least release counter a device may run once it has committed this bundle.
+    #[serde(default)]
+    pub(crate) security_floor: u64,
+    /// Days until no device installs it any more.
+    #[serde(default = "default_expires_days")]
+    pub(crate) expires_days: u32,
+    /// The ONNX file.
+    pub(crate) model: PathBuf,
+    /// The golden examples.
+    pub(crate) golden: PathBuf,
+    /// The reference sample, CSV or NPY; without it nothing is monitored.
+    pub(crate) reference: Option<PathBuf>,
+    /// Further files that travel with the model, under their own names: a label map, a calibration set, a licence.
+    #[serde(default)]
+    pub(crate) attachments: Vec<PathBuf>,
+    #[serde(default)]
+    requirements: RequirementsTable,
+    #[serde(default)]
+    budgets: BudgetsTable,
+    #[serde(default)]
+    lineage: LineageTable,
+    /// How the sample fills the model's inputs.
+    #[serde(default)]
+    pub(crate) inputs: Vec<Spanned<InputTable>>,
+    /// What the model's outputs mean.
+    #[serde(default)]
+    pub(crate) outputs: Vec<Spanned<OutputTable>>,
+    /// Where it was read, for messages.
+    #[serde(skip)]
+    pub(crate) origin: Origin,
+}
+
+const fn default_expires_days() -> u32 {
+    365
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct RequirementsTable {
+    architectures: BTreeSet<String>,
+    min_memory_bytes: u64,
+    min_agent_version: Option<semver::Version>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct BudgetsTable {
+    max_latency_ms: Option<u64>,
+    max_memory_bytes: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct LineageTable {
+    dataset: Option<String>,
+    dataset_sha256: Option<Digest>,
+    code: Option<String>,
+    run: Option<String>,
+    metrics: BTreeMap<String, f64>,
+}
+
+/// One input of the model.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct InputTable {
+    /// Its name in the model.
+    pub(crate) name: String,
+    /// Names of the elements of one row: columns of a CSV sample. An NPY sample is read by position and may do without.
+    #[serde(default)]
+    pub(crate) features: Vec<String>,
+    /// Whether the elements are monitored on devices.
+    #[serde(default = "default_monitor")]
+    pub(crate) monitor: bool,
+}
+
+const fn default_monitor() -> bool {
+    true
+}
+
+/// What an output means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OutputKind {
+    /// One value for each class, the largest being the answer.
+    ClassProbabilities,
+    /// Numbers, each watched by itself.
+    Numeric,
+}
+
+/// One output of the model.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct OutputTable {
+    /// Its name in the model.
+    pub(crate) name: String,
+    /// What it means.
+    pub(crate) kind: OutputKind,
+    /// The classes' names, in the order of the output's elements.
+    #[serde(default)]
+    pub(crate) classes: Vec<String>,
+}
+
+/// The file a description came from.
+#[derive(Debug, Default)]
+pub(crate) struct Origin {
+    path: PathBuf,
+    /// Where each line starts, in bytes.
+    line_starts: Vec<usize>,
+}
+
+impl Origin {
+    fn new(path: &Path, text: &str) -> Self {
+        let starts = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
+        Self { path: path.to_owned(), line_starts: std::iter::once(0).chain(starts).collect() }
+    }
+
+    /// A mistake at `span`, in `field`.
+    pub(crate) fn fault(&self, span: Range<usize>, field: &str, reason: impl AsRef<str>) -> Failure {
+        let line = self.line_starts.partition_point(|start| *start <= span.start).max(1);
+        Failure::input(format!("{}, line {line}, {field}: {}", self.path.display(), reason.as_ref()))
+    }
+
+    /// A mistake of the whole file.
+    pub(crate) fn whole_fault(&self, reason: impl AsRef<str>) -> Failure {
+        Failure::input(format!("{}: {}", self.path.display(), reason.as_ref()))
+    }
+}
+
+impl Description {
+    /// Reads the description in the file `path`.
+    ///
+    /// # Errors
+    /// [`Failure`] with line and field of the first mistake.
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        Self::parse(&disk::read_text(path, MAX_DESCRIPTION_BYTES)?, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, Failure> {
+        let mut description: Self = toml::from_str(text)
+            .map_err(|error| Failure::input(format!("{}: {}", path.display(), error.to_string().trim_end())))?;
+        description.origin = Origin::new(path, text);
+        let folder = path.parent().unwrap_or_else(|| Path::new(""));
+        let named = [&mut description.model, &mut description.golden].into_iter().chain(&mut description.reference);
+        for file in named.chain(&mut description.attachments) {
+            *file = folder.join(&file);
+        }
+        description.check()?;
+        Ok(description)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        if self.expires_days == 0 {
+            return Err(self.origin.whole_fault("expires-days: no device would ever install the bundle"));
+        }
+        if let Some((name, _)) = self.lineage.metrics.iter().find(|(_, value)| !value.is_finite()) {
+            return Err(self.origin.whole_fault(format!("lineage.metrics.{name}: a finite number is expected")));
+        }
+        let mut features = BTreeSet::new();
+        let mut names = BTreeSet::new();
+        for input in &self.inputs {
+            let table = input.as_ref();
+            if !names.insert(&table.name) {
+                let reason = format!("input {:?} is described twice", table.name);
+                return Err(self.origin.fault(input.span(), "inputs.name", reason));
+            }
+            if let Some(twice) = table.features.iter().find(|feature| !features.insert(*feature)) {
+                let reason = format!("feature {twice:?} is named twice");
+                return Err(self.origin.fault(input.span(), "inputs.features", reason));
+            }
+        }
+        let mut names = BTreeSet::new();
+        for output in &self.outputs {
+            let table = output.as_ref();
+            if !names.insert(&table.name) {
+                let reason = format!("output {:?} is described twice", table.name);
+                return Err(self.origin.fault(output.span(), "outputs.name", reason));
+            }
+            let fault = match (table.kind, table.classes.is_empty()) {
+                (OutputKind::ClassProbabilities, true) => "name the classes, one for each element of the output",
+                (OutputKind::Numeric, false) => "numbers have no classes; did you mean kind = \"class-probabilities\"?",
+                (OutputKind::ClassProbabilities, false) | (OutputKind::Numeric, true) => continue,
+            };
+            return Err(self.origin.fault(output.span(), "outputs.classes", fault));
+        }
+        Ok(())
+    }
+
+    /// Which devices can run the bundle.
+    pub(crate) fn requirements(&self) -> Requirements {
+        let RequirementsTable { architectures, min_memory_bytes, min_agent_version } = &self.requirements;
+        Requirements {
+            architectures: architectures.clone(),
+            min_memory_bytes: *min_memory_bytes,
+            min_agent_version: min_agent_version.clone(),
+        }
+    }
+
+    /// What it may use there.
+    pub(crate) fn budgets(&self) -> Budgets {
+        let BudgetsTable { max_latency_ms, max_memory_bytes } = self.budgets;
+        Budgets { max_latency_ms, max_memory_bytes }
+    }
+
+    /// Where the model comes from.
+    pub(crate) fn lineage(&self) -> Lineage {
+        let LineageTable { dataset, dataset_sha256, code, run, metrics } = &self.lineage;
+        Lineage {
+            dataset: dataset.clone(),
+            dataset_sha256: *dataset_sha256,
+            code: code.clone(),
+            run: run.clone(),
+            metrics: metrics.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str = r#"name = "digits"
+version = "1.0.0"
+release-counter = 1
+model = "m.onnx"
+golden = "g.json"
+
+[[inputs]]
+name = "image"
+features = ["a", "b"]
+
+[[outputs]]
+name = "p"
+kind = "class-probabilities"
+classes = ["0", "1"]
+"#;
+
+    fn refuse(text: &str) -> String {
+        let failure = Description::parse(text, Path::new("dir/b.toml")).unwrap_err();
+        assert_eq!(failure.exit_code(), 2);
+        failure.to_string()
+    }
+
+    #[test]
+    fn a_description_is_read_relative_to_its_folder() {
+        let description = Description::parse(GOOD, Path::new("dir/b.toml")).unwrap();
+        assert_eq!(description.model, Path::new("dir/m.onnx"));
+        assert_eq!((description.expires_days, description.reference.is_none()), (365, true));
+        assert!(description.inputs[0].as_ref().monitor);
+    }
+
+    #[test]
+    fn mistakes_name_file_line_and_field() {
+        for (from, to, expected) in [
+            ("release-counter = 1", "release-counter = -1", &["line 3", "release-counter"][..]),
+            ("golden = \"g.json\"", "", &["missing field `golden`"]),
+            ("golden =", "colour = 1\ngolden =", &["line 5", "unknown field `colour`"]),
+            ("\"1.0.0\"", "\"1.0\"", &["line 2", "version"]),
+            ("\"digits\"", "\"Digits!\"", &["line 1", "bundle name"]),
+            ("[\"a\", \"b\"]", "[\"a\", \"a\"]", &["dir/b.toml, line 7", "inputs.features", "\"a\" is named twice"]),
+            ("classes = [\"0\", \"1\"]", "", &["dir/b.toml, line 11", "outputs.classes", "name the classes"]),
+            ("\"class-probabilities\"", "\"numeric\"", &["line 11", "outputs.classes"]),
+            ("\"class-probabilities\"", "\"logits\"", &["line 13", "unknown variant `logits`"]),
+            ("features", "featurs", &["line 9", "unknown field `featurs`"]),
+            ("[[outputs]]", "[[outputs]\n", &["line 11"]),
+            ("[[inputs]]", "expires-days = 0\n[[inputs]]", &["expires-days"]),
+        ] {
+            let message = refuse(&GOOD.replacen(from, to, 1));
+            for part in expected {
+                assert!(message.contains(part), "{to}: {message}");
+            }
+        }
+        let twice = format!("{GOOD}[[outputs]]\nname = \"p\"\nkind = \"numeric\"\n");
+        assert!(refuse(&twice).contains("line 15, outputs.name: output \"p\" is described twice"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_description_or_refused(text in ".{0,200}", at in 0usize..GOOD.len(), with in ".{0,6}") {
+            let _ = Description::parse(&text, Path::new("b.toml"));
+            if GOOD.is_char_boundary(at) {
+                let _ = Description::parse(&format!("{}{with}{}", &GOOD[..at], &GOOD[at..]), Path::new("b.toml"));
+            }
+        }
+    }
+}

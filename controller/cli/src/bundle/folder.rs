@@ -1,0 +1,223 @@
+//! A bundle as a folder: `manifest.json`, the signed envelope, beside `files/`, what the manifest names.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use muster_shared::bundle::{BundleFile, Manifest};
+use muster_shared::ids::Digest;
+use muster_shared::limits::{MAX_DOCUMENT_BYTES, MAX_FILES};
+use muster_shared::trust::{DocumentKind, Envelope};
+use sha2::{Digest as _, Sha256};
+
+use crate::disk::{self, Existing, Privacy};
+use crate::failure::Failure;
+
+/// Base64 makes a document a third larger; signatures come on top.
+const MAX_ENVELOPE_BYTES: u64 = 2 * MAX_DOCUMENT_BYTES as u64;
+/// Folders inside `files/` may be that deep.
+const MAX_DEPTH: usize = 32;
+
+/// A bundle's folder.
+#[derive(Debug, Clone)]
+pub(super) struct Folder {
+    path: PathBuf,
+}
+
+/// A manifest as it stands in a folder. Its signatures have not been checked.
+#[derive(Debug, Clone)]
+pub(super) struct LocalManifest {
+    /// The document as it was signed.
+    pub(super) envelope: Envelope,
+    /// The digest of the signed bytes.
+    pub(super) digest: Digest,
+    /// Its content.
+    pub(super) manifest: Manifest,
+}
+
+impl Folder {
+    /// The bundle in `path`.
+    ///
+    /// # Errors
+    /// [`Failure`] when there is none.
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let folder = Self { path: path.to_owned() };
+        if folder.manifest_path().is_file() {
+            return Ok(folder);
+        }
+        Err(Failure::input(format!(
+            "{} is not a bundle: it holds no manifest.json; `muster bundle build` makes one",
+            path.display()
+        )))
+    }
+
+    /// A folder for a new bundle: `path` is made, found empty, or, with `force`, cleared of the bundle in it.
+    ///
+    /// # Errors
+    /// [`Failure`] when it holds something else, or cannot be made.
+    pub(super) fn create(path: &Path, force: bool) -> Result<Self, Failure> {
+        let folder = Self { path: path.to_owned() };
+        let cannot = |error: io::Error| Failure::input(format!("cannot use {}", path.display())).because(error);
+        match fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(cannot(error)),
+            Ok(mut entries) => {
+                let is_bundle = folder.manifest_path().is_file();
+                if entries.next().is_some() && !(force && is_bundle) {
+                    let hint = match (is_bundle, force) {
+                        (true, _) => "it holds a bundle already; give another folder, or --force to replace it",
+                        (false, true) => "it is not empty and holds no bundle, so --force does not clear it",
+                        (false, false) => "it is not empty; give another folder",
+                    };
+                    return Err(Failure::input(format!("{}: {hint}", path.display())));
+                }
+                if is_bundle {
+                    // The manifest first: half a bundle must not look like one.
+                    fs::remove_file(folder.manifest_path()).map_err(cannot)?;
+                    match fs::remove_dir_all(folder.files_path()) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
+                        Ok(()) | Err(_) => {}
+                    }
+                }
+            }
+        }
+        fs::create_dir_all(folder.files_path()).map_err(cannot)?;
+        Ok(folder)
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn manifest_path(&self) -> PathBuf {
+        self.path.join("manifest.json")
+    }
+
+    fn files_path(&self) -> PathBuf {
+        self.path.join("files")
+    }
+
+    /// Where the bundle's file `path` is. A valid manifest names no path that leaves the folder.
+    pub(super) fn file_path(&self, path: &str) -> PathBuf {
+        path.split('/').fold(self.files_path(), |folder, part| folder.join(part))
+    }
+
+    /// Reads the manifest and checks what must hold of every manifest. Signatures are not checked.
+    ///
+    /// # Errors
+    /// [`Failure`] of bad input when it is no envelope, of a failed check when its content is not valid.
+    pub(super) fn manifest(&self) -> Result<LocalManifest, Failure> {
+        let path = self.manifest_path();
+        let envelope: Envelope = serde_json::from_slice(&disk::read(&path, MAX_ENVELOPE_BYTES)?).map_err(|error| {
+            Failure::input(format!("{} is not a signed document (a DSSE envelope in JSON)", path.display()))
+                .because(error)
+        })?;
+        let invalid = || Failure::unmet(format!("{} is not a valid manifest", path.display()));
+        if envelope.payload_type != DocumentKind::Manifest.payload_type() {
+            return Err(Failure::unmet(format!(
+                "{} is a document of type {:?}, not a manifest",
+                path.display(),
+                envelope.payload_type.chars().take(80).collect::<String>()
+            )));
+        }
+        let payload = envelope.payload_bytes().map_err(|error| invalid().because(error))?;
+        let manifest: Manifest = serde_json::from_slice(&payload).map_err(|error| invalid().because(error))?;
+        manifest.validate().map_err(|error| invalid().because(error))?;
+        Ok(LocalManifest { digest: Digest::of(&payload), envelope, manifest })
+    }
+
+    /// Writes the manifest's envelope.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be written.
+    pub(super) fn write_envelope(&self, envelope: &Envelope) -> Result<(), Failure> {
+        let mut text = serde_json::to_vec_pretty(envelope)
+            .map_err(|error| Failure::unmet("the manifest has no form in JSON").because(error))?;
+        text.push(b'\n');
+        disk::write(&self.manifest_path(), &text, Privacy::Public, Existing::Replace)
+    }
+
+    /// Writes one of the bundle's files.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be written.
+    pub(super) fn write_file(&self, path: &str, content: &[u8]) -> Result<(), Failure> {
+        disk::write(&self.file_path(path), content, Privacy::Public, Existing::Replace)
+    }
+
+    /// Opens one of the bundle's files, which must be a file and no link.
+    pub(super) fn open_file(&self, file: &BundleFile) -> Result<File, String> {
+        let path = self.file_path(&file.path);
+        let metadata = fs::symlink_metadata(&path).map_err(|error| match error.kind() == io::ErrorKind::NotFound {
+            true => "it is missing".to_owned(),
+            false => error.to_string(),
+        })?;
+        if !metadata.is_file() {
+            return Err("it is a link or a folder, not a file".into());
+        }
+        if metadata.len() != file.length {
+            return Err(format!("it has {} bytes, the manifest says {}", metadata.len(), file.length));
+        }
+        File::open(&path).map_err(|error| error.to_string())
+    }
+
+    /// Holds one of the bundle's files against the manifest, chunk by chunk.
+    pub(super) fn check_file(&self, file: &BundleFile) -> Result<(), String> {
+        let mut content = self.open_file(file)?;
+        let mut whole = Sha256::new();
+        for (at, chunk) in file.chunks.iter().enumerate() {
+            let mut piece = vec![0; chunk.length as usize];
+            content.read_exact(&mut piece).map_err(|error| error.to_string())?;
+            if Digest::of(&piece) != chunk.sha256 {
+                return Err(format!(
+                    "its content is not what the manifest says, from chunk {} of {}",
+                    at + 1,
+                    file.chunks.len()
+                ));
+            }
+            whole.update(&piece);
+        }
+        if Digest::from_bytes(whole.finalize().into()) != file.sha256 {
+            return Err("its digest is not what the manifest says".into());
+        }
+        Ok(())
+    }
+
+    /// Files in the folder that the manifest does not name, at most [`MAX_FILES`] of them.
+    pub(super) fn strangers(&self, manifest: &Manifest) -> Result<Vec<PathBuf>, Failure> {
+        let known: BTreeSet<PathBuf> = manifest.files.iter().map(|file| self.file_path(&file.path)).collect();
+        let mut strangers = Vec::new();
+        let mut folders = vec![(self.files_path(), 0)];
+        while let Some((folder, depth)) = folders.pop() {
+            let cannot = |error: io::Error| Failure::input(format!("cannot list {}", folder.display())).because(error);
+            for entry in fs::read_dir(&folder).map_err(cannot)? {
+                let entry = entry.map_err(cannot)?;
+                let path = entry.path();
+                if entry.file_type().map_err(cannot)?.is_dir() && depth < MAX_DEPTH {
+                    folders.push((path, depth + 1));
+                } else if !known.contains(&path) {
+                    strangers.push(path);
+                }
+                if strangers.len() >= MAX_FILES {
+                    return Ok(strangers);
+                }
+            }
+        }
+        strangers.sort();
+        Ok(strangers)
+    }
+
+    /// Holds every file against the manifest.
+    ///
+    /// # Errors
+    /// [`Failure`] with the first that is wrong.
+    pub(super) fn check_files(&self, manifest: &Manifest) -> Result<(), Failure> {
+        for file in &manifest.files {
+            self.check_file(file)
+                .map_err(|reason| Failure::unmet(format!("{}: {reason}", self.file_path(&file.path).display())))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! `muster bundle`: from a trained model to a signed bundle on the controller.
+
+mod build;
+mod description;
+mod folder;
+mod list;
+mod profile;
+mod push;
+mod sample;
+mod sign;
+mod verify;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use crate::command::Context;
+use crate::failure::Failure;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BundleCommand {
+    /// Build an unsigned bundle from a description: check the model and its golden examples, compute the monitoring profile.
+    Build {
+        /// The description, in TOML.
+        description: PathBuf,
+        /// The folder to write the bundle to.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Replace a bundle that is in the folder already.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Sign a bundle. The private key never leaves this machine.
+    Sign {
+        /// The bundle's folder.
+        dir: PathBuf,
+        /// Private release keys.
+        #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+        key: Vec<PathBuf>,
+    },
+    /// Check a bundle: signatures, files, manifest, golden examples.
+    Verify {
+        /// The bundle's folder.
+        dir: PathBuf,
+        /// The root document that says whose signatures count.
+        #[arg(long, value_name = "FILE")]
+        root: Option<PathBuf>,
+    },
+    /// Give a signed bundle to the controller.
+    Push {
+        /// The bundle's folder.
+        dir: PathBuf,
+    },
+    /// List the bundles that the controller holds.
+    List,
+    /// Show a bundle.
+    Show {
+        /// A bundle of the controller, or a folder.
+        #[arg(value_name = "NAME@VERSION|DIR")]
+        bundle: String,
+    },
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when that did not succeed.
+pub(crate) fn run(context: &Context, command: BundleCommand) -> Result<(), Failure> {
+    match command {
+        BundleCommand::Build { description, out, force } => build::run(context, &description, &out, force),
+        BundleCommand::Sign { dir, key } => sign::run(context, &dir, &key),
+        BundleCommand::Verify { dir, root } => verify::run(context, &dir, root.as_deref()),
+        BundleCommand::Push { dir } => push::run(context, &dir),
+        BundleCommand::List => list::run(context),
+        BundleCommand::Show { bundle } => list::show(context, &bundle),
+    }
+}

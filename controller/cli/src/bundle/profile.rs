@@ -1,0 +1,425 @@
+//! From description, model and reference sample to the monitoring profile.
+//!
+//! The columns' values are taken from the very tensors the model is run with and answers, by the extractor that devices
+//! use, so that reference and live counts cannot be computed differently.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use muster_inference::{ColumnExtractor, Model, Tensor};
+use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
+use muster_shared::profile::{Column, Profile, Reference, Source};
+use muster_shared::reference::{self, ReferenceError};
+use toml::Spanned;
+
+use super::description::{Description, InputTable, OutputKind, OutputTable};
+use super::sample::{self, Sample, Wanted};
+use crate::failure::Failure;
+
+/// Rows of the sample run at once, where the model takes batches.
+const BATCH_ROWS: usize = 64;
+/// Elements a row of a model's input may have.
+const MAX_ROW_WIDTH: usize = 10_000_000;
+
+/// How rows of the sample fill one input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct InputLayout {
+    name: String,
+    datatype: DataType,
+    /// Whether the first dimension counts rows.
+    batched: bool,
+    /// The shape of one row.
+    row_shape: Vec<usize>,
+    /// Elements of one row.
+    width: usize,
+}
+
+/// The dimensions of one row, and whether the tensor can hold several.
+fn row_dimensions(spec: &TensorSpec) -> (bool, &[i64]) {
+    match spec.shape.split_first() {
+        Some((-1, rest)) => (true, rest),
+        Some(_) | None => (false, &spec.shape),
+    }
+}
+
+fn width_of(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1_usize, |product, d| product.checked_mul(*d)).filter(|width| *width <= MAX_ROW_WIDTH)
+}
+
+fn names(tensors: &[TensorSpec]) -> String {
+    tensors.iter().map(|tensor| format!("{:?}", tensor.name)).collect::<Vec<_>>().join(", ")
+}
+
+/// How one described input is filled: a dimension that the model leaves free, if there is one only, follows from the
+/// number of features.
+fn input_layout(
+    description: &Description,
+    input: &Spanned<InputTable>,
+    signature: &ModelSignature,
+) -> Result<InputLayout, Failure> {
+    let table = input.as_ref();
+    let fault = |field: &str, reason: String| Err(description.origin.fault(input.span(), field, reason));
+    let Some(spec) = signature.inputs.iter().find(|spec| spec.name == table.name) else {
+        let reason = format!("the model has no input {:?}; it has {}", table.name, names(&signature.inputs));
+        return fault("inputs.name", reason);
+    };
+    let (batched, dimensions) = row_dimensions(spec);
+    let fixed: Option<Vec<usize>> = dimensions.iter().filter(|d| **d >= 0).map(|d| usize::try_from(*d).ok()).collect();
+    let fixed_width = fixed.as_deref().and_then(width_of).unwrap_or(0);
+    let free = dimensions.iter().filter(|d| **d < 0).count();
+    let count = table.features.len();
+    let filler = match free {
+        0 => 1,
+        1 if fixed_width > 0 && count > 0 && count.is_multiple_of(fixed_width) => count / fixed_width,
+        _ => {
+            let reason = format!(
+                "rows of input {:?} have the shape {dimensions:?}, and {count} features do not fill it; \
+                 leave the reference out if no table can",
+                table.name
+            );
+            return fault("inputs.features", reason);
+        }
+    };
+    let row_shape: Vec<usize> = dimensions.iter().map(|d| usize::try_from(*d).unwrap_or(filler)).collect();
+    let Some(width) = width_of(&row_shape).filter(|width| *width > 0) else {
+        return fault("inputs.name", format!("rows of input {:?} are too large for a table", table.name));
+    };
+    if count > 0 && count != width {
+        let reason = format!("{count} names are given, but a row of input {:?} has {width} elements", table.name);
+        return fault("inputs.features", reason);
+    }
+    Ok(InputLayout { name: table.name.clone(), datatype: spec.datatype, batched, row_shape, width })
+}
+
+/// A reference that only says which kind of column it is, until the sample has been seen.
+fn unseen() -> Reference {
+    Reference::Numeric { lower_edges: Vec::new(), max: 0.0, counts: Vec::new(), missing: 0 }
+}
+
+fn output_columns(
+    description: &Description,
+    output: &Spanned<OutputTable>,
+    signature: &ModelSignature,
+) -> Result<Vec<Column>, Failure> {
+    let table = output.as_ref();
+    let fault = |field: &str, reason: String| Err(description.origin.fault(output.span(), field, reason));
+    let Some(spec) = signature.outputs.iter().find(|spec| spec.name == table.name) else {
+        let reason = format!("the model has no output {:?}; it has {}", table.name, names(&signature.outputs));
+        return fault("outputs.name", reason);
+    };
+    let (_, dimensions) = row_dimensions(spec);
+    let row_shape: Option<Vec<usize>> = dimensions.iter().map(|d| usize::try_from(*d).ok()).collect();
+    let width = row_shape.as_deref().and_then(width_of);
+    let tensor = || table.name.clone();
+    match table.kind {
+        OutputKind::ClassProbabilities => {
+            if let Some(width) = width.filter(|width| *width != table.classes.len()) {
+                let reason = format!(
+                    "{} classes are named, but a row of output {:?} has {width} elements",
+                    table.classes.len(),
+                    table.name
+                );
+                return fault("outputs.classes", reason);
+            }
+            let counts = vec![0; table.classes.len()];
+            Ok(vec![
+                Column {
+                    name: format!("{}.class", table.name),
+                    source: Source::PredictedClass { tensor: tensor() },
+                    reference: Reference::Class { classes: table.classes.clone(), counts },
+                },
+                Column {
+                    name: format!("{}.confidence", table.name),
+                    source: Source::Confidence { tensor: tensor() },
+                    reference: unseen(),
+                },
+            ])
+        }
+        OutputKind::Numeric => {
+            let Some(width) = width.and_then(|width| u32::try_from(width).ok()) else {
+                let reason = format!(
+                    "rows of output {:?} have the shape {dimensions:?}; numbers to be watched need a fixed length",
+                    table.name
+                );
+                return fault("outputs.kind", reason);
+            };
+            let column = |index: u32| Column {
+                name: if width == 1 { table.name.clone() } else { format!("{}.{index}", table.name) },
+                source: Source::Output { tensor: tensor(), index },
+                reference: unseen(),
+            };
+            Ok((0..width).map(column).collect())
+        }
+    }
+}
+
+/// What the sample is to be read as, and which columns are watched.
+#[derive(Debug)]
+struct Plan {
+    layouts: Vec<InputLayout>,
+    wanted: Vec<Wanted>,
+    /// Columns whose references are yet to be measured.
+    columns: Vec<Column>,
+}
+
+fn plan(description: &Description, signature: &ModelSignature) -> Result<Plan, Failure> {
+    let mut plan = Plan { layouts: Vec::new(), wanted: Vec::new(), columns: Vec::new() };
+    for input in &description.inputs {
+        let layout = input_layout(description, input, signature)?;
+        let table = input.as_ref();
+        for index in 0..layout.width {
+            let name = table.features.get(index).cloned().unwrap_or_else(|| format!("{}.{index}", table.name));
+            if table.monitor {
+                plan.columns.push(Column {
+                    name: name.clone(),
+                    source: Source::Input {
+                        tensor: layout.name.clone(),
+                        index: u32::try_from(index).unwrap_or(u32::MAX),
+                    },
+                    reference: unseen(),
+                });
+            }
+            plan.wanted.push(Wanted { name, datatype: layout.datatype });
+        }
+        plan.layouts.push(layout);
+    }
+    if let Some(left) = signature.inputs.iter().find(|spec| plan.layouts.iter().all(|layout| layout.name != spec.name))
+    {
+        return Err(description.origin.whole_fault(format!(
+            "inputs: input {:?} of the model is not described; add [[inputs]] with its name and features, or leave the \
+             reference out",
+            left.name
+        )));
+    }
+    for output in &description.outputs {
+        plan.columns.extend(output_columns(description, output, signature)?);
+    }
+    Ok(plan)
+}
+
+/// Checks inputs and outputs of the description against the model, where no sample is there to be run.
+///
+/// # Errors
+/// [`Failure`] naming line and field.
+pub(super) fn check_names(description: &Description, signature: &ModelSignature) -> Result<(), Failure> {
+    for input in &description.inputs {
+        input_layout(description, input, signature)?;
+    }
+    for output in &description.outputs {
+        output_columns(description, output, signature)?;
+    }
+    Ok(())
+}
+
+fn tensors(layouts: &[InputLayout], sample: &Sample, rows: std::ops::Range<usize>) -> Result<Vec<Tensor>, Failure> {
+    let mut offset = 0;
+    let mut tensors = Vec::with_capacity(layouts.len());
+    for layout in layouts {
+        let columns = offset..offset + layout.width;
+        offset = columns.end;
+        let values: Vec<f64> = rows.clone().flat_map(|row| sample.row(row)[columns.clone()].iter().copied()).collect();
+        let batch = layout.batched.then_some(rows.len());
+        let shape = batch.into_iter().chain(layout.row_shape.iter().copied()).collect();
+        tensors.push(
+            Tensor::from_f64(&layout.name, layout.datatype, shape, &values)
+                .map_err(|error| Failure::input("the reference sample does not fit the model").because(error))?,
+        );
+    }
+    Ok(tensors)
+}
+
+/// Every column's values over the sample, NaN where there is none.
+fn measure(model: &dyn Model, plan: &Plan, sample: &Sample, columns: &Profile) -> Result<Vec<Vec<f64>>, Failure> {
+    let signature = model.signature();
+    let extractor = ColumnExtractor::new(columns, signature)
+        .map_err(|error| Failure::input("the description does not fit the model").because(error))?;
+    let all_batched = signature.inputs.iter().chain(&signature.outputs).all(|spec| spec.shape.first() == Some(&-1));
+    let step = if all_batched { BATCH_ROWS } else { 1 };
+    let progress = ProgressBar::new(sample.rows() as u64);
+    if let Ok(style) = ProgressStyle::with_template("reference {bar:40} {pos}/{len} rows, {eta} left") {
+        progress.set_style(style);
+    }
+    let mut values = vec![Vec::with_capacity(sample.rows()); columns.columns.len()];
+    let mut start = 0;
+    while start < sample.rows() {
+        let rows = start..sample.rows().min(start + step);
+        let inputs = tensors(&plan.layouts, sample, rows.clone())?;
+        let outputs = model.run(&inputs).map_err(|error| {
+            let named =
+                format!("the model cannot be run on rows {} to {} of the reference sample", rows.start + 1, rows.end);
+            Failure::unmet(named).because(error)
+        })?;
+        extractor.visit(&inputs, &outputs, |column, value| values[column].push(value.unwrap_or(f64::NAN)));
+        start = rows.end;
+        progress.set_position(start as u64);
+    }
+    progress.finish_and_clear();
+    Ok(values)
+}
+
+fn class_positions(values: &[f64]) -> Result<Vec<usize>, usize> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a position, as the extractor gave it")]
+    let position = |(row, value): (usize, &f64)| if value.is_nan() { Err(row) } else { Ok(*value as usize) };
+    values.iter().enumerate().map(position).collect()
+}
+
+fn reference_of(column: &Column, values: &[f64], rows: usize) -> Result<Reference, Failure> {
+    let fault = |reason: String| Failure::unmet(format!("column {:?} of the reference sample: {reason}", column.name));
+    if values.len() != rows {
+        return Err(fault(format!("the model gives {} values for {rows} rows", values.len())));
+    }
+    match &column.reference {
+        Reference::Class { classes, .. } => {
+            let positions = class_positions(values).map_err(|row| {
+                fault(format!("the model's answer to row {} holds NaN, so it is of no class", row + 1))
+            })?;
+            reference::class(classes.clone(), &positions).map_err(|error| fault(error.to_string()))
+        }
+        Reference::Numeric { .. } => reference::numeric(values).map_err(|error| match error {
+            ReferenceError::Empty => {
+                fault("no row has a value; leave the column out, or give a sample that has some".into())
+            }
+            ReferenceError::Infinite { row } => fault(format!("row {} is infinite", row + 1)),
+            ReferenceError::TooLarge { row, value } => {
+                fault(format!("row {}, {value:e}, is past what can be monitored; scale the column", row + 1))
+            }
+            ReferenceError::UnknownClass { .. } => fault(error.to_string()),
+        }),
+    }
+}
+
+/// A profile, and the rows it rests on.
+#[derive(Debug)]
+pub(super) struct Measured {
+    /// The profile.
+    pub(super) profile: Profile,
+    /// Rows of the sample.
+    pub(super) rows: usize,
+}
+
+/// Runs the model on the reference sample and describes every watched column.
+///
+/// # Errors
+/// [`Failure`] when description, sample and model do not fit together, or the model fails on the sample.
+pub(super) fn build(
+    description: &Description,
+    reference: &std::path::Path,
+    model: &dyn Model,
+) -> Result<Measured, Failure> {
+    let plan = plan(description, model.signature())?;
+    let sample = sample::read(reference, &plan.wanted).map_err(|error| Failure::input(error.to_string()))?;
+    let draft = Profile { columns: plan.columns.clone() };
+    let values = measure(model, &plan, &sample, &draft)?;
+    let mut profile = draft;
+    for (column, values) in profile.columns.iter_mut().zip(&values) {
+        column.reference = reference_of(column, values, sample.rows())?;
+    }
+    profile.validate().map_err(|error| {
+        description.origin.whole_fault(format!(
+            "{error}; monitor = false in [[inputs]] leaves the elements of a wide input out of the profile"
+        ))
+    })?;
+    Ok(Measured { profile, rows: sample.rows() })
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_inference::RunError;
+
+    use super::*;
+
+    fn spec(name: &str, shape: &[i64]) -> TensorSpec {
+        TensorSpec { name: name.into(), datatype: DataType::Fp32, shape: shape.to_vec() }
+    }
+
+    fn description(inputs: &str) -> Description {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.toml");
+        let head = "name = \"m\"\nversion = \"1.0.0\"\nrelease-counter = 1\nmodel = \"m\"\ngolden = \"g\"\n";
+        std::fs::write(&path, format!("{head}{inputs}")).unwrap();
+        Description::read(&path).unwrap()
+    }
+
+    /// Answers with the sum of each row as a number, and with two values for two classes.
+    struct Sums {
+        signature: ModelSignature,
+    }
+
+    impl Model for Sums {
+        fn signature(&self) -> &ModelSignature {
+            &self.signature
+        }
+
+        fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+            let x = &inputs[0];
+            let rows = x.shape()[0];
+            let values: Vec<f64> = x.values().collect();
+            let sums: Vec<f64> = values.chunks(values.len() / rows).map(|row| row.iter().sum()).collect();
+            let classes: Vec<f64> = sums.iter().flat_map(|sum| [*sum, 2.0]).collect();
+            Ok(vec![
+                Tensor::from_f64("sum", DataType::Fp32, vec![rows, 1], &sums).unwrap(),
+                Tensor::from_f64("p", DataType::Fp32, vec![rows, 2], &classes).unwrap(),
+            ])
+        }
+    }
+
+    fn sums() -> Sums {
+        let outputs = vec![spec("sum", &[-1, 1]), spec("p", &[-1, 2])];
+        Sums { signature: ModelSignature { inputs: vec![spec("x", &[-1, 2])], outputs } }
+    }
+
+    const TABLES: &str = "[[inputs]]\nname = \"x\"\nfeatures = [\"a\", \"b\"]\n\
+        [[outputs]]\nname = \"sum\"\nkind = \"numeric\"\n\
+        [[outputs]]\nname = \"p\"\nkind = \"class-probabilities\"\nclasses = [\"small\", \"large\"]\n";
+
+    #[test]
+    fn every_column_is_measured_on_the_tensors_themselves() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.csv");
+        // 150 rows are more than one batch. b is 0, 1 or missing.
+        let rows: String = (0..150).map(|i| format!("{},{i}\n", ["0", "1", ""][i % 3])).collect();
+        std::fs::write(&path, format!("b,a\n{rows}")).unwrap();
+        let measured = build(&description(TABLES), &path, &sums());
+        let message = measured.unwrap_err().to_string();
+        assert!(message.contains("row 3 holds NaN"), "{message}");
+
+        let rows: String = (0..150).map(|i| format!("{},{i}\n", i % 2)).collect();
+        std::fs::write(&path, format!("b,a\n{rows}")).unwrap();
+        let Measured { profile, rows } = build(&description(TABLES), &path, &sums()).unwrap();
+        let columns: Vec<&str> = profile.columns.iter().map(|column| column.name.as_str()).collect();
+        assert_eq!((rows, columns), (150, vec!["a", "b", "sum", "p.class", "p.confidence"]));
+        let b = &profile.columns[1].reference;
+        assert_eq!(*b, Reference::Numeric { lower_edges: vec![0.0, 1.0], max: 1.0, counts: vec![75, 75], missing: 0 });
+        // The first class wins where the sum is at least 2 (the first of equals): all but 0+0 and 1+... = 0.
+        let class = &profile.columns[3].reference;
+        assert_eq!(class.cells(), [149, 1, 0, 0]);
+    }
+
+    #[test]
+    fn features_fill_one_free_dimension() {
+        let signature = ModelSignature { inputs: vec![spec("x", &[-1, -1, 3])], outputs: vec![] };
+        let with = |features: &str| description(&format!("[[inputs]]\nname = \"x\"\nfeatures = [{features}]\n"));
+        let layout = |description: &Description| input_layout(description, &description.inputs[0], &signature);
+        let filled = layout(&with("\"a\", \"b\", \"c\", \"d\", \"e\", \"f\"")).unwrap();
+        assert_eq!((filled.row_shape, filled.width, filled.batched), (vec![2, 3], 6, true));
+        let message = layout(&with("\"a\", \"b\"")).unwrap_err().to_string();
+        assert!(message.contains("line 6, inputs.features") && message.contains("do not fill"), "{message}");
+    }
+
+    #[test]
+    fn what_does_not_fit_the_model_names_its_line() {
+        for (from, to, expected) in [
+            ("name = \"x\"", "name = \"y\"", "line 6, inputs.name: the model has no input \"y\"; it has \"x\""),
+            ("[\"a\", \"b\"]", "[\"a\"]", "line 6, inputs.features: 1 names are given, but a row of input \"x\" has 2"),
+            ("name = \"sum\"", "name = \"s\"", "line 9, outputs.name: the model has no output \"s\""),
+            ("[\"small\", \"large\"]", "[\"all\"]", "line 12, outputs.classes: 1 classes are named"),
+        ] {
+            let description = description(&TABLES.replacen(from, to, 1));
+            let message = plan(&description, &sums().signature).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+            assert!(check_names(&description, &sums().signature).is_err());
+        }
+        let bare = description("");
+        let message = plan(&bare, &sums().signature).unwrap_err().to_string();
+        assert!(message.contains("input \"x\" of the model is not described"), "{message}");
+        assert!(check_names(&bare, &sums().signature).is_ok());
+    }
+}

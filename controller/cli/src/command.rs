@@ -1,0 +1,118 @@
+//! The commands there are, and what they share.
+
+use clap::{Parser, Subcommand};
+
+use crate::api_client::ApiClient;
+use crate::failure::Failure;
+use crate::output::{Format, Output};
+use crate::settings::{Connection, Settings};
+use crate::{bundle, completions, device, drift, events, key, rollout, root, token, trust};
+
+/// Put machine-learning models on fleets of edge devices, and keep them honest there.
+///
+/// Exit codes: 0 done; 1 the thing asked for failed (a verification, a rollout that went back); 2 wrong usage or bad local
+/// input; 3 the controller refused; 4 the controller cannot be reached or failed.
+#[derive(Debug, Parser)]
+#[command(name = "muster", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// How to print results.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make and show signing keys.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Make, show and push root documents: who may sign what.
+    #[command(subcommand)]
+    Root(root::RootCommand),
+    /// Show the keys and documents that the controller's trust rests on.
+    #[command(subcommand)]
+    Trust(trust::TrustCommand),
+    /// Build, sign, verify and push bundles.
+    #[command(subcommand)]
+    Bundle(Box<bundle::BundleCommand>),
+    /// Show and label devices.
+    #[command(subcommand)]
+    Device(device::DeviceCommand),
+    /// Make enrolment tokens.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Bring bundles out to devices, watch, stop, go back.
+    #[command(subcommand)]
+    Rollout(Box<rollout::RolloutCommand>),
+    /// Show how far live data has moved from the reference.
+    #[command(subcommand)]
+    Drift(drift::DriftCommand),
+    /// Show what happened in the fleet.
+    Events(events::EventsArgs),
+    /// Print a completion script for a shell.
+    Completions(completions::CompletionsArgs),
+}
+
+/// What every command gets.
+pub(crate) struct Context {
+    /// Where results go.
+    pub(crate) output: Output,
+    connection: Connection,
+}
+
+impl Context {
+    /// A client of the controller that flags, environment and configuration name.
+    ///
+    /// # Errors
+    /// [`Failure`] when they name none, or not all of it.
+    pub(crate) fn client(&self) -> Result<ApiClient, Failure> {
+        ApiClient::new(&Settings::resolve(&self.connection)?)
+    }
+}
+
+/// Runs `future` to its end on this thread.
+///
+/// # Errors
+/// Whatever the future gives.
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::unmet("the system gives no event loop").because(error))?
+        .block_on(future)
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when that did not succeed.
+pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    let context = Context { output: Output::new(cli.output), connection: cli.connection };
+    match cli.command {
+        Command::Key(command) => key::run(&context, command),
+        Command::Root(command) => root::run(&context, command),
+        Command::Trust(command) => trust::run(&context, command),
+        Command::Bundle(command) => bundle::run(&context, *command),
+        Command::Device(command) => device::run(&context, command),
+        Command::Token(command) => token::run(&context, command),
+        Command::Rollout(command) => rollout::run(&context, *command),
+        Command::Drift(command) => drift::run(&context, command),
+        Command::Events(args) => events::run(&context, &args),
+        Command::Completions(args) => completions::run(&context, &args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,173 @@
+//! `muster device`: devices and their labels.
+
+use std::collections::BTreeMap;
+
+use clap::Subcommand;
+use comfy_table::Cell;
+use muster_shared::api::{DeviceView, LabelPatch};
+use muster_shared::ids::DeviceId;
+use muster_shared::messages::{StateReport, UpdateState};
+use muster_shared::selector::Selector;
+
+use crate::command::{Context, block_on};
+use crate::failure::Failure;
+use crate::output::{self, Tone, cell, number, toned};
+use crate::pairs::LabelChange;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// List devices.
+    List {
+        /// Which, as site=lyon,arch!=armv7.
+        #[arg(long, short = 'l', value_name = "SELECTOR")]
+        selector: Option<Selector>,
+    },
+    /// Show one device.
+    Show {
+        /// Its id.
+        id: DeviceId,
+    },
+    /// Set and remove labels of a device.
+    Label {
+        /// Its id.
+        id: DeviceId,
+        /// key=value sets a label, key- removes it.
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        changes: Vec<LabelChange>,
+    },
+}
+
+fn joined(pairs: &BTreeMap<String, String>, separator: &str) -> String {
+    pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(separator)
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
+}
+
+fn update_text(report: &StateReport) -> String {
+    let update = &report.update;
+    let state = output::word(&update.state);
+    if update.state == UpdateState::Fetching {
+        format!("{state} {}/{}", update.chunks_done, update.chunks_total)
+    } else {
+        state
+    }
+}
+
+fn update_cell(report: Option<&StateReport>) -> Cell {
+    report.map_or_else(
+        || cell("-"),
+        |report| {
+            let tone = match report.update.state {
+                UpdateState::Idle => return cell(update_text(report)),
+                UpdateState::Committed => Tone::Good,
+                UpdateState::Fetching | UpdateState::Verified | UpdateState::Trial => Tone::Busy,
+                UpdateState::Reverted | UpdateState::Failed => Tone::Bad,
+            };
+            toned(update_text(report), tone)
+        },
+    )
+}
+
+fn running(device: &DeviceView) -> Option<String> {
+    device.reported.as_ref()?.running.as_ref().map(|installed| installed.bundle.to_string())
+}
+
+fn desired(device: &DeviceView) -> Option<String> {
+    let desired = device.desired.as_ref()?;
+    Some(match (&desired.bundle, &desired.manifest) {
+        (Some(bundle), _) => bundle.to_string(),
+        (None, Some(manifest)) => manifest.short(),
+        (None, None) => "nothing".to_owned(),
+    })
+}
+
+fn list_text(devices: &[DeviceView]) -> String {
+    output::table(
+        &["id", "online", "running", "desired", "update", "gen", "labels", "last seen"],
+        devices.iter().map(|device| {
+            vec![
+                cell(device.id.as_str()),
+                if device.online { toned("yes", Tone::Good) } else { toned("no", Tone::Bad) },
+                cell(or_dash(running(device))),
+                cell(or_dash(desired(device))),
+                update_cell(device.reported.as_ref()),
+                number(or_dash(device.reported.as_ref().map(|report| report.generation.to_string()))),
+                cell(or_dash(Some(joined(&device.labels, ",")))),
+                cell(output::time_or_dash(device.last_seen_ms)),
+            ]
+        }),
+    )
+}
+
+fn show_text(device: &DeviceView) -> String {
+    let mut pairs = vec![
+        ("id", device.id.to_string()),
+        ("online", if device.online { "yes" } else { "no" }.to_owned()),
+        ("last seen", output::time_or_dash(device.last_seen_ms)),
+        ("enrolled", output::time(device.enrolled_at_ms)),
+        ("labels", or_dash(Some(joined(&device.labels, "\n")))),
+    ];
+    if let Some(wanted) = &device.desired {
+        let text =
+            format!("{} (generation {}, rollout {})", or_dash(desired(device)), wanted.generation, wanted.rollout);
+        pairs.push(("desired", text));
+    }
+    match &device.reported {
+        None => pairs.push(("reported", "nothing yet".to_owned())),
+        Some(report) => {
+            let committed = report.committed.as_ref().map(|installed| installed.bundle.to_string());
+            pairs.extend([
+                ("reported at", output::time(report.reported_at_ms)),
+                ("running", or_dash(running(device))),
+                ("committed", or_dash(committed)),
+                ("update", update_text(report)),
+                ("generation", report.generation.to_string()),
+            ]);
+            pairs.extend(report.update.reason.clone().map(|reason| ("reason", reason)));
+            pairs.extend([
+                ("security floor", report.security_floor.to_string()),
+                ("freeze protection", output::word(&report.freeze_protection)),
+                ("starts", report.starts.to_string()),
+                ("dropped messages", report.dropped_messages.to_string()),
+                ("attributes", or_dash(Some(joined(&report.attributes, "\n")))),
+            ]);
+        }
+    }
+    output::properties(&pairs)
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when the controller refuses.
+pub(crate) fn run(context: &Context, command: DeviceCommand) -> Result<(), Failure> {
+    let client = context.client()?;
+    match command {
+        DeviceCommand::List { selector } => {
+            let query: Vec<_> = selector.map(|selector| ("selector", selector.to_string())).into_iter().collect();
+            let devices: Vec<DeviceView> = block_on(client.list(&["devices"], &query))?;
+            if devices.is_empty() {
+                output::note("no device");
+            }
+            context.output.show(&devices, |devices| list_text(devices))
+        }
+        DeviceCommand::Show { id } => {
+            let device: DeviceView = block_on(client.get(&["devices", id.as_str()], &[]))?;
+            context.output.show(&device, show_text)
+        }
+        DeviceCommand::Label { id, changes } => {
+            let labels: BTreeMap<String, Option<String>> =
+                changes.iter().map(|change| (change.key.clone(), change.value.clone())).collect();
+            if labels.len() < changes.len() {
+                return Err(Failure::input("a label is named twice"));
+            }
+            let device: DeviceView =
+                block_on(client.patch(&["devices", id.as_str(), "labels"], &LabelPatch { labels }))?;
+            context
+                .output
+                .show(&device, |device| format!("{} {}", device.id, or_dash(Some(joined(&device.labels, ",")))))
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Signing keys on disk.
+//!
+//! The private half is a small TOML file that only its owner can read; the public half, beside it with `.pub`
+//! added to the name, is one line of 64 hexadecimal digits.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use muster_shared::trust::{PublicKey, SigningKey};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::disk::{self, Existing, Privacy};
+use crate::failure::Failure;
+use crate::output;
+
+const MAX_KEY_BYTES: u64 = 4 * 1024;
+const ALGORITHM: &str = "ed25519";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct PrivateKeyFile {
+    algorithm: String,
+    /// Tells a damaged seed from a good one.
+    public_key: PublicKey,
+    seed: String,
+}
+
+impl Drop for PrivateKeyFile {
+    fn drop(&mut self) {
+        self.seed.zeroize();
+    }
+}
+
+/// Where the public half of the key in `private` is.
+pub(crate) fn public_path(private: &Path) -> PathBuf {
+    let mut name: OsString = private.as_os_str().to_owned();
+    name.push(".pub");
+    name.into()
+}
+
+/// Makes a key from the system's random source and writes both halves.
+///
+/// # Errors
+/// [`Failure`] when a file is there already and to be kept, or cannot be written.
+pub(crate) fn generate(private: &Path, existing: Existing) -> Result<PublicKey, Failure> {
+    let public = public_path(private);
+    if existing == Existing::Keep && public.exists() {
+        return Err(Failure::input(format!(
+            "{} is there already: give another name, or --force to replace the key",
+            public.display()
+        )));
+    }
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(seed.as_mut_slice())
+        .map_err(|error| Failure::unmet("the system gives no random numbers").because(error))?;
+    let key = SigningKey::from_seed(&seed);
+    let file = PrivateKeyFile {
+        algorithm: ALGORITHM.to_owned(),
+        public_key: key.public(),
+        seed: hex::encode(key.seed().as_slice()),
+    };
+    let body = toml::to_string(&file).map_err(|error| Failure::unmet("the key has no text form").because(error))?;
+    let text = Zeroizing::new(format!(
+        "# Muster signing key. Whoever has this file can sign in its name: keep it offline, and keep a copy.\n{}",
+        Zeroizing::new(body).as_str()
+    ));
+    disk::write(private, text.as_bytes(), Privacy::Secret, existing)?;
+    write_public(&public, &key.public(), existing)?;
+    Ok(key.public())
+}
+
+/// Writes a public key.
+///
+/// # Errors
+/// [`Failure`] when the file is there already and to be kept, or cannot be written.
+pub(crate) fn write_public(path: &Path, key: &PublicKey, existing: Existing) -> Result<(), Failure> {
+    disk::write(path, format!("{}\n", String::from(key.clone())).as_bytes(), Privacy::Public, existing)
+}
+
+/// Reads a private key.
+///
+/// # Errors
+/// [`Failure`] when the file is none, or damaged.
+pub(crate) fn read_private(path: &Path) -> Result<SigningKey, Failure> {
+    warn_if_open(path);
+    let text = Zeroizing::new(disk::read_text(path, MAX_KEY_BYTES)?);
+    parse_private(&text, path)
+}
+
+fn parse_private(text: &str, path: &Path) -> Result<SigningKey, Failure> {
+    let refuse = |why: String| Failure::input(format!("{} is not a Muster signing key: {why}", path.display()));
+    if text.trim().parse_public().is_some() {
+        return Err(refuse("it is the public half; give the private file, whose name has no .pub".into()));
+    }
+    // The parser's own message would quote the line, and the line may hold the seed.
+    let file: PrivateKeyFile = toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        refuse(format!("line {line}: {}", error.message()))
+    })?;
+    if file.algorithm != ALGORITHM {
+        return Err(refuse("its algorithm is not ed25519".into()));
+    }
+    let mut seed = Zeroizing::new([0; 32]);
+    hex::decode_to_slice(&file.seed, seed.as_mut_slice())
+        .map_err(|_| refuse("its seed is not 64 hexadecimal digits".into()))?;
+    let key = SigningKey::from_seed(&seed);
+    if key.public() != file.public_key {
+        return Err(refuse("its seed does not belong to its public key; it is damaged".into()));
+    }
+    Ok(key)
+}
+
+/// Reads a public key from a `.pub` file, or the public half of a private one.
+///
+/// # Errors
+/// [`Failure`] when the file is neither.
+pub(crate) fn read_public(path: &Path) -> Result<PublicKey, Failure> {
+    let text = Zeroizing::new(disk::read_text(path, MAX_KEY_BYTES)?);
+    if let Some(key) = text.trim().parse_public() {
+        return Ok(key);
+    }
+    if text.contains("seed") {
+        return parse_private(&text, path).map(|key| key.public());
+    }
+    Err(Failure::input(format!("{} is not a public key: 64 hexadecimal digits are expected", path.display())))
+}
+
+/// Reads a public key given as a file or as its digits.
+///
+/// # Errors
+/// [`Failure`] when it is neither.
+pub(crate) fn read_public_or_digits(text: &str) -> Result<PublicKey, Failure> {
+    match text.trim().parse_public() {
+        Some(key) => Ok(key),
+        None => read_public(Path::new(text)),
+    }
+}
+
+trait ParsePublic {
+    fn parse_public(&self) -> Option<PublicKey>;
+}
+
+impl ParsePublic for str {
+    fn parse_public(&self) -> Option<PublicKey> {
+        PublicKey::try_from(self.to_owned()).ok()
+    }
+}
+
+#[cfg(unix)]
+fn warn_if_open(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+        output::warn(&format!("others can read {}: run chmod 600 on it", path.display()));
+    }
+}
+
+#[cfg(not(unix))]
+fn warn_if_open(_: &Path) {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_key_survives_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("release.key");
+        let public = generate(&path, Existing::Keep).unwrap();
+        assert_eq!(read_private(&path).unwrap().public(), public);
+        assert_eq!(read_public(&path).unwrap(), public);
+        assert_eq!(read_public(&public_path(&path)).unwrap(), public);
+        assert_eq!(read_public_or_digits(&String::from(public.clone())).unwrap(), public);
+        assert!(read_private(&public_path(&path)).unwrap_err().to_string().contains("public half"));
+        assert!(generate(&path, Existing::Keep).is_err());
+        assert_ne!(generate(&path, Existing::Replace).unwrap(), public);
+    }
+
+    #[test]
+    fn damage_is_found_and_the_seed_never_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k");
+        generate(&path, Existing::Keep).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let seed = text.split("seed = \"").nth(1).unwrap()[..64].to_owned();
+        for damaged in [
+            text.replace(&seed, &seed[1..]),
+            text.replace(&seed, &format!("{}{}", &seed[1..], if seed.starts_with('0') { '1' } else { '0' })),
+            text.replace("ed25519", "rsa"),
+            format!("{text}more = 1\n"),
+            text.replace("seed =", "seed"),
+        ] {
+            let error = parse_private(&damaged, &path).unwrap_err().to_string();
+            assert!(!error.contains(&seed[1..32]), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_key_or_refused(text in ".{0,200}") {
+            let _ = parse_private(&text, Path::new("k"));
+        }
+    }
+}

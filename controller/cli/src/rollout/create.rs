@@ -1,0 +1,74 @@
+//! `muster rollout create`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use muster_shared::ids::BundleRef;
+use muster_shared::rollout::{RolloutSpec, RolloutView};
+use muster_shared::selector::Selector;
+
+use super::spec::{self, LimitOptions, Pace, ProbationOptions, WaveFlag};
+use super::watch::{self, WatchOptions};
+use crate::command::{Context, block_on};
+use crate::failure::Failure;
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The bundle to bring out, as digits@1.1.0.
+    #[arg(long, value_name = "NAME@VERSION", required_unless_present = "file")]
+    bundle: Option<BundleRef>,
+    /// The devices meant, as site=lyon; '*' for all.
+    #[arg(long, short = 'l', value_name = "SELECTOR", required_unless_present = "file")]
+    selector: Option<Selector>,
+    /// A wave, as 1, 25% or 2:site=lyon: how many devices, those of earlier waves included, and of which. Once for each
+    /// wave, in order; the last must be 100% [default: one wave, 100%].
+    #[arg(long, value_name = "SIZE[:SELECTOR]")]
+    wave: Vec<WaveFlag>,
+    #[command(flatten)]
+    pace: Pace,
+    /// Take all of it from a file, TOML in the words of these flags or JSON as the API has it.
+    #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = [
+        "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
+        "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
+        "probation_min_requests",
+    ])]
+    file: Option<PathBuf>,
+    /// Follow it, as `muster rollout watch` does.
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten, next_help_heading = "Limits that stop a wave at once")]
+    limits: LimitOptions,
+    #[command(flatten, next_help_heading = "On each device")]
+    probation: ProbationOptions,
+}
+
+fn spec(args: &CreateArgs) -> Result<RolloutSpec, Failure> {
+    let spec = match (&args.file, &args.bundle, &args.selector) {
+        (Some(path), _, _) => spec::from_file(path)?,
+        (None, Some(bundle), Some(selector)) => {
+            spec::from_flags(bundle.clone(), selector.clone(), &args.wave, args.pace, args.limits, args.probation)
+        }
+        (None, _, _) => return Err(Failure::input("give --bundle and --selector, or --file")),
+    };
+    spec.validate().map_err(|error| Failure::input("this is no rollout").because(error))?;
+    Ok(spec)
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when the controller refuses or, watching, the rollout does not complete.
+pub(super) fn run(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
+    let spec = spec(args)?;
+    let client = context.client()?;
+    let mut key = [0; 16];
+    getrandom::fill(&mut key).map_err(|error| Failure::unmet("the system gives no random numbers").because(error))?;
+    let view: RolloutView = block_on(client.post_once(&["rollouts"], &spec, &hex::encode(key)))?;
+    if args.watch {
+        output::note(&format!("rollout {} of {} to {}", view.id, view.spec.bundle, view.spec.selector));
+        return watch::follow(context, &client, &view.id, &WatchOptions::default());
+    }
+    output::note(&format!("follow it with: muster rollout watch {}", view.id));
+    context.output.show(&view, |view| view.id.to_string())
+}

@@ -1,0 +1,71 @@
+//! `muster rollout`: bringing bundles out, watching, stopping, going back.
+
+mod create;
+mod show;
+mod spec;
+mod watch;
+mod words;
+
+use clap::{Args, Subcommand};
+use muster_shared::api::ActionReason;
+use muster_shared::ids::RolloutId;
+use muster_shared::rollout::RolloutView;
+
+use crate::command::{Context, block_on};
+use crate::failure::Failure;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RolloutCommand {
+    /// Create a rollout; it starts at once.
+    Create(Box<create::CreateArgs>),
+    /// List rollouts.
+    List,
+    /// Show a rollout: its waves, why it waits, its verdicts with their evidence.
+    Show {
+        /// Its id.
+        id: RolloutId,
+    },
+    /// Follow a rollout to its end. Exits with 0 if it completed, 1 if it went back or was stopped.
+    Watch(watch::WatchArgs),
+    /// Bring the bundle to no further device; those that have it keep it.
+    Pause(ActionArgs),
+    /// Go on after a pause.
+    Resume(ActionArgs),
+    /// Stop for good; devices keep what they have.
+    Abort(ActionArgs),
+    /// Bring every device back to what it ran before.
+    Rollback(ActionArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ActionArgs {
+    /// The rollout's id.
+    id: RolloutId,
+    /// Why, for the records.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+fn act(context: &Context, action: &str, args: ActionArgs) -> Result<(), Failure> {
+    let client = context.client()?;
+    let body = ActionReason { reason: args.reason };
+    let view: RolloutView = block_on(client.post(&["rollouts", args.id.as_str(), action], &body))?;
+    context.output.show(&view, |view| format!("{} is {}: {}", view.id, view.status, view.status_reason))
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when that did not succeed.
+pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Failure> {
+    match command {
+        RolloutCommand::Create(args) => create::run(context, &args),
+        RolloutCommand::List => show::list(context),
+        RolloutCommand::Show { id } => show::show(context, &id),
+        RolloutCommand::Watch(args) => watch::run(context, &args),
+        RolloutCommand::Pause(args) => act(context, "pause", args),
+        RolloutCommand::Resume(args) => act(context, "resume", args),
+        RolloutCommand::Abort(args) => act(context, "abort", args),
+        RolloutCommand::Rollback(args) => act(context, "rollback", args),
+    }
+}

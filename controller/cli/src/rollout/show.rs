@@ -1,0 +1,137 @@
+//! `muster rollout list` and `show`.
+
+use muster_shared::ids::RolloutId;
+use muster_shared::rollout::{Check, RolloutView, Verdict};
+
+use super::words;
+use crate::command::{Context, block_on};
+use crate::duration::Millis;
+use crate::failure::Failure;
+use crate::output::{self, cell, number, toned};
+
+/// Does what `list` asks.
+///
+/// # Errors
+/// [`Failure`] when the controller refuses.
+pub(super) fn list(context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
+    let rollouts: Vec<RolloutView> = block_on(client.list(&["rollouts"], &[]))?;
+    if rollouts.is_empty() {
+        output::note("no rollout");
+    }
+    context.output.show(&rollouts, |rollouts| {
+        let rows = rollouts.iter().map(|view| {
+            vec![
+                cell(view.id.as_str()),
+                cell(view.spec.bundle.to_string()),
+                cell(view.spec.selector.to_string()),
+                toned(view.status.as_str(), words::status_tone(view.status)),
+                number(format!("{}/{}", view.current_wave + 1, view.spec.waves.len())),
+                cell(output::time(view.updated_at_ms)),
+                cell(&view.status_reason),
+            ]
+        });
+        output::table(&["id", "bundle", "selector", "status", "wave", "updated", "reason"], rows)
+    })
+}
+
+fn check_row(check: &Check) -> Vec<comfy_table::Cell> {
+    vec![
+        cell(check.rule.as_str()),
+        toned(check.outcome.to_string(), words::outcome_tone(check.outcome)),
+        number(check.measured.map_or_else(|| "-".to_owned(), output::significant)),
+        number(output::significant(check.limit)),
+        number(check.canary_samples.to_string()),
+        number(check.control_samples.to_string()),
+        cell(&check.sentence),
+    ]
+}
+
+fn verdict_text(verdict: &Verdict) -> String {
+    let title = format!(
+        "verdict on wave {} at {}: {}: {}",
+        verdict.wave + 1,
+        output::time(verdict.at_ms),
+        verdict.outcome,
+        verdict.summary
+    );
+    let checks = output::table(
+        &["rule", "outcome", "measured", "limit", "canary n", "control n", "in words"],
+        verdict.checks.iter().map(check_row),
+    );
+    let arms =
+        output::properties(&[("canary", words::arm(&verdict.canary)), ("control", words::arm(&verdict.control))]);
+    format!("{}\n{checks}\n{arms}", output::clean(&title))
+}
+
+fn waves_text(view: &RolloutView) -> String {
+    let rows = view.waves.iter().enumerate().map(|(index, wave)| {
+        let spec = view.spec.waves.get(index);
+        let (done, of) = words::arrived(wave, view.status);
+        let verdict = wave.verdict.as_ref();
+        vec![
+            cell(words::wave_name(index, view.waves.len(), spec)),
+            cell(spec.map_or_else(String::new, |spec| Millis(spec.soak_ms).rough())),
+            cell(output::time_or_dash(wave.started_at_ms)),
+            number(format!("{done}/{of}")),
+            cell(words::progress(wave)),
+            verdict.map_or_else(|| cell("-"), |v| toned(v.outcome.to_string(), words::outcome_tone(v.outcome))),
+        ]
+    });
+    output::table(&["wave", "soak", "started", "arrived", "devices", "verdict"], rows)
+}
+
+/// A rollout with everything that is known of it.
+pub(super) fn text(view: &RolloutView, now_ms: u64) -> String {
+    let waiting: Vec<String> = view.waiting.iter().map(|reason| words::waiting(reason, now_ms)).collect();
+    let mut pairs = vec![
+        ("rollout", view.id.to_string()),
+        ("bundle", format!("{} ({})", view.spec.bundle, view.manifest.short())),
+        ("selector", view.spec.selector.to_string()),
+        ("status", format!("{}: {}", view.status, view.status_reason)),
+        ("created", output::time(view.created_at_ms)),
+        ("updated", output::time(view.updated_at_ms)),
+    ];
+    if !waiting.is_empty() {
+        pairs.push(("waiting", waiting.join("\n")));
+    }
+    let mut parts = vec![output::properties(&pairs), waves_text(view)];
+    parts.extend(view.verdicts.iter().map(verdict_text));
+    parts.join("\n\n")
+}
+
+/// Does what `show` asks.
+///
+/// # Errors
+/// [`Failure`] when there is no such rollout.
+pub(super) fn show(context: &Context, id: &RolloutId) -> Result<(), Failure> {
+    let client = context.client()?;
+    let view: RolloutView = block_on(client.get(&["rollouts", id.as_str()], &[]))?;
+    context.output.show(&view, |view| text(view, output::now_ms()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::words::tests::{failed, running};
+    use super::*;
+
+    #[test]
+    fn a_rollout_is_shown_with_its_evidence() {
+        let mut view = running();
+        view.verdicts.push(failed());
+        view.waves[0].verdict = Some(failed());
+        let text = text(&view, 0);
+        for part in [
+            "status    running: started",
+            "waiting   soaking until 1970-01-01T00:01:30Z (1m 30s left)\n          12 of 100 requests",
+            "wave 1/2 (2)",
+            "1 committed, 1 trial",
+            "prediction-psi  Failed",
+            "3.41",
+            "412",
+            "canary   0 of 2 devices reporting",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+}

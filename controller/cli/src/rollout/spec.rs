@@ -1,0 +1,282 @@
+//! What a rollout is to be, from flags or from a file. Flags and the TOML file share their words; a JSON file holds what
+//! the API takes.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use clap::Args;
+use muster_shared::ids::BundleRef;
+use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
+use muster_shared::selector::Selector;
+use muster_shared::trust::WatchPolicy;
+use serde::Deserialize;
+
+use crate::disk;
+use crate::duration::Millis;
+use crate::failure::Failure;
+
+const MAX_SPEC_BYTES: u64 = 1024 * 1024;
+const DEFAULT_SOAK: Millis = Millis(600_000);
+const DEFAULT_MAX_DURATION: Millis = Millis(3_600_000);
+
+/// A wave as a flag has it: `SIZE` or `SIZE:SELECTOR`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WaveFlag {
+    size: WaveSize,
+    selector: Option<Selector>,
+}
+
+impl FromStr for WaveFlag {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (size, selector) = match text.split_once(':') {
+            Some((size, selector)) => (size, Some(selector)),
+            None => (text, None),
+        };
+        Ok(Self {
+            size: size.parse().map_err(|error: muster_shared::rollout::WaveSizeError| error.to_string())?,
+            selector: selector
+                .map(str::parse)
+                .transpose()
+                .map_err(|error: muster_shared::selector::SelectorError| error.to_string())?,
+        })
+    }
+}
+
+/// When a wave is judged.
+#[derive(Debug, Clone, Copy, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Pace {
+    /// The least time each wave is watched after its devices have committed [default: 10m].
+    #[arg(long, value_name = "DURATION")]
+    soak: Option<Millis>,
+    /// Pause if a wave has no verdict after this [default: 1h].
+    #[arg(long, value_name = "DURATION")]
+    max_duration: Option<Millis>,
+}
+
+/// Limits that stop a wave at once.
+#[derive(Debug, Clone, Copy, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct LimitOptions {
+    /// Largest share of requests that the model may fail [default: 0.05].
+    #[arg(long, value_name = "SHARE")]
+    max_error_rate: Option<f64>,
+    /// Largest ratio of the 99th percentile of latency to the incumbent's [default: 2].
+    #[arg(long, value_name = "RATIO")]
+    max_latency_p99_ratio: Option<f64>,
+    /// Devices that may fail, revert or crash [default: 0].
+    #[arg(long, value_name = "N")]
+    max_failures: Option<u32>,
+    /// Largest population stability index of predictions, canary against control [default: 0.25].
+    #[arg(long, value_name = "PSI")]
+    max_prediction_psi: Option<f64>,
+    /// Reports with requests in them that a wave needs [default: 3].
+    #[arg(long, value_name = "N")]
+    min_reports: Option<u32>,
+    /// Requests that a wave needs [default: 100].
+    #[arg(long, value_name = "N")]
+    min_requests: Option<u64>,
+}
+
+impl LimitOptions {
+    fn limits(self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            max_error_rate: self.max_error_rate.unwrap_or(default.max_error_rate),
+            max_latency_p99_ratio: self.max_latency_p99_ratio.unwrap_or(default.max_latency_p99_ratio),
+            max_failures: self.max_failures.unwrap_or(default.max_failures),
+            max_prediction_psi: self.max_prediction_psi.unwrap_or(default.max_prediction_psi),
+            min_reports: self.min_reports.unwrap_or(default.min_reports),
+            min_requests: self.min_requests.unwrap_or(default.min_requests),
+        }
+    }
+}
+
+/// How each device watches the bundle before it commits.
+#[derive(Debug, Clone, Copy, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct ProbationOptions {
+    /// How long a device serves the new bundle under watch before it commits [default: 60s].
+    #[arg(long, value_name = "DURATION")]
+    probation: Option<Millis>,
+    /// Share of requests that may fail on a device meanwhile; more, and it reverts [default: 0.2].
+    #[arg(long, value_name = "SHARE")]
+    probation_max_error_rate: Option<f64>,
+    /// Requests below which a device does not judge that share [default: 20].
+    #[arg(long, value_name = "N")]
+    probation_min_requests: Option<u64>,
+}
+
+impl ProbationOptions {
+    fn policy(self) -> WatchPolicy {
+        let default = WatchPolicy::default();
+        WatchPolicy {
+            probation_ms: self.probation.map_or(default.probation_ms, |duration| duration.0),
+            max_error_rate: self.probation_max_error_rate.unwrap_or(default.max_error_rate),
+            min_requests: self.probation_min_requests.unwrap_or(default.min_requests),
+        }
+    }
+}
+
+impl Pace {
+    /// A wave of this pace; what the wave itself says wins.
+    fn wave(self, size: WaveSize, selector: Option<Selector>, own: Self) -> WaveSpec {
+        WaveSpec {
+            size,
+            selector,
+            soak_ms: own.soak.or(self.soak).unwrap_or(DEFAULT_SOAK).0,
+            max_duration_ms: own.max_duration.or(self.max_duration).unwrap_or(DEFAULT_MAX_DURATION).0,
+        }
+    }
+}
+
+fn everybody() -> WaveFlag {
+    WaveFlag { size: WaveSize::Percent(100), selector: None }
+}
+
+/// The rollout that flags describe.
+pub(super) fn from_flags(
+    bundle: BundleRef,
+    selector: Selector,
+    waves: &[WaveFlag],
+    pace: Pace,
+    limits: LimitOptions,
+    probation: ProbationOptions,
+) -> RolloutSpec {
+    let default = [everybody()];
+    let waves = if waves.is_empty() { &default } else { waves };
+    RolloutSpec {
+        bundle,
+        selector,
+        waves: waves.iter().map(|wave| pace.wave(wave.size, wave.selector.clone(), Pace::default())).collect(),
+        limits: limits.limits(),
+        watch: probation.policy(),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct SpecFile {
+    bundle: BundleRef,
+    selector: Selector,
+    soak: Option<Millis>,
+    max_duration: Option<Millis>,
+    #[serde(default)]
+    waves: Vec<WaveTable>,
+    #[serde(default)]
+    limits: LimitOptions,
+    #[serde(default)]
+    watch: ProbationOptions,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WaveTable {
+    size: WaveSize,
+    selector: Option<Selector>,
+    soak: Option<Millis>,
+    max_duration: Option<Millis>,
+}
+
+/// The rollout that a file describes: JSON if its name ends so, TOML otherwise.
+///
+/// # Errors
+/// [`Failure`] with line and field.
+pub(super) fn from_file(path: &Path) -> Result<RolloutSpec, Failure> {
+    let text = disk::read_text(path, MAX_SPEC_BYTES)?;
+    let fault = |reason: String| Failure::input(format!("{}: {}", path.display(), reason.trim_end()));
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+        return serde_json::from_str(&text).map_err(|error| fault(error.to_string()));
+    }
+    let file: SpecFile = toml::from_str(&text).map_err(|error| fault(error.to_string()))?;
+    let pace = Pace { soak: file.soak, max_duration: file.max_duration };
+    let waves = if file.waves.is_empty() {
+        vec![pace.wave(WaveSize::Percent(100), None, Pace::default())]
+    } else {
+        file.waves
+            .into_iter()
+            .map(|wave| {
+                let own = Pace { soak: wave.soak, max_duration: wave.max_duration };
+                pace.wave(wave.size, wave.selector, own)
+            })
+            .collect()
+    };
+    Ok(RolloutSpec {
+        bundle: file.bundle,
+        selector: file.selector,
+        waves,
+        limits: file.limits.limits(),
+        watch: file.watch.policy(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Result<RolloutSpec, Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        from_file(&path)
+    }
+
+    #[test]
+    fn flags_and_files_mean_the_same() {
+        let flags = from_flags(
+            "digits@1.1.0".parse().unwrap(),
+            "site=lyon".parse().unwrap(),
+            &["1:ring=canary".parse().unwrap(), "100%".parse().unwrap()],
+            Pace { soak: Some(Millis(5_000)), max_duration: None },
+            LimitOptions { max_failures: Some(1), ..LimitOptions::default() },
+            ProbationOptions { probation: Some(Millis(2_000)), ..ProbationOptions::default() },
+        );
+        let toml = "bundle = \"digits@1.1.0\"\nselector = \"site=lyon\"\nsoak = \"5s\"\n\
+            [[waves]]\nsize = \"1\"\nselector = \"ring=canary\"\n[[waves]]\nsize = \"100%\"\n\
+            [limits]\nmax-failures = 1\n[watch]\nprobation = \"2s\"\n";
+        assert_eq!(read("r.toml", toml).unwrap(), flags);
+        assert_eq!(read("r.JSON", &serde_json::to_string(&flags).unwrap()).unwrap(), flags);
+        assert_eq!(flags.validate(), Ok(()));
+        assert_eq!(flags.waves[1].max_duration_ms, 3_600_000);
+        assert_eq!(flags.limits.min_requests, Limits::default().min_requests);
+    }
+
+    #[test]
+    fn one_wave_for_everybody_unless_told_otherwise() {
+        let spec = read("r.toml", "bundle = \"a@1.0.0\"\nselector = \"*\"\n").unwrap();
+        assert_eq!((spec.waves.len(), spec.waves[0].size), (1, WaveSize::Percent(100)));
+        let own = "bundle = \"a@1.0.0\"\nselector = \"*\"\nsoak = \"1m\"\n[[waves]]\nsize = \"100%\"\nsoak = \"2m\"\n";
+        assert_eq!(read("r.toml", own).unwrap().waves[0].soak_ms, 120_000);
+    }
+
+    #[test]
+    fn mistakes_name_file_and_line() {
+        for (name, text, expected) in [
+            ("r.toml", "bundle = \"a\"\nselector = \"*\"\n", "line 1"),
+            ("r.toml", "bundle = \"a@1.0.0\"\nselector = \"\"\n", "selector is empty"),
+            ("r.toml", "bundle = \"a@1.0.0\"\nselector = \"*\"\nsoak = 3\n", "line 3"),
+            (
+                "r.toml",
+                "bundle = \"a@1.0.0\"\nselector = \"*\"\n[limits]\nmax-erors = 1\n",
+                "unknown field `max-erors`",
+            ),
+            ("r.json", "{\"bundle\": \"a@1.0.0\",\n]", "line 2"),
+        ] {
+            let message = read(name, text).unwrap_err().to_string();
+            assert!(message.contains(expected) && message.contains(name), "{message}");
+        }
+        for bad in ["", "0", "101%", "1:", "1:=x", ":site=a"] {
+            assert!(bad.parse::<WaveFlag>().is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_wave_is_read_or_refused(text in ".{0,20}|[0-9]{1,3}%?:[a-z=!,]{0,10}") {
+            let _ = text.parse::<WaveFlag>();
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! How a rollout's parts are said.
+
+use std::collections::BTreeMap;
+
+use muster_shared::rollout::{
+    ArmSummary, Check, DeviceProgress, Outcome, RolloutStatus, RolloutView, Verdict, Waiting, WaveSpec, WaveView,
+};
+
+use crate::duration::Millis;
+use crate::output::{self, Tone};
+
+/// Why a rollout waits, with times that people can read.
+pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
+    match reason {
+        Waiting::Soaking { until_ms } => {
+            let left = Millis(until_ms.saturating_sub(now_ms)).rough();
+            format!("soaking until {} ({left} left)", output::time(*until_ms))
+        }
+        Waiting::NoDevices
+        | Waiting::Updating { .. }
+        | Waiting::Offline { .. }
+        | Waiting::TooFewReports { .. }
+        | Waiting::TooFewRequests { .. }
+        | Waiting::HeldByOtherRollout { .. }
+        | Waiting::Unsuitable { .. }
+        | Waiting::Paused { .. }
+        | Waiting::GoingBack { .. } => reason.to_string(),
+    }
+}
+
+/// Every reason why a rollout waits, in one line.
+pub(super) fn all_waiting(view: &RolloutView, now_ms: u64) -> String {
+    view.waiting.iter().map(|reason| waiting(reason, now_ms)).collect::<Vec<_>>().join("; ")
+}
+
+/// How good a state is.
+pub(super) fn status_tone(status: RolloutStatus) -> Tone {
+    match status {
+        RolloutStatus::Completed => Tone::Good,
+        RolloutStatus::RollingBack | RolloutStatus::RolledBack | RolloutStatus::Stopped => Tone::Bad,
+        RolloutStatus::Draft
+        | RolloutStatus::WaitingForApproval
+        | RolloutStatus::Ready
+        | RolloutStatus::Running
+        | RolloutStatus::Paused => Tone::Busy,
+    }
+}
+
+/// How good an outcome is.
+pub(super) fn outcome_tone(outcome: Outcome) -> Tone {
+    match outcome {
+        Outcome::Successful => Tone::Good,
+        Outcome::Failed | Outcome::Error => Tone::Bad,
+        Outcome::Inconclusive => Tone::Busy,
+    }
+}
+
+/// Whether a device has arrived where the rollout wants it: on the new bundle, or back on the old one.
+pub(super) fn has_arrived(progress: DeviceProgress, status: RolloutStatus) -> bool {
+    let going_back = matches!(status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
+    match progress {
+        DeviceProgress::Committed => !going_back,
+        DeviceProgress::Back => going_back,
+        DeviceProgress::Pending
+        | DeviceProgress::Assigned
+        | DeviceProgress::Updating
+        | DeviceProgress::Trial
+        | DeviceProgress::Failed
+        | DeviceProgress::GoingBack => false,
+    }
+}
+
+/// Devices of a wave that have arrived, and all of them.
+pub(super) fn arrived(wave: &WaveView, status: RolloutStatus) -> (u64, u64) {
+    let done = wave.devices.values().filter(|progress| has_arrived(**progress, status)).count();
+    (done as u64, wave.devices.len() as u64)
+}
+
+/// Devices of a wave by how far they are, as `3 committed, 1 trial`.
+pub(super) fn progress(wave: &WaveView) -> String {
+    let mut counts: BTreeMap<DeviceProgress, u32> = BTreeMap::new();
+    for progress in wave.devices.values() {
+        *counts.entry(*progress).or_default() += 1;
+    }
+    if counts.is_empty() {
+        return "no device yet".to_owned();
+    }
+    // The furthest first.
+    let said =
+        counts.iter().rev().map(|(progress, count)| format!("{count} {}", output::word(progress).replace('_', " ")));
+    said.collect::<Vec<_>>().join(", ")
+}
+
+/// A wave by number and size, as `wave 1/3 (25% of site=lyon)`.
+pub(super) fn wave_name(index: usize, waves: usize, spec: Option<&WaveSpec>) -> String {
+    let size = spec.map_or_else(String::new, |spec| match &spec.selector {
+        Some(selector) => format!(" ({} of {selector})", spec.size),
+        None => format!(" ({})", spec.size),
+    });
+    format!("wave {}/{waves}{size}", index + 1)
+}
+
+/// One side of a comparison in a line.
+pub(super) fn arm(arm: &ArmSummary) -> String {
+    let p99 =
+        arm.latency_p99_us.map_or_else(|| "-".to_owned(), |us| format!("{} ms", output::significant(us / 1_000.0)));
+    format!(
+        "{} of {} devices reporting, {} reports, {} requests, {} errors, p99 {p99}, {} predictions, {} failures",
+        arm.reporting, arm.devices, arm.reports, arm.requests, arm.errors, arm.predictions, arm.failures
+    )
+}
+
+fn measured(check: &Check) -> String {
+    check.measured.map_or_else(|| "nothing".to_owned(), output::significant)
+}
+
+/// A check in a line.
+pub(super) fn check(check: &Check) -> String {
+    if check.sentence.is_empty() {
+        let limit = output::significant(check.limit);
+        return format!("{}: {} against {limit}", check.rule.as_str(), measured(check));
+    }
+    check.sentence.clone()
+}
+
+/// A verdict with its checks, one a line.
+pub(super) fn verdict(verdict: &Verdict) -> Vec<String> {
+    let mut lines = vec![format!("verdict on wave {}: {}: {}", verdict.wave + 1, verdict.outcome, verdict.summary)];
+    lines.extend(verdict.checks.iter().map(|c| format!("  {:<12}  {:<17}  {}", c.outcome, c.rule.as_str(), check(c))));
+    lines.push(format!("  canary: {}", arm(&verdict.canary)));
+    lines.push(format!("  control: {}", arm(&verdict.control)));
+    lines
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use muster_shared::ids::{DeviceId, Digest};
+    use muster_shared::rollout::{Limits, RolloutSpec, Rule, WaveSize};
+    use muster_shared::selector::Selector;
+    use muster_shared::trust::WatchPolicy;
+
+    use super::*;
+
+    /// A running rollout with a canary wave of two devices.
+    pub(in crate::rollout) fn running() -> RolloutView {
+        let wave = |size: WaveSize| WaveSpec { size, selector: None, soak_ms: 1, max_duration_ms: 2 };
+        let device = |name: &str| DeviceId::new(name).unwrap();
+        RolloutView {
+            id: "r1".parse().unwrap(),
+            spec: RolloutSpec {
+                bundle: "digits@1.1.0".parse().unwrap(),
+                selector: Selector::all(),
+                waves: vec![wave(WaveSize::Count(2)), wave(WaveSize::Percent(100))],
+                limits: Limits::default(),
+                watch: WatchPolicy::default(),
+            },
+            manifest: Digest::of(b"m"),
+            status: RolloutStatus::Running,
+            status_reason: "started".into(),
+            created_at_ms: 0,
+            updated_at_ms: 0,
+            current_wave: 0,
+            waves: vec![
+                WaveView {
+                    devices: [(device("a"), DeviceProgress::Committed), (device("b"), DeviceProgress::Trial)].into(),
+                    started_at_ms: Some(0),
+                    verdict: None,
+                },
+                WaveView { devices: BTreeMap::new(), started_at_ms: None, verdict: None },
+            ],
+            waiting: vec![Waiting::Soaking { until_ms: 90_000 }, Waiting::TooFewRequests { have: 12, need: 100 }],
+            verdicts: vec![],
+        }
+    }
+
+    /// A verdict that stopped a wave.
+    pub(in crate::rollout) fn failed() -> Verdict {
+        let sentence = "prediction PSI 3.41 > 0.25 (canary 412 predictions, control 1,604)";
+        Verdict {
+            at_ms: 0,
+            wave: 0,
+            outcome: Outcome::Failed,
+            checks: vec![Check {
+                rule: Rule::PredictionPsi,
+                outcome: Outcome::Failed,
+                measured: Some(3.41),
+                limit: 0.25,
+                canary_samples: 412,
+                control_samples: 1_604,
+                sentence: sentence.into(),
+            }],
+            canary: ArmSummary { devices: 2, latency_p99_us: Some(1_234.0), ..ArmSummary::default() },
+            control: ArmSummary::default(),
+            summary: "predictions moved".into(),
+        }
+    }
+
+    #[test]
+    fn everything_is_said_in_words() {
+        let view = running();
+        assert_eq!(all_waiting(&view, 0), "soaking until 1970-01-01T00:01:30Z (1m 30s left); 12 of 100 requests");
+        assert_eq!(progress(&view.waves[0]), "1 committed, 1 trial");
+        assert_eq!(progress(&view.waves[1]), "no device yet");
+        assert_eq!(arrived(&view.waves[0], RolloutStatus::Running), (1, 2));
+        assert_eq!(arrived(&view.waves[0], RolloutStatus::RollingBack), (0, 2));
+        assert_eq!(wave_name(0, 2, view.spec.waves.first()), "wave 1/2 (2)");
+        let lines = verdict(&failed());
+        assert_eq!(lines[0], "verdict on wave 1: Failed: predictions moved");
+        assert_eq!(
+            lines[1],
+            "  Failed        prediction-psi     prediction PSI 3.41 > 0.25 (canary 412 predictions, control 1,604)"
+        );
+        assert!(lines[2].contains("p99 1.23 ms"), "{}", lines[2]);
+    }
+}

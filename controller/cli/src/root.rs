@@ -1,0 +1,208 @@
+//! `muster root`: root documents, which say who may sign what.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use muster_shared::api::{PushRoot, TrustView};
+use muster_shared::ids::Digest;
+use muster_shared::trust::{
+    DocumentKind, Envelope, KeyId, PublicKey, Role, RoleKeys, Root, SigningKey, TrustError, TrustedRoot, sign_document,
+};
+use serde::Serialize;
+
+use crate::command::{Context, block_on};
+use crate::disk::{self, Existing, Privacy};
+use crate::failure::Failure;
+use crate::{key_file, output};
+
+const MAX_ROOT_BYTES: u64 = 1024 * 1024;
+const DAY_MS: u64 = 86_400_000;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RootCommand {
+    /// Make the first root document and sign it with its root keys.
+    Init(InitArgs),
+    /// Show a root document.
+    Show {
+        /// The document.
+        file: PathBuf,
+    },
+    /// Give a root document to the controller.
+    Push {
+        /// The document.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Private root keys: the document names them and is signed with them.
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    root_key: Vec<PathBuf>,
+    /// Root keys that must sign each root document.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    root_threshold: u32,
+    /// Public release keys, which sign bundles.
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE.pub")]
+    release_key: Vec<PathBuf>,
+    /// Release keys that must sign each bundle.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    release_threshold: u32,
+    /// The controller's public director key, a file or its digits; `muster trust director-key` prints it.
+    #[arg(long, value_name = "FILE.pub|HEX")]
+    director_key: String,
+    /// Days until the document must be replaced.
+    #[arg(long, default_value_t = 365, value_name = "N")]
+    expires_days: u32,
+    /// Where to write the document.
+    #[arg(long, default_value = "root.json", value_name = "FILE")]
+    out: PathBuf,
+    /// Replace a document that is there already.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Says why a document is not trusted, with times that people can read.
+pub(crate) fn trust_words(error: &TrustError) -> String {
+    match error {
+        TrustError::Expired { kind, expires_ms, .. } => format!("the {kind} expired at {}", output::time(*expires_ms)),
+        TrustError::Envelope(_)
+        | TrustError::TooLarge
+        | TrustError::TooManySignatures
+        | TrustError::PayloadType { .. }
+        | TrustError::Threshold { .. }
+        | TrustError::Payload { .. }
+        | TrustError::RootVersion { .. }
+        | TrustError::RootContent(_)
+        | TrustError::RootPin
+        | TrustError::Manifest(_)
+        | TrustError::Device { .. }
+        | TrustError::Key(_) => error.to_string(),
+    }
+}
+
+/// Reads a signed document. Nothing in it is checked.
+///
+/// # Errors
+/// [`Failure`] when the file is no envelope.
+pub(crate) fn read_envelope(path: &Path) -> Result<Envelope, Failure> {
+    serde_json::from_slice(&disk::read(path, MAX_ROOT_BYTES)?).map_err(|error| {
+        Failure::input(format!("{} is not a signed document (a DSSE envelope in JSON)", path.display())).because(error)
+    })
+}
+
+/// Reads a root document and checks that it is signed by its own keys.
+///
+/// # Errors
+/// [`Failure`] when the file is no root document, or not signed as it asks.
+pub(crate) fn read_trusted_root(path: &Path) -> Result<TrustedRoot, Failure> {
+    TrustedRoot::first(read_envelope(path)?, None)
+        .map_err(|error| Failure::unmet(format!("{}: {}", path.display(), trust_words(&error))))
+}
+
+fn build(args: &InitArgs, now_ms: u64) -> Result<Envelope, Failure> {
+    let signers: Vec<SigningKey> = args.root_key.iter().map(|p| key_file::read_private(p)).collect::<Result<_, _>>()?;
+    let root_keys: Vec<PublicKey> = signers.iter().map(SigningKey::public).collect();
+    let release_keys: Vec<PublicKey> =
+        args.release_key.iter().map(|p| key_file::read_public(p)).collect::<Result<_, _>>()?;
+    let director = key_file::read_public_or_digits(&args.director_key)?;
+    if root_keys.contains(&director) || release_keys.contains(&director) {
+        return Err(Failure::input(
+            "the director key is also a root or release key: the controller must not be able to sign those documents",
+        ));
+    }
+    let ids = |keys: &[PublicKey]| keys.iter().map(PublicKey::id).collect();
+    let root = Root {
+        version: 1,
+        expires_ms: now_ms.saturating_add(u64::from(args.expires_days) * DAY_MS),
+        roles: BTreeMap::from([
+            (Role::Root, RoleKeys { key_ids: ids(&root_keys), threshold: args.root_threshold }),
+            (Role::Release, RoleKeys { key_ids: ids(&release_keys), threshold: args.release_threshold }),
+            (Role::Director, RoleKeys { key_ids: [director.id()].into(), threshold: 1 }),
+        ]),
+        keys: root_keys.into_iter().chain(release_keys).chain([director]).map(|key| (key.id(), key)).collect(),
+    };
+    root.validate().map_err(|error| Failure::input("these keys make no root document").because(error))?;
+    sign_document(DocumentKind::Root, &root, &signers)
+        .and_then(|envelope| TrustedRoot::first(envelope.clone(), None).map(|_| envelope))
+        .map_err(|error| Failure::input("these keys make no root document").because(error))
+}
+
+#[derive(Serialize)]
+pub(crate) struct RootView<'a> {
+    /// SHA-256 of the signed bytes: what enrolment tokens pin.
+    digest: Digest,
+    #[serde(flatten)]
+    root: &'a Root,
+    signed_by: Vec<&'a str>,
+}
+
+/// A root document for people.
+pub(crate) fn root_view(trusted: &TrustedRoot) -> RootView<'_> {
+    let payload = trusted.envelope().payload_bytes().unwrap_or_default();
+    RootView {
+        digest: Digest::of(&payload),
+        root: trusted.root(),
+        signed_by: trusted.envelope().signatures.iter().map(|s| s.keyid.as_str()).collect(),
+    }
+}
+
+/// A root document as text.
+pub(crate) fn root_text(view: &RootView<'_>) -> String {
+    let mut pairs = vec![
+        ("version", view.root.version.to_string()),
+        ("digest", view.digest.to_string()),
+        ("expires", output::time(view.root.expires_ms)),
+    ];
+    let roles: Vec<(String, String)> = view
+        .root
+        .roles
+        .iter()
+        .map(|(role, keys)| {
+            let name = |id: &KeyId| {
+                let signed = view.signed_by.contains(&id.to_string().as_str());
+                format!("{id}{}", if signed { " (signed)" } else { "" })
+            };
+            let ids: Vec<String> = keys.key_ids.iter().map(name).collect();
+            (format!("{role} keys"), format!("{} of {} must sign\n{}", keys.threshold, ids.len(), ids.join("\n")))
+        })
+        .collect();
+    pairs.extend(roles.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    output::properties(&pairs)
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when that did not succeed.
+pub(crate) fn run(context: &Context, command: RootCommand) -> Result<(), Failure> {
+    match command {
+        RootCommand::Init(args) => {
+            let envelope = build(&args, output::now_ms())?;
+            let mut text = serde_json::to_vec_pretty(&envelope)
+                .map_err(|error| Failure::unmet("the document has no form in JSON").because(error))?;
+            text.push(b'\n');
+            disk::write(&args.out, &text, Privacy::Public, Existing::from_force(args.force))?;
+            output::note(&format!("wrote {}", args.out.display()));
+            let trusted = TrustedRoot::first(envelope, None)
+                .map_err(|error| Failure::unmet("the document is not valid").because(error))?;
+            context.output.show(&root_view(&trusted), root_text)
+        }
+        RootCommand::Show { file } => {
+            let trusted = read_trusted_root(&file)?;
+            if let Err(error) = trusted.check_date(output::now_ms()) {
+                output::warn(&trust_words(&error));
+            }
+            context.output.show(&root_view(&trusted), root_text)
+        }
+        RootCommand::Push { file } => {
+            let root = read_envelope(&file)?;
+            let client = context.client()?;
+            let view: TrustView = block_on(client.post(&["trust", "root"], &PushRoot { root }))?;
+            context.output.show(&view, |view| {
+                format!("the controller trusts {} root document(s); the last is {}", view.roots.len(), file.display())
+            })
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Which controller to talk to: flags before environment before the configuration file.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::disk;
+use crate::failure::Failure;
+
+const MAX_CONFIG_BYTES: u64 = 64 * 1024;
+
+/// The flags that name a controller.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Controller")]
+pub(crate) struct Connection {
+    /// Base URL of the controller, as https://muster.example:8443.
+    #[arg(long, global = true, env = "MUSTER_URL", value_name = "URL")]
+    url: Option<String>,
+    /// Access token.
+    #[arg(long, global = true, env = "MUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<String>,
+    /// Certificate (PEM) of the CA that the controller's certificate must come from; the system's CAs otherwise.
+    #[arg(long, global = true, env = "MUSTER_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Configuration file in TOML with url, token and ca-file [default: ~/.config/muster/config.toml].
+    #[arg(long, global = true, env = "MUSTER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct ConfigFile {
+    url: Option<String>,
+    token: Option<String>,
+    ca_file: Option<PathBuf>,
+}
+
+/// How to reach a controller.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Base URL.
+    pub(crate) url: Url,
+    /// Access token.
+    pub(crate) token: String,
+    /// The only CA trusted; none for those of the system.
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+fn default_config_path() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")))?;
+    Some(folder.join("muster").join("config.toml"))
+}
+
+fn read_config(path: &Path) -> Result<ConfigFile, Failure> {
+    let text = disk::read_text(path, MAX_CONFIG_BYTES)?;
+    let mut config: ConfigFile = toml::from_str(&text)
+        .map_err(|error| Failure::input(format!("{}: {}", path.display(), error.to_string().trim_end())))?;
+    // Relative to the file that says so, wherever the command is run.
+    config.ca_file = config.ca_file.map(|file| path.parent().unwrap_or_else(|| Path::new("")).join(file));
+    Ok(config)
+}
+
+fn parse_url(text: &str) -> Result<Url, Failure> {
+    let url = Url::parse(text.trim())
+        .map_err(|error| Failure::input(format!("{text:?} is not a URL: write https://host:port")).because(error))?;
+    if url.scheme() != "https" || url.host_str().is_none() {
+        return Err(Failure::input(format!(
+            "{text:?} is not an https:// URL: the access token must not travel in the clear"
+        )));
+    }
+    Ok(url)
+}
+
+impl Settings {
+    /// Puts flags, environment and configuration file together.
+    ///
+    /// # Errors
+    /// [`Failure`] when the file is wrong, or URL or token are nowhere.
+    pub(crate) fn resolve(connection: &Connection) -> Result<Self, Failure> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let given_path = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let (config, named) = match (given_path(&connection.config), default_config_path()) {
+            (Some(path), _) => (read_config(&path)?, path.display().to_string()),
+            (None, Some(path)) if path.exists() => (read_config(&path)?, path.display().to_string()),
+            (None, path) => {
+                let named = path.unwrap_or_else(|| "~/.config/muster/config.toml".into()).display().to_string();
+                (ConfigFile::default(), named)
+            }
+        };
+        let missing = |what: &str, flag: &str, variable: &str, key: &str| {
+            Failure::input(format!("no {what}: give {flag}, set {variable}, or write {key} = \"...\" to {named}"))
+        };
+        let url =
+            given(&connection.url).or(config.url).ok_or_else(|| missing("controller", "--url", "MUSTER_URL", "url"))?;
+        let token = given(&connection.token)
+            .or(config.token)
+            .ok_or_else(|| missing("access token", "--token", "MUSTER_TOKEN", "token"))?;
+        let token = token.trim().to_owned();
+        if !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Failure::input("the access token holds characters that no token has"));
+        }
+        Ok(Self { url: parse_url(&url)?, token, ca_file: given_path(&connection.ca_file).or(config.ca_file) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(config: &Path, url: Option<&str>) -> Connection {
+        Connection { url: url.map(Into::into), token: None, ca_file: None, config: Some(config.to_owned()) }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_paths_are_relative_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, "url = \"https://a:1\"\ntoken = \"t\\n\"\nca-file = \"ca.pem\"\n").unwrap();
+        let settings = Settings::resolve(&connection(&path, None)).unwrap();
+        assert_eq!((settings.url.as_str(), settings.token.as_str()), ("https://a:1/", "t"));
+        assert_eq!(settings.ca_file, Some(folder.path().join("ca.pem")));
+        let settings = Settings::resolve(&connection(&path, Some("https://b:2/base"))).unwrap();
+        assert_eq!(settings.url.as_str(), "https://b:2/base");
+        // An empty variable is an unset one.
+        assert_eq!(Settings::resolve(&connection(&path, Some(""))).unwrap().url.as_str(), "https://a:1/");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        let refuse = |text: &str, url: Option<&str>| {
+            std::fs::write(&path, text).unwrap();
+            let failure = Settings::resolve(&connection(&path, url)).unwrap_err();
+            assert_eq!(failure.exit_code(), 2);
+            failure.to_string()
+        };
+        assert!(refuse("", None).contains("MUSTER_URL"));
+        assert!(refuse("url = \"https://a\"", None).contains("MUSTER_TOKEN"));
+        assert!(refuse("\nurl = 3", None).contains("line 2"));
+        assert!(refuse("color = 3", None).contains("unknown field `color`"));
+        assert!(refuse("token = \"t\"", Some("http://a")).contains("in the clear"));
+        assert!(refuse("token = \"t\"", Some("a b")).contains("not a URL"));
+        assert!(refuse("token = \"a b\"\nurl = \"https://a\"", None).contains("characters"));
+    }
+}

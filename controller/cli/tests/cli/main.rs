@@ -1,0 +1,9 @@
+//! The command line as its users meet it: the real binary, its files, its output and its exit codes.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
+mod bad_input;
+mod bundles;
+mod online;
+mod run;
+mod server;

@@ -1,0 +1,118 @@
+//! What operators may do to a rollout, and when. Devices are told at the next plan.
+
+use muster_shared::limits::bounded_text;
+use muster_shared::rollout::RolloutStatus;
+
+use crate::rollout::Rollout;
+
+/// What an operator does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OperatorAction {
+    /// No further device gets the bundle; those that have it keep it.
+    Pause,
+    /// Goes on, with the wave's longest duration anew.
+    Resume,
+    /// Stops at once and for good; devices keep what they have.
+    Abort,
+    /// Every device goes back to what it ran before.
+    Rollback,
+}
+
+impl OperatorAction {
+    /// The action as the API spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Abort => "abort",
+            Self::Rollback => "rollback",
+        }
+    }
+
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Pause => "paused",
+            Self::Resume => "resumed",
+            Self::Abort => "stopped",
+            Self::Rollback => "rollback ordered",
+        }
+    }
+
+    const fn allowed_from(self) -> &'static str {
+        match self {
+            Self::Pause => "ready or running",
+            Self::Resume => "paused",
+            Self::Abort => "unfinished",
+            Self::Rollback => "ready, running, paused, completed or stopped",
+        }
+    }
+}
+
+/// Why an action was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{} is not possible: the rollout is {status}, and must be {}", action.as_str(), action.allowed_from())]
+pub struct ActionError {
+    /// What was asked for.
+    pub action: OperatorAction,
+    /// How the rollout stands.
+    pub status: RolloutStatus,
+}
+
+impl Rollout {
+    /// The rollout after `actor` did `action`.
+    ///
+    /// # Errors
+    /// [`ActionError`] when the rollout stands so that the action has no meaning.
+    pub fn apply(
+        &self,
+        action: OperatorAction,
+        actor: &str,
+        reason: Option<&str>,
+        now_ms: u64,
+    ) -> Result<Self, ActionError> {
+        let status = self.after(action).ok_or(ActionError { action, status: self.status })?;
+        let mut next = self.clone();
+        next.status = status;
+        next.status_reason = match reason.map(str::trim).filter(|reason| !reason.is_empty()) {
+            Some(reason) => bounded_text(&format!("{} by {actor}: {reason}", action.done())),
+            None => bounded_text(&format!("{} by {actor}", action.done())),
+        };
+        next.updated_at_ms = now_ms;
+        next.outstanding = false;
+        if action == OperatorAction::Resume
+            && let Some(wave) = next.waves.get_mut(next.current_wave as usize)
+            && wave.started_at_ms.is_some()
+        {
+            wave.clock_from_ms = Some(now_ms);
+        }
+        Ok(next)
+    }
+
+    fn after(&self, action: OperatorAction) -> Option<RolloutStatus> {
+        use RolloutStatus::{
+            Completed, Draft, Paused, Ready, RolledBack, RollingBack, Running, Stopped, WaitingForApproval,
+        };
+        match (action, self.status) {
+            (OperatorAction::Pause, Ready | Running) => Some(Paused),
+            (OperatorAction::Resume, Paused) => {
+                let started = self.waves.first().is_some_and(|wave| wave.started_at_ms.is_some());
+                Some(if started { Running } else { Ready })
+            }
+            (OperatorAction::Abort, Draft | WaitingForApproval | Ready | Running | Paused | RollingBack) => {
+                Some(Stopped)
+            }
+            (OperatorAction::Rollback, Ready | Running | Paused | Completed | Stopped) => Some(RollingBack),
+            (
+                OperatorAction::Pause,
+                Draft | WaitingForApproval | Paused | RollingBack | Completed | RolledBack | Stopped,
+            )
+            | (
+                OperatorAction::Resume,
+                Draft | WaitingForApproval | Ready | Running | RollingBack | Completed | RolledBack | Stopped,
+            )
+            | (OperatorAction::Abort, Completed | RolledBack | Stopped)
+            | (OperatorAction::Rollback, Draft | WaitingForApproval | RollingBack | RolledBack) => None,
+        }
+    }
+}

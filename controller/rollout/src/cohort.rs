@@ -1,0 +1,188 @@
+//! Which devices a rollout may reach, and which of them a wave takes.
+//!
+//! A wave takes the first devices in the order of a hash of rollout and device: the same at every plan, and
+//! unrelated between rollouts, so that it is not always the same devices that go first.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+
+use muster_shared::bundle::Requirements;
+use muster_shared::ids::{DeviceId, RolloutId};
+use muster_shared::limits::bounded_text;
+use muster_shared::rollout::WaveSpec;
+use sha2::{Digest as _, Sha256};
+
+use crate::fleet::{DeviceFacts, Fleet};
+use crate::rollout::{Errand, Rollout, Target};
+use crate::standing::{fresh_generation, is_taken, newest_generation, settled_generation};
+
+/// The devices meant by a rollout, sorted by whether it can have them.
+pub(crate) struct Survey<'f> {
+    rollout: RolloutId,
+    candidates: BTreeMap<&'f DeviceId, &'f DeviceFacts>,
+    /// Those that another rollout has.
+    pub(crate) held: Vec<DeviceId>,
+    /// Those that cannot run the bundle, and why.
+    pub(crate) unsuitable: BTreeMap<DeviceId, String>,
+    /// Candidates that were not in when a wave first had room, in the order in which waves take them.
+    order: OnceCell<Vec<&'f DeviceId>>,
+}
+
+impl<'f> Survey<'f> {
+    /// Looks at every device once.
+    pub(crate) fn of(rollout: &Rollout, fleet: &'f Fleet) -> Self {
+        let mut survey = Self {
+            rollout: rollout.id.clone(),
+            candidates: BTreeMap::new(),
+            held: Vec::new(),
+            unsuitable: BTreeMap::new(),
+            order: OnceCell::new(),
+        };
+        for (id, facts) in &fleet.devices {
+            if facts.revoked || !rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
+                continue;
+            }
+            let target = rollout.targets.get(id);
+            let held = match target {
+                Some(target) => is_taken(&rollout.id, target, facts),
+                None => facts.held_by.is_some(),
+            };
+            if held {
+                survey.held.push(id.clone());
+            } else if target.is_some() {
+                survey.candidates.insert(id, facts);
+            } else {
+                match suitability(&rollout.bundle.requirements, facts) {
+                    Suitability::Suitable => {
+                        survey.candidates.insert(id, facts);
+                    }
+                    Suitability::Unsuitable(why) => {
+                        survey.unsuitable.insert(id.clone(), why);
+                    }
+                    Suitability::NotKnownYet => {}
+                }
+            }
+        }
+        survey
+    }
+
+    /// The devices that `wave` takes in beyond those that are in already, which count towards its size.
+    pub(crate) fn additions(&self, wave: &WaveSpec, is_in: impl Fn(&DeviceId) -> bool) -> Vec<&'f DeviceId> {
+        let (mut all, mut members) = (0, 0);
+        for id in self.candidates.keys().filter(|id| self.is_candidate(id, wave)) {
+            all += 1;
+            members += usize::from(is_in(id));
+        }
+        let room = wave.size.of(all).saturating_sub(members);
+        if room == 0 {
+            return Vec::new();
+        }
+        self.order(&is_in).iter().filter(|id| !is_in(id) && self.is_candidate(id, wave)).take(room).copied().collect()
+    }
+
+    /// Whether `wave` may take this device, or counts it if it has it.
+    pub(crate) fn is_candidate(&self, id: &DeviceId, wave: &WaveSpec) -> bool {
+        self.candidates.get(id).is_some_and(|facts| {
+            wave.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
+        })
+    }
+
+    /// Candidates without a target.
+    pub(crate) fn untouched(
+        &self,
+        targets: &BTreeMap<DeviceId, Target>,
+    ) -> impl Iterator<Item = (&'f DeviceId, &'f DeviceFacts)> {
+        self.candidates.iter().filter(|(id, _)| !targets.contains_key(**id)).map(|(id, facts)| (*id, *facts))
+    }
+
+    fn order(&self, is_in: impl Fn(&DeviceId) -> bool) -> &[&'f DeviceId] {
+        self.order.get_or_init(|| {
+            let outside = self.candidates.keys().filter(|id| !is_in(id));
+            let mut hashed: Vec<([u8; 32], &DeviceId)> = outside.map(|id| (hash(&self.rollout, id), *id)).collect();
+            hashed.sort_unstable();
+            hashed.into_iter().map(|(_, id)| id).collect()
+        })
+    }
+}
+
+fn hash(rollout: &RolloutId, device: &DeviceId) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update(rollout.as_str());
+    // No identifier holds this byte, so no two pairs read alike.
+    hasher.update([0]);
+    hasher.update(device.as_str());
+    hasher.finalize().into()
+}
+
+/// The target of a device that comes in with `wave`; none when no generation is left for it.
+pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_ms: u64) -> Option<Target> {
+    let manifest = rollout.bundle.manifest;
+    let (errand, generation) = match settled_generation(facts, manifest) {
+        Some(generation) => (Errand::Keep, generation),
+        None => (Errand::Forward, fresh_generation(facts, 0)?),
+    };
+    let previous = match &facts.reported {
+        Some(report) => report.committed.as_ref().map(|bundle| bundle.manifest),
+        None => facts.desired.as_ref().and_then(|desired| desired.manifest),
+    };
+    Some(Target {
+        errand,
+        manifest: Some(manifest),
+        generation,
+        previous,
+        wave,
+        assigned_at_ms: now_ms,
+        failure: None,
+        attempts: 1,
+    })
+}
+
+enum Suitability {
+    Suitable,
+    Unsuitable(String),
+    /// It has never reported, so it cannot be told.
+    NotKnownYet,
+}
+
+fn suitability(requirements: &Requirements, facts: &DeviceFacts) -> Suitability {
+    if newest_generation(facts) == u64::MAX {
+        return Suitability::Unsuitable(format!("it reports generation {}, above which there is none", u64::MAX));
+    }
+    let Requirements { architectures, min_memory_bytes, min_agent_version } = requirements;
+    let attribute = |key: &str| facts.attributes.get(key).map(String::as_str);
+    let mut faults = Vec::new();
+    if !architectures.is_empty() && !attribute("arch").is_some_and(|arch| architectures.contains(arch)) {
+        let wanted = architectures.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        faults.push(match attribute("arch") {
+            Some(arch) => format!("its architecture is {arch}, the bundle is for {wanted}"),
+            None => format!("it does not report its architecture, the bundle is for {wanted}"),
+        });
+    }
+    if *min_memory_bytes > 0 {
+        match attribute("memory-bytes").map(str::parse::<u64>) {
+            Some(Ok(bytes)) if bytes >= *min_memory_bytes => {}
+            Some(Ok(bytes)) => {
+                faults.push(format!("it has {bytes} bytes of memory, the bundle needs {min_memory_bytes}"));
+            }
+            Some(Err(_)) | None => {
+                faults.push(format!("it does not report its memory, the bundle needs {min_memory_bytes} bytes"));
+            }
+        }
+    }
+    if let Some(least) = min_agent_version {
+        let have = attribute("agent-version");
+        if !have.is_some_and(|have| have.parse().is_ok_and(|have| *least <= have)) {
+            faults.push(match have {
+                Some(have) => format!("its agent is {have:?}, the bundle needs {least}"),
+                None => format!("it does not report its agent's version, the bundle needs {least}"),
+            });
+        }
+    }
+    if faults.is_empty() {
+        Suitability::Suitable
+    } else if facts.reported.is_none() {
+        Suitability::NotKnownYet
+    } else {
+        Suitability::Unsuitable(bounded_text(&faults.join("; ")))
+    }
+}

@@ -1,0 +1,80 @@
+//! Sums of what the two sides of a comparison measured. Windows of another bundle or generation than meant are left out.
+
+use std::collections::BTreeMap;
+
+use muster_shared::rollout::ArmSummary;
+use muster_shared::sketch::LatencySketch;
+
+use crate::cohort::Survey;
+use crate::fleet::{DeviceFacts, Evidence, Fleet};
+use crate::rollout::Rollout;
+
+/// What one side measured.
+#[derive(Debug, Default)]
+pub(crate) struct Arm<'f> {
+    /// The numbers a verdict shows.
+    pub(crate) summary: ArmSummary,
+    /// Classes predicted, by column.
+    pub(crate) predictions: BTreeMap<&'f str, BTreeMap<&'f str, u64>>,
+    latency_us: LatencySketch,
+}
+
+impl<'f> Arm<'f> {
+    /// The rollout's devices, on the bundle and under the generation they were given.
+    pub(crate) fn canary(rollout: &Rollout, fleet: &'f Fleet) -> Self {
+        let mut arm = Self::default();
+        for (id, target) in &rollout.targets {
+            let facts = fleet.devices.get(id).filter(|facts| !facts.revoked);
+            arm.add_device(facts, |evidence| {
+                evidence.generation == target.generation && Some(evidence.manifest) == target.manifest
+            });
+            arm.summary.failures += u32::from(target.failure.is_some());
+        }
+        arm.finish()
+    }
+
+    /// The devices the rollout means but has not reached, on what they have committed. Those that run the bundle
+    /// already are no control for it.
+    pub(crate) fn control(rollout: &Rollout, survey: &Survey<'f>) -> Self {
+        let mut arm = Self::default();
+        for (_, facts) in survey.untouched(&rollout.targets) {
+            let incumbent = facts.reported.as_ref().and_then(|report| report.committed.as_ref());
+            if let Some(incumbent) = incumbent.filter(|incumbent| incumbent.manifest != rollout.bundle.manifest) {
+                arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent.manifest);
+            }
+        }
+        arm.finish()
+    }
+
+    fn add_device(&mut self, facts: Option<&'f DeviceFacts>, counts: impl Fn(&Evidence) -> bool) {
+        let mut reports = 0u32;
+        for evidence in facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| counts(evidence)) {
+            reports = reports.saturating_add(evidence.reports);
+            self.summary.requests = self.summary.requests.saturating_add(evidence.requests.served);
+            self.summary.errors = self.summary.errors.saturating_add(evidence.requests.errors());
+            self.latency_us.merge(&evidence.latency_us);
+            for (column, classes) in &evidence.predictions {
+                let sums = self.predictions.entry(column).or_default();
+                for (class, n) in classes {
+                    let sum = sums.entry(class).or_default();
+                    *sum = sum.saturating_add(*n);
+                }
+            }
+        }
+        self.summary.devices += 1;
+        self.summary.reporting += u32::from(reports > 0);
+        self.summary.reports = self.summary.reports.saturating_add(reports);
+    }
+
+    fn finish(mut self) -> Self {
+        self.summary.latency_p99_us = self.latency_us.quantile_us(0.99);
+        // Every row gives one prediction a column, so the fullest column counts the rows.
+        self.summary.predictions = self.predictions.values().map(total).max().unwrap_or(0);
+        self
+    }
+}
+
+/// All counts of one column.
+pub(crate) fn total<K>(classes: &BTreeMap<K, u64>) -> u64 {
+    classes.values().fold(0, |sum, n| sum.saturating_add(*n))
+}

@@ -1,0 +1,72 @@
+//! What the planner is told about devices. It decides nothing; the controller fills it from its store.
+
+use std::collections::BTreeMap;
+
+use muster_shared::ids::{DeviceId, Digest, RolloutId};
+use muster_shared::messages::{RequestCounts, StateReport};
+use muster_shared::sketch::LatencySketch;
+use serde::{Deserialize, Serialize};
+
+/// Predictions counted: by column of the profile, then by class.
+pub type Predictions = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// Every device there is, whether selected or not.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Fleet {
+    /// Devices by name.
+    pub devices: BTreeMap<DeviceId, DeviceFacts>,
+}
+
+/// What is known of one device.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DeviceFacts {
+    /// Set by operators.
+    pub labels: BTreeMap<String, String>,
+    /// Reported by the device.
+    pub attributes: BTreeMap<String, String>,
+    /// Whether it is connected.
+    pub online: bool,
+    /// When it was heard last.
+    pub last_seen_ms: Option<u64>,
+    /// Its certificate is no longer accepted.
+    pub revoked: bool,
+    /// Another rollout, not finished, that this device takes part in ([`crate::Rollout::takes_part`]).
+    pub held_by: Option<RolloutId>,
+    /// What the store says it shall run.
+    pub desired: Option<Desired>,
+    /// What it said last of itself.
+    pub reported: Option<StateReport>,
+    /// What it measured, from windows received at or after [`crate::Rollout::evidence_since_ms`].
+    pub evidence: Vec<Evidence>,
+}
+
+/// What the store says a device shall run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Desired {
+    /// Digest of the manifest; none to run nothing.
+    pub manifest: Option<Digest>,
+    /// The generation of the assignment.
+    pub generation: u64,
+    /// The rollout it belongs to.
+    pub rollout: RolloutId,
+}
+
+/// What one device measured of one bundle under one generation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evidence {
+    /// Digest of the manifest that served.
+    pub manifest: Digest,
+    /// The generation under which it served.
+    pub generation: u64,
+    /// Telemetry windows with at least one request served.
+    pub reports: u32,
+    /// Requests by outcome.
+    pub requests: RequestCounts,
+    /// Latency of requests served, in microseconds.
+    pub latency_us: LatencySketch,
+    /// Classes predicted.
+    pub predictions: Predictions,
+    /// Times the agent found that it had not been stopped in order.
+    pub crashes: u32,
+}

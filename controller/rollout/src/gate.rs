@@ -1,0 +1,327 @@
+//! Holds what a wave measured against the rollout's limits, and says so in sentences.
+//!
+//! Limits are absolute: they need no test, and one that is passed stops the wave at once. What cannot be judged, for
+//! want of data or of a control, is `Inconclusive` in its check. The least numbers of reports and requests are needed
+//! always; a comparison without a control is not, but the verdict says then that it rests on limits only.
+
+use std::collections::BTreeMap;
+
+use muster_shared::drift::psi;
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{ArmSummary, Check, Limits, Outcome, Rule, Verdict};
+
+use crate::evidence::{Arm, total};
+use crate::fleet::Predictions;
+use crate::rollout::Target;
+use crate::wording::{comparison, count, counted, duration, latency, listed};
+
+/// What the gate made of one wave at one time.
+pub(crate) struct Judgement {
+    checks: Vec<Check>,
+    /// What the rollout's devices reported.
+    pub(crate) canary: ArmSummary,
+    control: ArmSummary,
+    compared: bool,
+}
+
+/// Judges a wave.
+pub(crate) fn judge(
+    limits: &Limits,
+    canary: &Arm<'_>,
+    control: &Arm<'_>,
+    reference: &Predictions,
+    targets: &BTreeMap<DeviceId, Target>,
+) -> Judgement {
+    let compared = control.summary.reports >= limits.min_reports && control.summary.requests >= limits.min_requests;
+    Judgement {
+        checks: vec![
+            failures(limits, &canary.summary, targets),
+            error_rate(limits, &canary.summary, &control.summary),
+            latency_ratio(limits, &canary.summary, &control.summary),
+            prediction_psi(limits, canary, control, reference),
+            min_reports(limits, &canary.summary),
+            min_requests(limits, &canary.summary),
+        ],
+        canary: canary.summary,
+        control: control.summary,
+        compared,
+    }
+}
+
+impl Judgement {
+    /// Whether a limit is passed.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.checks.iter().any(|check| check.outcome == Outcome::Failed)
+    }
+
+    /// The verdict that a limit is passed.
+    pub(crate) fn failed(self, wave: u32, at_ms: u64) -> Verdict {
+        let broken = self.checks.iter().filter(|check| check.outcome == Outcome::Failed);
+        let broken: Vec<&str> = broken.map(|check| check.sentence.as_str()).collect();
+        let summary = format!("wave {} failed: {}", u64::from(wave) + 1, broken.join("; "));
+        self.into_verdict(wave, at_ms, Outcome::Failed, summary)
+    }
+
+    /// The verdict that the wave passed.
+    pub(crate) fn successful(self, wave: u32, at_ms: u64) -> Verdict {
+        let ArmSummary { devices, reporting, reports, requests, .. } = self.canary;
+        let basis = format!(
+            "{} in {} from {} of {}",
+            counted(requests, "request"),
+            counted(u64::from(reports), "report"),
+            count(u64::from(reporting)),
+            counted(u64::from(devices), "device"),
+        );
+        let summary = if self.compared {
+            format!("wave {} passed: {basis} within every limit", u64::from(wave) + 1)
+        } else {
+            let why = match self.control.devices {
+                0 => "there is no control to compare with".to_owned(),
+                control => {
+                    let all = u64::from(devices) + u64::from(control);
+                    format!("{} are too few to compare", counted(all, "device"))
+                }
+            };
+            format!("wave {} passed, limits only: {why}; {basis} within the limits", u64::from(wave) + 1)
+        };
+        self.into_verdict(wave, at_ms, Outcome::Successful, summary)
+    }
+
+    /// The verdict that time ran out; `why` says what was missing.
+    pub(crate) fn inconclusive(mut self, wave: u32, at_ms: u64, since_ms: u64, max_ms: u64, why: &[String]) -> Verdict {
+        let took_ms = at_ms.saturating_sub(since_ms);
+        let sentence = format!("no verdict after {}, {} allowed", duration(took_ms), duration(max_ms));
+        self.checks.push(Check {
+            rule: Rule::MaxDuration,
+            outcome: Outcome::Inconclusive,
+            measured: Some(took_ms as f64),
+            limit: max_ms as f64,
+            canary_samples: u64::from(self.canary.devices),
+            control_samples: u64::from(self.control.devices),
+            sentence,
+        });
+        let missing = if why.is_empty() { String::new() } else { format!(": {}", why.join("; ")) };
+        let summary = format!("wave {} had no verdict after {}{missing}", u64::from(wave) + 1, duration(took_ms));
+        self.into_verdict(wave, at_ms, Outcome::Inconclusive, summary)
+    }
+
+    fn into_verdict(self, wave: u32, at_ms: u64, outcome: Outcome, summary: String) -> Verdict {
+        let Self { checks, canary, control, compared: _ } = self;
+        Verdict { at_ms, wave, outcome, checks, canary, control, summary }
+    }
+}
+
+fn outcome(measured: f64, limit: f64) -> Outcome {
+    if measured > limit { Outcome::Failed } else { Outcome::Successful }
+}
+
+fn failures(limits: &Limits, canary: &ArmSummary, targets: &BTreeMap<DeviceId, Target>) -> Check {
+    let (n, allowed) = (f64::from(canary.failures), f64::from(limits.max_failures));
+    let sentence = if canary.failures == 0 {
+        format!("no device failed, reverted or crashed, {} allowed", count(u64::from(limits.max_failures)))
+    } else {
+        let failed = targets.iter().filter_map(|(id, target)| target.failure.as_ref().map(|why| (id, why)));
+        format!(
+            "{} failed, reverted or crashed, {} allowed: {}",
+            counted(u64::from(canary.failures), "device"),
+            count(u64::from(limits.max_failures)),
+            listed(failed.map(|(id, why)| format!("{id} ({why})"))),
+        )
+    };
+    Check {
+        rule: Rule::Failures,
+        outcome: outcome(n, allowed),
+        measured: Some(n),
+        limit: allowed,
+        canary_samples: u64::from(canary.devices),
+        control_samples: 0,
+        sentence,
+    }
+}
+
+fn error_rate(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> Check {
+    let measured = (canary.requests > 0).then(|| canary.errors as f64 / canary.requests as f64);
+    let judged = measured.filter(|_| canary.requests >= limits.min_requests);
+    let sentence = match judged {
+        Some(rate) => {
+            let beside = match control.requests {
+                0 => String::new(),
+                requests => format!(", control {} of {}", count(control.errors), count(requests)),
+            };
+            format!(
+                "error rate {} (canary {} of {}{beside})",
+                comparison(rate * 100.0, limits.max_error_rate * 100.0, " %"),
+                count(canary.errors),
+                counted(canary.requests, "request"),
+            )
+        }
+        None => format!("error rate not judged: {}", too_few(canary.requests, limits.min_requests, "requests")),
+    };
+    Check {
+        rule: Rule::ErrorRate,
+        outcome: judged.map_or(Outcome::Inconclusive, |rate| outcome(rate, limits.max_error_rate)),
+        measured,
+        limit: limits.max_error_rate,
+        canary_samples: canary.requests,
+        control_samples: control.requests,
+        sentence,
+    }
+}
+
+fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> Check {
+    let unjudged = if canary.requests < limits.min_requests {
+        Some(format!("latency p99 not judged: {}", too_few(canary.requests, limits.min_requests, "requests")))
+    } else if control.devices == 0 {
+        Some("latency p99 not compared: no control".to_owned())
+    } else if control.reports < limits.min_reports {
+        let (have, need) = (u64::from(control.reports), u64::from(limits.min_reports));
+        Some(format!("latency p99 not compared: the control has {}", too_few(have, need, "reports")))
+    } else if control.requests < limits.min_requests {
+        let few = too_few(control.requests, limits.min_requests, "requests");
+        Some(format!("latency p99 not compared: the control has {few}"))
+    } else {
+        None
+    };
+    let both = canary.latency_p99_us.zip(control.latency_p99_us);
+    // The least a sketch holds is 1 µs, so the control's is never zero.
+    let measured = both.map(|(new, old)| new / old);
+    let (outcome, sentence) = match (unjudged, both.zip(measured)) {
+        (Some(sentence), _) => (Outcome::Inconclusive, sentence),
+        (None, None) => (Outcome::Inconclusive, "latency p99 not compared: no latency was reported".to_owned()),
+        (None, Some(((new, old), ratio))) => (
+            outcome(ratio, limits.max_latency_p99_ratio),
+            format!(
+                "latency p99 {} the control's (canary {} over {}, control {} over {})",
+                comparison(ratio, limits.max_latency_p99_ratio, " ×"),
+                latency(new),
+                counted(canary.requests, "request"),
+                latency(old),
+                count(control.requests),
+            ),
+        ),
+    };
+    Check {
+        rule: Rule::LatencyP99Ratio,
+        outcome,
+        measured,
+        limit: limits.max_latency_p99_ratio,
+        canary_samples: canary.requests,
+        control_samples: control.requests,
+        sentence,
+    }
+}
+
+/// The score of one column, and what it was compared with.
+struct ColumnScore<'a> {
+    column: &'a str,
+    score: f64,
+    canary: u64,
+    control: u64,
+    reference: Option<u64>,
+}
+
+fn prediction_psi(limits: &Limits, canary: &Arm<'_>, control: &Arm<'_>, reference: &Predictions) -> Check {
+    let worst = canary
+        .predictions
+        .iter()
+        .filter_map(|(column, classes)| column_score(limits, column, classes, control, reference))
+        .max_by(|a, b| a.score.total_cmp(&b.score));
+    let sentence = match &worst {
+        Some(worst) => {
+            let of = if canary.predictions.len() > 1 { format!(" of {}", worst.column) } else { String::new() };
+            let beside = match worst.reference {
+                None => format!("control {}", count(worst.control)),
+                Some(rows) => format!("no control of that size, the bundle's reference {}", count(rows)),
+            };
+            format!(
+                "prediction PSI{of} {} (canary {}, {beside})",
+                comparison(worst.score, limits.max_prediction_psi, ""),
+                counted(worst.canary, "prediction"),
+            )
+        }
+        None if canary.summary.predictions == 0 => "prediction PSI not judged: no class predictions".to_owned(),
+        None if canary.summary.predictions < limits.min_requests => format!(
+            "prediction PSI not judged: {}",
+            too_few(canary.summary.predictions, limits.min_requests, "predictions")
+        ),
+        None => format!(
+            "prediction PSI not compared: neither the control ({}) nor the bundle's reference has {} of the same column",
+            count(control.summary.predictions),
+            counted(limits.min_requests, "prediction"),
+        ),
+    };
+    Check {
+        rule: Rule::PredictionPsi,
+        outcome: worst.as_ref().map_or(Outcome::Inconclusive, |worst| outcome(worst.score, limits.max_prediction_psi)),
+        measured: worst.as_ref().map(|worst| worst.score),
+        limit: limits.max_prediction_psi,
+        canary_samples: worst.as_ref().map_or(canary.summary.predictions, |worst| worst.canary),
+        control_samples: worst.as_ref().map_or(control.summary.predictions, |worst| worst.control),
+        sentence,
+    }
+}
+
+fn column_score<'a>(
+    limits: &Limits,
+    column: &'a str,
+    classes: &BTreeMap<&str, u64>,
+    control: &Arm<'_>,
+    reference: &Predictions,
+) -> Option<ColumnScore<'a>> {
+    let canary = total(classes);
+    if canary < limits.min_requests {
+        return None;
+    }
+    let beside = control.predictions.get(column);
+    let in_control = beside.map_or(0, total);
+    if let Some(beside) = beside.filter(|_| in_control >= limits.min_requests) {
+        let score = score(beside, classes)?;
+        return Some(ColumnScore { column, score, canary, control: in_control, reference: None });
+    }
+    let reference: BTreeMap<&str, u64> = reference.get(column)?.iter().map(|(class, n)| (class.as_str(), *n)).collect();
+    let rows = total(&reference);
+    if rows < limits.min_requests {
+        return None;
+    }
+    let score = score(&reference, classes)?;
+    Some(ColumnScore { column, score, canary, control: in_control, reference: Some(rows) })
+}
+
+fn score(reference: &BTreeMap<&str, u64>, current: &BTreeMap<&str, u64>) -> Option<f64> {
+    let mut cells: BTreeMap<&str, (u64, u64)> = reference.iter().map(|(class, n)| (*class, (*n, 0))).collect();
+    for (class, n) in current {
+        cells.entry(class).or_default().1 = *n;
+    }
+    let (reference, current): (Vec<u64>, Vec<u64>) = cells.into_values().unzip();
+    psi(&reference, &current)
+}
+
+fn min_reports(limits: &Limits, canary: &ArmSummary) -> Check {
+    let (have, need) = (u64::from(canary.reports), u64::from(limits.min_reports));
+    least(Rule::MinReports, have, need, u64::from(canary.reporting), "reports")
+}
+
+fn min_requests(limits: &Limits, canary: &ArmSummary) -> Check {
+    least(Rule::MinRequests, canary.requests, limits.min_requests, canary.requests, "requests")
+}
+
+fn least(rule: Rule, have: u64, need: u64, samples: u64, things: &str) -> Check {
+    let enough = have >= need;
+    Check {
+        rule,
+        outcome: if enough { Outcome::Successful } else { Outcome::Inconclusive },
+        measured: Some(have as f64),
+        limit: need as f64,
+        canary_samples: samples,
+        control_samples: 0,
+        sentence: if enough {
+            format!("{} {things}, {} needed", count(have), count(need))
+        } else {
+            too_few(have, need, things)
+        },
+    }
+}
+
+fn too_few(have: u64, need: u64, things: &str) -> String {
+    format!("{} of {} {things}", count(have), count(need))
+}

@@ -1,0 +1,91 @@
+//! Takes every device of a rollout back to what it ran before.
+//!
+//! Every device that was told to run the bundle is told to go back, under a new generation, whether it ran the
+//! bundle, gave it up by itself or was never reached: what the store says it shall run must not stay the bundle that is
+//! taken back. Devices that had the bundle before the rollout came, and devices that a later rollout has taken,
+//! are left alone.
+
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{RolloutStatus, Waiting};
+
+use crate::fleet::Fleet;
+use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout};
+use crate::standing::{Standing, fresh_generation, standing};
+use crate::wording::{counted, names};
+
+/// How far a rollout has gone back.
+#[derive(Debug, Default)]
+struct Retreat {
+    /// Devices that are back.
+    back: u32,
+    /// Devices that can be reached and are on their way.
+    going: u32,
+    /// Devices that are away.
+    away: Vec<DeviceId>,
+    /// Devices that cannot go back.
+    stuck: Vec<DeviceId>,
+}
+
+/// One step of going back; ends it when nobody who can be reached is left. Says what it waits for.
+pub(crate) fn go_back(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Vec<Waiting> {
+    let retreat = tell(next, fleet, now_ms);
+    if retreat.going == 0 {
+        next.status = RolloutStatus::RolledBack;
+        let mut reason = format!("{}; {} back", next.status_reason, counted(u64::from(retreat.back), "device"));
+        if !retreat.away.is_empty() {
+            reason.push_str(&format!(", {} away to follow on return", retreat.away.len()));
+        }
+        if !retreat.stuck.is_empty() {
+            reason.push_str(&format!(", {} cannot go back: {}", retreat.stuck.len(), names(&retreat.stuck)));
+        }
+        next.status_reason = reason;
+    }
+    let mut waiting = Vec::new();
+    if retreat.going > 0 {
+        waiting.push(Waiting::GoingBack { done: retreat.back, of: retreat.back.saturating_add(retreat.going) });
+    }
+    if !retreat.away.is_empty() {
+        waiting.push(Waiting::Offline { devices: retreat.away });
+    }
+    waiting
+}
+
+fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
+    let mut retreat = Retreat::default();
+    let mut targets = std::mem::take(&mut next.targets);
+    for (id, target) in &mut targets {
+        let Some(facts) = next.governed(id, target, fleet) else { continue };
+        if target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest) {
+            continue;
+        }
+        let attempts = match (target.errand, standing(target, facts)) {
+            (Errand::Back, Standing::Astray | Standing::Failed(_)) => Some(target.attempts + 1),
+            (Errand::Back, Standing::Unheard | Standing::Working | Standing::Trial | Standing::Done) => None,
+            (Errand::Keep | Errand::Forward, _) => Some(1),
+        };
+        if let Some(attempts) = attempts {
+            match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
+                Some(generation) => {
+                    target.errand = Errand::Back;
+                    target.manifest = target.previous;
+                    target.generation = generation;
+                    target.assigned_at_ms = now_ms;
+                    target.attempts = attempts;
+                }
+                None => {
+                    retreat.stuck.push(id.clone());
+                    continue;
+                }
+            }
+        }
+        if standing(target, facts) == Standing::Done {
+            retreat.back += 1;
+        } else if facts.online {
+            retreat.going += 1;
+        } else {
+            retreat.away.push(id.clone());
+        }
+    }
+    next.targets = targets;
+    retreat
+}

@@ -1,0 +1,173 @@
+//! A rollout as it is stored: what was asked for, how far it is and whom it has told what.
+
+use std::collections::BTreeMap;
+
+use muster_shared::bundle::Requirements;
+use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
+use muster_shared::limits::bounded_text;
+use muster_shared::rollout::{RolloutSpec, RolloutStatus, SpecError, Verdict};
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::Predictions;
+
+/// Verdicts a rollout remembers; the oldest go first. Only an operator who resumes again and again gets there.
+pub(crate) const MAX_VERDICTS: usize = 128;
+
+/// Generations a device gets on one errand before it is given up: one that claims newer ones of its own, or fails to
+/// go back, must not keep a rollout from ending.
+pub(crate) const MAX_ATTEMPTS: u32 = 3;
+
+/// What the planner must know of the bundle, taken from its manifest when the rollout is created.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleFacts {
+    /// Digest of the manifest.
+    pub manifest: Digest,
+    /// Name and version.
+    pub bundle: BundleRef,
+    /// Which devices can run it.
+    pub requirements: Requirements,
+    /// Classes of the reference sample, for when no control has enough of its own.
+    pub reference_predictions: Predictions,
+}
+
+/// How one wave stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaveState {
+    /// When it was entered; evidence counts from then on.
+    pub started_at_ms: Option<u64>,
+    /// Since when its longest duration runs: when it was entered, or last resumed.
+    pub clock_from_ms: Option<u64>,
+    /// When every device of it that could be reached was first seen to have committed; the soak runs from then on.
+    pub soak_from_ms: Option<u64>,
+}
+
+/// What a device of the rollout is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Errand {
+    /// It ran the bundle before the rollout came: it counts, and is told nothing.
+    Keep,
+    /// It is told to run the bundle.
+    Forward,
+    /// It is told to run again what it ran before.
+    Back,
+}
+
+/// One device of the rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// What it is about.
+    pub errand: Errand,
+    /// What it shall run; none for nothing.
+    pub manifest: Option<Digest>,
+    /// The generation of that statement. With [`Errand::Keep`], the one under which the bundle runs.
+    pub generation: u64,
+    /// What it had committed before.
+    pub previous: Option<Digest>,
+    /// The wave with which it came in, counted from 0.
+    pub wave: u32,
+    /// When the generation was given.
+    pub assigned_at_ms: u64,
+    /// Why it counts as failed on the bundle; it stays so and is not tried again.
+    pub failure: Option<String>,
+    /// Generations given on this errand. A device that overtakes them by itself, or fails to go back, gets a few.
+    pub attempts: u32,
+}
+
+/// A rollout. Every change of it is one [`crate::plan`] or [`Rollout::apply`], stored whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// Its name.
+    pub id: RolloutId,
+    /// What was asked for.
+    pub spec: RolloutSpec,
+    /// The bundle it brings.
+    pub bundle: BundleFacts,
+    /// How it stands.
+    pub status: RolloutStatus,
+    /// Who or what decided last, and why.
+    pub status_reason: String,
+    /// When it was created.
+    pub created_at_ms: u64,
+    /// When it last changed.
+    pub updated_at_ms: u64,
+    /// The wave it is in, counted from 0.
+    pub current_wave: u32,
+    /// How each wave stands, as many as the spec has.
+    pub waves: Vec<WaveState>,
+    /// Every device that has come in, whatever became of it. It only grows.
+    pub targets: BTreeMap<DeviceId, Target>,
+    /// Every verdict, oldest first.
+    pub verdicts: Vec<Verdict>,
+    /// It ended while devices had not taken up what they were told: they are told again when they return.
+    pub outstanding: bool,
+}
+
+impl Rollout {
+    /// A rollout that starts at the next plan.
+    ///
+    /// # Errors
+    /// [`SpecError`] when the spec is not valid.
+    pub fn new(id: RolloutId, spec: RolloutSpec, bundle: BundleFacts, now_ms: u64) -> Result<Self, SpecError> {
+        spec.validate()?;
+        Ok(Self {
+            id,
+            waves: vec![WaveState::default(); spec.waves.len()],
+            spec,
+            bundle,
+            status: RolloutStatus::Ready,
+            status_reason: "created".to_owned(),
+            created_at_ms: now_ms,
+            updated_at_ms: now_ms,
+            current_wave: 0,
+            targets: BTreeMap::new(),
+            verdicts: Vec::new(),
+            outstanding: false,
+        })
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> RolloutStatus {
+        self.status
+    }
+
+    /// Windows received before this tell nothing about the current wave.
+    #[must_use]
+    pub fn evidence_since_ms(&self) -> u64 {
+        self.wave_state().and_then(|wave| wave.started_at_ms).unwrap_or(self.created_at_ms)
+    }
+
+    /// Whether `device` has come in. While the rollout is not finished, no other one may take it.
+    #[must_use]
+    pub fn takes_part(&self, device: &DeviceId) -> bool {
+        self.targets.contains_key(device)
+    }
+
+    /// Whether [`crate::plan`] can have anything to say. A finished rollout needs planning only if it ended while
+    /// devices had not taken up what they were told; that can be done at leisure.
+    #[must_use]
+    pub fn needs_planning(&self) -> bool {
+        match self.status {
+            RolloutStatus::Ready | RolloutStatus::Running | RolloutStatus::Paused | RolloutStatus::RollingBack => true,
+            RolloutStatus::Completed | RolloutStatus::RolledBack => self.outstanding,
+            RolloutStatus::Draft | RolloutStatus::WaitingForApproval | RolloutStatus::Stopped => false,
+        }
+    }
+
+    pub(crate) fn wave_state(&self) -> Option<&WaveState> {
+        self.waves.get(self.current_wave as usize)
+    }
+
+    /// Keeps `verdict`, and lets it be the reason why the rollout stands as it does.
+    pub(crate) fn conclude(&mut self, verdict: Verdict) {
+        self.status_reason = bounded_text(&verdict.summary);
+        self.verdicts.push(verdict);
+        let surplus = self.verdicts.len().saturating_sub(MAX_VERDICTS);
+        self.verdicts.drain(..surplus);
+    }
+}

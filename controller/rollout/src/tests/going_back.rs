@@ -1,0 +1,174 @@
+//! The way back.
+
+use muster_shared::ids::Digest;
+use muster_shared::messages::UpdateState;
+use muster_shared::rollout::{DeviceProgress, RolloutStatus, Waiting};
+
+use super::world::{SOAK_MS, World, device, installed, new, old, spec, told};
+use crate::{Action, Desired, Errand, OperatorAction};
+
+/// Two that committed, one that fails at a limit of none: the rollout turns back.
+fn turned(devices: &[&str]) -> World {
+    let mut world = World::new(spec(&["100%"]), devices);
+    world.tick(0);
+    world
+}
+
+#[test]
+fn everybody_goes_back_whether_it_ran_failed_or_was_never_reached() {
+    let mut world = turned(&["away", "bad", "good"]);
+    world.facts("away").online = false;
+    world.commits("good");
+    world.fails("bad", UpdateState::Reverted, "wrong answers");
+    let decision = world.tick(1);
+    assert_eq!(decision.next.status, RolloutStatus::RollingBack);
+    let back = |name: &str| Action::Assign { device: device(name), manifest: Some(old()), generation: 3 };
+    assert_eq!(decision.actions, ["away", "bad", "good"].map(back));
+    assert_eq!(
+        decision.waiting,
+        [Waiting::GoingBack { done: 0, of: 2 }, Waiting::Offline { devices: vec![device("away")] }]
+    );
+    assert_eq!(world.progress("good"), Some(DeviceProgress::GoingBack));
+    world.commits("good");
+    let decision = world.tick(1);
+    assert_eq!(decision.waiting[0], Waiting::GoingBack { done: 1, of: 2 });
+    assert_eq!(world.progress("good"), Some(DeviceProgress::Back));
+    world.commits("bad");
+    let decision = world.tick(1);
+    assert_eq!(decision.next.status, RolloutStatus::RolledBack);
+    assert!(decision.next.status_reason.ends_with("; 2 devices back, 1 away to follow on return"));
+    assert!(decision.next.needs_planning());
+
+    world.facts("away").online = true;
+    let decision = world.tick(1);
+    assert_eq!((decision.next.status, told(&decision)), (RolloutStatus::RolledBack, vec!["away"]));
+    world.commits("away");
+    assert!(world.tick(1).actions.is_empty());
+}
+
+#[test]
+fn a_device_that_ran_nothing_runs_nothing_again() {
+    let mut world = World::new(spec(&["100%"]), &["a"]);
+    world.facts("a").reported = Some(Default::default());
+    world.tick(0);
+    world.commits("a");
+    world.apply(OperatorAction::Rollback);
+    assert_eq!(world.tick(1).actions, [Action::Assign { device: device("a"), manifest: None, generation: 2 }]);
+    world.works("a", UpdateState::Idle);
+    assert_eq!(world.tick(1).next.status, RolloutStatus::RollingBack, "it still runs the bundle");
+    world.commits("a");
+    assert_eq!(world.tick(1).next.status, RolloutStatus::RolledBack);
+}
+
+#[test]
+fn a_device_never_heard_of_goes_back_to_what_it_was_told_last() {
+    let mut world = World::new(spec(&["100%"]), &["a"]);
+    world.facts("a").reported = None;
+    world.facts("a").desired = Some(Desired { manifest: Some(old()), generation: 4, rollout: "r0".parse().unwrap() });
+    world.tick(0);
+    world.apply(OperatorAction::Rollback);
+    assert_eq!(world.tick(1).actions, [Action::Assign { device: device("a"), manifest: Some(old()), generation: 6 }]);
+}
+
+#[test]
+fn devices_that_had_the_bundle_before_are_left_alone() {
+    let mut world = World::new(spec(&["100%"]), &["a", "has-it", "had-it"]);
+    for name in ["has-it", "had-it"] {
+        let report = world.facts(name).reported.as_mut().unwrap();
+        report.running = Some(installed(new(), 1));
+        report.committed = Some(installed(new(), 1));
+    }
+    // This one was about to leave it for something else, so it is told.
+    world.facts("had-it").desired =
+        Some(Desired { manifest: Some(Digest::of(b"else")), generation: 2, rollout: "r0".parse().unwrap() });
+    assert_eq!(told(&world.tick(0)), ["a", "had-it"]);
+    world.commits("a");
+    world.commits("had-it");
+    world.apply(OperatorAction::Rollback);
+    assert_eq!(told(&world.tick(1)), ["a"]);
+    assert_eq!(world.target("has-it").unwrap().errand, Errand::Keep);
+    world.commits("a");
+    assert_eq!(world.tick(1).next.status, RolloutStatus::RolledBack);
+}
+
+#[test]
+fn devices_that_a_later_rollout_has_taken_are_left_alone() {
+    let mut world = World::new(spec(&["100%"]), &["a", "taken"]);
+    world.tick(0);
+    world.pass_wave();
+    assert_eq!(world.rollout.status, RolloutStatus::Completed);
+    world.facts("taken").desired =
+        Some(Desired { manifest: Some(Digest::of(b"later")), generation: 3, rollout: "r2".parse().unwrap() });
+    world.facts("taken").held_by = Some("r2".parse().unwrap());
+    world.apply(OperatorAction::Rollback);
+    assert_eq!(told(&world.tick(1)), ["a"]);
+    world.commits("a");
+    let decision = world.tick(1);
+    assert_eq!(decision.next.status, RolloutStatus::RolledBack);
+    assert!(decision.next.status_reason.ends_with("; 1 device back"));
+}
+
+#[test]
+fn a_claim_of_another_rollout_does_not_keep_a_device_whose_assignment_is_ours() {
+    let mut world = World::new(spec(&["100%"]), &["a"]);
+    world.tick(0);
+    world.pass_wave();
+    world.facts("a").held_by = Some("r2".parse().unwrap());
+    world.apply(OperatorAction::Rollback);
+    assert_eq!(told(&world.tick(1)), ["a"]);
+}
+
+#[test]
+fn revoked_and_vanished_devices_are_not_waited_for() {
+    let mut world = turned(&["gone", "revoked"]);
+    world.all_commit();
+    world.fleet.devices.remove(&device("gone"));
+    world.facts("revoked").revoked = true;
+    world.apply(OperatorAction::Rollback);
+    let decision = world.tick(1);
+    assert_eq!((decision.next.status, decision.actions), (RolloutStatus::RolledBack, vec![]));
+}
+
+#[test]
+fn a_device_that_cannot_go_back_is_told_a_few_times_and_then_named() {
+    let mut world = turned(&["a", "b"]);
+    world.commits("a");
+    world.commits("b");
+    world.apply(OperatorAction::Rollback);
+    world.tick(1);
+    world.commits("b");
+    for _ in 0..2 {
+        world.fails("a", UpdateState::Failed, "below the security floor");
+        assert_eq!(told(&world.tick(1)), ["a"]);
+    }
+    world.fails("a", UpdateState::Failed, "below the security floor");
+    let decision = world.tick(1);
+    assert_eq!(decision.next.status, RolloutStatus::RolledBack);
+    assert!(decision.next.status_reason.ends_with("; 1 device back, 1 cannot go back: a"));
+}
+
+#[test]
+fn no_generation_is_left_for_a_device_that_claims_the_last() {
+    let mut world = turned(&["a"]);
+    world.commits("a");
+    world.facts("a").reported.as_mut().unwrap().generation = u64::MAX;
+    world.apply(OperatorAction::Rollback);
+    let decision = world.tick(1);
+    assert_eq!((decision.next.status, decision.actions), (RolloutStatus::RolledBack, vec![]));
+}
+
+#[test]
+fn a_rollback_in_a_later_wave_takes_the_earlier_ones_back_and_touches_nobody_else() {
+    let mut world = World::new(spec(&["1", "2", "100%"]), &["a", "b", "c", "d"]);
+    world.tick(0);
+    world.pass_wave();
+    world.all_commit();
+    world.tick(1);
+    let second = world.first(1);
+    world.fails(&second, UpdateState::Reverted, "drifted");
+    let decision = world.tick(SOAK_MS);
+    let mut both = [world.first(0), second];
+    both.sort();
+    assert_eq!(told(&decision), both);
+    assert_eq!(world.rollout.view(&world.fleet, &[]).waves[2].devices.len(), 0);
+}

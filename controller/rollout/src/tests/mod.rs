@@ -1,0 +1,10 @@
+//! The rules of a rollout, each seen from outside: a small fleet, ticks, and what the planner makes of them.
+
+mod checker;
+mod cohorts;
+mod failures;
+mod going_back;
+mod operators;
+mod sentences;
+mod waves;
+mod world;

@@ -1,0 +1,139 @@
+//! Rules about states, waves, times and verdicts.
+
+use muster_shared::rollout::{Outcome, RolloutStatus, Waiting};
+
+use super::{Case, Violation};
+
+impl Case<'_> {
+    pub(super) fn history(&mut self) {
+        let (before, next) = (self.before, self.next);
+        for (same, what) in [
+            (before.id == next.id, "the name"),
+            (before.spec == next.spec, "what was asked for"),
+            (before.bundle == next.bundle, "the bundle"),
+            (before.created_at_ms == next.created_at_ms, "the time of creation"),
+            (before.waves.len() == next.waves.len(), "the number of waves"),
+        ] {
+            self.expect(same, || Violation::Changed { what });
+        }
+        self.transition();
+        self.wave_order();
+        self.times();
+        self.verdicts();
+        let paused = |waiting: &Waiting| matches!(waiting, Waiting::Paused { .. });
+        let speaks = match next.status {
+            RolloutStatus::Paused => self.decision.waiting.iter().any(paused),
+            RolloutStatus::RollingBack => !self.decision.waiting.is_empty(),
+            RolloutStatus::Draft
+            | RolloutStatus::WaitingForApproval
+            | RolloutStatus::Ready
+            | RolloutStatus::Running
+            | RolloutStatus::Completed
+            | RolloutStatus::RolledBack
+            | RolloutStatus::Stopped => true,
+        };
+        self.expect(speaks, || Violation::Silent);
+        let ahead = self.decision.wake_at_ms.is_none_or(|at_ms| at_ms > self.now_ms);
+        self.expect(ahead, || Violation::Wake);
+    }
+
+    fn transition(&mut self) {
+        let (from, to) = (self.before.status, self.next.status);
+        match from {
+            RolloutStatus::Ready => {
+                self.expect(to == RolloutStatus::Running, || Violation::Transition { from, to });
+            }
+            RolloutStatus::Running => {
+                let onward = matches!(
+                    to,
+                    RolloutStatus::Running
+                        | RolloutStatus::Paused
+                        | RolloutStatus::RollingBack
+                        | RolloutStatus::RolledBack
+                        | RolloutStatus::Completed
+                );
+                self.expect(onward, || Violation::Transition { from, to });
+            }
+            RolloutStatus::RollingBack => {
+                let onward = matches!(to, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
+                self.expect(onward, || Violation::Transition { from, to });
+            }
+            RolloutStatus::Draft
+            | RolloutStatus::WaitingForApproval
+            | RolloutStatus::Paused
+            | RolloutStatus::Completed
+            | RolloutStatus::RolledBack
+            | RolloutStatus::Stopped => {
+                self.expect(self.before == self.next, || Violation::Absorbing(from));
+            }
+        }
+    }
+
+    fn wave_order(&mut self) {
+        let (from, to) = (self.before.current_wave, self.next.current_wave);
+        let last = self.before.waves.len().saturating_sub(1);
+        let running = self.before.status == RolloutStatus::Running && self.next.status == RolloutStatus::Running;
+        let may_advance = running && (from as usize) < last;
+        let right = from == to || (may_advance && to == from + 1);
+        self.expect(right, || Violation::WaveSkipped { from, to });
+        let completed = self.next.status == RolloutStatus::Completed && self.before.status == RolloutStatus::Running;
+        self.expect(!completed || from as usize == last, || Violation::WaveSkipped { from, to });
+    }
+
+    /// Times of the past stay as they are; the clock set back may only draw those of the current wave to now.
+    fn times(&mut self) {
+        let (current, now_ms) = (self.before.current_wave as usize, self.now_ms);
+        for ((wave, old), new) in (0u32..).zip(&self.before.waves).zip(&self.next.waves) {
+            for (what, old_ms, new_ms) in [
+                ("the start", old.started_at_ms, new.started_at_ms),
+                ("the clock", old.clock_from_ms, new.clock_from_ms),
+                ("the soak", old.soak_from_ms, new.soak_from_ms),
+            ] {
+                let right = match (old_ms, new_ms) {
+                    (None, Some(new_ms)) => new_ms == now_ms && wave as usize <= current + 1,
+                    (Some(old_ms), Some(new_ms)) => {
+                        new_ms == old_ms || (wave as usize == current && old_ms > now_ms && new_ms == now_ms)
+                    }
+                    (None, None) => true,
+                    (Some(_), None) => false,
+                };
+                self.expect(right, || Violation::Time { what, wave });
+            }
+        }
+    }
+
+    fn verdicts(&mut self) {
+        let (before, next, now_ms) = (self.before, self.next, self.now_ms);
+        let added = match next.verdicts.strip_prefix(before.verdicts.as_slice()) {
+            Some(added) => added,
+            // Of a long history the oldest may go, as many as come in.
+            None if next.verdicts.len() == before.verdicts.len()
+                && next.verdicts.len() > 1
+                && next.verdicts[..next.verdicts.len() - 1] == before.verdicts[1..] =>
+            {
+                &next.verdicts[next.verdicts.len() - 1..]
+            }
+            None => return self.found.push(Violation::Verdict("one that was given has been changed")),
+        };
+        let needed = match (before.status, next.status) {
+            (RolloutStatus::Running, RolloutStatus::RollingBack | RolloutStatus::RolledBack) => Some(Outcome::Failed),
+            (RolloutStatus::Running, RolloutStatus::Paused) => Some(Outcome::Inconclusive),
+            (RolloutStatus::Running, RolloutStatus::Completed) => Some(Outcome::Successful),
+            _ if before.current_wave != next.current_wave => Some(Outcome::Successful),
+            _ => None,
+        };
+        match (added, needed) {
+            ([], None) => {}
+            ([one], Some(needed)) => {
+                let right = one.outcome == needed && one.wave == before.current_wave && one.at_ms == now_ms;
+                self.expect(right, || Violation::Verdict("the new one is not about what happens"));
+                let broken = one.checks.iter().any(|check| check.outcome == Outcome::Failed);
+                self.expect(broken == (needed == Outcome::Failed), || {
+                    Violation::Verdict("the new one does not follow from its checks")
+                });
+            }
+            ([], Some(_)) => self.found.push(Violation::Verdict("there is none for what happens")),
+            (_, _) => self.found.push(Violation::Verdict("there are more than what happens calls for")),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Holds decisions against the rules of a rollout.
+//!
+//! It is written from the rules, not from the planner, and shares no code with it but the types: a fault of the planner
+//! must not hide itself. It does not say what the best decision were, only that this one is none of the forbidden ones:
+//! a wave never exceeds its size; nothing passes without evidence; a limit that is passed is obeyed; only operators
+//! leave the states that absorb; generations only grow; cohorts only grow; nobody is told who must not be, and nobody
+//! is forgotten who must be.
+
+mod actions;
+mod history;
+mod promotion;
+mod reading;
+mod targets;
+mod violation;
+
+pub use violation::Violation;
+
+use crate::fleet::Fleet;
+use crate::plan::Decision;
+use crate::rollout::Rollout;
+
+/// A decision together with what it was made from, and the rules found broken.
+struct Case<'a> {
+    before: &'a Rollout,
+    next: &'a Rollout,
+    decision: &'a Decision,
+    fleet: &'a Fleet,
+    now_ms: u64,
+    found: Vec<Violation>,
+}
+
+/// Checks `decision`, which was made from `before`, `fleet` and `now_ms`.
+///
+/// # Errors
+/// Every rule it breaks.
+pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64) -> Result<(), Vec<Violation>> {
+    let mut case = Case { before, next: &decision.next, decision, fleet, now_ms, found: Vec::new() };
+    case.history();
+    case.targets();
+    case.actions();
+    case.promotion();
+    case.retreat();
+    if case.found.is_empty() { Ok(()) } else { Err(case.found) }
+}
+
+impl Case<'_> {
+    fn expect(&mut self, holds: bool, otherwise: impl FnOnce() -> Violation) {
+        if !holds {
+            self.found.push(otherwise());
+        }
+    }
+}

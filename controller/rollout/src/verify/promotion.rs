@@ -1,0 +1,158 @@
+//! Rules about going on and going back.
+
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{Outcome, RolloutStatus, Rule};
+
+use super::reading::{is_foreign, is_meant, says_back, says_committed, says_failed};
+use super::{Case, Violation};
+use crate::fleet::DeviceFacts;
+use crate::rollout::{Errand, Target};
+
+/// What the devices that were in measured, counted anew.
+#[derive(Default)]
+struct Tally {
+    reports: u32,
+    requests: u64,
+    errors: u64,
+    failures: u32,
+}
+
+impl Case<'_> {
+    pub(super) fn promotion(&mut self) {
+        let (before, next) = (self.before, self.next);
+        if before.status != RolloutStatus::Running {
+            return;
+        }
+        let wave = before.current_wave;
+        let entered = before.waves.get(wave as usize).and_then(|state| state.started_at_ms);
+        let passed = next.current_wave > wave || next.status == RolloutStatus::Completed;
+        let gone_back = matches!(next.status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
+        let tally = self.tally(wave);
+        let limits = &before.spec.limits;
+        if entered.is_some_and(|entered_ms| entered_ms < self.now_ms) && !gone_back {
+            let ignored = |why: String| Violation::LimitIgnored { wave, why };
+            self.expect(tally.failures <= limits.max_failures, || {
+                ignored(format!("{} devices failed, {} allowed", tally.failures, limits.max_failures))
+            });
+            let too_many = tally.errors as f64 > limits.max_error_rate * tally.requests as f64;
+            self.expect(tally.requests < limits.min_requests || !too_many, || {
+                ignored(format!("{} of {} requests failed", tally.errors, tally.requests))
+            });
+        }
+        if passed {
+            self.passed(wave, &tally);
+        }
+    }
+
+    fn passed(&mut self, wave: u32, tally: &Tally) {
+        let (before, next, now_ms) = (self.before, self.next, self.now_ms);
+        let unfounded = |why: String| Violation::Unfounded { wave, why };
+        let (Some(spec), Some(state)) = (before.spec.waves.get(wave as usize), next.waves.get(wave as usize)) else {
+            return self.found.push(unfounded("there is no such wave".to_owned()));
+        };
+        let limits = &before.spec.limits;
+        self.expect(state.started_at_ms.is_some_and(|at_ms| at_ms < now_ms), || {
+            unfounded("it was not entered before".to_owned())
+        });
+        let soaked = state.soak_from_ms.and_then(|from_ms| now_ms.checked_sub(from_ms));
+        self.expect(soaked.is_some_and(|ms| ms >= spec.soak_ms), || unfounded("it has not soaked".to_owned()));
+        self.expect(tally.reports >= limits.min_reports, || {
+            unfounded(format!("it has {} of {} reports", tally.reports, limits.min_reports))
+        });
+        self.expect(tally.requests >= limits.min_requests, || {
+            unfounded(format!("it has {} of {} requests", tally.requests, limits.min_requests))
+        });
+        for id in self.unfinished(wave) {
+            self.found.push(unfounded(format!("{id} can be reached and has not committed")));
+        }
+        let committed = self.has_committed(wave);
+        self.expect(committed, || unfounded("no device of it has committed".to_owned()));
+        let Some(verdict) = next.verdicts.last() else { return };
+        let same = (tally.reports, tally.requests, tally.errors, tally.failures)
+            == (verdict.canary.reports, verdict.canary.requests, verdict.canary.errors, verdict.canary.failures);
+        self.expect(same, || Violation::Verdict("its numbers are not those that were reported"));
+        for rule in [Rule::Failures, Rule::ErrorRate, Rule::MinReports, Rule::MinRequests] {
+            let held = verdict.checks.iter().any(|c| c.rule == rule && c.outcome == Outcome::Successful);
+            self.expect(held, || Violation::Verdict("a rule that every wave must keep was not held against it"));
+        }
+        for rule in [Rule::LatencyP99Ratio, Rule::PredictionPsi] {
+            let looked_at = verdict.checks.iter().any(|c| c.rule == rule);
+            self.expect(looked_at, || Violation::Verdict("a limit was not looked at"));
+        }
+    }
+
+    /// The targets that were in while `wave` ran and that the rollout has a say over.
+    fn members(&self, wave: u32) -> impl Iterator<Item = (&DeviceId, &Target, &DeviceFacts)> {
+        self.next.targets.iter().filter(move |(_, target)| target.wave <= wave).filter_map(|(id, target)| {
+            let facts = self.fleet.devices.get(id)?;
+            (!facts.revoked && !is_foreign(&self.next.id, target, facts)).then_some((id, target, facts))
+        })
+    }
+
+    fn tally(&self, wave: u32) -> Tally {
+        let mut tally = Tally::default();
+        for (id, target) in self.next.targets.iter().filter(|(_, target)| target.wave <= wave) {
+            let facts = self.fleet.devices.get(id).filter(|facts| !facts.revoked);
+            let evidence = facts.into_iter().flat_map(|facts| &facts.evidence);
+            let mut crashed = false;
+            for evidence in evidence {
+                if (Some(evidence.manifest), evidence.generation) == (target.manifest, target.generation) {
+                    tally.reports = tally.reports.saturating_add(evidence.reports);
+                    tally.requests = tally.requests.saturating_add(evidence.requests.served);
+                    tally.errors = tally.errors.saturating_add(evidence.requests.errors());
+                    crashed |= evidence.crashes > 0;
+                }
+            }
+            let foreign = facts.is_none_or(|facts| is_foreign(&self.next.id, target, facts));
+            let bad = crashed || facts.is_some_and(|facts| says_failed(target, facts));
+            tally.failures += u32::from(target.failure.is_some() || (bad && !foreign));
+        }
+        tally
+    }
+
+    fn unfinished(&self, wave: u32) -> Vec<DeviceId> {
+        self.members(wave)
+            .filter(|(_, target, facts)| facts.online && target.failure.is_none() && !says_committed(target, facts))
+            .map(|(id, _, _)| id.clone())
+            .collect()
+    }
+
+    /// Whether a device of the wave has committed: one that came in with it, or, if there is none, one of its selector.
+    fn has_committed(&self, wave: u32) -> bool {
+        let Some(spec) = self.next.spec.waves.get(wave as usize) else { return false };
+        let own = self.members(wave).any(|(_, target, _)| target.wave == wave);
+        self.members(wave).any(|(id, target, facts)| {
+            let counts = if own { target.wave == wave } else { is_meant(self.next, spec, id, facts) };
+            counts && target.failure.is_none() && says_committed(target, facts)
+        })
+    }
+
+    /// While it goes back, nobody stays told to run the bundle; and it is over only when nobody who can be reached is
+    /// left, except those that failed to go back as often as they were told.
+    pub(super) fn retreat(&mut self) {
+        let (before, next) = (self.before, self.next);
+        let over = next.status == RolloutStatus::RolledBack && before.status != RolloutStatus::RolledBack;
+        if !over && next.status != RolloutStatus::RollingBack {
+            return;
+        }
+        for (id, target) in &next.targets {
+            let Some(facts) = self.fleet.devices.get(id) else { continue };
+            let had_it = target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest);
+            if had_it || facts.revoked || is_foreign(&next.id, target, facts) {
+                continue;
+            }
+            let newest = [facts.reported.as_ref().map(|r| r.generation), facts.desired.as_ref().map(|d| d.generation)];
+            let hopeless = newest.contains(&Some(u64::MAX)) || target.generation == u64::MAX;
+            if target.errand != Errand::Back {
+                self.expect(hopeless, || Violation::Target {
+                    device: id.clone(),
+                    why: "the rollout goes back and it is still told to run the bundle",
+                });
+            } else if over && facts.online && !says_back(target, facts) {
+                let astray = newest[0].is_some_and(|generation| generation > target.generation);
+                let tried = target.attempts > 2 && (astray || says_failed(target, facts));
+                self.expect(hopeless || tried, || Violation::NotBack(id.clone()));
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What facts about a device mean for a rollout, read for the checker alone.
+
+use muster_shared::bundle::Requirements;
+use muster_shared::ids::{DeviceId, RolloutId};
+use muster_shared::messages::{StateReport, UpdateState};
+use muster_shared::rollout::WaveSpec;
+
+use crate::fleet::DeviceFacts;
+use crate::rollout::{Errand, Rollout, Target};
+
+/// The highest generation reported; 0 without a report.
+pub(super) fn reported_generation(facts: &DeviceFacts) -> u64 {
+    facts.reported.as_ref().map_or(0, |report| report.generation)
+}
+
+/// The generation in the store; 0 without one.
+pub(super) fn desired_generation(facts: &DeviceFacts) -> u64 {
+    facts.desired.as_ref().map_or(0, |desired| desired.generation)
+}
+
+/// Whether the store says that the device is another rollout's.
+pub(super) fn is_foreign(rollout: &RolloutId, target: &Target, facts: &DeviceFacts) -> bool {
+    let Some(desired) = &facts.desired else { return facts.held_by.is_some() };
+    if desired.rollout == *rollout {
+        return false;
+    }
+    let moved_on = if target.errand == Errand::Keep {
+        desired.manifest != target.manifest
+    } else {
+        desired.generation > target.generation
+    };
+    facts.held_by.is_some() || moved_on
+}
+
+/// Whether the store has this very assignment.
+pub(super) fn is_in_store(rollout: &RolloutId, target: &Target, facts: &DeviceFacts) -> bool {
+    match &facts.desired {
+        Some(desired) => {
+            (&desired.rollout, desired.generation, desired.manifest) == (rollout, target.generation, target.manifest)
+        }
+        None => false,
+    }
+}
+
+fn runs(report: &StateReport, target: &Target) -> bool {
+    report.running.as_ref().map(|bundle| bundle.manifest) == target.manifest
+}
+
+fn has_committed_it(report: &StateReport, target: &Target) -> bool {
+    report.committed.as_ref().map(|bundle| bundle.manifest) == target.manifest
+}
+
+/// Whether the device's last word is that it committed what the target says, under the target's generation.
+pub(super) fn says_committed(target: &Target, facts: &DeviceFacts) -> bool {
+    facts.reported.as_ref().is_some_and(|report| match target.errand {
+        Errand::Keep => runs(report, target) && has_committed_it(report, target),
+        Errand::Forward | Errand::Back => {
+            report.update.generation == target.generation
+                && matches!(report.update.state, UpdateState::Committed | UpdateState::Idle)
+                && has_committed_it(report, target)
+        }
+    })
+}
+
+/// Whether the device's last word is that it gave the target up.
+pub(super) fn says_failed(target: &Target, facts: &DeviceFacts) -> bool {
+    facts.reported.as_ref().is_some_and(|report| {
+        report.update.generation == target.generation
+            && matches!(report.update.state, UpdateState::Failed | UpdateState::Reverted)
+    })
+}
+
+/// Whether the device's last word is that it runs what it ran before, and rests.
+pub(super) fn says_back(target: &Target, facts: &DeviceFacts) -> bool {
+    facts.reported.as_ref().is_some_and(|report| {
+        let heard = report.generation.max(report.update.generation) >= target.generation;
+        let rests = !matches!(report.update.state, UpdateState::Fetching | UpdateState::Verified | UpdateState::Trial);
+        heard && rests && runs(report, target)
+    })
+}
+
+/// Whether `wave` is meant for the device, leaving aside who has it.
+pub(super) fn is_meant(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
+    let matches =
+        |selector: &muster_shared::selector::Selector| selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+    matches(&rollout.spec.selector) && wave.selector.as_ref().is_none_or(matches)
+}
+
+/// Whether the device is known to be able to run the bundle.
+pub(super) fn is_able(requirements: &Requirements, facts: &DeviceFacts) -> bool {
+    let says = |key: &str| facts.attributes.get(key);
+    let right_arch =
+        requirements.architectures.is_empty() || says("arch").is_some_and(|a| requirements.architectures.contains(a));
+    let enough_memory = requirements.min_memory_bytes == 0
+        || says("memory-bytes").and_then(|m| m.parse().ok()).unwrap_or(0u64) >= requirements.min_memory_bytes;
+    let new_enough = match &requirements.min_agent_version {
+        None => true,
+        Some(least) => says("agent-version").is_some_and(|v| v.parse().is_ok_and(|have| *least <= have)),
+    };
+    right_arch && enough_memory && new_enough
+}

@@ -1,0 +1,117 @@
+//! Rules about who is in, with what target.
+
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::RolloutStatus;
+
+use super::reading::{desired_generation, is_able, is_foreign, is_meant, reported_generation, says_committed};
+use super::{Case, Violation};
+use crate::rollout::{Errand, Target};
+
+impl Case<'_> {
+    pub(super) fn targets(&mut self) {
+        for (id, old) in &self.before.targets {
+            match self.next.targets.get(id) {
+                Some(new) => self.kept_target(id, old, new),
+                None => self.found.push(Violation::Dropped(id.clone())),
+            }
+        }
+        let new: Vec<_> = self.next.targets.iter().filter(|(id, _)| !self.before.targets.contains_key(*id)).collect();
+        for (id, target) in &new {
+            self.new_target(id, target);
+        }
+        for wave in self.before.current_wave..=self.next.current_wave {
+            if new.iter().any(|(_, target)| target.wave == wave) {
+                self.cap(wave);
+            }
+        }
+    }
+
+    fn kept_target(&mut self, id: &DeviceId, old: &Target, new: &Target) {
+        let manifest = Some(self.next.bundle.manifest);
+        let wrong = |why| Violation::Target { device: id.clone(), why };
+        self.expect(old.wave == new.wave && old.previous == new.previous, || wrong("its wave or its past changed"));
+        self.expect(old.failure.is_none() || old.failure == new.failure, || wrong("its failure was forgotten"));
+        self.expect(new.generation >= old.generation, || wrong("its generation fell"));
+        let back = matches!(self.next.status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
+        let errand = match (old.errand, new.errand) {
+            (old, new) if old == new => true,
+            (Errand::Keep, Errand::Forward) => !back,
+            (Errand::Forward, Errand::Back) => back,
+            (_, _) => false,
+        };
+        self.expect(errand, || wrong("there is no such way between its errands"));
+        let right = if new.errand == Errand::Back { new.manifest == new.previous } else { new.manifest == manifest };
+        self.expect(right, || wrong("it is told to run what is neither the bundle nor its past"));
+        if (old.errand, old.generation) == (new.errand, new.generation) {
+            return;
+        }
+        self.expect(new.generation > old.generation, || wrong("a new errand needs a new generation"));
+        let retried = old.failure.is_some() && new.errand == Errand::Forward;
+        self.expect(!retried, || wrong("it failed and is tried again"));
+        match self.fleet.devices.get(id) {
+            Some(facts) => {
+                self.expect(!facts.revoked, || wrong("it is revoked and got a generation"));
+                self.expect(!is_foreign(&self.before.id, old, facts), || wrong("it belongs to another rollout"));
+                let newer = new.generation > reported_generation(facts) && new.generation > desired_generation(facts);
+                self.expect(newer, || wrong("its generation is not new"));
+            }
+            None => self.found.push(wrong("it does not exist and got a generation")),
+        }
+    }
+
+    fn new_target(&mut self, id: &DeviceId, target: &Target) {
+        let (before, next) = (self.before, self.next);
+        let refuse = |why| Violation::TakenIn { device: id.clone(), why };
+        let open = matches!(next.status, RolloutStatus::Running | RolloutStatus::Completed);
+        self.expect(open, || refuse("the rollout takes nobody in"));
+        let current = target.wave == next.current_wave || target.wave == before.current_wave;
+        self.expect(current, || refuse("its wave has not come"));
+        let Some(facts) = self.fleet.devices.get(id) else {
+            return self.found.push(refuse("it does not exist"));
+        };
+        let wave = next.spec.waves.get(target.wave as usize);
+        self.expect(wave.is_some_and(|w| is_meant(next, w, id, facts)), || refuse("it is not selected"));
+        self.expect(!facts.revoked, || refuse("it is revoked"));
+        self.expect(facts.held_by.is_none(), || refuse("another rollout has it"));
+        self.expect(is_able(&next.bundle.requirements, facts), || {
+            refuse("it is not known to be able to run the bundle")
+        });
+        self.expect(target.manifest == Some(next.bundle.manifest), || refuse("it is told to run something else"));
+        match target.errand {
+            Errand::Keep => {
+                self.expect(says_committed(target, facts), || refuse("it is said to have the bundle and has not"));
+            }
+            Errand::Forward => {
+                let newer =
+                    target.generation > reported_generation(facts) && target.generation > desired_generation(facts);
+                self.expect(newer, || refuse("its generation is not new"));
+            }
+            Errand::Back => self.found.push(refuse("it was never told to run the bundle")),
+        }
+    }
+
+    /// Of the devices a wave is meant for and may have, those that are in must not exceed its size.
+    fn cap(&mut self, wave: u32) {
+        let next = self.next;
+        let Some(spec) = next.spec.waves.get(wave as usize) else { return };
+        let (mut all, mut have) = (0, 0);
+        for (id, facts) in &self.fleet.devices {
+            if facts.revoked || !is_meant(next, spec, id, facts) {
+                continue;
+            }
+            match next.targets.get(id) {
+                Some(target) if is_foreign(&next.id, target, facts) => {}
+                Some(target) => {
+                    all += 1;
+                    have += usize::from(target.wave <= wave);
+                }
+                None => {
+                    let free = facts.held_by.is_none() && is_able(&next.bundle.requirements, facts);
+                    all += usize::from(free && reported_generation(facts).max(desired_generation(facts)) < u64::MAX);
+                }
+            }
+        }
+        let allowed = spec.size.of(all);
+        self.expect(have <= allowed, || Violation::CapExceeded { wave, have, allowed });
+    }
+}

@@ -1,0 +1,94 @@
+//! A rollout as the API shows it. Waves that have not come are shown with the devices they would take as things are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{DeviceProgress, RolloutStatus, RolloutView, Waiting, WaveView};
+
+use crate::cohort::Survey;
+use crate::fleet::{DeviceFacts, Fleet};
+use crate::rollout::{Errand, Rollout, Target};
+use crate::standing::{Standing, standing};
+
+impl Rollout {
+    /// The rollout as the API shows it; `waiting` is what the last plan said.
+    #[must_use]
+    pub fn view(&self, fleet: &Fleet, waiting: &[Waiting]) -> RolloutView {
+        let mut devices: Vec<BTreeMap<DeviceId, DeviceProgress>> = vec![BTreeMap::new(); self.waves.len()];
+        for (id, target) in &self.targets {
+            if let Some(wave) = devices.get_mut(target.wave as usize) {
+                wave.insert(id.clone(), progress(target, fleet.devices.get(id)));
+            }
+        }
+        for (wave, ids) in self.to_come(fleet) {
+            if let Some(wave) = devices.get_mut(wave) {
+                wave.extend(ids.into_iter().map(|id| (id, DeviceProgress::Pending)));
+            }
+        }
+        let last_verdict = |wave: u32| self.verdicts.iter().rev().find(|verdict| verdict.wave == wave).cloned();
+        RolloutView {
+            id: self.id.clone(),
+            spec: self.spec.clone(),
+            manifest: self.bundle.manifest,
+            status: self.status,
+            status_reason: self.status_reason.clone(),
+            created_at_ms: self.created_at_ms,
+            updated_at_ms: self.updated_at_ms,
+            current_wave: self.current_wave,
+            waves: (0u32..)
+                .zip(self.waves.iter().zip(devices))
+                .map(|(wave, (state, devices))| WaveView {
+                    devices,
+                    started_at_ms: state.started_at_ms,
+                    verdict: last_verdict(wave),
+                })
+                .collect(),
+            waiting: waiting.to_vec(),
+            verdicts: self.verdicts.clone(),
+        }
+    }
+
+    /// The devices each wave to come would take in.
+    fn to_come(&self, fleet: &Fleet) -> Vec<(usize, Vec<DeviceId>)> {
+        match self.status {
+            RolloutStatus::RollingBack
+            | RolloutStatus::Completed
+            | RolloutStatus::RolledBack
+            | RolloutStatus::Stopped => return Vec::new(),
+            RolloutStatus::Draft
+            | RolloutStatus::WaitingForApproval
+            | RolloutStatus::Ready
+            | RolloutStatus::Running
+            | RolloutStatus::Paused => {}
+        }
+        let survey = Survey::of(self, fleet);
+        let mut taken: BTreeSet<&DeviceId> = self.targets.keys().collect();
+        let mut to_come = Vec::new();
+        for (wave, (spec, state)) in self.spec.waves.iter().zip(&self.waves).enumerate() {
+            if state.started_at_ms.is_none() {
+                let ids = survey.additions(spec, |id| taken.contains(id));
+                to_come.push((wave, ids.iter().map(|id| (*id).clone()).collect()));
+                taken.extend(ids);
+            }
+        }
+        to_come
+    }
+}
+
+fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DeviceProgress {
+    let standing = facts.map_or(Standing::Unheard, |facts| standing(target, facts));
+    match (target.errand, standing) {
+        (Errand::Back, Standing::Done) => DeviceProgress::Back,
+        (
+            Errand::Back,
+            Standing::Unheard | Standing::Working | Standing::Trial | Standing::Failed(_) | Standing::Astray,
+        ) => DeviceProgress::GoingBack,
+        (Errand::Keep, _) | (Errand::Forward, Standing::Done) => DeviceProgress::Committed,
+        (Errand::Forward, Standing::Failed(_)) => DeviceProgress::Failed,
+        // Given up, whatever it says now.
+        (Errand::Forward, _) if target.failure.is_some() => DeviceProgress::Failed,
+        (Errand::Forward, Standing::Unheard) => DeviceProgress::Assigned,
+        (Errand::Forward, Standing::Working | Standing::Astray) => DeviceProgress::Updating,
+        (Errand::Forward, Standing::Trial) => DeviceProgress::Trial,
+    }
+}

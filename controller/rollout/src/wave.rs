@@ -1,0 +1,257 @@
+//! One wave: takes devices in, watches them, and says when it is over.
+//!
+//! The soak runs from the time at which every device of the wave that could be reached was first seen to have
+//! committed, and is not started anew by a device that comes back or joins later: the wave waits for such a device
+//! until it has committed too, but no longer than its longest duration, after which it is inconclusive like any other.
+//! A wave passes only on devices of its own, if it has any: at least one must have committed and not failed since.
+
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{ArmSummary, Limits, RolloutStatus, Waiting, WaveSpec};
+
+use crate::cohort::{Survey, new_target};
+use crate::evidence::Arm;
+use crate::fleet::{DeviceFacts, Fleet};
+use crate::gate::judge;
+use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
+use crate::standing::{Standing, fresh_generation, standing};
+
+/// Enters the wave `next.current_wave`.
+pub(crate) fn enter(next: &mut Rollout, now_ms: u64) {
+    if let Some(wave) = next.waves.get_mut(next.current_wave as usize) {
+        *wave = WaveState { started_at_ms: Some(now_ms), clock_from_ms: Some(now_ms), soak_from_ms: None };
+    }
+}
+
+/// One step of a running rollout: it stays, goes on, goes back, pauses or completes. Says what it waits for.
+pub(crate) fn step(next: &mut Rollout, fleet: &Fleet, survey: &Survey<'_>, now_ms: u64) -> Vec<Waiting> {
+    // The second round only enters the wave after one that passed: a wave is not judged at the time it is entered.
+    loop {
+        let wave = next.current_wave;
+        let Some(spec) = next.spec.waves.get(wave as usize).cloned() else { return Vec::new() };
+        let (started_ms, clock_from_ms) = rewind(next, now_ms);
+        let judged = started_ms < now_ms;
+        put_right(next, fleet, now_ms);
+        note_failures(next, fleet);
+
+        // Judged as it will be with those that join now; they join only if the wave goes on.
+        let mut grown = next.clone();
+        take_in(&mut grown, survey, fleet, &spec, now_ms);
+        note_failures(&mut grown, fleet);
+        let judgement = {
+            let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey));
+            judge(&grown.spec.limits, &canary, &control, &grown.bundle.reference_predictions, &grown.targets)
+        };
+        if judged && judgement.is_failed() {
+            next.conclude(judgement.failed(wave, now_ms));
+            next.status = RolloutStatus::RollingBack;
+            return Vec::new();
+        }
+        let census = Census::of(&grown, fleet, survey, &spec);
+        let soak_until_ms = soak(&mut grown, &census, &spec, now_ms);
+        let (blocking, aside) = waiting(census, survey, &grown.spec.limits, &judgement.canary, soak_until_ms, now_ms);
+        if judged && blocking.is_empty() {
+            *next = grown;
+            next.conclude(judgement.successful(wave, now_ms));
+            if wave as usize + 1 < next.waves.len() {
+                next.current_wave += 1;
+                enter(next, now_ms);
+                continue;
+            }
+            next.status = RolloutStatus::Completed;
+            next.status_reason = format!("completed: {}", next.status_reason);
+            return aside;
+        }
+        if clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms {
+            let why: Vec<String> = blocking.iter().chain(&aside).map(ToString::to_string).collect();
+            next.conclude(judgement.inconclusive(wave, now_ms, clock_from_ms, spec.max_duration_ms, &why));
+            next.status = RolloutStatus::Paused;
+            return aside;
+        }
+        *next = grown;
+        return blocking.into_iter().chain(aside).collect();
+    }
+}
+
+/// When the clock alone may change something about a running rollout.
+pub(crate) fn wake_at_ms(rollout: &Rollout, now_ms: u64) -> Option<u64> {
+    let spec = rollout.spec.waves.get(rollout.current_wave as usize)?;
+    let state = rollout.wave_state()?;
+    let after = |from: Option<u64>, ms: u64| from.map(|from| from.saturating_add(ms));
+    [
+        after(state.started_at_ms, 1),
+        after(state.soak_from_ms, spec.soak_ms),
+        after(state.clock_from_ms, spec.max_duration_ms),
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|at_ms| *at_ms > now_ms)
+    .min()
+}
+
+/// Takes times that lie ahead, because the clock was set back, to be now: the wave waits longer, but not for ever. Gives
+/// when the wave was entered, and since when its longest duration runs.
+fn rewind(next: &mut Rollout, now_ms: u64) -> (u64, u64) {
+    let Some(state) = next.waves.get_mut(next.current_wave as usize) else { return (now_ms, now_ms) };
+    let started_ms = state.started_at_ms.unwrap_or(now_ms).min(now_ms);
+    let clock_from_ms = state.clock_from_ms.unwrap_or(now_ms).min(now_ms);
+    state.started_at_ms = Some(started_ms);
+    state.clock_from_ms = Some(clock_from_ms);
+    state.soak_from_ms = state.soak_from_ms.map(|from_ms| from_ms.min(now_ms));
+    (started_ms, clock_from_ms)
+}
+
+/// Gives a new generation to devices that know a newer one than theirs, as after a restored store, and the bundle to those
+/// that had it and lost it.
+fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
+    let mut targets = std::mem::take(&mut next.targets);
+    for (id, target) in targets.iter_mut().filter(|(_, target)| target.failure.is_none()) {
+        let Some(facts) = next.governed(id, target, fleet) else { continue };
+        if standing(target, facts) != Standing::Astray {
+            continue;
+        }
+        let attempts = if target.errand == Errand::Keep { 1 } else { target.attempts + 1 };
+        match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
+            Some(generation) => {
+                target.errand = Errand::Forward;
+                target.generation = generation;
+                target.assigned_at_ms = now_ms;
+                target.attempts = attempts;
+            }
+            None => target.failure = Some("it claims generations that it was not given".to_owned()),
+        }
+    }
+    next.targets = targets;
+}
+
+/// Marks devices that failed, reverted or crashed on the bundle. The mark stays.
+fn note_failures(next: &mut Rollout, fleet: &Fleet) {
+    let mut targets = std::mem::take(&mut next.targets);
+    for (id, target) in targets.iter_mut().filter(|(_, target)| target.failure.is_none()) {
+        let Some(facts) = next.governed(id, target, fleet) else { continue };
+        target.failure = match standing(target, facts) {
+            Standing::Failed(why) => Some(why),
+            Standing::Unheard | Standing::Working | Standing::Trial | Standing::Done | Standing::Astray => {
+                has_crashed(target, facts).then(|| "crashed".to_owned())
+            }
+        };
+    }
+    next.targets = targets;
+}
+
+fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
+    facts.evidence.iter().any(|evidence| {
+        evidence.crashes > 0 && evidence.generation == target.generation && Some(evidence.manifest) == target.manifest
+    })
+}
+
+/// Gives targets to the devices that the wave has room for.
+fn take_in(next: &mut Rollout, survey: &Survey<'_>, fleet: &Fleet, spec: &WaveSpec, now_ms: u64) {
+    for id in survey.additions(spec, |id| next.targets.contains_key(id)) {
+        let target = fleet.devices.get(id).and_then(|facts| new_target(next, facts, next.current_wave, now_ms));
+        if let Some(target) = target {
+            next.targets.insert(id.clone(), target);
+        }
+    }
+}
+
+/// Starts the soak when it is time, and gives its end.
+fn soak(next: &mut Rollout, census: &Census, spec: &WaveSpec, now_ms: u64) -> Option<u64> {
+    let state = next.waves.get_mut(next.current_wave as usize)?;
+    if state.soak_from_ms.is_none() && census.has_committed && census.done == census.reachable {
+        state.soak_from_ms = Some(now_ms);
+    }
+    state.soak_from_ms.map(|from_ms| from_ms.saturating_add(spec.soak_ms))
+}
+
+/// The devices of a wave and those before it, counted.
+struct Census {
+    /// Whether the wave has any device at all.
+    is_populated: bool,
+    /// Whether a device of the wave has committed and not failed; one that came in with it, if there are such.
+    has_committed: bool,
+    /// Devices that can be reached and have not failed.
+    reachable: u32,
+    /// Of those, the ones that have committed.
+    done: u32,
+    /// Devices that failed.
+    failed: u32,
+    /// Devices that are away before they have committed.
+    away: Vec<DeviceId>,
+}
+
+impl Census {
+    fn of(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> Self {
+        let (mut reachable, mut done, mut failed, mut away) = (0, 0, 0, Vec::new());
+        // Devices that came in with this wave, and earlier ones that count towards its size: all, and committed.
+        let (mut own, mut earlier) = ((0, 0), (0, 0));
+        for (id, target) in &rollout.targets {
+            let Some(facts) = rollout.governed(id, target, fleet) else { continue };
+            let has_failed = target.failure.is_some();
+            let committed = !has_failed && standing(target, facts) == Standing::Done;
+            if has_failed {
+                failed += 1;
+            } else if facts.online {
+                reachable += 1;
+                done += u32::from(committed);
+            } else if !committed {
+                away.push(id.clone());
+            }
+            let counted = if target.wave == rollout.current_wave {
+                &mut own
+            } else if survey.is_candidate(id, spec) {
+                &mut earlier
+            } else {
+                continue;
+            };
+            counted.0 += 1;
+            counted.1 += u32::from(committed);
+        }
+        let (all, committed) = if own.0 > 0 { own } else { earlier };
+        Self { is_populated: all > 0, has_committed: committed > 0, reachable, done, failed, away }
+    }
+}
+
+/// What keeps the wave from passing, and what is worth knowing besides.
+fn waiting(
+    census: Census,
+    survey: &Survey<'_>,
+    limits: &Limits,
+    canary: &ArmSummary,
+    soak_until_ms: Option<u64>,
+    now_ms: u64,
+) -> (Vec<Waiting>, Vec<Waiting>) {
+    let (mut blocking, mut aside) = (Vec::new(), Vec::new());
+    let Census { is_populated, has_committed, reachable, done, failed, away } = census;
+    if !is_populated {
+        blocking.push(Waiting::NoDevices);
+    }
+    if done < reachable {
+        blocking.push(Waiting::Updating { done, of: reachable });
+    } else if is_populated && !has_committed && away.is_empty() {
+        blocking.push(Waiting::Updating { done, of: reachable.saturating_add(failed) });
+    }
+    if !away.is_empty() {
+        // Who is away holds nobody up, unless there is nobody else.
+        let list = if has_committed { &mut aside } else { &mut blocking };
+        list.push(Waiting::Offline { devices: away });
+    }
+    if let Some(until_ms) = soak_until_ms.filter(|until_ms| *until_ms > now_ms) {
+        blocking.push(Waiting::Soaking { until_ms });
+    }
+    if canary.reports < limits.min_reports {
+        blocking.push(Waiting::TooFewReports { have: canary.reports, need: limits.min_reports });
+    }
+    if canary.requests < limits.min_requests {
+        blocking.push(Waiting::TooFewRequests { have: canary.requests, need: limits.min_requests });
+    }
+    aside.extend(outsiders(survey));
+    (blocking, aside)
+}
+
+/// Devices that are meant and left out.
+fn outsiders(survey: &Survey<'_>) -> impl Iterator<Item = Waiting> {
+    let held = (!survey.held.is_empty()).then(|| Waiting::HeldByOtherRollout { devices: survey.held.clone() });
+    let unsuitable =
+        (!survey.unsuitable.is_empty()).then(|| Waiting::Unsuitable { devices: survey.unsuitable.clone() });
+    held.into_iter().chain(unsuitable)
+}

@@ -1,0 +1,198 @@
+//! Bundles: signed manifests whose files are all there.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use muster_shared::api::{BundleView, Page, Problem, PushBundle};
+use muster_shared::bundle::Manifest;
+use muster_shared::ids::BundleRef;
+use muster_shared::trust::TrustError;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::extract::{Json, Operator, Parameters, Segments, Viewer};
+use super::paging::{page, page_size};
+use crate::clock;
+use crate::events::NewEvent;
+use crate::problem::{ApiError, ApiResult};
+use crate::state::App;
+use crate::store::records::{BundleRecord, manifest_key};
+use crate::store::{Expect, Records, StoreError, Table};
+use crate::trust;
+
+/// Missing files named in one answer.
+const MAX_NAMED: usize = 10;
+
+/// Which bundles to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListBundles {
+    /// Bundles a page has at most.
+    limit: Option<usize>,
+    /// Where the page starts: `next_cursor` of the one before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<BundleRef>,
+}
+
+fn view(record: BundleRecord, with_manifest: bool) -> BundleView {
+    BundleView {
+        manifest_digest: record.manifest_digest,
+        bundle: record.bundle,
+        pushed_at_ms: record.pushed_at_ms,
+        total_bytes: record.total_bytes,
+        manifest: with_manifest.then_some(record.manifest),
+    }
+}
+
+/// Takes a bundle in.
+#[utoipa::path(
+    post, path = "/api/v1/bundles", tag = "bundles", request_body = PushBundle,
+    responses(
+        (status = 201, description = "It is taken in", body = BundleView),
+        (status = 200, description = "It was there already", body = BundleView),
+        (status = 409, description = "Files are missing, the version is taken, or no root document is there yet", body = Problem),
+        (status = 422, description = "The manifest is not trustworthy", body = Problem),
+    ),
+)]
+pub(super) async fn push(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Json(wish): Json<PushBundle>,
+) -> ApiResult<(StatusCode, axum::Json<BundleView>)> {
+    let now_ms = clock::now_ms();
+    let Some(root) = trust::current(&app.records).await? else {
+        let detail =
+            "no root document has been pushed yet: without one nobody can tell whether the manifest is genuine";
+        return Err(ApiError::conflict("no-root", detail));
+    };
+    let refuse = |error: TrustError| ApiError::unacceptable("untrusted-manifest", error);
+    root.check_date(now_ms).map_err(refuse)?;
+    let verified = root.verify_manifest(&wish.manifest, now_ms).map_err(refuse)?;
+    let bundle = verified.manifest.bundle();
+    let key = bundle.to_string();
+    if let Some(known) = app.records.get::<BundleRecord>(Table::Bundles, &key).await? {
+        return same_or_refused(known.value, &verified.digest);
+    }
+    check_files(&app, &verified.manifest).await?;
+    let record = BundleRecord {
+        manifest_digest: verified.digest,
+        bundle: bundle.clone(),
+        pushed_at_ms: now_ms,
+        total_bytes: verified.manifest.total_bytes(),
+        envelope: wish.manifest,
+        manifest: verified.manifest,
+    };
+    let (event, _held) = app.events.prepare(NewEvent {
+        kind: "bundle.pushed".into(),
+        actor: caller.name,
+        bundle: Some(bundle.clone()),
+        detail: format!("manifest {}, {} bytes", record.manifest_digest.short(), record.total_bytes),
+        ..NewEvent::default()
+    })?;
+    let changes = vec![
+        Records::put(Table::Bundles, key.as_str(), Expect::Absent, &record)?,
+        Records::put(Table::Meta, manifest_key(&record.manifest_digest), Expect::Anything, &bundle)?,
+        event,
+    ];
+    match app.records.commit(changes).await {
+        Ok(()) => {}
+        Err(StoreError::Conflict { .. }) => {
+            let known = app.records.get::<BundleRecord>(Table::Bundles, &key).await?;
+            return match known {
+                Some(known) => same_or_refused(known.value, &record.manifest_digest),
+                None => Err(ApiError::conflict("changed-meanwhile", "the bundle was changed meanwhile: try again")),
+            };
+        }
+        Err(error) => return Err(error.into()),
+    }
+    app.fleet.update_bundle(record.manifest_digest, &bundle);
+    tracing::info!(%bundle, manifest = %record.manifest_digest, "a bundle was taken in");
+    Ok((StatusCode::CREATED, axum::Json(view(record, true))))
+}
+
+fn same_or_refused(
+    known: BundleRecord,
+    digest: &muster_shared::ids::Digest,
+) -> ApiResult<(StatusCode, axum::Json<BundleView>)> {
+    if known.manifest_digest == *digest {
+        return Ok((StatusCode::OK, axum::Json(view(known, true))));
+    }
+    let detail = format!(
+        "{} is there already with other content (manifest {}): a version never changes, so give this one a new version",
+        known.bundle,
+        known.manifest_digest.short()
+    );
+    Err(ApiError::conflict("version-exists", detail))
+}
+
+async fn check_files(app: &App, manifest: &Manifest) -> ApiResult<()> {
+    let mut missing = Vec::new();
+    for file in &manifest.files {
+        match app.blobs.length(&file.sha256).await? {
+            Some(length) if length == file.length => {}
+            Some(length) => {
+                let detail = format!(
+                    "file {:?} has {} bytes in the manifest and {length} bytes in truth: build the bundle again",
+                    file.path, file.length
+                );
+                return Err(ApiError::unacceptable("untrusted-manifest", detail));
+            }
+            None => missing.push(file.sha256.to_string()),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let more = missing.len().saturating_sub(MAX_NAMED);
+    let mut detail = format!(
+        "files are missing, upload them first with PUT /api/v1/files/SHA256: {}",
+        missing[..missing.len().min(MAX_NAMED)].join(", ")
+    );
+    if more > 0 {
+        detail.push_str(&format!(" and {more} more"));
+    }
+    Err(ApiError::conflict("missing-files", detail))
+}
+
+/// Lists bundles, without their manifests, in order of name and version as text.
+#[utoipa::path(
+    get, path = "/api/v1/bundles", tag = "bundles", params(ListBundles),
+    responses((status = 200, description = "A page of bundles", body = Page<BundleView>)),
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Parameters(wish): Parameters<ListBundles>,
+) -> ApiResult<axum::Json<Page<BundleView>>> {
+    let size = page_size(wish.limit);
+    let after = wish.cursor.map(|bundle| bundle.to_string());
+    let found = app.records.scan::<BundleRecord>(Table::Bundles, after.as_deref(), "", size + 1).await?;
+    let views = found.into_iter().map(|(_, record)| view(record.value, false)).collect();
+    Ok(axum::Json(page(views, size, |bundle: &BundleView| bundle.bundle.to_string())))
+}
+
+/// Shows one bundle with its manifest.
+#[utoipa::path(
+    get, path = "/api/v1/bundles/{name}/{version}", tag = "bundles",
+    params(("name" = String, Path, description = "The model's name"), ("version" = String, Path, description = "The version")),
+    responses(
+        (status = 200, description = "The bundle", body = BundleView),
+        (status = 404, description = "There is no such bundle", body = Problem),
+    ),
+)]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Segments((name, version)): Segments<(String, String)>,
+) -> ApiResult<axum::Json<BundleView>> {
+    let bundle: BundleRef =
+        format!("{name}@{version}").parse().map_err(|error| ApiError::invalid("invalid-path", error))?;
+    let record = app
+        .records
+        .get::<BundleRecord>(Table::Bundles, &bundle.to_string())
+        .await?
+        .ok_or_else(|| ApiError::unknown("unknown-bundle", format!("there is no bundle {bundle}")))?;
+    Ok(axum::Json(view(record.value, true)))
+}

@@ -1,0 +1,139 @@
+//! The HTTP API: which paths there are, and what surrounds every handler.
+//!
+//! One family of paths a file. Every answer that is an error is `application/problem+json`, whoever made it: a handler, the
+//! router, a limit or a panic.
+
+#![allow(unused_qualifications, reason = "the code that utoipa derives spells paths out")]
+
+mod bundles;
+mod devices;
+mod drift;
+mod enrol;
+mod events;
+mod extract;
+mod files;
+mod health;
+mod openapi;
+mod paging;
+mod rollouts;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod trust;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, patch, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::problem::ApiError;
+use crate::state::App;
+
+type Route = (&'static str, MethodRouter<Arc<App>>);
+
+/// Paths whose requests are bounded in size and time.
+fn ordinary_routes() -> Vec<Route> {
+    vec![
+        ("/healthz", get(health::healthz)),
+        ("/readyz", get(health::readyz)),
+        ("/metrics", get(health::metrics)),
+        ("/api/v1/openapi.json", get(openapi::document)),
+        ("/api/v1/enrol", post(enrol::enrol)),
+        ("/api/v1/tokens", post(tokens::create)),
+        ("/api/v1/devices", get(devices::list)),
+        ("/api/v1/devices/{id}", get(devices::show)),
+        ("/api/v1/devices/{id}/labels", patch(devices::label)),
+        ("/api/v1/trust", get(trust::show)),
+        ("/api/v1/trust/root", post(trust::push)),
+        ("/api/v1/bundles", get(bundles::list).post(bundles::push)),
+        ("/api/v1/bundles/{name}/{version}", get(bundles::show)),
+        ("/api/v1/rollouts", get(rollouts::list).post(rollouts::create)),
+        ("/api/v1/rollouts/{id}", get(rollouts::show)),
+        ("/api/v1/rollouts/{id}/pause", post(rollouts::pause)),
+        ("/api/v1/rollouts/{id}/resume", post(rollouts::resume)),
+        ("/api/v1/rollouts/{id}/abort", post(rollouts::abort)),
+        ("/api/v1/rollouts/{id}/rollback", post(rollouts::rollback)),
+        ("/api/v1/drift", get(drift::report)),
+        ("/api/v1/events", get(events::list)),
+    ]
+}
+
+/// Paths that carry whole files: bounded in size by [`crate::blobs`], and in time only while nothing comes.
+fn transfer_routes() -> Vec<Route> {
+    vec![("/api/v1/files/{sha256}", get(files::give).put(files::take))]
+}
+
+/// The API, ready to be served.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let ordinary = with_routes(ordinary_routes())
+        .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes))
+        .layer(from_fn_with_state(Arc::clone(&app), limit_time));
+    surround(ordinary.merge(with_routes(transfer_routes())), app)
+}
+
+fn with_routes(routes: Vec<Route>) -> Router<Arc<App>> {
+    routes.into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods))
+}
+
+/// What holds for every path, known or not.
+fn surround(router: Router<Arc<App>>, app: Arc<App>) -> Router {
+    router
+        .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| after_panic(panic.as_ref())))
+        .layer(map_response(as_problem))
+        .layer(from_fn_with_state(Arc::clone(&app), count))
+        .with_state(app)
+}
+
+async fn limit_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let limit = Duration::from_millis(app.config.api.request_timeout_ms);
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+        let detail = format!("the request was not done after {} ms", limit.as_millis());
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail).into_response()
+    })
+}
+
+async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    app.metrics.api_answered(response.status().as_u16());
+    response
+}
+
+fn after_panic(panic: &(dyn Any + Send)) -> Response {
+    let reason = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    tracing::error!(reason, "a request handler panicked");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the controller could not do it; its log says why")
+        .into_response()
+}
+
+/// Gives errors that came from the router or a library the form of all others; their headers stay.
+async fn as_problem(response: Response) -> Response {
+    let status = response.status();
+    let is_problem =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes() == b"application/problem+json");
+    if is_problem || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let error = if status == StatusCode::NOT_FOUND {
+        ApiError::new(
+            status,
+            "unknown-path",
+            "there is nothing under this path: /api/v1/openapi.json lists what there is",
+        )
+    } else if status == StatusCode::METHOD_NOT_ALLOWED {
+        ApiError::new(status, "method-not-allowed", "the path does not take this method: see the header Allow")
+    } else {
+        ApiError::new(status, "refused", status.canonical_reason().unwrap_or("the request was refused"))
+    };
+    let (problem, body) = error.into_response().into_parts();
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(problem.headers);
+    Response::from_parts(parts, body)
+}

@@ -1,0 +1,60 @@
+//! The API's description of itself.
+
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+use super::{bundles, devices, drift, enrol, events, files, health, rollouts, tokens, trust};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Muster controller", description = "Puts models on fleets of devices and keeps them honest there."),
+    paths(
+        health::healthz,
+        health::readyz,
+        health::metrics,
+        document,
+        enrol::enrol,
+        tokens::create,
+        devices::list,
+        devices::show,
+        devices::label,
+        trust::show,
+        trust::push,
+        files::take,
+        files::give,
+        bundles::push,
+        bundles::list,
+        bundles::show,
+        rollouts::create,
+        rollouts::list,
+        rollouts::show,
+        rollouts::pause,
+        rollouts::resume,
+        rollouts::abort,
+        rollouts::rollback,
+        drift::report,
+        events::list,
+    ),
+    modifiers(&Bearer),
+    security(("bearer" = [])),
+)]
+pub(super) struct Description;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+/// This description.
+#[utoipa::path(
+    get, path = "/api/v1/openapi.json", tag = "health", security(()),
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value)),
+)]
+pub(super) async fn document() -> axum::Json<utoipa::openapi::OpenApi> {
+    axum::Json(Description::openapi())
+}

@@ -1,0 +1,176 @@
+//! Rollouts: asked for, shown, and steered.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use muster_rollout::OperatorAction;
+use muster_shared::api::{ActionReason, CreateRollout, Page, Problem};
+use muster_shared::ids::RolloutId;
+use muster_shared::limits::MAX_TEXT_BYTES;
+use muster_shared::rollout::{RolloutSpec, RolloutView};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::extract::{Json, Operator, OptionalJson, Parameters, Segments, Viewer};
+use super::paging::{page, page_size};
+use crate::auth::Caller;
+use crate::executor::{self, ExecutorError};
+use crate::problem::{ApiError, ApiResult};
+use crate::state::App;
+
+const MAX_KEY_BYTES: usize = 128;
+
+impl From<ExecutorError> for ApiError {
+    fn from(error: ExecutorError) -> Self {
+        match error {
+            ExecutorError::UnknownRollout(_) => Self::unknown("unknown-rollout", error),
+            ExecutorError::UnknownBundle(_) => Self::unacceptable("unknown-bundle", error),
+            ExecutorError::Spec(_) => Self::invalid("invalid-rollout", error),
+            ExecutorError::Action(_) => Self::conflict("not-in-this-state", error),
+            ExecutorError::KeyReused(_) => Self::unacceptable("idempotency-key-reused", error),
+            ExecutorError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string()),
+            ExecutorError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Which rollouts to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListRollouts {
+    /// Rollouts a page has at most.
+    limit: Option<usize>,
+    /// Where the page starts: `next_cursor` of the one before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<RolloutId>,
+}
+
+/// Creates a rollout, which starts at once.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts", tag = "rollouts", request_body = RolloutSpec,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and wish again give the same rollout")),
+    responses(
+        (status = 201, description = "The rollout", body = RolloutView),
+        (status = 400, description = "The wish is not valid", body = Problem),
+        (status = 422, description = "There is no such bundle, or the key was used for another wish", body = Problem),
+    ),
+)]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    headers: HeaderMap,
+    Json(spec): Json<CreateRollout>,
+) -> ApiResult<(StatusCode, axum::Json<RolloutView>)> {
+    let key = idempotency_key(&headers)?;
+    let view = executor::create(&app, spec, &caller.name, key).await?;
+    Ok((StatusCode::CREATED, axum::Json(view)))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<&str>> {
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let key = value.to_str().ok().map(str::trim);
+    match key.filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic())) {
+        Some(key) => Ok(Some(key)),
+        None => Err(ApiError::invalid(
+            "invalid-idempotency-key",
+            format!("an Idempotency-Key is 1 to {MAX_KEY_BYTES} visible ASCII characters"),
+        )),
+    }
+}
+
+/// Lists rollouts.
+#[utoipa::path(
+    get, path = "/api/v1/rollouts", tag = "rollouts", params(ListRollouts),
+    responses((status = 200, description = "A page of rollouts", body = Page<RolloutView>)),
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Parameters(wish): Parameters<ListRollouts>,
+) -> ApiResult<axum::Json<Page<RolloutView>>> {
+    let size = page_size(wish.limit);
+    let found = executor::views(&app, wish.cursor.as_ref(), size + 1).await?;
+    Ok(axum::Json(page(found, size, |rollout| rollout.id.to_string())))
+}
+
+/// Shows one rollout.
+#[utoipa::path(
+    get, path = "/api/v1/rollouts/{id}", tag = "rollouts",
+    params(("id" = RolloutId, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The rollout", body = RolloutView),
+        (status = 404, description = "There is no such rollout", body = Problem),
+    ),
+)]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Segments(rollout): Segments<RolloutId>,
+) -> ApiResult<axum::Json<RolloutView>> {
+    Ok(axum::Json(executor::view(&app, &rollout).await?))
+}
+
+async fn act(
+    app: &App,
+    caller: &Caller,
+    rollout: &RolloutId,
+    action: OperatorAction,
+    why: ActionReason,
+) -> ApiResult<axum::Json<RolloutView>> {
+    if why.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
+        return Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")));
+    }
+    Ok(axum::Json(executor::act(app, rollout, action, &caller.name, why.reason.as_deref()).await?))
+}
+
+macro_rules! action {
+    ($(#[$doc:meta])* $name:ident, $path:literal, $action:expr) => {
+        $(#[$doc])*
+        #[utoipa::path(
+            post, path = $path, tag = "rollouts", request_body = Option<ActionReason>,
+            params(("id" = RolloutId, Path, description = "Its name")),
+            responses(
+                (status = 200, description = "The rollout", body = RolloutView),
+                (status = 404, description = "There is no such rollout", body = Problem),
+                (status = 409, description = "Its state does not allow it", body = Problem),
+            ),
+        )]
+        pub(super) async fn $name(
+            State(app): State<Arc<App>>,
+            Operator(caller): Operator,
+            Segments(rollout): Segments<RolloutId>,
+            OptionalJson(why): OptionalJson<ActionReason>,
+        ) -> ApiResult<axum::Json<RolloutView>> {
+            act(&app, &caller, &rollout, $action, why).await
+        }
+    };
+}
+
+action!(
+    /// Gives no further device the bundle.
+    pause,
+    "/api/v1/rollouts/{id}/pause",
+    OperatorAction::Pause
+);
+action!(
+    /// Goes on after a pause.
+    resume,
+    "/api/v1/rollouts/{id}/resume",
+    OperatorAction::Resume
+);
+action!(
+    /// Stops at once and for good; devices keep what they have.
+    abort,
+    "/api/v1/rollouts/{id}/abort",
+    OperatorAction::Abort
+);
+action!(
+    /// Brings every device back to what it ran before.
+    rollback,
+    "/api/v1/rollouts/{id}/rollback",
+    OperatorAction::Rollback
+);

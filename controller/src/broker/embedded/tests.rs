@@ -1,0 +1,617 @@
+//! The embedded broker with real clients over mutual TLS.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use muster_shared::topics::{Down, Up};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, LastWill as Will, MqttOptions, Outgoing, Packet,
+    QoS as ClientQoS, SubscribeReasonCode, TlsConfiguration, Transport,
+};
+use rustls::RootCertStore;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tempfile::TempDir;
+
+use super::*;
+
+/// Far more than anything here takes: only a hang gets there.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
+fn device(name: &str) -> DeviceId {
+    DeviceId::new(name).unwrap()
+}
+
+/// Admits everybody but the revoked.
+#[derive(Default)]
+struct Everybody {
+    revoked: Mutex<BTreeSet<DeviceId>>,
+    asked_without_certificate: AtomicBool,
+}
+
+#[async_trait]
+impl Admit for Everybody {
+    async fn device_allowed(&self, device: &DeviceId, certificate_serial: Option<&str>) -> bool {
+        if certificate_serial.is_none() {
+            self.asked_without_certificate.store(true, Ordering::Relaxed);
+        }
+        !self.revoked.lock().unwrap().contains(device)
+    }
+}
+
+/// A broker, its authority, and what it tells.
+struct Net {
+    started: Started,
+    admit: Arc<Everybody>,
+    issuer: Issuer<'static, KeyPair>,
+    ca_pem: String,
+    _folder: TempDir,
+}
+
+fn authority() -> (Issuer<'static, KeyPair>, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "test authority");
+    let pem = params.self_signed(&key).unwrap().pem();
+    (Issuer::new(params, key), pem)
+}
+
+fn config(listen: SocketAddr) -> BrokerConfig {
+    BrokerConfig { listen, ..BrokerConfig::default() }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+fn server_files(folder: &TempDir, issuer: &Issuer<'static, KeyPair>, ca_pem: &str) -> TlsFiles {
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let files = TlsFiles {
+        certificate: folder.path().join("server.pem"),
+        key: folder.path().join("server.key"),
+        client_ca: folder.path().join("ca.pem"),
+    };
+    std::fs::write(&files.certificate, params.signed_by(&key, issuer).unwrap().pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+    std::fs::write(&files.client_ca, ca_pem).unwrap();
+    files
+}
+
+impl Net {
+    async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut BrokerConfig)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (issuer, ca_pem) = authority();
+        let files = server_files(&folder, &issuer, &ca_pem);
+        let admit = Arc::new(Everybody::default());
+        let mut config = config(loopback(0));
+        change(&mut config);
+        let started = start_embedded(&config, files, Arc::clone(&admit) as Arc<dyn Admit>).await.unwrap();
+        Self { started, admit, issuer, ca_pem, _folder: folder }
+    }
+
+    fn tls(&self, common_name: Option<&str>) -> Transport {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).unwrap()).unwrap();
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match common_name {
+            None => builder.with_no_client_auth(),
+            Some(name) => {
+                let key = KeyPair::generate().unwrap();
+                let mut params = CertificateParams::new(Vec::new()).unwrap();
+                params.distinguished_name.push(DnType::CommonName, name);
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+                let certificate = params.signed_by(&key, &self.issuer).unwrap();
+                let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+                builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
+            }
+        };
+        Transport::Tls(TlsConfiguration::Rustls(Arc::new(config)))
+    }
+
+    fn options(&self, client_id: &str) -> MqttOptions {
+        let mut options = MqttOptions::new(client_id, "127.0.0.1", self.started.local_addr.port());
+        options.set_transport(self.tls(Some(client_id)));
+        options.set_max_packet_size(4 * MAX_PACKET_BYTES, 4 * MAX_PACKET_BYTES);
+        options
+    }
+
+    fn connect(&self, client_id: &str) -> Client {
+        Client::start(self.options(client_id))
+    }
+
+    /// Connects although a connection of the same name may still be on its way out, which the broker answers with "not now".
+    async fn connect_again(&self, options: impl Fn() -> MqttOptions) -> Client {
+        loop {
+            let mut client = Client::start(options());
+            match client.next().await {
+                Seen::Accepted => return client,
+                Seen::Refused(ConnectReturnCode::ServiceUnavailable) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// A client that is connected and hears what it is told.
+    async fn join(&mut self, name: &str) -> Client {
+        let mut client = self.connect(name);
+        client.accepted().await;
+        assert_eq!(client.subscribe(&Topic::down_filter(&device(name))).await, [true]);
+        assert_eq!(self.event().await, BrokerEvent::Subscribed(device(name)));
+        client
+    }
+
+    async fn event(&mut self) -> BrokerEvent {
+        within("an event", self.started.events.recv()).await.expect("the broker runs")
+    }
+
+    async fn tell(&self, name: &str, payload: &str) {
+        let topic = Topic::down(&device(name), Down::Ack);
+        self.started.broker.publish(&topic, Bytes::from(payload.to_owned())).await.unwrap();
+    }
+}
+
+/// What a client sees.
+#[derive(Debug)]
+enum Seen {
+    Accepted,
+    Refused(ConnectReturnCode),
+    Subscribed(Vec<bool>),
+    Published,
+    Message(String, Bytes),
+    Lost,
+}
+
+struct Client {
+    client: AsyncClient,
+    seen: mpsc::UnboundedReceiver<Seen>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Client {
+    /// Connects once: a lost connection is told and not made again.
+    fn start(options: MqttOptions) -> Self {
+        let (client, mut connection) = AsyncClient::new(options, 64);
+        let (sender, seen) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            loop {
+                let seen = match connection.poll().await {
+                    Ok(Event::Incoming(Packet::ConnAck(_))) => Seen::Accepted,
+                    Ok(Event::Incoming(Packet::SubAck(ack))) => Seen::Subscribed(
+                        ack.return_codes.iter().map(|code| matches!(code, SubscribeReasonCode::Success(_))).collect(),
+                    ),
+                    Ok(Event::Incoming(Packet::PubAck(_))) => Seen::Published,
+                    Ok(Event::Incoming(Packet::Publish(message))) => Seen::Message(message.topic, message.payload),
+                    // The broker leaves it to the client to hang up after its goodbye.
+                    Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
+                    Ok(_) => continue,
+                    Err(ConnectionError::ConnectionRefused(code)) => Seen::Refused(code),
+                    Err(_) => Seen::Lost,
+                };
+                let over = matches!(seen, Seen::Refused(_) | Seen::Lost);
+                if sender.send(seen).is_err() || over {
+                    return;
+                }
+            }
+        });
+        Self { client, seen, task }
+    }
+
+    async fn next(&mut self) -> Seen {
+        within("an answer of the broker", self.seen.recv()).await.expect("the client runs")
+    }
+
+    async fn accepted(&mut self) {
+        let seen = self.next().await;
+        assert!(matches!(seen, Seen::Accepted), "{seen:?}");
+    }
+
+    async fn refused(&mut self) {
+        let seen = self.next().await;
+        assert!(matches!(seen, Seen::Refused(ConnectReturnCode::NotAuthorized)), "{seen:?}");
+    }
+
+    async fn lost(&mut self) {
+        loop {
+            if let Seen::Lost = self.next().await {
+                return;
+            }
+        }
+    }
+
+    async fn subscribe(&mut self, filter: &str) -> Vec<bool> {
+        self.client.subscribe(filter, ClientQoS::AtLeastOnce).await.unwrap();
+        match self.next().await {
+            Seen::Subscribed(granted) => granted,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn publish(&self, topic: &str, retain: bool, payload: &str) {
+        self.client.publish(topic, ClientQoS::AtLeastOnce, retain, payload.to_owned()).await.unwrap();
+    }
+
+    async fn say(&self, name: &str, payload: &str) {
+        self.publish(&Topic::up(&device(name), Up::Event).to_string(), false, payload).await;
+    }
+
+    async fn message(&mut self) -> (String, Bytes) {
+        loop {
+            match self.next().await {
+                Seen::Message(topic, payload) => return (topic, payload),
+                Seen::Published => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+fn said(name: &str, payload: &'static str) -> BrokerEvent {
+    BrokerEvent::Message { topic: Topic::up(&device(name), Up::Event), payload: Bytes::from_static(payload.as_bytes()) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_speaks_and_hears_on_its_own_topics() {
+    let mut net = Net::start().await;
+    let mut client = net.join("dev-1").await;
+    assert_eq!(net.started.broker.connected(), 1);
+    client.say("dev-1", "hello").await;
+    assert_eq!(net.event().await, said("dev-1", "hello"));
+    net.tell("dev-1", "well done").await;
+    assert_eq!(client.message().await, ("muster/v1/d/dev-1/down/ack".to_owned(), Bytes::from_static(b"well done")));
+    client.client.disconnect().await.unwrap();
+    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("dev-1")));
+    assert_eq!(net.started.broker.connected(), 0);
+    // Nobody is there to hear it, and that is no fault.
+    net.tell("dev-1", "too late").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_publish_reaches_nobody() {
+    let mut net = Net::start().await;
+    let mut victim = net.join("victim").await;
+    let mut mallory = net.join("mallory").await;
+    for topic in [
+        "muster/v1/d/victim/up/event",
+        "muster/v1/d/victim/up/state",
+        "muster/v1/d/victim/down/ack",
+        "muster/v1/d/mallory/down/ack",
+        "muster/v1/d/mallory/up/event/more",
+        "muster/v1/d/mallory/up/unknown",
+        "$SYS/brokers",
+        "anything",
+    ] {
+        mallory.publish(topic, false, "forged").await;
+        let seen = mallory.next().await;
+        assert!(matches!(seen, Seen::Published), "{topic}: {seen:?}");
+    }
+    // Its own topic, but to be retained: nobody who comes later may find it.
+    mallory.publish("muster/v1/d/mallory/up/event", true, "forged").await;
+    mallory.say("mallory", "genuine").await;
+    net.tell("victim", "genuine").await;
+    // Order is kept, so what was forged would have come first.
+    assert_eq!(net.event().await, said("mallory", "genuine"));
+    assert_eq!(victim.message().await.1, Bytes::from_static(b"genuine"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_subscription_is_refused() {
+    let mut net = Net::start().await;
+    let mut victim = net.join("victim").await;
+    let mut mallory = net.join("mallory").await;
+    for filter in [
+        "muster/v1/d/victim/down/+",
+        "muster/v1/d/victim/down/ack",
+        "muster/v1/d/+/down/ack",
+        "muster/v1/d/victim/up/state",
+        "muster/v1/d/mallory/up/state",
+        "muster/#",
+        "+/v1/d/mallory/down/+",
+        "#",
+    ] {
+        assert_eq!(mallory.subscribe(filter).await, [false], "{filter}");
+    }
+    net.tell("victim", "secret").await;
+    assert_eq!(victim.message().await.1, Bytes::from_static(b"secret"));
+    net.tell("mallory", "yours").await;
+    assert_eq!(mallory.message().await.1, Bytes::from_static(b"yours"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_and_system_subscriptions_are_refused() {
+    let mut net = Net::start().await;
+    for filter in ["$share/g/muster/v1/d/mallory/down/+", "$share/g/#", "$share//#", "$SYS/#", "$limit/1/#", "$queue/#"]
+    {
+        let mut mallory = net.connect_again(|| net.options("mallory")).await;
+        mallory.client.subscribe(filter, ClientQoS::AtLeastOnce).await.unwrap();
+        match mallory.next().await {
+            Seen::Subscribed(granted) => {
+                assert_eq!(granted, [false], "{filter}");
+                drop(mallory);
+            }
+            Seen::Lost => {}
+            other => panic!("{filter}: {other:?}"),
+        }
+        assert_eq!(net.event().await, BrokerEvent::Disconnected(device("mallory")), "{filter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_will_is_refused_at_the_door() {
+    let mut net = Net::start().await;
+    let own = Topic::up(&device("mallory"), Up::Presence).to_string();
+    for (topic, retain) in [
+        ("muster/v1/d/victim/up/presence", false),
+        ("muster/v1/d/victim/down/assignment", false),
+        ("muster/v1/d/mallory/down/ack", false),
+        ("$SYS/x", false),
+        (own.as_str(), true),
+    ] {
+        let mut options = net.options("mallory");
+        options.set_last_will(Will::new(topic, "{}", ClientQoS::AtLeastOnce, retain));
+        Client::start(options).refused().await;
+    }
+    let mut options = net.options("mallory");
+    options.set_last_will(Will::new(&own, "gone", ClientQoS::AtLeastOnce, false));
+    let mut client = Client::start(options);
+    client.accepted().await;
+    // Dropping it cuts the connection without a goodbye.
+    drop(client);
+    let will = BrokerEvent::Message {
+        topic: Topic::up(&device("mallory"), Up::Presence),
+        payload: Bytes::from_static(b"gone"),
+    };
+    assert_eq!(net.event().await, will);
+    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("mallory")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_certificates_own_name_may_connect() {
+    let net = Net::start().await;
+    let connect = |client_id: &str, common_name: Option<&str>| {
+        let mut options = net.options("unused");
+        options.set_client_id(client_id.to_owned());
+        options.set_transport(net.tls(common_name));
+        Client::start(options)
+    };
+    connect("victim", Some("mallory")).refused().await;
+    connect("mallory2", Some("mallory")).refused().await;
+    connect("UPPER", Some("UPPER")).refused().await;
+    net.admit.revoked.lock().unwrap().insert(device("mallory"));
+    connect("mallory", Some("mallory")).refused().await;
+    connect("anybody", None).lost().await;
+    // A certificate of another authority with the right name.
+    let (issuer, _) = authority();
+    let other = Net::tls(&Net { issuer, ..net_parts(&net) }, Some("dev-1"));
+    let mut options = net.options("dev-1");
+    options.set_transport(other);
+    Client::start(options).lost().await;
+    connect("dev-1", Some("dev-1")).accepted().await;
+    assert!(!net.admit.asked_without_certificate.load(Ordering::Relaxed));
+}
+
+/// Enough of `net` to make certificates that a client trusting its server could show.
+fn net_parts(net: &Net) -> Net {
+    let (_, events) = mpsc::channel(1);
+    Net {
+        started: Started {
+            broker: Arc::clone(&net.started.broker),
+            events,
+            local_addr: net.started.local_addr,
+            task: tokio::spawn(async {}),
+        },
+        admit: Arc::default(),
+        issuer: authority().0,
+        ca_pem: net.ca_pem.clone(),
+        _folder: tempfile::tempdir().unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_packet_too_large_ends_its_connection_only() {
+    let mut net = Net::start().await;
+    let mut bystander = net.join("bystander").await;
+    let mut mallory = net.join("mallory").await;
+    mallory.say("mallory", &"x".repeat(MAX_PACKET_BYTES + 1)).await;
+    mallory.lost().await;
+    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("mallory")));
+    bystander.say("bystander", "still here").await;
+    assert_eq!(net.event().await, said("bystander", "still here"));
+    // Downwards it is refused before it is sent.
+    let topic = Topic::down(&device("bystander"), Down::Chunk);
+    let refused = net.started.broker.publish(&topic, vec![0; MAX_PACKET_BYTES].into()).await;
+    assert!(matches!(refused, Err(BrokerError::TooLarge { .. })), "{refused:?}");
+    let largest = vec![7; MAX_PACKET_BYTES - 100];
+    net.started.broker.publish(&topic, largest.clone().into()).await.unwrap();
+    assert_eq!(bystander.message().await.1, largest);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_sockets_delay_nobody() {
+    let mut net = Net::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(tokio::net::TcpStream::connect(net.started.local_addr).await.unwrap());
+    }
+    // Before any handshake can time out: a listener that waited for one of them would not answer in this time.
+    let joined = tokio::time::timeout(HANDSHAKE_TIMEOUT / 2, net.join("dev-1")).await;
+    assert!(joined.is_ok(), "a silent socket holds up others");
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_connection_takes_the_place_of_the_first() {
+    let mut net = Net::start().await;
+    let presence = Topic::up(&device("dev-1"), Up::Presence).to_string();
+    let with_will = |net: &Net| {
+        let mut options = net.options("dev-1");
+        options.set_last_will(Will::new(&presence, "gone", ClientQoS::AtLeastOnce, false));
+        Client::start(options)
+    };
+    let mut first = with_will(&net);
+    first.accepted().await;
+    let mut second = with_will(&net);
+    second.accepted().await;
+    first.lost().await;
+    assert_eq!(second.subscribe(&Topic::down_filter(&device("dev-1"))).await, [true]);
+    // The first one's end and will may come before the second is there, never after.
+    while net.event().await != BrokerEvent::Subscribed(device("dev-1")) {}
+    second.say("dev-1", "here").await;
+    assert_eq!(net.event().await, said("dev-1", "here"));
+    assert_eq!(net.started.broker.connected(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resumed_session_counts_as_subscribed() {
+    let mut net = Net::start().await;
+    let lasting = |net: &Net| {
+        let mut options = net.options("dev-1");
+        options.set_clean_session(false);
+        options
+    };
+    let mut client = net.connect_again(|| lasting(&net)).await;
+    assert_eq!(client.subscribe(&Topic::down_filter(&device("dev-1"))).await, [true]);
+    assert_eq!(net.event().await, BrokerEvent::Subscribed(device("dev-1")));
+    drop(client);
+    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("dev-1")));
+    let mut client = net.connect_again(|| lasting(&net)).await;
+    assert_eq!(net.event().await, BrokerEvent::Subscribed(device("dev-1")));
+    net.tell("dev-1", "welcome back").await;
+    assert_eq!(client.message().await.1, Bytes::from_static(b"welcome back"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_device_is_cut_off_and_stays_out() {
+    let mut net = Net::start().await;
+    let mut client = net.join("dev-1").await;
+    net.admit.revoked.lock().unwrap().insert(device("dev-1"));
+    within("the cut", net.started.broker.disconnect(&device("dev-1"))).await;
+    client.lost().await;
+    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("dev-1")));
+    net.connect("dev-1").refused().await;
+    // Somebody who is not there cannot be cut off, and that is no fault.
+    within("nothing", net.started.broker.disconnect(&device("nobody"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_controller_slows_devices_down_and_loses_nothing() {
+    let mut net = Net::start().await;
+    let client = net.join("dev-1").await;
+    let count = EVENT_QUEUE * 3;
+    let sender = client.client.clone();
+    tokio::spawn(async move {
+        let topic = Topic::up(&device("dev-1"), Up::Event).to_string();
+        for n in 0..count {
+            sender.publish(&topic, ClientQoS::AtLeastOnce, false, n.to_string()).await.unwrap();
+        }
+    });
+    // Let the queue fill before anything is read from it.
+    within("a full queue", async {
+        while net.started.events.len() < EVENT_QUEUE {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for n in 0..count {
+        let BrokerEvent::Message { payload, .. } = net.event().await else { panic!("message {n}") };
+        assert_eq!(payload, n.to_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_does_not_read_is_not_sent_more() {
+    let mut net = Net::start().await;
+    let client = net.join("dev-1").await;
+    // It stays connected and reads nothing any more.
+    client.task.abort();
+    let topic = Topic::down(&device("dev-1"), Down::Chunk);
+    let chunk = Bytes::from(vec![0; CHUNK_BYTES]);
+    let mut taken = 0;
+    let refused = loop {
+        match net.started.broker.publish(&topic, chunk.clone()).await {
+            Ok(()) => taken += chunk.len(),
+            Err(error) => break error,
+        }
+        // The aborted client's connection may be found dead before the bound is reached: then there is nothing to bound.
+        if net.started.broker.connected() == 0 {
+            return;
+        }
+        assert!(taken <= 2 * DEVICE_UNACKNOWLEDGED_BYTES, "{taken} bytes and no end");
+    };
+    assert!(matches!(refused, BrokerError::Congested { .. }), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_makes_room() {
+    let mut net = Net::start().await;
+    let mut client = net.join("dev-1").await;
+    let topic = Topic::down(&device("dev-1"), Down::Chunk);
+    for n in 0..4 * DEVICE_UNACKNOWLEDGED_BYTES / CHUNK_BYTES {
+        let chunk = Bytes::from(vec![u8::try_from(n % 251).unwrap(); CHUNK_BYTES]);
+        within("room", async {
+            while let Err(error) = net.started.broker.publish(&topic, chunk.clone()).await {
+                assert!(matches!(error, BrokerError::Congested { .. }), "{error}");
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(client.message().await.1, chunk);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_certificates_only_where_that_is_wished() {
+    let mut net = Net::start_with(|config| config.insecure_dev = true).await;
+    let mut options = net.options("dev-1");
+    options.set_transport(Transport::Tcp);
+    let mut client = Client::start(options);
+    client.accepted().await;
+    client.say("dev-1", "hello").await;
+    assert_eq!(net.event().await, said("dev-1", "hello"));
+    client.say("dev-2", "forged").await;
+    client.say("dev-1", "again").await;
+    assert_eq!(net.event().await, said("dev-1", "again"));
+    assert!(net.admit.asked_without_certificate.load(Ordering::Relaxed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_port_and_missing_files_are_named() {
+    let net = Net::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (issuer, ca_pem) = authority();
+    let files = server_files(&folder, &issuer, &ca_pem);
+    let taken = start_embedded(&config(net.started.local_addr), files.clone(), Arc::new(Everybody::default())).await;
+    let error = taken.err().expect("the port is taken");
+    assert!(matches!(error, BrokerError::Bind { .. }), "{error}");
+    assert!(error.to_string().contains(&net.started.local_addr.to_string()), "{error}");
+    for damaged in [&files.certificate, &files.key, &files.client_ca] {
+        let whole = std::fs::read(damaged).unwrap();
+        std::fs::write(damaged, "not PEM").unwrap();
+        let failed = start_embedded(&config(loopback(0)), files.clone(), Arc::new(Everybody::default())).await;
+        let error = failed.err().expect("a file is damaged").to_string();
+        assert!(error.contains(&damaged.display().to_string()), "{error}");
+        std::fs::write(damaged, whole).unwrap();
+    }
+}

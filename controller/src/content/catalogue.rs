@@ -1,0 +1,124 @@
+//! Bundles by the digest of their manifest, with their chunks laid out for reading.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use muster_shared::bundle::Manifest;
+use muster_shared::ids::{BundleRef, Digest};
+use muster_shared::trust::Envelope;
+
+use crate::store::records::{BundleRecord, manifest_key};
+use crate::store::{Records, StoreError, Table};
+
+/// Bundles kept in memory. A manifest may be half a megabyte, and few are in use at once.
+const KEPT: usize = 16;
+
+/// Where a chunk lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// The digest of the chunk's bytes.
+    pub(crate) sha256: Digest,
+    /// The digest of the file it is part of.
+    pub(crate) file: Digest,
+    /// Where it starts in the file, in bytes.
+    pub(crate) start_bytes: u64,
+    /// Its length, in bytes.
+    pub(crate) length_bytes: u32,
+}
+
+/// A bundle.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// The digest of its manifest.
+    pub(crate) digest: Digest,
+    /// Name and version.
+    pub(crate) bundle: BundleRef,
+    /// The manifest as it was signed.
+    pub(crate) envelope: Envelope,
+    /// Its content.
+    pub(crate) manifest: Manifest,
+    pieces: Vec<Piece>,
+}
+
+impl Listed {
+    fn new(record: BundleRecord) -> Self {
+        let pieces = record
+            .manifest
+            .chunks()
+            .map(|(file, start_bytes, chunk)| Piece {
+                sha256: chunk.sha256,
+                file: file.sha256,
+                start_bytes,
+                length_bytes: chunk.length,
+            })
+            .collect();
+        Self {
+            digest: record.manifest_digest,
+            bundle: record.bundle,
+            envelope: record.envelope,
+            manifest: record.manifest,
+            pieces,
+        }
+    }
+
+    /// Where chunk `index` lies; none when there is no such chunk.
+    pub(crate) fn piece(&self, index: u32) -> Option<Piece> {
+        self.pieces.get(usize::try_from(index).ok()?).copied()
+    }
+}
+
+/// The bundles in the store, those used last in memory. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Catalogue {
+    records: Records,
+    /// The one used last at the end.
+    kept: Arc<Mutex<Vec<Arc<Listed>>>>,
+}
+
+impl Catalogue {
+    /// Over the bundles in `records`.
+    pub(crate) fn new(records: Records) -> Self {
+        Self { records, kept: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Listed>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bundle whose manifest has this digest.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be read.
+    pub(crate) async fn get(&self, digest: &Digest) -> Result<Option<Arc<Listed>>, StoreError> {
+        {
+            let mut kept = self.lock();
+            if let Some(at) = kept.iter().position(|listed| listed.digest == *digest) {
+                let listed = kept.remove(at);
+                kept.push(Arc::clone(&listed));
+                return Ok(Some(listed));
+            }
+        }
+        let Some(bundle) = self.records.get::<BundleRef>(Table::Meta, &manifest_key(digest)).await? else {
+            return Ok(None);
+        };
+        let record = self.records.get::<BundleRecord>(Table::Bundles, &bundle.value.to_string()).await?;
+        let Some(record) = record.filter(|record| record.value.manifest_digest == *digest) else { return Ok(None) };
+        let listed = Arc::new(Listed::new(record.value));
+        let mut kept = self.lock();
+        if kept.len() >= KEPT {
+            kept.remove(0);
+        }
+        kept.push(Arc::clone(&listed));
+        Ok(Some(listed))
+    }
+
+    /// The bundle of this name and version.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be read.
+    pub(crate) async fn find(&self, bundle: &BundleRef) -> Result<Option<Arc<Listed>>, StoreError> {
+        match self.records.get::<BundleRecord>(Table::Bundles, &bundle.to_string()).await? {
+            Some(record) => self.get(&record.value.manifest_digest).await,
+            None => Ok(None),
+        }
+    }
+}

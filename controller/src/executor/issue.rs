@@ -1,0 +1,197 @@
+//! Telling devices what they shall run: signing and sending.
+//!
+//! Every message is signed anew when it is sent, so a device that returns after a long time gets one that is in date.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::limits::MAX_PACKET_BYTES;
+use muster_shared::messages::RootDelivery;
+use muster_shared::topics::{Down, Topic};
+use muster_shared::trust::{Assignment, Envelope, TrustError};
+use tokio::task::JoinSet;
+
+use crate::broker::BrokerError;
+use crate::clock;
+use crate::state::App;
+use crate::store::records::{Desired, RootRecord};
+use crate::store::{StoreError, Table};
+
+/// Devices told side by side.
+const TASKS: usize = 4;
+
+/// Why a device was not told. It is tried again.
+#[derive(Debug, thiserror::Error)]
+enum IssueError {
+    /// The bundle is gone.
+    #[error("there is no bundle with manifest {0}")]
+    UnknownManifest(Digest),
+    /// The assignment cannot be signed.
+    #[error("the assignment cannot be signed")]
+    Sign(#[from] TrustError),
+    /// The message cannot be written.
+    #[error("the message cannot be written as JSON")]
+    Json(#[from] serde_json::Error),
+    /// It cannot be sent.
+    #[error("the message cannot be sent")]
+    Broker(#[from] BrokerError),
+    /// The store failed.
+    #[error("the bundle or the root documents cannot be read")]
+    Store(#[from] StoreError),
+}
+
+/// The signed manifests of one delivery as JSON, each written once for all devices.
+type Manifests = HashMap<Digest, Bytes>;
+
+async fn manifest_json(app: &App, digest: &Digest) -> Result<Bytes, IssueError> {
+    let listed = app.catalogue.get(digest).await?.ok_or(IssueError::UnknownManifest(*digest))?;
+    Ok(serde_json::to_vec(&listed.envelope)?.into())
+}
+
+/// The bytes of an [`muster_shared::messages::AssignmentDelivery`].
+fn delivery_json(assignment: &Envelope, manifest: Option<&Bytes>) -> Result<Bytes, serde_json::Error> {
+    let assignment = serde_json::to_vec(assignment)?;
+    let manifest = manifest.map_or(&b"null"[..], |json| json);
+    let parts = [&br#"{"assignment":"#[..], &assignment, br#","manifest":"#, manifest, b"}"];
+    Ok(parts.concat().into())
+}
+
+async fn send(app: &App, device: &DeviceId, desired: &Desired, manifest: Option<&Bytes>) -> Result<(), IssueError> {
+    let now_ms = clock::now_ms();
+    let assignment = Assignment {
+        device: device.clone(),
+        rollout: desired.rollout.clone(),
+        manifest: desired.manifest,
+        generation: desired.generation,
+        issued_at_ms: now_ms,
+        expires_ms: now_ms.saturating_add(app.config.rollout.assignment_valid_for_ms),
+        watch: desired.watch,
+    };
+    let payload = delivery_json(&app.director.sign(&assignment)?, manifest)?;
+    app.schedule.note_issued(device, desired.generation, now_ms);
+    app.broker.publish(&Topic::down(device, Down::Assignment), payload).await?;
+    app.metrics.assignment_sent();
+    Ok(())
+}
+
+fn not_told(device: &DeviceId, error: &IssueError) {
+    tracing::warn!(%device, %error, cause = ?std::error::Error::source(error), "an assignment was not sent; it is tried again");
+}
+
+/// Tells every device of `assignments`, several at once.
+pub(super) async fn deliver(app: &Arc<App>, assignments: Vec<(DeviceId, Desired)>) {
+    let mut manifests = Manifests::new();
+    for digest in assignments.iter().filter_map(|(_, desired)| desired.manifest) {
+        if let std::collections::hash_map::Entry::Vacant(entry) = manifests.entry(digest) {
+            match manifest_json(app, &digest).await {
+                Ok(json) => {
+                    entry.insert(json);
+                }
+                Err(error) => {
+                    tracing::error!(manifest = %digest, %error, "devices cannot be told to run a bundle");
+                }
+            }
+        }
+    }
+    let manifests = Arc::new(manifests);
+    let mut tasks = JoinSet::new();
+    for share in assignments.chunks(assignments.len().div_ceil(TASKS).max(1)) {
+        let (app, manifests, share) = (Arc::clone(app), Arc::clone(&manifests), share.to_vec());
+        tasks.spawn(async move {
+            for (device, desired) in share {
+                let manifest = desired.manifest.map(|digest| manifests.get(&digest));
+                // None: it shall run nothing. Some(None): its manifest could not be read, which has been said.
+                if let Some(None) = manifest {
+                    continue;
+                }
+                if let Err(error) = send(&app, &device, &desired, manifest.flatten()).await {
+                    not_told(&device, &error);
+                }
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Tells a device that has just connected everything it should have: root documents after the first, which it has from
+/// its enrolment, and what it shall run.
+pub(crate) async fn reissue(app: &App, device: &DeviceId) {
+    match root_messages(app).await {
+        Ok(messages) => send_roots(app, device, &messages).await,
+        Err(error) => tracing::error!(%error, "root documents cannot be read"),
+    }
+    let Some(desired) = app.fleet.desired(device) else { return };
+    let sent = async {
+        let manifest = match &desired.manifest {
+            Some(digest) => Some(manifest_json(app, digest).await?),
+            None => None,
+        };
+        send(app, device, &desired, manifest.as_ref()).await
+    };
+    if let Err(error) = sent.await {
+        not_told(device, &error);
+    }
+}
+
+/// Tells every connected device of the root documents, after a new one was taken in.
+pub(crate) async fn announce_roots(app: &App) -> Result<(), StoreError> {
+    let messages = root_messages(app).await?;
+    for device in app.fleet.online() {
+        send_roots(app, &device, &messages).await;
+    }
+    Ok(())
+}
+
+async fn send_roots(app: &App, device: &DeviceId, messages: &[Bytes]) {
+    for message in messages {
+        if let Err(error) = app.broker.publish(&Topic::down(device, Down::Root), message.clone()).await {
+            tracing::warn!(%device, %error, "root documents were not sent; the device gets them when it connects again");
+            return;
+        }
+    }
+}
+
+/// Every root document after the first, in order, in as many messages as it takes.
+async fn root_messages(app: &App) -> Result<Vec<Bytes>, StoreError> {
+    let roots = app.records.all::<RootRecord>(Table::Roots, "").await?;
+    let mut messages = Vec::new();
+    let mut roots = roots.into_iter().skip(1).map(|(_, root)| root.value.envelope).peekable();
+    while roots.peek().is_some() {
+        let (mut delivery, mut bytes) = (RootDelivery { roots: Vec::new() }, 0);
+        while let Some(root) = roots.next_if(|root| bytes == 0 || bytes + wire_bytes(root) < MAX_PACKET_BYTES / 2) {
+            bytes += wire_bytes(&root);
+            delivery.roots.push(root);
+        }
+        match serde_json::to_vec(&delivery) {
+            Ok(json) => messages.push(json.into()),
+            Err(error) => tracing::error!(%error, "root documents cannot be written as JSON"),
+        }
+    }
+    Ok(messages)
+}
+
+fn wire_bytes(envelope: &Envelope) -> usize {
+    envelope.payload.len() + envelope.signatures.len() * 256 + 256
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_shared::messages::AssignmentDelivery;
+    use muster_shared::trust::DocumentKind;
+
+    use super::*;
+
+    #[test]
+    fn a_delivery_put_together_is_the_one_devices_read() {
+        let assignment = Envelope::unsigned(DocumentKind::Assignment, b"{}");
+        let manifest = Envelope::unsigned(DocumentKind::Manifest, b"{\"x\":1}");
+        for manifest in [None, Some(manifest)] {
+            let json = manifest.as_ref().map(|m| Bytes::from(serde_json::to_vec(m).unwrap()));
+            let bytes = delivery_json(&assignment, json.as_ref()).unwrap();
+            let read: AssignmentDelivery = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(read, AssignmentDelivery { assignment: assignment.clone(), manifest });
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Rollouts at work: plans are made, checked, stored and carried out here; none is thought up here.
+//!
+//! `plan → verify → compare-and-swap → publish`. The decision is `muster-rollout`'s, and so is the check; this part loads, stores
+//! and sends. A plan that breaks a rule is never acted upon: the rollout pauses. A plan made from what has changed meanwhile is dropped
+//! and made again. What was stored and not sent, or sent and lost, is sent again, because devices that have not
+//! accepted what they shall run are told so until they have.
+
+mod history;
+mod issue;
+mod pass;
+mod requests;
+mod schedule;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_rollout::ActionError;
+use muster_shared::ids::{BundleRef, RolloutId};
+use muster_shared::rollout::SpecError;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+pub(crate) use issue::{announce_roots, reissue};
+pub(crate) use requests::{act, create, statuses, view, views};
+pub(crate) use schedule::Schedule;
+
+use crate::clock;
+use crate::state::App;
+use crate::store::StoreError;
+
+/// The least time between two looks at all rollouts.
+const LEAST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a rollout cannot be made, shown or moved.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExecutorError {
+    /// No such rollout.
+    #[error("there is no rollout {0}")]
+    UnknownRollout(RolloutId),
+    /// No such bundle.
+    #[error("there is no bundle {0}: push it first with `muster bundle push`")]
+    UnknownBundle(BundleRef),
+    /// The wish is not valid.
+    #[error("the rollout as asked for is not valid: {0}")]
+    Spec(SpecError),
+    /// The state does not allow it.
+    #[error(transparent)]
+    Action(#[from] ActionError),
+    /// The idempotency key was used for another wish.
+    #[error("the idempotency key was used before for another rollout, {0}: use a new key")]
+    KeyReused(RolloutId),
+    /// Others kept changing the records.
+    #[error("the rollout's record is being changed by others all the time: try again")]
+    Busy,
+    /// The store failed.
+    #[error("the rollout's record cannot be read or written")]
+    Store(#[from] StoreError),
+}
+
+/// Starts looking after rollouts: when something happened, when a plan said so, and every tick.
+pub(crate) fn spawn(app: Arc<App>, mut shutdown: watch::Receiver<bool>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let tick = Duration::from_millis(app.config.rollout.tick_ms);
+        let mut known = false;
+        loop {
+            let began = Instant::now();
+            if !known {
+                match requests::find_active(&app).await {
+                    Ok(()) => known = true,
+                    Err(error) => tracing::error!(%error, "rollouts cannot be read; trying again"),
+                }
+            }
+            let wake_at_ms = pass::pass(&app).await;
+            // However much happens, planning leaves two thirds of the time to others.
+            let pause = LEAST_PAUSE.max(began.elapsed() * 2);
+            let until_wake = wake_at_ms.map_or(tick, |at| Duration::from_millis(at.saturating_sub(clock::now_ms())));
+            let wait = async {
+                tokio::time::sleep(pause).await;
+                tokio::select! {
+                    () = app.nudge.notified() => {}
+                    () = tokio::time::sleep(until_wake.min(tick).saturating_sub(pause)) => {}
+                }
+            };
+            tokio::select! {
+                () = wait => {}
+                _ = shutdown.wait_for(|stop| *stop) => return,
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! One look at all rollouts that need planning.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use muster_rollout::{Action, Decision, OperatorAction, Rollout, plan, verify};
+use muster_shared::ids::{DeviceId, RolloutId};
+
+use super::{history, issue};
+use crate::clock;
+use crate::events::{ACTOR_CONTROLLER, NewEvent};
+use crate::state::App;
+use crate::store::records::{Desired, DeviceRecord};
+use crate::store::{Change, Expect, Records, StoreError, Stored, Table};
+
+/// After a plan was overtaken, it is made again so soon, in milliseconds.
+const RETRY_MS: u64 = 50;
+
+/// Plans, checks, stores and carries out. Returns when to look again at the latest, in milliseconds since the Unix epoch.
+pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
+    let mut rollouts = load(app).await;
+    let mut wake_at_ms: Option<u64> = None;
+    for at in 0..rollouts.len() {
+        let held_by = held_by_others(&rollouts, at);
+        let Some(rollout) = rollouts.get_mut(at) else { continue };
+        let id = rollout.value.id.clone();
+        let wake = match step(app, rollout, &held_by).await {
+            Ok(wake) => wake,
+            Err(StoreError::Conflict { .. }) => {
+                tracing::debug!(rollout = %id, "the plan was overtaken and is made again");
+                Some(clock::now_ms() + RETRY_MS)
+            }
+            Err(error) => {
+                tracing::error!(rollout = %id, %error, "a rollout cannot be moved on; it is tried again");
+                None
+            }
+        };
+        wake_at_ms = [wake_at_ms, wake].into_iter().flatten().min();
+        if !rollout.value.needs_planning() {
+            app.schedule.retire(&id);
+        }
+    }
+    let now_ms = clock::now_ms();
+    if app.schedule.may_tidy(now_ms) {
+        let cuts = rollouts.iter().filter(|r| !r.value.status().is_terminal()).map(|r| r.value.evidence_since_ms());
+        app.fleet.compact(cuts.collect(), now_ms);
+    }
+    remind(app).await;
+    wake_at_ms
+}
+
+async fn load(app: &App) -> Vec<Stored<Rollout>> {
+    let mut rollouts = Vec::new();
+    for id in app.schedule.active() {
+        match app.records.get::<Rollout>(Table::Rollouts, id.as_str()).await {
+            Ok(Some(rollout)) => rollouts.push(rollout),
+            Ok(None) => app.schedule.retire(&id),
+            Err(error) => tracing::error!(rollout = %id, %error, "a rollout cannot be read"),
+        }
+    }
+    rollouts
+}
+
+/// Which device takes part in which rollout, other than the one at `except`, that is not finished. The older one comes first.
+pub(super) fn held_by_others(rollouts: &[Stored<Rollout>], except: usize) -> BTreeMap<DeviceId, RolloutId> {
+    let mut held_by = BTreeMap::new();
+    for (at, rollout) in rollouts.iter().enumerate() {
+        if at == except || rollout.value.status().is_terminal() {
+            continue;
+        }
+        for device in rollout.value.targets.keys() {
+            held_by.entry(device.clone()).or_insert_with(|| rollout.value.id.clone());
+        }
+    }
+    held_by
+}
+
+/// Moves one rollout on, and puts what it has become into `rollout`.
+async fn step(
+    app: &Arc<App>,
+    rollout: &mut Stored<Rollout>,
+    held_by: &BTreeMap<DeviceId, RolloutId>,
+) -> Result<Option<u64>, StoreError> {
+    let now_ms = clock::now_ms();
+    let before = &rollout.value;
+    let heard_since_ms = now_ms.saturating_sub(app.config.rollout.device_timeout_ms);
+    let fleet = app.fleet.facts(before, held_by, heard_since_ms);
+    let decision = plan(before, &fleet, now_ms);
+    if let Err(violations) = verify(before, &decision, &fleet, now_ms) {
+        let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        return pause_broken(app, rollout, all.join("; "), now_ms).await.map(|()| None);
+    }
+    let wake_at_ms = decision.wake_at_ms;
+    carry_out(app, rollout, decision, now_ms).await?;
+    Ok(wake_at_ms)
+}
+
+/// Stores the decision whole, then tells the devices.
+async fn carry_out(
+    app: &Arc<App>,
+    rollout: &mut Stored<Rollout>,
+    decision: Decision,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    let Decision { next, actions, .. } = decision;
+    let assigned = assign(app, &next, actions, now_ms).await?;
+    let mut changes: Vec<Change> = Vec::new();
+    if next != rollout.value {
+        changes.push(put(&next, rollout.version)?);
+    }
+    for record in &assigned.changed {
+        let key = record.value.id.as_str();
+        changes.push(Records::put(Table::Devices, key, Expect::Version(record.version), &record.value)?);
+    }
+    if !changes.is_empty() {
+        let rollout_changes = next != rollout.value;
+        let told: Vec<DeviceId> = assigned.changed.iter().map(|record| record.value.id.clone()).collect();
+        commit(app, changes, history::entries(&rollout.value, &next, &told)).await?;
+        if rollout_changes {
+            *rollout = Stored { version: rollout.version + 1, value: next };
+        }
+        for record in &assigned.changed {
+            app.fleet.update_record(&record.value, record.version + 1);
+        }
+    }
+    issue::deliver(app, assigned.to_tell).await;
+    Ok(())
+}
+
+pub(super) fn put(rollout: &Rollout, version: u64) -> Result<Change, StoreError> {
+    Records::put(Table::Rollouts, rollout.id.as_str(), Expect::Version(version), rollout)
+}
+
+/// One commit with its entries in the history.
+pub(super) async fn commit(app: &App, mut changes: Vec<Change>, entries: Vec<NewEvent>) -> Result<(), StoreError> {
+    let mut held = Vec::new();
+    for entry in entries {
+        let (change, number) = app.events.prepare(entry)?;
+        changes.push(change);
+        held.push(number);
+    }
+    app.records.commit(changes).await
+}
+
+#[derive(Default)]
+struct Assigned {
+    /// Records with another desired state than stored; versions as stored.
+    changed: Vec<Stored<DeviceRecord>>,
+    /// Devices that can hear, and what they are told.
+    to_tell: Vec<(DeviceId, Desired)>,
+}
+
+async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64) -> Result<Assigned, StoreError> {
+    let mut assigned = Assigned::default();
+    for Action::Assign { device, manifest, generation } in actions {
+        let stored = app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?;
+        let Some(Stored { version, value: mut record }) = stored else { continue };
+        let now = record.desired.as_ref();
+        let known = now.is_some_and(|d| (d.manifest, d.generation, &d.rollout) == (manifest, generation, &rollout.id));
+        if !known {
+            if record.revoked || now.is_some_and(|desired| desired.generation >= generation) {
+                // Somebody was faster. The next plan sees it.
+                tracing::debug!(%device, rollout = %rollout.id, generation, "assignment overtaken");
+                continue;
+            }
+            let watch = rollout.spec.watch;
+            record.desired =
+                Some(Desired { manifest, generation, rollout: rollout.id.clone(), watch, since_ms: now_ms });
+        }
+        let due = !known || app.schedule.is_due(&device, generation, now_ms);
+        if let (true, true, Some(desired)) = (due, app.fleet.is_online(&device), &record.desired) {
+            assigned.to_tell.push((device, desired.clone()));
+        }
+        if !known {
+            assigned.changed.push(Stored { version, value: record });
+        }
+    }
+    Ok(assigned)
+}
+
+/// A plan that breaks a rule is a fault of ours: nothing of it happens, and people must look.
+pub(super) async fn pause_broken(
+    app: &App,
+    rollout: &mut Stored<Rollout>,
+    violations: String,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    let id = &rollout.value.id;
+    let detail = format!("a plan broke its rules and was not carried out: {violations}");
+    match rollout.value.apply(OperatorAction::Pause, ACTOR_CONTROLLER, Some(&detail), now_ms) {
+        Ok(next) => {
+            tracing::error!(rollout = %id, detail, "rollout paused");
+            let entries = vec![
+                history::entry(&next, "violation", ACTOR_CONTROLLER, detail),
+                history::entry(&next, next.status().as_str(), ACTOR_CONTROLLER, next.status_reason.clone()),
+            ];
+            commit(app, vec![put(&next, rollout.version)?], entries).await?;
+            *rollout = Stored { version: rollout.version + 1, value: next };
+        }
+        Err(_) if app.schedule.may_complain(id, now_ms) => {
+            tracing::error!(rollout = %id, detail, "nothing is done");
+            let entry = history::entry(&rollout.value, "violation", ACTOR_CONTROLLER, detail);
+            commit(app, Vec::new(), vec![entry]).await?;
+        }
+        Err(_) => {}
+    }
+    Ok(())
+}
+
+/// Tells devices again that have not accepted what they shall run, whichever rollout it came from.
+async fn remind(app: &Arc<App>) {
+    let now_ms = clock::now_ms();
+    let due = app.fleet.behind().into_iter().filter_map(|device| {
+        let desired = app.fleet.desired(&device)?;
+        app.schedule.is_due(&device, desired.generation, now_ms).then_some((device, desired))
+    });
+    issue::deliver(app, due.collect()).await;
+}

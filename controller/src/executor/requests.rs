@@ -1,0 +1,200 @@
+//! What people ask of rollouts: make one, look at them, move one.
+
+use muster_rollout::{BundleFacts, OperatorAction, Rollout, plan};
+use muster_shared::ids::{Digest, RolloutId};
+use muster_shared::rollout::{RolloutSpec, RolloutStatus, RolloutView};
+use serde::{Deserialize, Serialize};
+
+use super::schedule::number;
+use super::{ExecutorError, history, pass};
+use crate::clock;
+use crate::fleet::reference_predictions;
+use crate::state::App;
+use crate::store::records::ROLLOUT_SEQUENCE_KEY;
+use crate::store::{Expect, Records, StoreError, Stored, Table};
+
+/// How often a change is tried when others change the same record.
+const ATTEMPTS: usize = 20;
+
+/// What an idempotency key was used for.
+#[derive(Debug, Serialize, Deserialize)]
+struct KeyRecord {
+    rollout: RolloutId,
+    spec_sha256: Digest,
+}
+
+fn rollout_id(number: u64) -> Result<RolloutId, StoreError> {
+    RolloutId::new(format!("r{number}")).map_err(|error| StoreError::Document {
+        table: Table::Meta,
+        key: ROLLOUT_SEQUENCE_KEY.into(),
+        reason: error.to_string(),
+    })
+}
+
+/// Finds the rollouts to be planned after a start.
+pub(super) async fn find_active(app: &App) -> Result<(), StoreError> {
+    for (_, rollout) in app.records.all::<Rollout>(Table::Rollouts, "").await? {
+        if rollout.value.needs_planning() {
+            app.schedule.activate(&rollout.value.id);
+        }
+    }
+    Ok(())
+}
+
+async fn load(app: &App, id: &RolloutId) -> Result<Stored<Rollout>, ExecutorError> {
+    let found = app.records.get::<Rollout>(Table::Rollouts, id.as_str()).await?;
+    found.ok_or_else(|| ExecutorError::UnknownRollout(id.clone()))
+}
+
+/// Makes a rollout; it starts at once. The same `idempotency_key` of the same `actor` gives the same rollout.
+///
+/// # Errors
+/// [`ExecutorError`] with what is wrong with the wish.
+pub(crate) async fn create(
+    app: &App,
+    spec: RolloutSpec,
+    actor: &str,
+    idempotency_key: Option<&str>,
+) -> Result<RolloutView, ExecutorError> {
+    spec.validate().map_err(ExecutorError::Spec)?;
+    let spec_sha256 = Digest::of(&serde_json::to_vec(&spec).unwrap_or_default());
+    let key =
+        idempotency_key.map(|key| format!("idempotency/rollout/{}", Digest::of(format!("{actor}\n{key}").as_bytes())));
+    for _ in 0..ATTEMPTS {
+        if let Some(key) = &key
+            && let Some(known) = app.records.get::<KeyRecord>(Table::Meta, key).await?
+        {
+            let KeyRecord { rollout, spec_sha256: known } = known.value;
+            return if known == spec_sha256 {
+                view(app, &rollout).await
+            } else {
+                Err(ExecutorError::KeyReused(rollout))
+            };
+        }
+        let listed = app.catalogue.find(&spec.bundle).await?;
+        let listed = listed.ok_or_else(|| ExecutorError::UnknownBundle(spec.bundle.clone()))?;
+        let facts = BundleFacts {
+            manifest: listed.digest,
+            bundle: listed.bundle.clone(),
+            requirements: listed.manifest.requirements.clone(),
+            reference_predictions: reference_predictions(&listed.manifest.profile),
+        };
+        let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?;
+        let (expect, last) = last.map_or((Expect::Absent, 0), |last| (Expect::Version(last.version), last.value));
+        let id = rollout_id(last + 1)?;
+        let rollout = Rollout::new(id.clone(), spec.clone(), facts, clock::now_ms()).map_err(ExecutorError::Spec)?;
+        let mut changes = vec![
+            Records::put(Table::Meta, ROLLOUT_SEQUENCE_KEY, expect, &(last + 1))?,
+            Records::put(Table::Rollouts, id.as_str(), Expect::Absent, &rollout)?,
+        ];
+        if let Some(key) = &key {
+            let record = KeyRecord { rollout: id.clone(), spec_sha256 };
+            changes.push(Records::put(Table::Meta, key.clone(), Expect::Absent, &record)?);
+        }
+        let detail = format!("{} to {} in {} waves", spec.bundle, spec.selector, spec.waves.len());
+        let entry = history::entry(&rollout, "created", actor, detail);
+        match pass::commit(app, changes, vec![entry]).await {
+            Ok(()) => {
+                tracing::info!(rollout = %id, bundle = %spec.bundle, selector = %spec.selector, actor, "rollout created");
+                app.schedule.activate(&id);
+                app.nudge.notify_one();
+                return view(app, &id).await;
+            }
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(ExecutorError::Busy)
+}
+
+/// Does what an operator asks for. It counts as soon as this returns, whatever was being planned.
+///
+/// # Errors
+/// [`ExecutorError::Action`] when the rollout stands so that it has no meaning.
+pub(crate) async fn act(
+    app: &App,
+    id: &RolloutId,
+    action: OperatorAction,
+    actor: &str,
+    reason: Option<&str>,
+) -> Result<RolloutView, ExecutorError> {
+    for _ in 0..ATTEMPTS {
+        let stored = load(app, id).await?;
+        let next = stored.value.apply(action, actor, reason, clock::now_ms())?;
+        let entry = history::entry(&next, next.status().as_str(), actor, next.status_reason.clone());
+        match pass::commit(app, vec![pass::put(&next, stored.version)?], vec![entry]).await {
+            Ok(()) => {
+                tracing::info!(rollout = %id, action = action.as_str(), actor, "rollout moved");
+                if next.needs_planning() {
+                    app.schedule.activate(id);
+                }
+                app.nudge.notify_one();
+                return view(app, id).await;
+            }
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(ExecutorError::Busy)
+}
+
+/// The rollout as it stands.
+///
+/// # Errors
+/// [`ExecutorError::UnknownRollout`].
+pub(crate) async fn view(app: &App, id: &RolloutId) -> Result<RolloutView, ExecutorError> {
+    let rollout = load(app, id).await?.value;
+    show(app, &rollout).await
+}
+
+/// Up to `limit` rollouts after `after`, oldest first.
+///
+/// # Errors
+/// [`ExecutorError::Store`].
+pub(crate) async fn views(
+    app: &App,
+    after: Option<&RolloutId>,
+    limit: usize,
+) -> Result<Vec<RolloutView>, ExecutorError> {
+    let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?.map_or(0, |last| last.value);
+    let first = after.map_or(0, number).saturating_add(1);
+    let mut views = Vec::new();
+    for number in first..=last {
+        if views.len() >= limit {
+            break;
+        }
+        let id = rollout_id(number)?;
+        if let Some(rollout) = app.records.get::<Rollout>(Table::Rollouts, id.as_str()).await? {
+            views.push(show(app, &rollout.value).await?);
+        }
+    }
+    Ok(views)
+}
+
+/// How every rollout stands.
+///
+/// # Errors
+/// [`ExecutorError::Store`].
+pub(crate) async fn statuses(app: &App) -> Result<Vec<RolloutStatus>, ExecutorError> {
+    #[derive(Deserialize)]
+    struct Status {
+        status: RolloutStatus,
+    }
+    let all = app.records.all::<Status>(Table::Rollouts, "").await?;
+    Ok(all.into_iter().map(|(_, rollout)| rollout.value.status).collect())
+}
+
+async fn show(app: &App, rollout: &Rollout) -> Result<RolloutView, ExecutorError> {
+    let now_ms = clock::now_ms();
+    let mut others = Vec::new();
+    if !rollout.status().is_terminal() {
+        for id in app.schedule.active().into_iter().filter(|id| *id != rollout.id) {
+            others.extend(app.records.get::<Rollout>(Table::Rollouts, id.as_str()).await?);
+        }
+    }
+    let held_by = pass::held_by_others(&others, usize::MAX);
+    let heard_since_ms = now_ms.saturating_sub(app.config.rollout.device_timeout_ms);
+    let fleet = app.fleet.facts(rollout, &held_by, heard_since_ms);
+    let waiting = if rollout.status().is_terminal() { Vec::new() } else { plan(rollout, &fleet, now_ms).waiting };
+    Ok(rollout.view(&fleet, &waiting))
+}

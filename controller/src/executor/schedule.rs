@@ -1,0 +1,119 @@
+//! Which rollouts are to be planned, and what was sent to devices lately. Nothing here must last: it is found again
+//! in the store and in what devices report.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use muster_shared::ids::{DeviceId, RolloutId};
+
+/// A device that does not answer is told again after this time, in milliseconds.
+const REPEAT_AFTER_MS: u64 = 10_000;
+/// A broken plan that cannot be paused is written about again after this time, in milliseconds.
+const COMPLAIN_EVERY_MS: u64 = 60_000;
+
+/// Evidence is tidied up so often, in milliseconds.
+const TIDY_EVERY_MS: u64 = 10_000;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Schedule {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By number, so that the older rollout comes first.
+    active: BTreeSet<(u64, RolloutId)>,
+    issued: HashMap<DeviceId, (u64, u64)>,
+    complained_ms: HashMap<RolloutId, u64>,
+    tidied_ms: u64,
+}
+
+/// The number in a rollout's name; names that others made up sort last.
+pub(super) fn number(rollout: &RolloutId) -> u64 {
+    rollout.as_str().strip_prefix('r').and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX)
+}
+
+impl Schedule {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rollout is to be planned.
+    pub(super) fn activate(&self, rollout: &RolloutId) {
+        self.lock().active.insert((number(rollout), rollout.clone()));
+    }
+
+    /// The rollout needs no planning any more.
+    pub(super) fn retire(&self, rollout: &RolloutId) {
+        let mut inner = self.lock();
+        inner.active.remove(&(number(rollout), rollout.clone()));
+        inner.complained_ms.remove(rollout);
+    }
+
+    /// Rollouts to be planned, oldest first.
+    pub(super) fn active(&self) -> Vec<RolloutId> {
+        self.lock().active.iter().map(|(_, rollout)| rollout.clone()).collect()
+    }
+
+    /// Notes that the device is told of `generation` now.
+    pub(super) fn note_issued(&self, device: &DeviceId, generation: u64, now_ms: u64) {
+        self.lock().issued.insert(device.clone(), (generation, now_ms));
+    }
+
+    /// Whether the device was not told of `generation`, or long enough ago to be told again.
+    pub(super) fn is_due(&self, device: &DeviceId, generation: u64, now_ms: u64) -> bool {
+        self.lock().issued.get(device).is_none_or(|(issued, at_ms)| {
+            // A clock set back must not silence us.
+            *issued != generation || now_ms < *at_ms || now_ms - at_ms >= REPEAT_AFTER_MS
+        })
+    }
+
+    /// Whether it is time to tidy up evidence; if so, it counts as done.
+    pub(super) fn may_tidy(&self, now_ms: u64) -> bool {
+        let mut inner = self.lock();
+        let due = now_ms < inner.tidied_ms || now_ms - inner.tidied_ms >= TIDY_EVERY_MS;
+        if due {
+            inner.tidied_ms = now_ms;
+        }
+        due
+    }
+
+    /// Whether it is time to write about a broken plan of `rollout`; if so, it counts as done.
+    pub(super) fn may_complain(&self, rollout: &RolloutId, now_ms: u64) -> bool {
+        let mut inner = self.lock();
+        let last = inner.complained_ms.get(rollout).copied();
+        let due = last.is_none_or(|last| now_ms < last || now_ms - last >= COMPLAIN_EVERY_MS);
+        if due {
+            inner.complained_ms.insert(rollout.clone(), now_ms);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_told_again_only_after_a_while() {
+        let schedule = Schedule::default();
+        let device = DeviceId::new("dev-1").unwrap();
+        assert!(schedule.is_due(&device, 1, 0));
+        schedule.note_issued(&device, 1, 1_000);
+        assert!(!schedule.is_due(&device, 1, 1_000 + REPEAT_AFTER_MS - 1));
+        assert!(schedule.is_due(&device, 1, 1_000 + REPEAT_AFTER_MS));
+        assert!(schedule.is_due(&device, 2, 1_000));
+        assert!(schedule.is_due(&device, 1, 999));
+    }
+
+    #[test]
+    fn older_rollouts_come_first() {
+        let schedule = Schedule::default();
+        for id in ["r10", "r2", "r1"] {
+            schedule.activate(&RolloutId::new(id).unwrap());
+        }
+        schedule.retire(&RolloutId::new("r1").unwrap());
+        assert_eq!(schedule.active().iter().map(RolloutId::as_str).collect::<Vec<_>>(), ["r2", "r10"]);
+    }
+}

@@ -1,0 +1,249 @@
+//! What devices' windows showed, kept only as long and as finely as a rollout can ask for it.
+//!
+//! A rollout asks for everything received since one of a few known moments (its *cuts*). Windows between two cuts are
+//! therefore added up once they are old enough that no new cut can fall between them; windows before the first cut are dropped. So memory
+//! grows with rollouts and generations, not with time.
+
+use std::collections::BTreeMap;
+
+use muster_rollout::{Evidence, Predictions};
+use muster_shared::ids::Digest;
+use muster_shared::messages::{RequestCounts, TelemetryWindow, WindowKey};
+use muster_shared::profile::{Profile, Reference};
+use muster_shared::sketch::{ColumnSketch, LatencySketch, SketchWindow};
+
+/// The name under which predictions of no known class are counted.
+const OTHER_CLASS: &str = "(other)";
+/// Windows one device may have waiting to be added up.
+const MAX_FRESH: usize = 256;
+
+/// What one window showed, or several together.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Observation {
+    first_received_ms: u64,
+    last_received_ms: u64,
+    seen: Evidence,
+}
+
+impl Observation {
+    fn nothing(manifest: Digest, generation: u64, received_at_ms: u64) -> Self {
+        let seen = Evidence {
+            manifest,
+            generation,
+            reports: 0,
+            requests: RequestCounts::default(),
+            latency_us: LatencySketch::default(),
+            predictions: Predictions::new(),
+            crashes: 0,
+        };
+        Self { first_received_ms: received_at_ms, last_received_ms: received_at_ms, seen }
+    }
+
+    /// What a window of counters showed.
+    pub(crate) fn of_telemetry(window: &TelemetryWindow, received_at_ms: u64) -> Self {
+        let mut observation = Self::nothing(window.key.manifest, window.key.generation, received_at_ms);
+        observation.seen.reports = u32::from(window.requests.served > 0);
+        observation.seen.requests = window.requests;
+        observation.seen.latency_us = window.latency_us.clone();
+        observation
+    }
+
+    /// What a window of sketches showed of predictions. `profile` must be the one it fits.
+    pub(crate) fn of_sketch(window: &SketchWindow, profile: &Profile, received_at_ms: u64) -> Self {
+        let mut observation = Self::nothing(window.key.manifest, window.key.generation, received_at_ms);
+        for (column, sketch) in profile.columns.iter().zip(&window.columns) {
+            let (Reference::Class { classes, .. }, ColumnSketch::Class(sketch)) = (&column.reference, sketch) else {
+                continue;
+            };
+            if !column.is_prediction() {
+                continue;
+            }
+            let mut counts: BTreeMap<String, u64> =
+                classes.iter().cloned().zip(sketch.counts.iter().copied()).filter(|(_, n)| *n > 0).collect();
+            if sketch.other > 0 {
+                counts.insert(OTHER_CLASS.to_owned(), sketch.other);
+            }
+            if !counts.is_empty() {
+                observation.seen.predictions.insert(column.name.clone(), counts);
+            }
+        }
+        observation
+    }
+
+    /// A crash of the agent while the bundle of `key` served.
+    pub(crate) fn of_crash(key: &WindowKey, received_at_ms: u64) -> Self {
+        let mut observation = Self::nothing(key.manifest, key.generation, received_at_ms);
+        observation.seen.crashes = 1;
+        observation
+    }
+
+    fn key(&self) -> (Digest, u64) {
+        (self.seen.manifest, self.seen.generation)
+    }
+
+    fn absorb(&mut self, other: &Self) {
+        self.first_received_ms = self.first_received_ms.min(other.first_received_ms);
+        self.last_received_ms = self.last_received_ms.max(other.last_received_ms);
+        add(&mut self.seen, &other.seen);
+    }
+}
+
+fn add(sum: &mut Evidence, more: &Evidence) {
+    sum.reports = sum.reports.saturating_add(more.reports);
+    sum.crashes = sum.crashes.saturating_add(more.crashes);
+    sum.requests.merge(&more.requests);
+    sum.latency_us.merge(&more.latency_us);
+    for (column, counts) in &more.predictions {
+        let column = sum.predictions.entry(column.clone()).or_default();
+        for (class, n) in counts {
+            let cell = column.entry(class.clone()).or_default();
+            *cell = cell.saturating_add(*n);
+        }
+    }
+}
+
+/// What the reference sample of `profile` has for each class of each column of predictions.
+pub(crate) fn reference_predictions(profile: &Profile) -> Predictions {
+    let mut predictions = Predictions::new();
+    for column in profile.columns.iter().filter(|column| column.is_prediction()) {
+        if let Reference::Class { classes, counts } = &column.reference {
+            predictions.insert(column.name.clone(), classes.iter().cloned().zip(counts.iter().copied()).collect());
+        }
+    }
+    predictions
+}
+
+/// The observations of one device, in order of arrival.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EvidenceLog(Vec<Observation>);
+
+impl EvidenceLog {
+    /// Takes in one more.
+    pub(crate) fn add(&mut self, observation: Observation) {
+        if self.0.len() >= MAX_FRESH {
+            // Counted as of the time of the one it joins, so it can only be left out where it is not due, never counted too early.
+            if let Some(same) = self.0.iter_mut().rev().find(|o| o.key() == observation.key()) {
+                same.absorb(&observation);
+                return;
+            }
+            self.0.remove(0);
+        }
+        self.0.push(observation);
+    }
+
+    /// Drops what arrived before the first of `cuts` (ascending), and adds up what arrived before `settled_ms` between two of them.
+    pub(crate) fn compact(&mut self, cuts: &[u64], settled_ms: u64) {
+        let part = |received_ms: u64| cuts.partition_point(|cut| *cut <= received_ms);
+        let mut sums: BTreeMap<(usize, Digest, u64), Observation> = BTreeMap::new();
+        let mut fresh = Vec::new();
+        for observation in std::mem::take(&mut self.0) {
+            if observation.last_received_ms >= settled_ms {
+                fresh.push(observation);
+                continue;
+            }
+            let at = part(observation.first_received_ms);
+            if at == 0 {
+                continue;
+            }
+            let (manifest, generation) = observation.key();
+            match sums.entry((at, manifest, generation)) {
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(observation);
+                }
+                std::collections::btree_map::Entry::Occupied(mut entry) => entry.get_mut().absorb(&observation),
+            }
+        }
+        self.0 = sums.into_values().chain(fresh).collect();
+    }
+
+    /// Everything received at or after `since_ms`, added up by bundle and generation.
+    pub(crate) fn since(&self, since_ms: u64) -> Vec<Evidence> {
+        let mut sums: BTreeMap<(Digest, u64), Evidence> = BTreeMap::new();
+        for observation in self.0.iter().filter(|o| o.first_received_ms >= since_ms) {
+            match sums.entry(observation.key()) {
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(observation.seen.clone());
+                }
+                std::collections::btree_map::Entry::Occupied(mut entry) => add(entry.get_mut(), &observation.seen),
+            }
+        }
+        sums.into_values().collect()
+    }
+
+    /// How many observations are kept.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_shared::messages::Resources;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn telemetry(manifest: &[u8], generation: u64, served: u64, received_at_ms: u64) -> Observation {
+        let mut latency_us = LatencySketch::default();
+        (0..served).for_each(|n| latency_us.add(100 + n));
+        let window = TelemetryWindow {
+            key: WindowKey { manifest: Digest::of(manifest), generation, start_ms: 0, duration_ms: 1 },
+            requests: RequestCounts { served, ..RequestCounts::default() },
+            latency_us,
+            resources: Resources::default(),
+        };
+        Observation::of_telemetry(&window, received_at_ms)
+    }
+
+    #[test]
+    fn a_window_without_requests_is_no_report() {
+        let mut log = EvidenceLog::default();
+        log.add(telemetry(b"a", 1, 0, 10));
+        log.add(telemetry(b"a", 1, 5, 11));
+        let seen = log.since(0);
+        assert_eq!((seen.len(), seen[0].reports, seen[0].requests.served, seen[0].latency_us.count()), (1, 1, 5, 5));
+    }
+
+    #[test]
+    fn a_flood_stays_bounded_and_is_not_counted_early() {
+        let mut log = EvidenceLog::default();
+        for n in 0..10_000 {
+            log.add(telemetry(b"a", n % 3, 1, n));
+        }
+        assert!(log.len() <= MAX_FRESH);
+        assert_eq!(log.since(0).iter().map(|e| e.requests.served).sum::<u64>(), 10_000);
+        assert!(log.since(5_000).is_empty());
+    }
+
+    proptest! {
+        /// Adding up must not change any answer that can still be asked for.
+        #[test]
+        fn compacting_changes_no_answer(
+            windows in prop::collection::vec((0u64..1_000, 0u64..3, 0u64..4), 0..60),
+            mut cuts in prop::collection::vec(0u64..1_000, 1..5),
+            settled in 0u64..1_200,
+        ) {
+            cuts.sort_unstable();
+            let mut windows = windows;
+            windows.sort_unstable();
+            let mut log = EvidenceLog::default();
+            for (received, generation, served) in &windows {
+                log.add(telemetry(b"a", *generation, *served, *received));
+            }
+            let before: Vec<_> = cuts.iter().map(|cut| log.since(*cut)).collect();
+            log.compact(&cuts, settled);
+            let after: Vec<_> = cuts.iter().map(|cut| log.since(*cut)).collect();
+            prop_assert_eq!(&before, &after);
+            // A later cut among what had not settled is still exact.
+            let late = settled.max(cuts[0]);
+            let expected: u64 = windows.iter().filter(|(r, _, _)| *r >= late).map(|(_, _, served)| served).sum();
+            log.compact(&cuts, settled);
+            let fresh_cut: u64 = log.since(late).iter().map(|e| e.requests.served).sum();
+            prop_assert!(fresh_cut <= expected);
+            if settled >= cuts[0] {
+                prop_assert_eq!(fresh_cut, expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The fleet in memory: every device's record, last report, presence and recent evidence.
+//!
+//! A view of the store, rebuilt at the start and changed only after the store has been. Whether a device is connected is
+//! known here alone: after a start every device is away until it is heard. What follows from all this is
+//! `muster-rollout`'s decision.
+
+mod evidence;
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use muster_rollout::{DeviceFacts, Fleet, Rollout};
+use muster_shared::api::{DesiredView, DeviceView};
+use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
+use muster_shared::messages::{Sequenced, StateReport};
+use muster_shared::selector::Selector;
+use muster_shared::sketch::SketchWindow;
+
+pub(crate) use evidence::{Observation, reference_predictions};
+
+use crate::content::Catalogue;
+use crate::store::records::{Desired, DeviceRecord, ReportRecord, WindowRecord, window_key_floor};
+use crate::store::{Records, StoreError, Table};
+use evidence::EvidenceLog;
+
+/// Windows this fresh are never added up: a rollout may yet ask for those since a moment among them.
+const FRESH_MS: u64 = 60_000;
+
+/// The fleet. Clones share it.
+#[derive(Clone)]
+pub(crate) struct FleetIndex {
+    inner: Arc<RwLock<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    devices: BTreeMap<DeviceId, Entry>,
+    bundles: BTreeMap<Digest, BundleRef>,
+}
+
+struct Entry {
+    record: DeviceRecord,
+    /// The record's version in the store.
+    version: u64,
+    report: Option<StateReport>,
+    online: bool,
+    last_seen_ms: Option<u64>,
+    evidence: EvidenceLog,
+}
+
+impl Entry {
+    fn new(record: DeviceRecord, version: u64) -> Self {
+        Self { record, version, report: None, online: false, last_seen_ms: None, evidence: EvidenceLog::default() }
+    }
+
+    fn selected_by(&self, selector: &Selector) -> bool {
+        let none = BTreeMap::new();
+        let attributes = self.report.as_ref().map_or(&none, |report| &report.attributes);
+        selector.matches(self.record.id.as_str(), &self.record.labels, attributes)
+    }
+
+    fn view(&self, bundles: &BTreeMap<Digest, BundleRef>) -> DeviceView {
+        DeviceView {
+            id: self.record.id.clone(),
+            labels: self.record.labels.clone(),
+            enrolled_at_ms: self.record.enrolled_at_ms,
+            online: self.online,
+            last_seen_ms: self.last_seen_ms,
+            desired: self.record.desired.as_ref().map(|desired| DesiredView {
+                manifest: desired.manifest,
+                bundle: desired.manifest.and_then(|manifest| bundles.get(&manifest).cloned()),
+                generation: desired.generation,
+                rollout: desired.rollout.clone(),
+            }),
+            reported: self.report.clone(),
+        }
+    }
+}
+
+/// How many devices there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FleetCounts {
+    /// Enrolled.
+    pub(crate) known: usize,
+    /// Connected.
+    pub(crate) online: usize,
+}
+
+impl FleetIndex {
+    /// Rebuilds the fleet from the store.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be read.
+    pub(crate) async fn load(records: &Records) -> Result<Self, StoreError> {
+        let mut inner = Inner::default();
+        for (_, record) in records.all::<DeviceRecord>(Table::Devices, "").await? {
+            inner.devices.insert(record.value.id.clone(), Entry::new(record.value, record.version));
+        }
+        for (key, report) in records.all::<ReportRecord>(Table::Reports, "").await? {
+            let entry = DeviceId::new(key).ok().and_then(|device| inner.devices.get_mut(&device));
+            if let Some(entry) = entry {
+                entry.last_seen_ms = Some(report.value.received_at_ms);
+                entry.report = Some(report.value.reported);
+            }
+        }
+        for (key, bundle) in records.all::<BundleRef>(Table::Meta, "manifest/").await? {
+            if let Some(digest) = key.strip_prefix("manifest/").and_then(|digest| digest.parse().ok()) {
+                inner.bundles.insert(digest, bundle.value);
+            }
+        }
+        load_evidence(records, &mut inner).await?;
+        Ok(Self { inner: Arc::new(RwLock::new(inner)) })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device as operators see it.
+    pub(crate) fn view(&self, device: &DeviceId) -> Option<DeviceView> {
+        let inner = self.read();
+        inner.devices.get(device).map(|entry| entry.view(&inner.bundles))
+    }
+
+    /// Up to `limit` selected devices after `after`, in order of their names.
+    pub(crate) fn views(&self, selector: &Selector, after: Option<&DeviceId>, limit: usize) -> Vec<DeviceView> {
+        let inner = self.read();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        inner
+            .devices
+            .range::<DeviceId, _>((from, Bound::Unbounded))
+            .filter(|(_, entry)| entry.selected_by(selector))
+            .take(limit)
+            .map(|(_, entry)| entry.view(&inner.bundles))
+            .collect()
+    }
+
+    /// Takes over a record that has been stored under `version`: of a new device, or a changed one. What is older than what is known is
+    /// left aside, in whatever order two changes come here.
+    pub(crate) fn update_record(&self, record: &DeviceRecord, version: u64) {
+        let mut inner = self.write();
+        match inner.devices.get_mut(&record.id) {
+            Some(entry) if entry.version >= version => {}
+            Some(entry) => {
+                entry.record = record.clone();
+                entry.version = version;
+            }
+            None => {
+                inner.devices.insert(record.id.clone(), Entry::new(record.clone(), version));
+            }
+        }
+    }
+
+    /// Remembers what a manifest is called.
+    pub(crate) fn update_bundle(&self, manifest: Digest, bundle: &BundleRef) {
+        self.write().bundles.insert(manifest, bundle.clone());
+    }
+
+    /// How many devices there are.
+    pub(crate) fn counts(&self) -> FleetCounts {
+        let inner = self.read();
+        FleetCounts { known: inner.devices.len(), online: inner.devices.values().filter(|entry| entry.online).count() }
+    }
+
+    /// Whether the device is enrolled and not revoked.
+    pub(crate) fn is_member(&self, device: &DeviceId) -> bool {
+        self.read().devices.get(device).is_some_and(|entry| !entry.record.revoked)
+    }
+
+    /// Whether the device is connected.
+    pub(crate) fn is_online(&self, device: &DeviceId) -> bool {
+        self.read().devices.get(device).is_some_and(|entry| entry.online)
+    }
+
+    /// What the device shall run.
+    pub(crate) fn desired(&self, device: &DeviceId) -> Option<Desired> {
+        self.read().devices.get(device).and_then(|entry| entry.record.desired.clone())
+    }
+
+    /// The device's value of a label, else of an attribute.
+    pub(crate) fn label(&self, device: &DeviceId, label: &str) -> Option<String> {
+        let inner = self.read();
+        let entry = inner.devices.get(device)?;
+        let attribute = || entry.report.as_ref().and_then(|report| report.attributes.get(label));
+        entry.record.labels.get(label).or_else(attribute).cloned()
+    }
+
+    /// The manifest that the device ran under `generation`, as far as its reports tell.
+    pub(crate) fn manifest_of(&self, device: &DeviceId, generation: u64) -> Option<Digest> {
+        let inner = self.read();
+        let entry = inner.devices.get(device)?;
+        let report = entry.report.as_ref();
+        let installed = report.into_iter().flat_map(|r| [&r.running, &r.committed]).flatten();
+        let update = report.map(|r| &r.update).filter(|u| u.generation == generation).and_then(|u| u.manifest);
+        let desired = entry.record.desired.as_ref().filter(|d| d.generation == generation).and_then(|d| d.manifest);
+        installed.into_iter().find(|i| i.generation == generation).map(|i| i.manifest).or(update).or(desired)
+    }
+
+    /// Notes whether the device is connected, and that it was heard. True when that is new. Unknown devices are left alone.
+    pub(crate) fn set_online(&self, device: &DeviceId, online: bool, now_ms: u64) -> bool {
+        let mut inner = self.write();
+        let Some(entry) = inner.devices.get_mut(device) else { return false };
+        if online {
+            entry.last_seen_ms = Some(now_ms);
+        }
+        std::mem::replace(&mut entry.online, online) != online
+    }
+
+    /// Takes over a report that has been stored.
+    pub(crate) fn update_report(&self, device: &DeviceId, report: StateReport) {
+        if let Some(entry) = self.write().devices.get_mut(device) {
+            entry.report = Some(report);
+        }
+    }
+
+    /// Takes over an observation that has been stored.
+    pub(crate) fn observe(&self, device: &DeviceId, observation: Observation) {
+        if let Some(entry) = self.write().devices.get_mut(device) {
+            entry.evidence.add(observation);
+        }
+    }
+
+    /// Forgets what no rollout asks for. `cuts`: the moments since which rollouts want evidence.
+    pub(crate) fn compact(&self, mut cuts: Vec<u64>, now_ms: u64) {
+        cuts.sort_unstable();
+        cuts.dedup();
+        let settled_ms = now_ms.saturating_sub(FRESH_MS);
+        for entry in self.write().devices.values_mut() {
+            entry.evidence.compact(&cuts, settled_ms);
+        }
+    }
+
+    /// Connected devices that have not accepted what they shall run.
+    pub(crate) fn behind(&self) -> Vec<DeviceId> {
+        let inner = self.read();
+        let is_behind = |entry: &Entry| {
+            let accepted = entry.report.as_ref().map_or(0, |report| report.generation);
+            entry.online
+                && !entry.record.revoked
+                && entry.record.desired.as_ref().is_some_and(|desired| desired.generation > accepted)
+        };
+        inner.devices.iter().filter(|(_, entry)| is_behind(entry)).map(|(device, _)| device.clone()).collect()
+    }
+
+    /// Connected devices.
+    pub(crate) fn online(&self) -> Vec<DeviceId> {
+        let inner = self.read();
+        inner.devices.iter().filter(|(_, entry)| entry.online).map(|(device, _)| device.clone()).collect()
+    }
+
+    /// The fleet as `rollout` must see it: the devices it means or has reached, with the evidence it may use. `held_by` names
+    /// the other rollout of each device that has one; devices not heard since `heard_since_ms` count as away.
+    pub(crate) fn facts(
+        &self,
+        rollout: &Rollout,
+        held_by: &BTreeMap<DeviceId, RolloutId>,
+        heard_since_ms: u64,
+    ) -> Fleet {
+        let inner = self.read();
+        let since_ms = rollout.evidence_since_ms();
+        let devices = inner
+            .devices
+            .iter()
+            .filter(|(device, entry)| entry.selected_by(&rollout.spec.selector) || rollout.takes_part(device))
+            .map(|(device, entry)| {
+                let facts = DeviceFacts {
+                    labels: entry.record.labels.clone(),
+                    attributes: entry.report.as_ref().map_or_else(BTreeMap::new, |r| r.attributes.clone()),
+                    online: entry.online && entry.last_seen_ms.is_some_and(|seen| seen >= heard_since_ms),
+                    last_seen_ms: entry.last_seen_ms,
+                    revoked: entry.record.revoked,
+                    held_by: held_by.get(device).cloned(),
+                    desired: entry.record.desired.as_ref().map(|desired| muster_rollout::Desired {
+                        manifest: desired.manifest,
+                        generation: desired.generation,
+                        rollout: desired.rollout.clone(),
+                    }),
+                    reported: entry.report.clone(),
+                    evidence: entry.evidence.since(since_ms),
+                };
+                (device.clone(), facts)
+            })
+            .collect();
+        Fleet { devices }
+    }
+}
+
+/// Reads the windows that rollouts still ask for.
+async fn load_evidence(records: &Records, inner: &mut Inner) -> Result<(), StoreError> {
+    const PAGE: usize = 512;
+    let mut cuts: Vec<u64> = records
+        .all::<Rollout>(Table::Rollouts, "")
+        .await?
+        .into_iter()
+        .filter(|(_, rollout)| !rollout.value.status().is_terminal())
+        .map(|(_, rollout)| rollout.value.evidence_since_ms())
+        .collect();
+    cuts.sort_unstable();
+    let Some(first) = cuts.first() else { return Ok(()) };
+    let catalogue = Catalogue::new(records.clone());
+    let mut after = window_key_floor(*first);
+    loop {
+        let page = records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
+        let last = page.len() < PAGE;
+        for (key, window) in page {
+            after = key;
+            let window = window.value;
+            let received_at_ms = window.received_at_ms;
+            let Some(observation) = observation_of(&catalogue, &window).await? else { continue };
+            if let Some(entry) = inner.devices.get_mut(&window.device) {
+                entry.evidence.add(observation);
+                entry.evidence.compact(&cuts, received_at_ms.saturating_sub(FRESH_MS));
+            }
+        }
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+async fn observation_of(catalogue: &Catalogue, window: &WindowRecord) -> Result<Option<Observation>, StoreError> {
+    let received_at_ms = window.received_at_ms;
+    if window.crash {
+        return Ok(Some(Observation::of_crash(&window.key, received_at_ms)));
+    }
+    if let Some(telemetry) = &window.telemetry {
+        return Ok(Some(Observation::of_telemetry(telemetry, received_at_ms)));
+    }
+    let sketch = window.sketch.as_deref().and_then(|bytes| Sequenced::<SketchWindow>::decode(bytes).ok());
+    let Some(sketch) = sketch else { return Ok(None) };
+    let listed = catalogue.get(&sketch.body.key.manifest).await?;
+    Ok(listed
+        .filter(|listed| sketch.body.fits(&listed.manifest.profile))
+        .map(|listed| Observation::of_sketch(&sketch.body, &listed.manifest.profile, received_at_ms)))
+}
+
+#[cfg(test)]
+mod tests;

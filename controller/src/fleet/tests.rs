@@ -1,0 +1,196 @@
+use muster_rollout::BundleFacts;
+use muster_shared::bundle::Requirements;
+use muster_shared::messages::{
+    InstalledBundle, Position, RequestCounts, Resources, Stream, TelemetryWindow, WindowKey,
+};
+use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
+use muster_shared::sketch::LatencySketch;
+use muster_shared::trust::WatchPolicy;
+
+use super::*;
+use crate::store::Expect;
+use crate::store::records::window_key;
+use crate::testing::{TestApp, app, digest_of, profile};
+
+fn report(attribute: &str) -> StateReport {
+    StateReport { attributes: [("arch".to_owned(), attribute.to_owned())].into(), ..StateReport::default() }
+}
+
+fn names(views: &[DeviceView]) -> Vec<&str> {
+    views.iter().map(|view| view.id.as_str()).collect()
+}
+
+fn rollout(selector: &str) -> Rollout {
+    let wave = WaveSpec { size: "100%".parse().unwrap(), selector: None, soak_ms: 1, max_duration_ms: 2 };
+    let spec = RolloutSpec {
+        bundle: "digits@1.0.0".parse().unwrap(),
+        selector: selector.parse().unwrap(),
+        waves: vec![wave],
+        limits: Limits::default(),
+        watch: WatchPolicy::default(),
+    };
+    let bundle = BundleFacts {
+        manifest: Digest::of(b"m"),
+        bundle: spec.bundle.clone(),
+        requirements: Requirements::default(),
+        reference_predictions: BTreeMap::new(),
+    };
+    Rollout::new(RolloutId::new("r1").unwrap(), spec, bundle, 1_000).unwrap()
+}
+
+fn telemetry(device: &DeviceId, sequence: u64, received_at_ms: u64) -> WindowRecord {
+    let key = WindowKey { manifest: Digest::of(b"m"), generation: 3, start_ms: 0, duration_ms: 1 };
+    WindowRecord {
+        device: device.clone(),
+        received_at_ms,
+        position: Position { epoch: 1, sequence, oldest: 1 },
+        key,
+        telemetry: Some(TelemetryWindow {
+            key,
+            requests: RequestCounts { served: 10, failed: 1, ..RequestCounts::default() },
+            latency_us: LatencySketch::default(),
+            resources: Resources::default(),
+        }),
+        sketch: None,
+        crash: false,
+    }
+}
+
+async fn store(test: &TestApp, stream: Stream, record: &WindowRecord) {
+    let key = window_key(record.received_at_ms, &record.device, stream, &record.position);
+    let change = Records::put(Table::Windows, key, Expect::Absent, record).unwrap();
+    test.app.records.commit(vec![change]).await.unwrap();
+}
+
+#[tokio::test]
+async fn devices_are_found_by_label_attribute_and_page() {
+    let test = app().await;
+    for (name, site) in [("a", "lyon"), ("b", "oslo"), ("c", "lyon")] {
+        test.enrol(name, &[("site", site)]).await;
+    }
+    let fleet = &test.app.fleet;
+    fleet.update_report(&DeviceId::new("b").unwrap(), report("armv7"));
+    let find = |selector: &str, after: Option<&str>, limit| {
+        let after = after.map(|name| DeviceId::new(name).unwrap());
+        let views = fleet.views(&selector.parse().unwrap(), after.as_ref(), limit);
+        names(&views).into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(find("*", None, 10), ["a", "b", "c"]);
+    assert_eq!(find("*", Some("a"), 1), ["b"]);
+    assert_eq!(find("site=lyon", None, 10), ["a", "c"]);
+    assert_eq!(find("arch=armv7", None, 10), ["b"]);
+    assert_eq!(find("id=c", None, 10), ["c"]);
+    assert_eq!(find("*", Some("c"), 10), [] as [&str; 0]);
+    assert_eq!(fleet.label(&DeviceId::new("b").unwrap(), "arch").as_deref(), Some("armv7"));
+    assert!(fleet.view(&DeviceId::new("nobody").unwrap()).is_none());
+}
+
+#[tokio::test]
+async fn an_older_record_never_replaces_a_newer_one() {
+    let test = app().await;
+    let device = test.enrol("dev-1", &[("site", "lyon")]).await;
+    let digest = digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    test.desire(&device, Some(digest), 4).await;
+    let older: DeviceRecord = DeviceRecord {
+        labels: BTreeMap::new(),
+        desired: None,
+        ..test.app.records.get(Table::Devices, "dev-1").await.unwrap().unwrap().value
+    };
+    test.app.fleet.update_record(&older, 1);
+    let view = test.app.fleet.view(&device).unwrap();
+    assert_eq!(view.labels["site"], "lyon");
+    let desired = view.desired.unwrap();
+    assert_eq!((desired.generation, desired.bundle), (4, Some("digits@1.0.0".parse().unwrap())));
+}
+
+#[tokio::test]
+async fn presence_is_known_from_what_is_heard() {
+    let test = app().await;
+    let (device, stranger) = (test.enrol("dev-1", &[]).await, DeviceId::new("stranger").unwrap());
+    let fleet = &test.app.fleet;
+    assert_eq!(fleet.counts(), FleetCounts { known: 1, online: 0 });
+    assert!(fleet.set_online(&device, true, 5_000) && !fleet.set_online(&device, true, 6_000));
+    assert!(!fleet.set_online(&stranger, true, 5_000));
+    assert_eq!(fleet.counts(), FleetCounts { known: 1, online: 1 });
+    let facts = |heard_since_ms| fleet.facts(&rollout("*"), &BTreeMap::new(), heard_since_ms).devices[&device].clone();
+    assert!(facts(6_000).online);
+    assert!(!facts(6_001).online, "silent for too long");
+    assert!(fleet.set_online(&device, false, 7_000));
+    let facts = facts(0);
+    assert_eq!((facts.online, facts.last_seen_ms), (false, Some(6_000)));
+}
+
+#[tokio::test]
+async fn connected_devices_that_have_not_accepted_are_behind() {
+    let test = app().await;
+    let fleet = &test.app.fleet;
+    let device = test.enrol("dev-1", &[]).await;
+    test.enrol("dev-2", &[]).await;
+    test.desire(&device, None, 3).await;
+    assert!(fleet.behind().is_empty(), "not connected");
+    fleet.set_online(&device, true, 1);
+    assert_eq!(fleet.behind(), [device.clone()]);
+    fleet.update_report(&device, StateReport { generation: 3, ..StateReport::default() });
+    assert!(fleet.behind().is_empty());
+}
+
+#[tokio::test]
+async fn a_rollout_sees_the_devices_it_means_and_those_it_has() {
+    let test = app().await;
+    for (name, site) in [("a", "lyon"), ("b", "oslo")] {
+        test.enrol(name, &[("site", site)]).await;
+    }
+    let seen = |rollout: &Rollout| {
+        let fleet = test.app.fleet.facts(rollout, &BTreeMap::new(), 0);
+        fleet.devices.keys().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(&rollout("site=lyon")), ["a"]);
+    assert_eq!(seen(&rollout("*")), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn everything_is_there_again_after_a_start() {
+    let test = app().await;
+    let device = test.enrol("dev-1", &[("site", "lyon")]).await;
+    let manifest = test.bundle("digits", "1.0.0", 10).await;
+    let digest = digest_of(&manifest);
+    test.desire(&device, Some(digest), 2).await;
+    let running = InstalledBundle { manifest: digest, bundle: manifest.bundle(), generation: 2 };
+    let record =
+        ReportRecord { reported: StateReport { running: Some(running), ..report("x86_64") }, received_at_ms: 9_000 };
+    let mut sketch =
+        SketchWindow::empty(WindowKey { manifest: digest, generation: 2, start_ms: 0, duration_ms: 1 }, &profile());
+    sketch.columns[1].add(&profile().columns[1], 1.0);
+    sketch.columns[1].add(&profile().columns[1], 7.0);
+    let position = Position { epoch: 1, sequence: 1, oldest: 1 };
+    let sketch = WindowRecord {
+        telemetry: None,
+        key: sketch.key,
+        sketch: Some(Sequenced { position, body: sketch }.encode()),
+        ..telemetry(&device, 1, 2_000)
+    };
+    let crash = WindowRecord { telemetry: None, crash: true, ..telemetry(&device, 1, 2_000) };
+    let rollout = rollout("*");
+    let changes = vec![
+        Records::put(Table::Reports, "dev-1", Expect::Absent, &record).unwrap(),
+        Records::put(Table::Rollouts, "r1", Expect::Absent, &rollout).unwrap(),
+    ];
+    test.app.records.commit(changes).await.unwrap();
+    // One window before the rollout asked for evidence, three after.
+    store(&test, Stream::Telemetry, &telemetry(&device, 1, 999)).await;
+    store(&test, Stream::Telemetry, &telemetry(&device, 2, 1_000)).await;
+    store(&test, Stream::Sketch, &sketch).await;
+    store(&test, Stream::Event, &crash).await;
+
+    let fleet = FleetIndex::load(&test.app.records).await.unwrap();
+    let view = fleet.view(&device).unwrap();
+    assert_eq!((view.online, view.last_seen_ms, view.reported), (false, Some(9_000), Some(record.reported)));
+    assert_eq!(view.desired.unwrap().bundle, Some(manifest.bundle()));
+    assert_eq!(fleet.manifest_of(&device, 2), Some(digest));
+    assert_eq!(fleet.manifest_of(&device, 9), None);
+    let facts = fleet.facts(&rollout, &BTreeMap::new(), 0).devices.remove(&device).unwrap();
+    let of = |generation| facts.evidence.iter().find(|e| e.generation == generation).unwrap();
+    assert_eq!((of(3).reports, of(3).requests.served, of(3).crashes), (1, 10, 1));
+    let predictions: BTreeMap<String, u64> = [("dog".to_owned(), 1), ("(other)".to_owned(), 1)].into();
+    assert_eq!(of(2).predictions, [("class".to_owned(), predictions)].into());
+}

@@ -1,0 +1,203 @@
+//! The life of the controller: in which order its parts start, what ends it, and in which order they stop.
+//!
+//! Nothing is announced (`endpoints.json`, systemd's READY) before it can be used.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+
+use crate::admission::EnrolledDevices;
+use crate::auth::{self, AuthError};
+use crate::blobs::Blobs;
+use crate::broker::{self, BrokerError};
+use crate::config::Config;
+use crate::content::Catalogue;
+use crate::director::{Director, DirectorError};
+use crate::durable::{self, FileError};
+use crate::endpoints::Endpoints;
+use crate::events::{ACTOR_CONTROLLER, EventLog, NewEvent};
+use crate::executor::{self, Schedule};
+use crate::fleet::FleetIndex;
+use crate::metrics::Metrics;
+use crate::pki::{Pki, PkiError, ServerNames};
+use crate::state::App;
+use crate::store::{Records, SledStore, StoreError};
+use crate::{api, clock, ingest};
+
+/// Time that requests and tasks get to end in order.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the controller cannot run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// A file or folder cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The certificate authority cannot be used.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The director's key cannot be used.
+    #[error(transparent)]
+    Director(#[from] DirectorError),
+    /// The first access token cannot be made.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// The broker cannot start.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The API's address is taken or not ours.
+    #[error("the API cannot listen on {address}: choose another [api] listen, or stop what uses it")]
+    Bind {
+        /// The address from the configuration.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The API stopped by itself.
+    #[error("the API stopped")]
+    Api(#[source] std::io::Error),
+    /// The broker stopped by itself.
+    #[error("the broker stopped; the log says why")]
+    BrokerStopped,
+    /// Signals cannot be received.
+    #[error("signals cannot be received")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs the controller until it is told to stop.
+///
+/// # Errors
+/// [`ServeError`] when a part cannot start, or stops by itself.
+pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let data = config.data_dir.clone();
+    durable::make_folder(&data)?;
+    // A file from an earlier run must not be taken for ours.
+    remove_stale(&data.join("endpoints.json"))?;
+    let records = Records::new(Arc::new(SledStore::open(&data.join("store"))?));
+    let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms())?;
+    let director = Director::open(&data.join("director.key"))?;
+    auth::ensure_admin(&records, &data.join("admin.token"), clock::now_ms()).await?;
+    let idle_timeout = Duration::from_millis(config.api.request_timeout_ms);
+    let blobs = Blobs::open(&data.join("blobs"), config.api.max_file_bytes, idle_timeout)?;
+    let fleet = FleetIndex::load(&records).await?;
+    let events = EventLog::open(records.clone()).await?;
+
+    events
+        .append(NewEvent {
+            kind: "controller.started".into(),
+            actor: ACTOR_CONTROLLER.into(),
+            detail: concat!("version ", env!("CARGO_PKG_VERSION")).into(),
+            ..NewEvent::default()
+        })
+        .await?;
+
+    let (listener, api_address) = bind(config.api.listen)?;
+    let tls = RustlsConfig::from_config(Arc::new(pki.api_tls()?));
+    let admit = Arc::new(EnrolledDevices::new(records.clone()));
+    let started = broker::start_embedded(&config.broker, pki.broker_files(), admit).await?;
+    let endpoints = Endpoints::new(&config, api_address, started.local_addr, pki.ca_file());
+    let broker_listens = Arc::new(AtomicBool::new(true));
+    let app = Arc::new(App {
+        config,
+        endpoints,
+        catalogue: Catalogue::new(records.clone()),
+        records,
+        blobs,
+        schedule: Schedule::default(),
+        director,
+        pki,
+        broker: started.broker,
+        broker_listens: Arc::clone(&broker_listens),
+        fleet,
+        events,
+        metrics: Metrics::default(),
+        nudge: Arc::new(Notify::new()),
+    });
+
+    let (stop, stopping) = watch::channel(false);
+    let ingest = ingest::spawn(Arc::clone(&app), started.events, stopping.clone());
+    let executor = executor::spawn(Arc::clone(&app), stopping);
+    let handle = Handle::new();
+    let mut server = axum_server::from_tcp_rustls(listener, tls).map_err(ServeError::Api)?.handle(handle.clone());
+    // Without a limit, clients that send half a header would be kept for ever.
+    server.http_builder().http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(Some(idle_timeout));
+    let mut api = tokio::spawn(server.serve(api::router(Arc::clone(&app)).into_make_service()));
+    let mut broker_task = started.task;
+
+    app.endpoints.write(&data.join("endpoints.json"))?;
+    tracing::info!(
+        api = app.endpoints.api_url,
+        broker = format!("{}:{}", app.endpoints.broker_host, app.endpoints.broker_port),
+        data = %data.display(),
+        "ready"
+    );
+    notify(NotifyState::Ready);
+
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = &mut api => Err(ServeError::Api(match ended {
+            Ok(Ok(())) => std::io::Error::other("it ended without being told to"),
+            Ok(Err(error)) => error,
+            Err(error) => std::io::Error::other(error),
+        })),
+        _ = &mut broker_task => Err(ServeError::BrokerStopped),
+    };
+
+    tracing::info!("stopping");
+    notify(NotifyState::Stopping);
+    broker_listens.store(false, Ordering::Relaxed);
+    remove_stale(&data.join("endpoints.json"))?;
+    handle.graceful_shutdown(Some(STOP_TIMEOUT));
+    // Nobody is left when every part has ended already.
+    let _ = stop.send(true);
+    let parts = async {
+        if !api.is_finished() {
+            let _ = api.await;
+        }
+        for (part, task) in [("ingest", ingest), ("executor", executor)] {
+            if let Err(error) = task.await {
+                tracing::error!(part, %error, "a part ended badly");
+            }
+        }
+    };
+    if tokio::time::timeout(STOP_TIMEOUT + Duration::from_secs(2), parts).await.is_err() {
+        tracing::warn!("not every part ended in time; what they were acknowledged is durable");
+    }
+    broker_task.abort();
+    outcome
+}
+
+fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Bind { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+fn remove_stale(path: &Path) -> Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(FileError::at("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd was not told");
+    }
+}

@@ -1,0 +1,334 @@
+//! What is stored, in types: the documents of every table, their keys, and typed access to them.
+//!
+//! Documents are JSON. A record that this version cannot read is an error that names it, never a default.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::engine::general_purpose::STANDARD;
+use muster_shared::api::AccessRole;
+use muster_shared::bundle::Manifest;
+use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
+use muster_shared::messages::{Position, StateReport, Stream, TelemetryWindow, WindowKey};
+use muster_shared::trust::{Envelope, WatchPolicy};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Change, Expect, Store, StoreError, Table, Versioned};
+
+/// A device that enrolled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DeviceRecord {
+    /// Its name.
+    pub(crate) id: DeviceId,
+    /// Set by operators.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// In milliseconds since the Unix epoch.
+    pub(crate) enrolled_at_ms: u64,
+    /// Serial number of the one certificate it may use, in lower-case hexadecimal without leading zeros.
+    pub(crate) certificate_serial: String,
+    /// Digest of its public key (SubjectPublicKeyInfo, DER).
+    pub(crate) public_key_sha256: Digest,
+    /// Whether it has been shut out.
+    pub(crate) revoked: bool,
+    /// What it shall run.
+    pub(crate) desired: Option<Desired>,
+}
+
+/// What a device shall run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Desired {
+    /// Digest of the manifest; none to run nothing.
+    pub(crate) manifest: Option<Digest>,
+    /// The generation of the assignment.
+    pub(crate) generation: u64,
+    /// The rollout it belongs to.
+    pub(crate) rollout: RolloutId,
+    /// How the device watches the bundle.
+    pub(crate) watch: WatchPolicy,
+    /// Since when, in milliseconds since the Unix epoch.
+    pub(crate) since_ms: u64,
+}
+
+/// The last thing a device said of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ReportRecord {
+    /// What it said.
+    pub(crate) reported: StateReport,
+    /// When it arrived, in milliseconds since the Unix epoch.
+    pub(crate) received_at_ms: u64,
+}
+
+/// How much of a stream is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StreamPosition {
+    /// The device's outbox.
+    pub(crate) epoch: u64,
+    /// The highest sequence before which nothing is missing.
+    pub(crate) contiguous: u64,
+}
+
+/// A closed window of one device: its counters, or its sketches. A crash is kept as a window of no length.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct WindowRecord {
+    /// Whose it is.
+    pub(crate) device: DeviceId,
+    /// When it arrived, in milliseconds since the Unix epoch.
+    pub(crate) received_at_ms: u64,
+    /// Where it stood in its stream.
+    pub(crate) position: Position,
+    /// Which bundle, and when.
+    pub(crate) key: WindowKey,
+    /// Its counters.
+    pub(crate) telemetry: Option<TelemetryWindow>,
+    /// Its sketches in their wire form.
+    #[serde(default, with = "base64_bytes")]
+    pub(crate) sketch: Option<Vec<u8>>,
+    /// The agent had crashed; neither counters nor sketches then.
+    #[serde(default)]
+    pub(crate) crash: bool,
+}
+
+/// A right to enrol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EnrolmentTokenRecord {
+    /// Digest of the secret.
+    pub(crate) secret_sha256: Digest,
+    /// In milliseconds since the Unix epoch.
+    pub(crate) expires_ms: u64,
+    /// Devices that may still use it.
+    pub(crate) uses_left: u32,
+    /// Labels for devices that enrol with it.
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// A right to use the API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AccessTokenRecord {
+    /// Its name, which stands in the records of what its bearer did.
+    pub(crate) name: String,
+    /// What its bearer may do.
+    pub(crate) role: AccessRole,
+    /// In milliseconds since the Unix epoch.
+    pub(crate) created_at_ms: u64,
+}
+
+/// A root document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RootRecord {
+    /// As it was signed.
+    pub(crate) envelope: Envelope,
+}
+
+/// A bundle taken in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BundleRecord {
+    /// Digest of the signed bytes of the manifest.
+    pub(crate) manifest_digest: Digest,
+    /// Name and version.
+    pub(crate) bundle: BundleRef,
+    /// In milliseconds since the Unix epoch.
+    pub(crate) pushed_at_ms: u64,
+    /// Bytes of all files.
+    pub(crate) total_bytes: u64,
+    /// The manifest as it was signed.
+    pub(crate) envelope: Envelope,
+    /// Its content.
+    pub(crate) manifest: Manifest,
+}
+
+/// Key in [`Table::Positions`].
+pub(crate) fn position_key(device: &DeviceId, stream: Stream) -> String {
+    let stream = match stream {
+        Stream::State => "state",
+        Stream::Telemetry => "telemetry",
+        Stream::Sketch => "sketch",
+        Stream::Event => "event",
+    };
+    format!("{device}/{stream}")
+}
+
+/// Key in [`Table::Windows`]: in order of arrival.
+pub(crate) fn window_key(received_at_ms: u64, device: &DeviceId, stream: Stream, position: &Position) -> String {
+    format!("{received_at_ms:020}/{}/{:016x}/{:020}", position_key(device, stream), position.epoch, position.sequence)
+}
+
+/// Everything in [`Table::Windows`] that arrived at `received_at_ms` or later comes after this key.
+pub(crate) fn window_key_floor(received_at_ms: u64) -> String {
+    format!("{received_at_ms:020}")
+}
+
+/// Key in [`Table::Roots`].
+pub(crate) fn root_key(version: u64) -> String {
+    format!("{version:010}")
+}
+
+/// Key in [`Table::Events`].
+pub(crate) fn event_key(sequence: u64) -> String {
+    format!("{sequence:020}")
+}
+
+/// Key in [`Table::Meta`] of the [`BundleRef`] whose manifest has this digest.
+pub(crate) fn manifest_key(manifest: &Digest) -> String {
+    format!("manifest/{manifest}")
+}
+
+/// Key in [`Table::Meta`] of the number of the last rollout.
+pub(crate) const ROLLOUT_SEQUENCE_KEY: &str = "rollout-sequence";
+
+/// A record and its version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored<T> {
+    /// For [`Expect::Version`].
+    pub(crate) version: u64,
+    /// The record.
+    pub(crate) value: T,
+}
+
+/// Typed access to a store.
+#[derive(Clone)]
+pub(crate) struct Records {
+    store: Arc<dyn Store>,
+}
+
+impl Records {
+    /// Over this store.
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// The record under `key`.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the document is not a `T`.
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        key: &str,
+    ) -> Result<Option<Stored<T>>, StoreError> {
+        self.store.get(table, key).await?.map(|document| parse(table, key, &document)).transpose()
+    }
+
+    /// Up to `limit` records whose keys start with `prefix` and come after `after`, in order of their keys.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when a document is not a `T`.
+    pub(crate) async fn scan<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        after: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Stored<T>)>, StoreError> {
+        let found = self.store.scan(table, after, prefix, limit).await?;
+        found
+            .into_iter()
+            .map(|(key, document)| {
+                let record = parse(table, &key, &document)?;
+                Ok((key, record))
+            })
+            .collect()
+    }
+
+    /// Every record whose key starts with `prefix`, in order of their keys: for tables that are small by nature.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when a document is not a `T`.
+    pub(crate) async fn all<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        prefix: &str,
+    ) -> Result<Vec<(String, Stored<T>)>, StoreError> {
+        const PAGE: usize = 512;
+        let mut all: Vec<(String, Stored<T>)> = Vec::new();
+        loop {
+            let page = self.scan(table, all.last().map(|(key, _)| key.as_str()), prefix, PAGE).await?;
+            let last = page.len() < PAGE;
+            all.extend(page);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The change that stores `record` under `key`.
+    ///
+    /// # Errors
+    /// [`StoreError::Document`] when it cannot be written as JSON.
+    pub(crate) fn put<T: Serialize>(
+        table: Table,
+        key: impl Into<String>,
+        expect: Expect,
+        record: &T,
+    ) -> Result<Change, StoreError> {
+        let key = key.into();
+        match serde_json::to_vec(record) {
+            Ok(value) => Ok(Change::Put { table, key, expect, value }),
+            Err(error) => Err(StoreError::Document { table, key, reason: error.to_string() }),
+        }
+    }
+
+    /// The change that removes what is under `key`.
+    pub(crate) fn delete(table: Table, key: impl Into<String>, expect: Expect) -> Change {
+        Change::Delete { table, key: key.into(), expect }
+    }
+
+    /// Makes all changes or none; durable when it returns.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is changed on [`StoreError::Conflict`].
+    pub(crate) async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        self.store.commit(changes).await
+    }
+}
+
+fn parse<T: DeserializeOwned>(table: Table, key: &str, document: &Versioned) -> Result<Stored<T>, StoreError> {
+    match serde_json::from_slice(&document.value) {
+        Ok(value) => Ok(Stored { version: document.version, value }),
+        Err(error) => Err(StoreError::Document { table, key: key.to_owned(), reason: error.to_string() }),
+    }
+}
+
+/// Bytes in JSON, as base64.
+mod base64_bytes {
+    use base64::Engine as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::STANDARD;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+        bytes.as_ref().map(|bytes| STANDARD.encode(bytes)).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+        Option::<String>::deserialize(deserializer)?
+            .map(|text| STANDARD.decode(text).map_err(serde::de::Error::custom))
+            .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_sort_by_arrival_and_survive_json() {
+        let device = DeviceId::new("dev-1").unwrap();
+        let position = Position { epoch: 7, sequence: 9, oldest: 1 };
+        let early = window_key(999, &device, Stream::Sketch, &position);
+        let late = window_key(1_000, &device, Stream::Sketch, &position);
+        assert!(early < late && early < window_key_floor(1_000) && window_key_floor(1_000) < late);
+        let record = WindowRecord {
+            device,
+            received_at_ms: 1,
+            position,
+            key: WindowKey { manifest: Digest::of(b"m"), generation: 1, start_ms: 0, duration_ms: 1 },
+            telemetry: None,
+            sketch: Some(vec![0, 255, 1]),
+            crash: false,
+        };
+        let json = serde_json::to_string(&record).unwrap();
+        assert!(json.contains("\"AP8B\""), "{json}");
+        assert_eq!(serde_json::from_str::<WindowRecord>(&json).unwrap(), record);
+    }
+}

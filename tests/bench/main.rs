@@ -1,0 +1,122 @@
+//! `muster-bench`: what Muster costs, measured on the real programs and held against what it promises.
+//!
+//! It prints tables and judges nothing: a figure beyond its goal is a figure, and the status tells only whether everything
+//! could be measured. This file builds the programs and runs the parts asked for; each part has a file of its own, and
+//! [`report`] is the only one that prints.
+
+mod agent;
+mod controller;
+mod http;
+mod inference;
+mod programs;
+mod report;
+mod samples;
+mod simulated;
+mod stage;
+mod usage;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use muster_tests::binaries::Binaries;
+
+use crate::report::Table;
+
+/// Measure what Muster costs, and print it beside what it promises.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// What to measure.
+    #[arg(value_enum, default_value_t = Part::All)]
+    part: Part,
+    /// Simulated devices of the controller's part.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    devices: u32,
+    /// Requests of each kind in the inference part.
+    #[arg(long, default_value_t = 6_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
+    requests: u32,
+    /// How long something is watched at rest, in seconds.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    window_s: u64,
+    /// An empty or new folder for the programs' data; a temporary one otherwise. Bytes written are only counted on a real
+    /// disk.
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The agent at rest: memory, processor, size, bytes written.
+    Agent,
+    /// Inference over HTTP beside the engine alone and onnxruntime.
+    Inference,
+    /// The controller with many devices.
+    Controller,
+    /// All of it.
+    All,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // reqwest and rumqttc are built without a provider of their own.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        return ExitCode::FAILURE;
+    }
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            report::line(&format!("nothing could be measured: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the parts asked for and tells whether all of them could be measured.
+fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    programs::build()?;
+    let binaries = Binaries::beside_this_one()?;
+    if cfg!(debug_assertions) {
+        report::line("This is a debug build: its figures say little. Use cargo run --release.");
+    }
+    programs::raise_file_limit(arguments.devices)?;
+    let temporary = tempfile::Builder::new().prefix("muster-bench-").tempdir()?;
+    let folder = arguments.folder.as_deref().unwrap_or_else(|| temporary.path());
+    std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+    let folder = folder.canonicalize()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let window = Duration::from_secs(arguments.window_s);
+    let mut complete = true;
+    for part in [Part::Agent, Part::Inference, Part::Controller] {
+        if arguments.part != part && arguments.part != Part::All {
+            continue;
+        }
+        let name = part.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let place = empty_folder(&folder.join(&name))?;
+        let measured = runtime.block_on(async {
+            match part {
+                Part::Agent | Part::All => agent::measure(&binaries, &place, window).await,
+                Part::Inference => inference::measure(&binaries, &place, arguments.requests).await,
+                Part::Controller => controller::measure(&binaries, &place, arguments.devices, window).await,
+            }
+        });
+        match measured {
+            Ok(tables) => tables.iter().for_each(Table::print),
+            Err(error) => {
+                complete = false;
+                report::line(&format!("\n{name}: could not be measured: {error:#}"));
+            }
+        }
+    }
+    Ok(complete)
+}
+
+fn empty_folder(folder: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+    let empty = std::fs::read_dir(folder)?.next().is_none();
+    anyhow::ensure!(empty, "{} is not empty: name a new folder with --folder", folder.display());
+    Ok(folder.to_path_buf())
+}

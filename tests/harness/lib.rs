@@ -1,0 +1,15 @@
+//! Runs Muster as its users do: the real binaries as processes of their own, on free ports, in a folder of their own.
+//!
+//! The demo, the integration tests and the benchmarks all stand on this. It decides nothing about Muster itself: it
+//! starts, drives, disturbs and observes.
+
+pub mod binaries;
+pub mod controller;
+pub mod device;
+pub mod fixtures;
+pub mod fleet;
+pub mod link;
+pub mod operator;
+pub mod process;
+pub mod traffic;
+pub mod wait;

@@ -1,0 +1,8 @@
+//! Integration tests over the real programs: separate processes, real sockets, real certificates, real models.
+
+mod bad_input;
+mod crashes;
+mod main_job;
+mod operators;
+mod stage;
+mod topics;

@@ -1,0 +1,89 @@
+//! What every integration test starts from.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use muster_tests::binaries::Binaries;
+use muster_tests::device::DeviceSetup;
+use muster_tests::fixtures;
+use muster_tests::fleet::Fleet;
+use muster_tests::traffic::Traffic;
+
+/// Arguments that make a rollout quick enough for a test.
+pub(crate) const PACE: [&str; 12] = [
+    "--soak",
+    "1s",
+    "--max-duration",
+    "60s",
+    "--probation",
+    "1s",
+    "--min-reports",
+    "2",
+    "--min-requests",
+    "20",
+    "--max-latency-p99-ratio",
+    "100",
+];
+
+/// Runs `test` in a folder of its own with a runtime of its own.
+pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Binaries, std::path::PathBuf) -> F) {
+    // Tests share the process; the first one installs the provider for all.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let folder = tempfile::Builder::new().prefix("muster-it-").tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let outcome = runtime.block_on(async { test(Binaries::beside_this_one()?, folder.path().to_path_buf()).await });
+    if let Err(error) = outcome {
+        let kept = folder.keep();
+        panic!("{error:#}\nThe processes' logs are in {}", kept.display());
+    }
+}
+
+/// A controller with `devices` devices, `dev-1` and on, each behind a link of its own.
+pub(crate) async fn fleet(binaries: &Binaries, folder: &Path, devices: usize) -> anyhow::Result<Fleet> {
+    let mut fleet = Fleet::found(binaries, folder, "[rollout]\ntick-ms = 100\n").await?;
+    if devices > 0 {
+        let token = fleet.enrolment_token(devices).await?;
+        for index in 1..=devices {
+            let id = format!("dev-{index}");
+            let setup = DeviceSetup { id: &id, token: &token, window_ms: 500, settings: "" };
+            fleet.add_device(&setup, true).await?;
+        }
+        fleet.wait_online(devices).await?;
+    }
+    Ok(fleet)
+}
+
+/// Applications that send held-out images to every device of `fleet`.
+pub(crate) fn traffic(fleet: &Fleet) -> anyhow::Result<Traffic> {
+    let mut traffic = Traffic::new(fixtures::held_out()?, Duration::from_millis(10));
+    for device in &fleet.devices {
+        traffic.start(&device.id, &device.inference_url);
+    }
+    Ok(traffic)
+}
+
+/// Brings digits 1.0.0 to every device, traffic flowing, and expects answers from then on.
+pub(crate) async fn first_version(fleet: &Fleet, traffic: &Traffic) -> anyhow::Result<()> {
+    fleet.release_digits("1.0.0").await?;
+    let id = fleet.roll_out(&[&["--bundle", "digits@1.0.0", "--selector", "*"], &PACE[..]].concat()).await?;
+    fleet.wait_rollout(&id, muster_shared::rollout::RolloutStatus::Completed).await?;
+    for device in &fleet.devices {
+        traffic.expect(&device.id, true);
+    }
+    Ok(())
+}
+
+/// Fails when an application was left without an answer.
+pub(crate) fn ensure_all_answered(traffic: &Traffic) -> anyhow::Result<()> {
+    for (device, seen) in traffic.seen() {
+        anyhow::ensure!(
+            seen.failed == 0 && seen.answered > 0,
+            "{device}: {} requests of {} were not answered: {:?}",
+            seen.failed,
+            seen.answered + seen.failed,
+            seen.last_failure
+        );
+    }
+    Ok(())
+}
