@@ -141,7 +141,7 @@ impl Metrics {
             latency.clone(),
         );
         let model = Family::<ModelLabels, Gauge>::default();
-        registry.register("model", "1 for the model that answers requests", model.clone());
+        registry.register("model_info", "1 for the model that answers requests", model.clone());
         let generation = Gauge::default();
         registry.register(
             "generation",
@@ -301,7 +301,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
-        assert!(text.contains("muster_agent_model{model=\"digits\",version=\"1.2.0\","), "{text}");
+        assert!(text.contains("muster_agent_model_info{model=\"digits\",version=\"1.2.0\","), "{text}");
         metrics.set_model(None);
         let text = metrics.encode().unwrap();
         assert!(!text.contains("version=\"1.2.0\""), "{text}");

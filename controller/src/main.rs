@@ -34,6 +34,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
@@ -90,7 +91,17 @@ fn main() -> anyhow::Result<()> {
             start_log(log_format);
             let config = Config::load(config.as_deref())?;
             let runtime = tokio::runtime::Runtime::new().context("the asynchronous runtime cannot start")?;
-            Ok(runtime.block_on(serve::serve(config))?)
+            runtime.block_on(async {
+                let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be received")?;
+                let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be received")?;
+                let told_to_stop = async {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                };
+                Ok(serve::serve(config, told_to_stop).await?)
+            })
         }
         Command::CheckConfig { config } => {
             Config::load(Some(&config))?;

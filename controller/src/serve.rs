@@ -2,6 +2,7 @@
 //!
 //! Nothing is announced (`endpoints.json`, systemd's READY) before it can be used.
 
+use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use std::time::Duration;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::admission::EnrolledDevices;
@@ -70,23 +70,18 @@ pub(crate) enum ServeError {
     /// The broker stopped by itself.
     #[error("the broker stopped; the log says why")]
     BrokerStopped,
-    /// Signals cannot be received.
-    #[error("signals cannot be received")]
-    Signals(#[source] std::io::Error),
 }
 
-/// Runs the controller until it is told to stop.
+/// Runs the controller until `told_to_stop` is done.
 ///
 /// # Errors
 /// [`ServeError`] when a part cannot start, or stops by itself.
-pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>) -> Result<(), ServeError> {
     let data = config.data_dir.clone();
     durable::make_folder(&data)?;
-    // A file from an earlier run must not be taken for ours.
-    remove_stale(&data.join("endpoints.json"))?;
     let records = Records::new(Arc::new(SledStore::open(&data.join("store"))?));
+    // The store is ours, hence the folder. A file from an earlier run must not be taken for this one's.
+    remove_stale(&data.join("endpoints.json"))?;
     let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms())?;
     let director = Director::open(&data.join("director.key"))?;
     auth::ensure_admin(&records, &data.join("admin.token"), clock::now_ms()).await?;
@@ -147,8 +142,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     notify(NotifyState::Ready);
 
     let outcome = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = told_to_stop => Ok(()),
         ended = &mut api => Err(ServeError::Api(match ended {
             Ok(Ok(())) => std::io::Error::other("it ended without being told to"),
             Ok(Err(error)) => error,
@@ -199,5 +193,73 @@ fn remove_stale(path: &Path) -> Result<(), FileError> {
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::Value;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn config(folder: &Path) -> Config {
+        let mut config = Config { data_dir: folder.to_owned(), ..Config::default() };
+        config.api.listen.set_port(0);
+        config.broker.listen.set_port(0);
+        config
+    }
+
+    async fn announced(path: PathBuf) -> Value {
+        loop {
+            match std::fs::read(&path) {
+                Ok(text) => return serde_json::from_slice(&text).unwrap(),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn it_starts_announces_itself_stops_and_starts_again() {
+        // Another test may have done so.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let mut tokens = Vec::new();
+        for _ in 0..2 {
+            let (stop, told_to_stop) = oneshot::channel::<()>();
+            let running = tokio::spawn(serve(config(folder.path()), async {
+                let _ = told_to_stop.await;
+            }));
+            let path = folder.path().join("endpoints.json");
+            let endpoints = announced(path.clone()).await;
+            let port = endpoints["broker_port"].as_u64().unwrap();
+            let api = endpoints["api_url"].as_str().unwrap().strip_prefix("https://").unwrap().to_owned();
+            for address in [api.clone(), format!("127.0.0.1:{port}")] {
+                tokio::net::TcpStream::connect(&address).await.unwrap();
+            }
+            assert!(Path::new(endpoints["ca_file"].as_str().unwrap()).exists());
+            let mut second = config(tempfile::tempdir().unwrap().path());
+            second.api.listen = api.parse().unwrap();
+            let error = serve(second, std::future::pending()).await.unwrap_err().to_string();
+            assert!(error.contains(&api) && error.contains("[api] listen"), "{error}");
+            let error = serve(config(folder.path()), std::future::pending()).await.unwrap_err();
+            assert!(error.to_string().contains("in use by another process"), "{error}");
+            let announced_still = path.exists();
+            stop.send(()).unwrap();
+            running.await.unwrap().unwrap();
+            assert!(announced_still && !path.exists());
+            tokens.push(std::fs::read(folder.path().join("admin.token")).unwrap());
+        }
+        assert_eq!(tokens[0], tokens[1]);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_used_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let error = serve(config(&folder.path().join("file/below")), std::future::pending()).await.unwrap_err();
+        assert!(error.to_string().contains("file/below"), "{error}");
     }
 }

@@ -206,7 +206,8 @@ pub struct Untold {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Record {
-    pub(crate) format: u32,
+    /// The version of this form; records of another are not read.
+    pub format: u32,
     /// The highest generation accepted.
     pub generation: u64,
     /// The least release counter that may run.

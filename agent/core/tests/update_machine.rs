@@ -31,7 +31,7 @@ enum Nature {
 
 fn nature(bundle: u8) -> Nature {
     match bundle {
-        0 | 1 | 2 => Nature::Good,
+        0..=2 => Nature::Good,
         3 => Nature::FailsItsTest,
         4 => Nature::KillsTheAgent,
         _ => Nature::BadInTheField,

@@ -183,16 +183,7 @@ fn failed(url: &str, error: &reqwest::Error) -> EnrolError {
     let reason = reason(error);
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = source {
-        // A certificate that is out of date is not another controller's: the clock may yet be set.
-        if let Some(rustls::Error::InvalidCertificate(problem)) = tls_error(inner)
-            && !matches!(
-                problem,
-                rustls::CertificateError::NotValidYetContext { .. }
-                    | rustls::CertificateError::NotValidYet
-                    | rustls::CertificateError::ExpiredContext { .. }
-                    | rustls::CertificateError::Expired
-            )
-        {
+        if let Some(reason) = tls_error(inner).and_then(pin::reason) {
             return EnrolError::OtherController { url: url.to_owned(), reason };
         }
         source = inner.source();

@@ -112,7 +112,7 @@ impl IdentityStore {
             return std::str::from_utf8(&pem)
                 .ok()
                 .and_then(|pem| KeyPair::from_pem(pem).ok())
-                .ok_or(IdentityError::Damaged { path, problem: "is not a private key".to_owned() });
+                .ok_or_else(|| IdentityError::Damaged { path, problem: "is not a private key".to_owned() });
         }
         let key =
             KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| IdentityError::Key(error.to_string()))?;

@@ -40,7 +40,8 @@ impl Resend {
             .find_map(|stream| outbox.next_after(stream, self.sent.get(&stream).copied().unwrap_or_default()))?;
         self.sent.insert(next.stream, next.sequence);
         self.unanswered += 1;
-        self.deadline_ms.get_or_insert(now_ms.saturating_add(self.wait_ms));
+        let wait_ms = self.wait_ms;
+        self.deadline_ms.get_or_insert_with(|| now_ms.saturating_add(wait_ms));
         Some(next)
     }
 

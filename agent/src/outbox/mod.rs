@@ -5,6 +5,7 @@
 
 mod store;
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,9 +43,32 @@ pub(crate) enum OutboxError {
     /// The message is larger than the whole outbox.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
+    /// The store has forgotten what it held.
+    #[error("it is empty and should not be")]
+    Emptied,
     /// No random number for a new outbox.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
+}
+
+impl OutboxError {
+    /// Whether the store itself is to blame, and a new one would do.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Emptied => true,
+            Self::Store(sled::Error::Io(error)) => {
+                let in_use = error.to_string().contains("could not acquire lock");
+                !in_use && !matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::StorageFull)
+            }
+            Self::Store(
+                sled::Error::CollectionNotFound(_)
+                | sled::Error::Unsupported(_)
+                | sled::Error::ReportableBug(_)
+                | sled::Error::Corruption { .. },
+            ) => true,
+            Self::File(_) | Self::Packet { .. } | Self::TooLarge(_) | Self::Random(_) => false,
+        }
+    }
 }
 
 /// The outbox. Cloning gives another handle to the same one.
@@ -86,8 +110,11 @@ pub(crate) fn topic(stream: Stream) -> Up {
 impl Outbox {
     /// Opens the outbox below `data_dir`, and says what had to be repaired.
     pub(crate) fn open(data_dir: &Path, bounds: Bounds, metrics: Metrics) -> Result<(Self, Vec<String>), OutboxError> {
-        let (store, alarms) = Store::open(data_dir)?;
-        let ledger = store.ledger(bounds)?;
+let (store, mut alarms) = Store::open(data_dir)?;
+        let (ledger, missing) = store.ledger(bounds)?;
+        if missing > 0 {
+            alarms.push(format!("the outbox was damaged: {missing} undelivered messages are lost"));
+        }
         let state = State { ledger, store, last_state: None };
         let outbox = Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), metrics }) };
         outbox.show(&outbox.lock());

@@ -60,6 +60,7 @@ impl Store {
         let dir = data_dir.join("outbox");
         let marker = data_dir.join("outbox.opening");
         let mut alarms = Vec::new();
+        let dir_was_there = dir.exists();
         // sled may end the process over a damaged file instead of saying so; the marker tells that from the outside.
         let openings = files::read_bounded(&marker, 64)?.map_or(0, |bytes| bytes.len());
         if openings >= MAX_OPENINGS && dir.exists() {
@@ -67,14 +68,25 @@ impl Store {
         } else {
             files::write_durably(&marker, &vec![b'.'; openings + 1])?;
         }
-        let store = match Self::try_open(&dir) {
+// sled may also take a damaged file for an empty one; the epoch is noted beside it to tell.
+        let noted = data_dir.join("outbox.epoch");
+        let expected =
+            files::read_bounded(&noted, 64)?.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse::<u64>().ok());
+        let opened = Self::try_open(&dir).and_then(|store| {
+            let emptied = dir_was_there && expected.is_some_and(|epoch| epoch != store.epoch);
+            if emptied { Err(OutboxError::Emptied) } else { Ok(store) }
+        });
+        let store = match opened {
             Ok(store) => store,
-            Err(OutboxError::Store(error)) if !is_in_use(&error) => {
+            Err(error) if error.is_damage() => {
                 alarms.push(Self::begin_anew(&dir, &error.to_string())?);
                 Self::try_open(&dir)?
             }
             Err(error) => return Err(error),
         };
+        if expected != Some(store.epoch) {
+            files::write_durably(&noted, store.epoch.to_string().as_bytes())?;
+        }
         files::remove(&marker)?;
         Ok((store, alarms))
     }
@@ -115,23 +127,29 @@ impl Store {
         Ok(store)
     }
 
-    /// The list of what the store holds.
-    pub(super) fn ledger(&self, bounds: Bounds) -> Result<Ledger, OutboxError> {
+    /// The list of what the store holds, and how many messages are missing from it: messages go from the front only, so
+    /// a gap is damage.
+    pub(super) fn ledger(&self, bounds: Bounds) -> Result<(Ledger, u64), OutboxError> {
         let mut ledger = Ledger::new(bounds);
+        let mut missing = 0u64;
         for stream in Stream::ALL {
+            let mut expected = None;
             for entry in self.db.scan_prefix([number(stream)]) {
                 let (key, value) = entry?;
                 let (Some(sequence), Some(order)) = (key.get(1..).and_then(be_u64), be_u64(&value)) else {
                     continue;
                 };
+                missing = missing.saturating_add(sequence.saturating_sub(expected.unwrap_or(sequence)));
+                expected = Some(sequence.saturating_add(1));
                 let bytes = (value.len() - ORDER_BYTES) as u64;
                 ledger.restore(stream, Held { sequence, order, bytes });
             }
             if let Some(next) = self.db.get([META, NEXT, number(stream)])?.and_then(|v| be_u64(&v)) {
                 ledger.continue_at(stream, next);
+                missing = missing.saturating_add(next.saturating_sub(expected.unwrap_or(next)));
             }
         }
-        Ok(ledger)
+        Ok((ledger, missing))
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -205,21 +223,5 @@ impl Store {
         }
         self.synced_blobs = there;
         Ok(())
-    }
-}
-
-/// The lock on the store is held by somebody: that is no damage.
-fn is_in_use(error: &sled::Error) -> bool {
-    match error {
-        sled::Error::Io(error) => {
-            matches!(
-                error.kind(),
-                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::StorageFull
-            ) || error.to_string().contains("could not acquire lock")
-        }
-        sled::Error::CollectionNotFound(_)
-        | sled::Error::Unsupported(_)
-        | sled::Error::ReportableBug(_)
-        | sled::Error::Corruption { .. } => false,
     }
 }

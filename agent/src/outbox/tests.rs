@@ -138,7 +138,9 @@ fn a_damaged_store_is_set_aside_and_said_so() {
         outbox.event(&event("lost")).unwrap();
         events(&outbox)[0].0.epoch
     };
-    std::fs::write(folder.path().join("outbox/conf"), "rubbish").unwrap();
+    let db = folder.path().join("outbox/db");
+    let length = std::fs::metadata(&db).unwrap().len();
+    std::fs::write(&db, vec![0x5a; usize::try_from(length).unwrap()]).unwrap();
     let (outbox, alarms) = open(folder.path());
     assert!(alarms[0].contains("outbox.damaged"), "{alarms:?}");
     assert!(folder.path().join("outbox.damaged/db").exists());

@@ -1,8 +1,10 @@
 //! Which controller to talk to: flags before environment before the configuration file.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::builder::OsStringValueParser;
+use clap::{Args, ValueHint};
 use reqwest::Url;
 use serde::Deserialize;
 
@@ -22,11 +24,14 @@ pub(crate) struct Connection {
     #[arg(long, global = true, env = "MUSTER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
     /// Certificate (PEM) of the CA that the controller's certificate must come from; the system's CAs otherwise.
-    #[arg(long, global = true, env = "MUSTER_CA_FILE", value_name = "FILE")]
-    ca_file: Option<PathBuf>,
+    // Not a path to clap, which would refuse an empty variable; here that is an unset one.
+    #[arg(long, global = true, env = "MUSTER_CA_FILE", value_name = "FILE",
+        value_parser = OsStringValueParser::new(), value_hint = ValueHint::FilePath)]
+    ca_file: Option<OsString>,
     /// Configuration file in TOML with url, token and ca-file [default: ~/.config/muster/config.toml].
-    #[arg(long, global = true, env = "MUSTER_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[arg(long, global = true, env = "MUSTER_CONFIG", value_name = "FILE",
+        value_parser = OsStringValueParser::new(), value_hint = ValueHint::FilePath)]
+    config: Option<OsString>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -81,7 +86,7 @@ impl Settings {
     /// [`Failure`] when the file is wrong, or URL or token are nowhere.
     pub(crate) fn resolve(connection: &Connection) -> Result<Self, Failure> {
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        let given_path = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let given_path = |path: &Option<OsString>| path.clone().filter(|path| !path.is_empty()).map(PathBuf::from);
         let (config, named) = match (given_path(&connection.config), default_config_path()) {
             (Some(path), _) => (read_config(&path)?, path.display().to_string()),
             (None, Some(path)) if path.exists() => (read_config(&path)?, path.display().to_string()),
@@ -111,7 +116,7 @@ mod tests {
     use super::*;
 
     fn connection(config: &Path, url: Option<&str>) -> Connection {
-        Connection { url: url.map(Into::into), token: None, ca_file: None, config: Some(config.to_owned()) }
+        Connection { url: url.map(Into::into), token: None, ca_file: None, config: Some(config.into()) }
     }
 
     #[test]

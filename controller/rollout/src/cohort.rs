@@ -16,10 +16,16 @@ use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{fresh_generation, is_taken, newest_generation, settled_generation};
 
+struct Candidate<'f> {
+    facts: &'f DeviceFacts,
+    /// The wave with which it came in, if it had when the survey was made.
+    wave: Option<u32>,
+}
+
 /// The devices meant by a rollout, sorted by whether it can have them.
 pub(crate) struct Survey<'f> {
     rollout: RolloutId,
-    candidates: BTreeMap<&'f DeviceId, &'f DeviceFacts>,
+    candidates: BTreeMap<&'f DeviceId, Candidate<'f>>,
     /// Those that another rollout has.
     pub(crate) held: Vec<DeviceId>,
     /// Those that cannot run the bundle, and why.
@@ -38,27 +44,19 @@ impl<'f> Survey<'f> {
             unsuitable: BTreeMap::new(),
             order: OnceCell::new(),
         };
-        for (id, facts) in &fleet.devices {
-            if facts.revoked || !rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
-                continue;
-            }
-            let target = rollout.targets.get(id);
-            let held = match target {
-                Some(target) => is_taken(&rollout.id, target, facts),
-                None => facts.held_by.is_some(),
-            };
-            if held {
-                survey.held.push(id.clone());
-            } else if target.is_some() {
-                survey.candidates.insert(id, facts);
-            } else {
+        for (id, facts) in fleet.devices.iter().filter(|(_, facts)| !facts.revoked) {
+            // Who is in stays in, whatever its labels say now: it has the bundle, so it takes up room.
+            if let Some(target) = rollout.targets.get(id) {
+                if is_taken(&rollout.id, target, facts) {
+                    survey.held.push(id.clone());
+                } else {
+                    survey.candidates.insert(id, Candidate { facts, wave: Some(target.wave) });
+                }
+            } else if rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
                 match suitability(&rollout.bundle.requirements, facts) {
-                    Suitability::Suitable => {
-                        survey.candidates.insert(id, facts);
-                    }
-                    Suitability::Unsuitable(why) => {
-                        survey.unsuitable.insert(id.clone(), why);
-                    }
+                    _ if facts.held_by.is_some() => survey.held.push(id.clone()),
+                    Suitability::Suitable => drop(survey.candidates.insert(id, Candidate { facts, wave: None })),
+                    Suitability::Unsuitable(why) => drop(survey.unsuitable.insert(id.clone(), why)),
                     Suitability::NotKnownYet => {}
                 }
             }
@@ -66,24 +64,31 @@ impl<'f> Survey<'f> {
         survey
     }
 
-    /// The devices that `wave` takes in beyond those that are in already, which count towards its size.
-    pub(crate) fn additions(&self, wave: &WaveSpec, is_in: impl Fn(&DeviceId) -> bool) -> Vec<&'f DeviceId> {
+    /// The devices that the wave takes in beyond those that are in already, which count towards its size.
+    pub(crate) fn additions(&self, wave: u32, spec: &WaveSpec, is_in: impl Fn(&DeviceId) -> bool) -> Vec<&'f DeviceId> {
         let (mut all, mut members) = (0, 0);
-        for id in self.candidates.keys().filter(|id| self.is_candidate(id, wave)) {
+        for id in self.candidates.keys().filter(|id| self.is_candidate(id, wave, spec)) {
             all += 1;
             members += usize::from(is_in(id));
         }
-        let room = wave.size.of(all).saturating_sub(members);
+        let room = spec.size.of(all).saturating_sub(members);
         if room == 0 {
             return Vec::new();
         }
-        self.order(&is_in).iter().filter(|id| !is_in(id) && self.is_candidate(id, wave)).take(room).copied().collect()
+        self.order(&is_in)
+            .iter()
+            .filter(|id| !is_in(id) && self.is_candidate(id, wave, spec))
+            .take(room)
+            .copied()
+            .collect()
     }
 
-    /// Whether `wave` may take this device, or counts it if it has it.
-    pub(crate) fn is_candidate(&self, id: &DeviceId, wave: &WaveSpec) -> bool {
-        self.candidates.get(id).is_some_and(|facts| {
-            wave.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
+    /// Whether the wave may take this device, or counts it because it is in.
+    pub(crate) fn is_candidate(&self, id: &DeviceId, wave: u32, spec: &WaveSpec) -> bool {
+        self.candidates.get(id).is_some_and(|candidate| {
+            let Candidate { facts, wave: came_with } = candidate;
+            *came_with == Some(wave)
+                || spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
         })
     }
 
@@ -92,7 +97,10 @@ impl<'f> Survey<'f> {
         &self,
         targets: &BTreeMap<DeviceId, Target>,
     ) -> impl Iterator<Item = (&'f DeviceId, &'f DeviceFacts)> {
-        self.candidates.iter().filter(|(id, _)| !targets.contains_key(**id)).map(|(id, facts)| (*id, *facts))
+        self.candidates
+            .iter()
+            .filter(|(id, _)| !targets.contains_key(**id))
+            .map(|(id, candidate)| (*id, candidate.facts))
     }
 
     fn order(&self, is_in: impl Fn(&DeviceId) -> bool) -> &[&'f DeviceId] {

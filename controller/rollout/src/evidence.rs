@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use muster_shared::drift::effective_size;
 use muster_shared::rollout::ArmSummary;
 use muster_shared::sketch::LatencySketch;
 
@@ -16,6 +17,8 @@ pub(crate) struct Arm<'f> {
     pub(crate) summary: ArmSummary,
     /// Classes predicted, by column.
     pub(crate) predictions: BTreeMap<&'f str, BTreeMap<&'f str, u64>>,
+    /// The same of each device alone.
+    pub(crate) predictions_by_device: Vec<BTreeMap<&'f str, BTreeMap<&'f str, u64>>>,
     latency_us: LatencySketch,
 }
 
@@ -48,22 +51,39 @@ impl<'f> Arm<'f> {
 
     fn add_device(&mut self, facts: Option<&'f DeviceFacts>, counts: impl Fn(&Evidence) -> bool) {
         let mut reports = 0u32;
+        let mut own: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
         for evidence in facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| counts(evidence)) {
             reports = reports.saturating_add(evidence.reports);
             self.summary.requests = self.summary.requests.saturating_add(evidence.requests.served);
             self.summary.errors = self.summary.errors.saturating_add(evidence.requests.errors());
             self.latency_us.merge(&evidence.latency_us);
             for (column, classes) in &evidence.predictions {
-                let sums = self.predictions.entry(column).or_default();
-                for (class, n) in classes {
-                    let sum = sums.entry(class).or_default();
-                    *sum = sum.saturating_add(*n);
+                for sums in [&mut self.predictions, &mut own] {
+                    let sums = sums.entry(column).or_default();
+                    for (class, n) in classes {
+                        let sum = sums.entry(class).or_default();
+                        *sum = sum.saturating_add(*n);
+                    }
                 }
             }
+        }
+        if !own.is_empty() {
+            self.predictions_by_device.push(own);
         }
         self.summary.devices += 1;
         self.summary.reporting += u32::from(reports > 0);
         self.summary.reports = self.summary.reports.saturating_add(reports);
+    }
+
+    /// How many independent predictions those of `column` are worth, as one device's resemble each other.
+    pub(crate) fn effective_predictions(&self, column: &str) -> f64 {
+        let Some(all) = self.predictions.get(column) else { return 0.0 };
+        let of_device = |device: &BTreeMap<&str, BTreeMap<&str, u64>>| {
+            let classes = device.get(column);
+            all.keys().map(|class| classes.and_then(|classes| classes.get(class)).copied().unwrap_or(0)).collect()
+        };
+        let devices: Vec<Vec<u64>> = self.predictions_by_device.iter().map(of_device).collect();
+        effective_size(&devices)
     }
 
     fn finish(mut self) -> Self {

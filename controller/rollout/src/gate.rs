@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_shared::drift::psi;
+use muster_shared::drift::{occupied_cells, psi, psi_critical};
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{ArmSummary, Check, Limits, Outcome, Rule, Verdict};
 
@@ -14,6 +14,10 @@ use crate::evidence::{Arm, total};
 use crate::fleet::Predictions;
 use crate::rollout::Target;
 use crate::wording::{comparison, count, counted, duration, latency, listed};
+
+/// The chance with which a score may pass its limit while nothing has moved. A score is held against what it exceeds
+/// with this chance at the sizes at hand, where that is more than the limit.
+const PSI_ALPHA: f64 = 0.001;
 
 /// What the gate made of one wave at one time.
 pub(crate) struct Judgement {
@@ -215,6 +219,8 @@ fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> 
 struct ColumnScore<'a> {
     column: &'a str,
     score: f64,
+    /// The limit, or what chance makes of nothing, whichever is more.
+    threshold: f64,
     canary: u64,
     control: u64,
     reference: Option<u64>,
@@ -224,8 +230,8 @@ fn prediction_psi(limits: &Limits, canary: &Arm<'_>, control: &Arm<'_>, referenc
     let worst = canary
         .predictions
         .iter()
-        .filter_map(|(column, classes)| column_score(limits, column, classes, control, reference))
-        .max_by(|a, b| a.score.total_cmp(&b.score));
+        .filter_map(|(column, classes)| column_score(limits, column, classes, canary, control, reference))
+        .max_by(|a, b| (a.score / a.threshold).total_cmp(&(b.score / b.threshold)));
     let sentence = match &worst {
         Some(worst) => {
             let of = if canary.predictions.len() > 1 { format!(" of {}", worst.column) } else { String::new() };
@@ -233,9 +239,14 @@ fn prediction_psi(limits: &Limits, canary: &Arm<'_>, control: &Arm<'_>, referenc
                 None => format!("control {}", count(worst.control)),
                 Some(rows) => format!("no control of that size, the bundle's reference {}", count(rows)),
             };
+            let raised = if worst.threshold > limits.max_prediction_psi {
+                format!("; the limit of {} is within chance at this size", limits.max_prediction_psi)
+            } else {
+                String::new()
+            };
             format!(
-                "prediction PSI{of} {} (canary {}, {beside})",
-                comparison(worst.score, limits.max_prediction_psi, ""),
+                "prediction PSI{of} {} (canary {}, {beside}{raised})",
+                comparison(worst.score, worst.threshold, ""),
                 counted(worst.canary, "prediction"),
             )
         }
@@ -252,9 +263,9 @@ fn prediction_psi(limits: &Limits, canary: &Arm<'_>, control: &Arm<'_>, referenc
     };
     Check {
         rule: Rule::PredictionPsi,
-        outcome: worst.as_ref().map_or(Outcome::Inconclusive, |worst| outcome(worst.score, limits.max_prediction_psi)),
+        outcome: worst.as_ref().map_or(Outcome::Inconclusive, |worst| outcome(worst.score, worst.threshold)),
         measured: worst.as_ref().map(|worst| worst.score),
-        limit: limits.max_prediction_psi,
+        limit: worst.as_ref().map_or(limits.max_prediction_psi, |worst| worst.threshold),
         canary_samples: worst.as_ref().map_or(canary.summary.predictions, |worst| worst.canary),
         control_samples: worst.as_ref().map_or(control.summary.predictions, |worst| worst.control),
         sentence,
@@ -265,35 +276,48 @@ fn column_score<'a>(
     limits: &Limits,
     column: &'a str,
     classes: &BTreeMap<&str, u64>,
+    arm: &Arm<'_>,
     control: &Arm<'_>,
     reference: &Predictions,
 ) -> Option<ColumnScore<'a>> {
     let canary = total(classes);
+    let effective = arm.effective_predictions(column);
     if canary < limits.min_requests {
         return None;
     }
     let beside = control.predictions.get(column);
     let in_control = beside.map_or(0, total);
     if let Some(beside) = beside.filter(|_| in_control >= limits.min_requests) {
-        let score = score(beside, classes)?;
-        return Some(ColumnScore { column, score, canary, control: in_control, reference: None });
+        let (score, chance) = score(beside, control.effective_predictions(column), classes, effective)?;
+        let threshold = limits.max_prediction_psi.max(chance);
+        return Some(ColumnScore { column, score, threshold, canary, control: in_control, reference: None });
     }
     let reference: BTreeMap<&str, u64> = reference.get(column)?.iter().map(|(class, n)| (class.as_str(), *n)).collect();
     let rows = total(&reference);
     if rows < limits.min_requests {
         return None;
     }
-    let score = score(&reference, classes)?;
-    Some(ColumnScore { column, score, canary, control: in_control, reference: Some(rows) })
+    let (score, chance) = score(&reference, rows as f64, classes, effective)?;
+    let threshold = limits.max_prediction_psi.max(chance);
+    Some(ColumnScore { column, score, threshold, canary, control: in_control, reference: Some(rows) })
 }
 
-fn score(reference: &BTreeMap<&str, u64>, current: &BTreeMap<&str, u64>) -> Option<f64> {
+/// The score of two sides, and what it exceeds by chance with probability [`PSI_ALPHA`] at their effective sizes.
+fn score(
+    reference: &BTreeMap<&str, u64>,
+    reference_effective: f64,
+    current: &BTreeMap<&str, u64>,
+    current_effective: f64,
+) -> Option<(f64, f64)> {
     let mut cells: BTreeMap<&str, (u64, u64)> = reference.iter().map(|(class, n)| (*class, (*n, 0))).collect();
     for (class, n) in current {
         cells.entry(class).or_default().1 = *n;
     }
     let (reference, current): (Vec<u64>, Vec<u64>) = cells.into_values().unzip();
-    psi(&reference, &current)
+    let score = psi(&reference, &current)?;
+    // One cell on both sides cannot differ.
+    let chance = psi_critical(occupied_cells(&reference, &current), reference_effective, current_effective, PSI_ALPHA);
+    Some((score, chance.unwrap_or(0.0)))
 }
 
 fn min_reports(limits: &Limits, canary: &ArmSummary) -> Check {

@@ -10,7 +10,7 @@ use muster_shared::rollout::{RolloutStatus, Waiting};
 
 use crate::fleet::Fleet;
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout};
-use crate::standing::{Standing, fresh_generation, standing};
+use crate::standing::{Standing, fresh_generation, past, standing};
 use crate::wording::{counted, names};
 
 /// How far a rollout has gone back.
@@ -55,6 +55,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
     let mut targets = std::mem::take(&mut next.targets);
     for (id, target) in &mut targets {
         let Some(facts) = next.governed(id, target, fleet) else { continue };
+        target.previous = past(target, facts);
         if target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest) {
             continue;
         }

@@ -65,7 +65,7 @@ pub struct Target {
     pub manifest: Option<Digest>,
     /// The generation of that statement. With [`Errand::Keep`], the one under which the bundle runs.
     pub generation: u64,
-    /// What it had committed before.
+    /// What it had committed before it took up the bundle, as far as it said; none for nothing.
     pub previous: Option<Digest>,
     /// The wave with which it came in, counted from 0.
     pub wave: u32,

@@ -114,6 +114,19 @@ fn words(how: &str, reason: Option<&str>) -> String {
     }
 }
 
+/// What the device will go back to. As long as it has not taken up its first generation, its reports say so better than
+/// the first one did: it may have come to something else since, or not have been heard of at all.
+pub(crate) fn past(target: &Target, facts: &DeviceFacts) -> Option<Digest> {
+    match &facts.reported {
+        Some(report)
+            if target.errand == Errand::Forward && target.attempts == 1 && report.generation < target.generation =>
+        {
+            report.committed.as_ref().map(|bundle| bundle.manifest)
+        }
+        Some(_) | None => target.previous,
+    }
+}
+
 /// The generation under which the device runs `manifest` for good, with nothing else on its way.
 pub(crate) fn settled_generation(facts: &DeviceFacts, manifest: Digest) -> Option<u64> {
     let report = facts.reported.as_ref()?;

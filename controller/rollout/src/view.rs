@@ -21,7 +21,7 @@ impl Rollout {
             }
         }
         for (wave, ids) in self.to_come(fleet) {
-            if let Some(wave) = devices.get_mut(wave) {
+            if let Some(wave) = devices.get_mut(wave as usize) {
                 wave.extend(ids.into_iter().map(|id| (id, DeviceProgress::Pending)));
             }
         }
@@ -49,7 +49,7 @@ impl Rollout {
     }
 
     /// The devices each wave to come would take in.
-    fn to_come(&self, fleet: &Fleet) -> Vec<(usize, Vec<DeviceId>)> {
+    fn to_come(&self, fleet: &Fleet) -> Vec<(u32, Vec<DeviceId>)> {
         match self.status {
             RolloutStatus::RollingBack
             | RolloutStatus::Completed
@@ -64,9 +64,9 @@ impl Rollout {
         let survey = Survey::of(self, fleet);
         let mut taken: BTreeSet<&DeviceId> = self.targets.keys().collect();
         let mut to_come = Vec::new();
-        for (wave, (spec, state)) in self.spec.waves.iter().zip(&self.waves).enumerate() {
+        for (wave, (spec, state)) in (0u32..).zip(self.spec.waves.iter().zip(&self.waves)) {
             if state.started_at_ms.is_none() {
-                let ids = survey.additions(spec, |id| taken.contains(id));
+                let ids = survey.additions(wave, spec, |id| taken.contains(id));
                 to_come.push((wave, ids.iter().map(|id| (*id).clone()).collect()));
                 taken.extend(ids);
             }

@@ -13,7 +13,7 @@ use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::gate::judge;
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
-use crate::standing::{Standing, fresh_generation, standing};
+use crate::standing::{Standing, fresh_generation, past, standing};
 
 /// Enters the wave `next.current_wave`.
 pub(crate) fn enter(next: &mut Rollout, now_ms: u64) {
@@ -100,16 +100,17 @@ fn rewind(next: &mut Rollout, now_ms: u64) -> (u64, u64) {
     (started_ms, clock_from_ms)
 }
 
-/// Gives a new generation to devices that know a newer one than theirs, as after a restored store, and the bundle to those
-/// that had it and lost it.
+/// Brings targets up to date with what devices report: what they would go back to, a new generation for those that know a
+/// newer one than theirs, as after a restored store, and the bundle for those that had it and lost it.
 fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
     let mut targets = std::mem::take(&mut next.targets);
     for (id, target) in targets.iter_mut().filter(|(_, target)| target.failure.is_none()) {
         let Some(facts) = next.governed(id, target, fleet) else { continue };
+        target.previous = past(target, facts);
         if standing(target, facts) != Standing::Astray {
             continue;
         }
-        let attempts = if target.errand == Errand::Keep { 1 } else { target.attempts + 1 };
+        let attempts = target.attempts + 1;
         match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
             Some(generation) => {
                 target.errand = Errand::Forward;
@@ -146,7 +147,7 @@ fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
 
 /// Gives targets to the devices that the wave has room for.
 fn take_in(next: &mut Rollout, survey: &Survey<'_>, fleet: &Fleet, spec: &WaveSpec, now_ms: u64) {
-    for id in survey.additions(spec, |id| next.targets.contains_key(id)) {
+    for id in survey.additions(next.current_wave, spec, |id| next.targets.contains_key(id)) {
         let target = fleet.devices.get(id).and_then(|facts| new_target(next, facts, next.current_wave, now_ms));
         if let Some(target) = target {
             next.targets.insert(id.clone(), target);
@@ -198,7 +199,7 @@ impl Census {
             }
             let counted = if target.wave == rollout.current_wave {
                 &mut own
-            } else if survey.is_candidate(id, spec) {
+            } else if survey.is_candidate(id, rollout.current_wave, spec) {
                 &mut earlier
             } else {
                 continue;

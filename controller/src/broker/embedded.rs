@@ -1,16 +1,12 @@
 //! The broker inside the controller: rmqtt behind mutual TLS.
 //!
-//! What rmqtt's hooks can and cannot do decides the shape of this file:
-//! - A publish reaches `MessagePublish` *before* `MessagePublishCheckAcl`, and the first one cannot drop it. So both ask the same
-//!   question: the first hands on what is allowed, the second refuses what is not.
-//! - A will passes only `MessagePublish`, so it is checked already when the device connects, and again when it fires.
-//! - Subscriptions of a resumed session are not checked again. They were when they were made, by the same rule for the same device.
-//! - When a device connects twice, the events of the older connection may come after those of the newer one; each is held
-//!   against the connection that counts now.
+//! Sessions are short and queues small: whatever is lost on the way to a device is asked for again, or issued again.
 
-use std::collections::HashMap;
+mod connections;
+mod gate;
+
 use std::num::NonZeroU16;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,20 +15,16 @@ use muster_shared::acl::{Action, Identity, authorize};
 use muster_shared::ids::DeviceId;
 use muster_shared::limits::{CHUNK_BYTES, CHUNK_WINDOW, MAX_PACKET_BYTES};
 use muster_shared::topics::Topic;
-use rmqtt::codec::v5::SubscribeAckReason;
 use rmqtt::context::ServerContext;
-use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
 use rmqtt::net::Builder;
 use rmqtt::server::MqttServer;
-use rmqtt::session::Session;
-use rmqtt::types::{
-    AuthResult, ClientId, CodecPublish, ConnectInfo, From, FromType, Id, LastWill, Publish, PublishAclResult, QoS,
-    SubscribeAclResult,
-};
+use rmqtt::types::{ClientId, CodecPublish, From, Id, Publish, QoS};
 use tokio::sync::mpsc;
 
-use super::{Admit, Broker, BrokerError, BrokerEvent, Started, TlsFiles};
+use super::{Admit, Broker, BrokerError, Started, TlsFiles};
 use crate::config::BrokerConfig;
+use connections::{Connections, Room};
+use gate::{Gate, HOOKS};
 
 /// Events waiting for the controller. When they are this many, devices wait.
 const EVENT_QUEUE: usize = 1_024;
@@ -71,19 +63,9 @@ pub(crate) async fn start_embedded(
 
     let (sender, events) = mpsc::channel(EVENT_QUEUE);
     let insecure = config.insecure_dev;
-    let gate = Gate { admit, events: sender, connections: Arc::default(), insecure };
+    let gate = Gate { admit, events: sender, connections: Connections::default(), insecure };
     let hooks = scx.extends.hook_mgr().register();
-    for hook in [
-        Type::ClientAuthenticate,
-        Type::ClientConnected,
-        Type::ClientDisconnected,
-        Type::ClientSubscribeCheckAcl,
-        Type::SessionSubscribed,
-        Type::MessagePublish,
-        Type::MessagePublishCheckAcl,
-        Type::MessageAcked,
-        Type::MessageDropped,
-    ] {
+    for hook in HOOKS {
         hooks.add(hook, Box::new(gate.clone())).await;
     }
     hooks.start().await;
@@ -124,7 +106,7 @@ pub(crate) async fn start_embedded(
     })?;
     let local_addr = listener.local_addr().map_err(|error| BrokerError::Bind { address, source: into_io(error) })?;
 
-    let broker = Embedded { scx: scx.clone(), connections: Arc::clone(&gate.connections) };
+    let broker = Embedded { scx: scx.clone(), connections: gate.connections.clone() };
     let server = MqttServer::new(scx).listener_by_id(listener, local_addr.port()).build();
     let task = tokio::spawn(async move {
         if let Err(error) = server.run().await {
@@ -136,26 +118,6 @@ pub(crate) async fn start_embedded(
 
 fn into_io(error: rmqtt::net::Error) -> std::io::Error {
     error.downcast::<std::io::Error>().unwrap_or_else(|other| std::io::Error::other(format!("{other:#}")))
-}
-
-/// The connection of a device that counts now.
-struct Connection {
-    id: Id,
-    unacknowledged_bytes: usize,
-}
-
-type Connections = Arc<Mutex<HashMap<DeviceId, Connection>>>;
-
-fn lock(connections: &Connections) -> MutexGuard<'_, HashMap<DeviceId, Connection>> {
-    connections.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Takes `bytes` from what is on its way to a device: they arrived, or never will.
-fn settle(connections: &Connections, client_id: &str, bytes: usize) {
-    let Ok(device) = DeviceId::new(client_id) else { return };
-    if let Some(connection) = lock(connections).get_mut(&device) {
-        connection.unacknowledged_bytes = connection.unacknowledged_bytes.saturating_sub(bytes);
-    }
 }
 
 struct Embedded {
@@ -175,14 +137,10 @@ impl Broker for Embedded {
         if !authorize(&Identity::Controller, Action::Publish, &name) {
             return Err(BrokerError::Publish { topic: topic.clone(), reason: "not one of our topics".into() });
         }
-        {
-            let mut connections = lock(&self.connections);
-            let Some(connection) = connections.get_mut(&topic.device) else { return Ok(()) };
-            let waiting = connection.unacknowledged_bytes;
-            if waiting > 0 && waiting + bytes > DEVICE_UNACKNOWLEDGED_BYTES {
-                return Err(BrokerError::Congested { topic: topic.clone(), waiting_bytes: waiting });
-            }
-            connection.unacknowledged_bytes += bytes;
+        match self.connections.reserve(&topic.device, bytes, DEVICE_UNACKNOWLEDGED_BYTES) {
+            Room::Reserved => {}
+            Room::Away => return Ok(()),
+            Room::Full(waiting_bytes) => return Err(BrokerError::Congested { topic: topic.clone(), waiting_bytes }),
         }
         let publish = CodecPublish {
             dup: false,
@@ -198,12 +156,12 @@ impl Broker for Embedded {
         match self.scx.extends.shared().await.forwards(None, from, publish).await {
             Ok(receivers) => {
                 if receivers == 0 {
-                    settle(&self.connections, topic.device.as_str(), bytes);
+                    self.connections.release(topic.device.as_str(), bytes);
                 }
                 Ok(())
             }
             Err((_, failures)) => {
-                settle(&self.connections, topic.device.as_str(), bytes);
+                self.connections.release(topic.device.as_str(), bytes);
                 let reason = failures.first().map_or_else(String::new, |(_, _, _, reason)| reason.to_string());
                 Err(BrokerError::Publish { topic: topic.clone(), reason })
             }
@@ -219,180 +177,7 @@ impl Broker for Embedded {
     }
 
     fn connected(&self) -> usize {
-        lock(&self.connections).len()
-    }
-}
-
-/// What rmqtt asks at each step of a connection's life.
-#[derive(Clone)]
-struct Gate {
-    admit: Arc<dyn Admit>,
-    events: mpsc::Sender<BrokerEvent>,
-    connections: Connections,
-    /// There are no certificates: a device is who it says it is.
-    insecure: bool,
-}
-
-/// The device behind a session: its client id, which equals its certificate's common name since [`Gate::authenticate`].
-fn device_of(session: &Session) -> Option<DeviceId> {
-    DeviceId::new(session.id.client_id.to_string()).ok()
-}
-
-/// Whether `device` may publish so. Retained messages are refused: there is nobody to keep them for.
-fn may_publish(device: &DeviceId, topic: &str, retain: bool) -> bool {
-    !retain && authorize(&Identity::Device(device.clone()), Action::Publish, topic)
-}
-
-impl Gate {
-    async fn authenticate(&self, connect: &ConnectInfo) -> Result<DeviceId, &'static str> {
-        let client_id = connect.client_id().to_string();
-        let (device, serial) = if self.insecure {
-            (DeviceId::new(client_id).map_err(|_| "the MQTT client id is not a device id")?, None)
-        } else {
-            let certificate = connect.cert().ok_or("no client certificate")?;
-            let name = certificate.common_name.as_deref().ok_or("the certificate has no common name")?;
-            if client_id != name {
-                return Err("the MQTT client id is not the certificate's common name");
-            }
-            let device = DeviceId::new(name).map_err(|_| "the certificate's common name is not a device id")?;
-            (device, Some(certificate.serial.as_deref().ok_or("the certificate has no serial number")?))
-        };
-        if let Some(will) = connect.last_will() {
-            let topic = match &will {
-                LastWill::V3(will) => &will.topic,
-                LastWill::V5(will) => &will.topic,
-            };
-            if !may_publish(&device, topic, will.retain()) {
-                return Err("the will is not on one of the device's own topics, or is to be retained");
-            }
-        }
-        if !self.admit.device_allowed(&device, serial).await {
-            return Err("the device is not enrolled, is revoked, or has a newer certificate");
-        }
-        Ok(device)
-    }
-
-    /// Waits for room, so that a slow controller slows devices down instead of losing what they say.
-    async fn tell(&self, event: BrokerEvent) {
-        // The receiver is gone only when the controller stops; the device repeats what was not acknowledged.
-        let _ = self.events.send(event).await;
-    }
-
-    fn is_current(&self, device: &DeviceId, id: &Id) -> bool {
-        lock(&self.connections).get(device).is_some_and(|connection| connection.id == *id)
-    }
-
-    async fn connected(&self, session: &Session) {
-        let Some(device) = device_of(session) else { return };
-        let connection = Connection { id: session.id.clone(), unacknowledged_bytes: 0 };
-        lock(&self.connections).insert(device.clone(), connection);
-        // A resumed session is subscribed without asking again.
-        if session.session_present().await.unwrap_or(false) {
-            self.tell(BrokerEvent::Subscribed(device)).await;
-        }
-    }
-
-    async fn disconnected(&self, session: &Session) {
-        let Some(device) = device_of(session) else { return };
-        {
-            let mut connections = lock(&self.connections);
-            if connections.get(&device).is_none_or(|connection| connection.id != session.id) {
-                return;
-            }
-            connections.remove(&device);
-        }
-        self.tell(BrokerEvent::Disconnected(device)).await;
-    }
-
-    async fn published(&self, session: &Session, from: &From, publish: &Publish) {
-        let Some(device) = device_of(session) else { return };
-        match from.typ() {
-            FromType::Custom => {}
-            // A device that is back already is not away, whatever the connection before it has to say.
-            FromType::LastWill if self.is_current(&device, &session.id) => {}
-            FromType::LastWill | FromType::Admin | FromType::System | FromType::Bridge => return,
-        }
-        if !may_publish(&device, &publish.topic, publish.retain) {
-            return;
-        }
-        if let Ok(topic) = publish.topic.parse::<Topic>() {
-            self.tell(BrokerEvent::Message { topic, payload: publish.payload.clone() }).await;
-        }
-    }
-}
-
-#[async_trait]
-impl Handler for Gate {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "rmqtt's hooks that are not registered never come here")]
-    #[expect(elided_lifetimes_in_paths, reason = "the trait has it so, and async_trait compares what is written")]
-    async fn hook(&self, parameter: &Parameter, result: Option<HookResult>) -> ReturnType {
-        match parameter {
-            Parameter::ClientAuthenticate(connect) => {
-                let answer = match self.authenticate(connect).await {
-                    Ok(_) => AuthResult::Allow(false, None),
-                    Err(reason) => {
-                        let name = connect.cert().and_then(|certificate| certificate.common_name.as_deref());
-                        tracing::warn!(certificate = name, client = %connect.client_id(), reason, "connection refused");
-                        AuthResult::NotAuthorized
-                    }
-                };
-                (false, Some(HookResult::AuthResult(answer)))
-            }
-            Parameter::ClientConnected(session) => {
-                self.connected(session).await;
-                (true, result)
-            }
-            Parameter::ClientDisconnected(session, _) => {
-                self.disconnected(session).await;
-                (true, result)
-            }
-            Parameter::ClientSubscribeCheckAcl(session, subscribe) => {
-                let device = device_of(session);
-                let allowed = device.is_some_and(|device| {
-                    authorize(&Identity::Device(device), Action::Subscribe, &subscribe.topic_filter)
-                });
-                let answer = if allowed {
-                    SubscribeAclResult::new_success(subscribe.opts.qos(), None)
-                } else {
-                    tracing::warn!(device = %session.id.client_id, filter = %subscribe.topic_filter, "subscription refused");
-                    SubscribeAclResult::new_failure(SubscribeAckReason::NotAuthorized)
-                };
-                (false, Some(HookResult::SubscribeAclResult(answer)))
-            }
-            Parameter::SessionSubscribed(session, _) => {
-                if let Some(device) = device_of(session) {
-                    self.tell(BrokerEvent::Subscribed(device)).await;
-                }
-                (true, result)
-            }
-            Parameter::MessagePublish(Some(session), from, publish) => {
-                self.published(session, from, publish).await;
-                (true, result)
-            }
-            Parameter::MessagePublishCheckAcl(session, publish) => {
-                let device = device_of(session);
-                let answer = if device.is_some_and(|device| may_publish(&device, &publish.topic, publish.retain)) {
-                    PublishAclResult::allow()
-                } else {
-                    tracing::warn!(device = %session.id.client_id, topic = %publish.topic, retain = publish.retain, "publish refused");
-                    // MQTT 3.1.1 has no way to say no but to hang up; a device with a fault would then reconnect for ever.
-                    PublishAclResult::rejected(false, None)
-                };
-                (false, Some(HookResult::PublishAclResult(answer)))
-            }
-            Parameter::MessageAcked(session, _, publish) => {
-                settle(&self.connections, &session.id.client_id, publish.payload.len());
-                (true, result)
-            }
-            Parameter::MessageDropped(Some(to), from, publish, reason) => {
-                if from.is_system() {
-                    tracing::debug!(device = %to.client_id, topic = %publish.topic, %reason, "message to a device dropped");
-                    settle(&self.connections, &to.client_id, publish.payload.len());
-                }
-                (true, result)
-            }
-            _ => (true, result),
-        }
+        self.connections.count()
     }
 }
 

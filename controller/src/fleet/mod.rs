@@ -5,6 +5,7 @@
 //! `muster-rollout`'s decision.
 
 mod evidence;
+mod load;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -13,15 +14,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use muster_rollout::{DeviceFacts, Fleet, Rollout};
 use muster_shared::api::{DesiredView, DeviceView};
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
-use muster_shared::messages::{Sequenced, StateReport};
+use muster_shared::messages::StateReport;
 use muster_shared::selector::Selector;
-use muster_shared::sketch::SketchWindow;
 
 pub(crate) use evidence::{Observation, reference_predictions};
 
-use crate::content::Catalogue;
-use crate::store::records::{Desired, DeviceRecord, ReportRecord, WindowRecord, window_key_floor};
-use crate::store::{Records, StoreError, Table};
+use crate::store::records::{Desired, DeviceRecord};
 use evidence::EvidenceLog;
 
 /// Windows this fresh are never added up: a rollout may yet ask for those since a moment among them.
@@ -88,31 +86,6 @@ pub(crate) struct FleetCounts {
 }
 
 impl FleetIndex {
-    /// Rebuilds the fleet from the store.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store cannot be read.
-    pub(crate) async fn load(records: &Records) -> Result<Self, StoreError> {
-        let mut inner = Inner::default();
-        for (_, record) in records.all::<DeviceRecord>(Table::Devices, "").await? {
-            inner.devices.insert(record.value.id.clone(), Entry::new(record.value, record.version));
-        }
-        for (key, report) in records.all::<ReportRecord>(Table::Reports, "").await? {
-            let entry = DeviceId::new(key).ok().and_then(|device| inner.devices.get_mut(&device));
-            if let Some(entry) = entry {
-                entry.last_seen_ms = Some(report.value.received_at_ms);
-                entry.report = Some(report.value.reported);
-            }
-        }
-        for (key, bundle) in records.all::<BundleRef>(Table::Meta, "manifest/").await? {
-            if let Some(digest) = key.strip_prefix("manifest/").and_then(|digest| digest.parse().ok()) {
-                inner.bundles.insert(digest, bundle.value);
-            }
-        }
-        load_evidence(records, &mut inner).await?;
-        Ok(Self { inner: Arc::new(RwLock::new(inner)) })
-    }
-
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -288,55 +261,6 @@ impl FleetIndex {
             .collect();
         Fleet { devices }
     }
-}
-
-/// Reads the windows that rollouts still ask for.
-async fn load_evidence(records: &Records, inner: &mut Inner) -> Result<(), StoreError> {
-    const PAGE: usize = 512;
-    let mut cuts: Vec<u64> = records
-        .all::<Rollout>(Table::Rollouts, "")
-        .await?
-        .into_iter()
-        .filter(|(_, rollout)| !rollout.value.status().is_terminal())
-        .map(|(_, rollout)| rollout.value.evidence_since_ms())
-        .collect();
-    cuts.sort_unstable();
-    let Some(first) = cuts.first() else { return Ok(()) };
-    let catalogue = Catalogue::new(records.clone());
-    let mut after = window_key_floor(*first);
-    loop {
-        let page = records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
-        let last = page.len() < PAGE;
-        for (key, window) in page {
-            after = key;
-            let window = window.value;
-            let received_at_ms = window.received_at_ms;
-            let Some(observation) = observation_of(&catalogue, &window).await? else { continue };
-            if let Some(entry) = inner.devices.get_mut(&window.device) {
-                entry.evidence.add(observation);
-                entry.evidence.compact(&cuts, received_at_ms.saturating_sub(FRESH_MS));
-            }
-        }
-        if last {
-            return Ok(());
-        }
-    }
-}
-
-async fn observation_of(catalogue: &Catalogue, window: &WindowRecord) -> Result<Option<Observation>, StoreError> {
-    let received_at_ms = window.received_at_ms;
-    if window.crash {
-        return Ok(Some(Observation::of_crash(&window.key, received_at_ms)));
-    }
-    if let Some(telemetry) = &window.telemetry {
-        return Ok(Some(Observation::of_telemetry(telemetry, received_at_ms)));
-    }
-    let sketch = window.sketch.as_deref().and_then(|bytes| Sequenced::<SketchWindow>::decode(bytes).ok());
-    let Some(sketch) = sketch else { return Ok(None) };
-    let listed = catalogue.get(&sketch.body.key.manifest).await?;
-    Ok(listed
-        .filter(|listed| sketch.body.fits(&listed.manifest.profile))
-        .map(|listed| Observation::of_sketch(&sketch.body, &listed.manifest.profile, received_at_ms)))
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@ use muster_shared::messages::{
     InstalledBundle, Position, RequestCounts, Resources, Stream, TelemetryWindow, WindowKey,
 };
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
-use muster_shared::sketch::LatencySketch;
+use muster_shared::sketch::{LatencySketch, SketchWindow};
 use muster_shared::trust::WatchPolicy;
 
 use super::*;
-use crate::store::Expect;
-use crate::store::records::window_key;
+use crate::store::records::{ReportRecord, WindowRecord, window_key};
+use crate::store::{Expect, Records, Table};
 use crate::testing::{TestApp, app, digest_of, profile};
 
 fn report(attribute: &str) -> StateReport {

@@ -5,6 +5,7 @@
 //! times; it counts once. Nothing a device sends can do more than cost its own time: what cannot be used is counted and told to
 //! operators, at most once a minute for each device.
 
+mod kinds;
 mod parse;
 mod retention;
 mod sequence;

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Said {
     /// How it is.
-    State(Sequenced<StateReport>),
+    State(Box<Sequenced<StateReport>>),
     /// Counters of a window.
     Telemetry(Sequenced<TelemetryWindow>),
     /// Sketches of a window, with the bytes they came in. Whether they fit their profile is still to be seen.
@@ -43,7 +43,7 @@ pub(crate) struct Unusable {
 /// [`Unusable`] with what is wrong.
 pub(crate) fn parse(kind: Up, payload: &Bytes) -> Result<Said, Unusable> {
     match kind {
-        Up::State => sequenced(Stream::State, payload).and_then(|message| check_state(message).map(Said::State)),
+        Up::State => sequenced(Stream::State, payload).and_then(|message| check_state(message).map(Box::new).map(Said::State)),
         Up::Telemetry => sequenced(Stream::Telemetry, payload).map(Said::Telemetry),
         Up::Sketch => Sequenced::<SketchWindow>::decode(payload)
             .map(|message| Said::Sketch(message, payload.clone()))

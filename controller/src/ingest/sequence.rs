@@ -14,7 +14,7 @@ pub(crate) enum Turn {
     /// It is next: take it in. The stream stands here then.
     Next(StreamPosition),
     /// It was taken in before, or comes too early: say where the stream stands.
-    OutOfTurn(StreamPosition),
+    NotNext(StreamPosition),
     /// It contradicts itself.
     Impossible,
 }
@@ -35,7 +35,7 @@ pub(crate) fn turn(stream: Stream, stored: Option<StreamPosition>, position: &Po
     if next {
         Turn::Next(StreamPosition { epoch, contiguous: sequence })
     } else {
-        Turn::OutOfTurn(StreamPosition { epoch, contiguous })
+        Turn::NotNext(StreamPosition { epoch, contiguous })
     }
 }
 
@@ -55,7 +55,7 @@ mod tests {
     fn the_table() {
         let stored = |contiguous| Some(StreamPosition { epoch: 7, contiguous });
         let next = |epoch, contiguous| Turn::Next(StreamPosition { epoch, contiguous });
-        let out = |epoch, contiguous| Turn::OutOfTurn(StreamPosition { epoch, contiguous });
+        let out = |epoch, contiguous| Turn::NotNext(StreamPosition { epoch, contiguous });
         for (stored, position, expected) in [
             (None, at(7, 1, 1), next(7, 1)),
             (None, at(7, 4, 4), next(7, 4)),
@@ -109,7 +109,7 @@ mod tests {
                         prop_assert!(taken.insert(sequence));
                         standing
                     }
-                    Turn::OutOfTurn(standing) => standing,
+                    Turn::NotNext(standing) => standing,
                     Turn::Impossible => continue,
                 };
                 given_up = given_up.max(oldest - 1);

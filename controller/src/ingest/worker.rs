@@ -5,10 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use muster_shared::ids::DeviceId;
-use muster_shared::messages::{
-    Ack, DeviceEvent, DeviceEventKind, Position, Sequenced, StateReport, Stream, TelemetryWindow, WindowKey,
-};
-use muster_shared::sketch::SketchWindow;
+use muster_shared::messages::{Ack, Position, Stream};
 use muster_shared::topics::{Down, Kind, Topic, Up};
 
 use super::parse::{Said, Unusable, parse};
@@ -16,12 +13,12 @@ use super::sequence::{Turn, turn};
 use crate::broker::BrokerEvent;
 use crate::clock;
 use crate::content::Requests;
-use crate::events::{ACTOR_CONTROLLER, ACTOR_DEVICE, Held, NewEvent};
+use crate::events::{ACTOR_CONTROLLER, Held, NewEvent};
 use crate::executor;
 use crate::fleet::Observation;
 use crate::metrics::Ingested;
 use crate::state::App;
-use crate::store::records::{ReportRecord, StreamPosition, WindowRecord, position_key, window_key};
+use crate::store::records::{ReportRecord, StreamPosition, position_key};
 use crate::store::{Change, Expect, Records, StoreError, Table};
 
 /// A device that sends rubbish is written about once in this time, in milliseconds.
@@ -29,7 +26,7 @@ const COMPLAIN_EVERY_MS: u64 = 60_000;
 
 /// Takes in the messages of some of the devices.
 pub(super) struct Worker {
-    app: Arc<App>,
+    pub(super) app: Arc<App>,
     chunks: Requests,
     /// How streams stand, as stored. Filled when needed; emptied of what a failed commit makes doubtful.
     positions: HashMap<(DeviceId, Stream), Option<StreamPosition>>,
@@ -38,13 +35,14 @@ pub(super) struct Worker {
 
 /// What a batch comes to.
 #[derive(Default)]
-struct Batch {
-    changes: Vec<Change>,
+pub(super) struct Batch {
+    pub(super) changes: Vec<Change>,
+    /// Numbers of entries in the history, held until they are stored.
     held: Vec<Held>,
-    reports: BTreeMap<DeviceId, ReportRecord>,
+    pub(super) reports: BTreeMap<DeviceId, ReportRecord>,
     positions: BTreeMap<(DeviceId, Stream), StreamPosition>,
     acks: BTreeMap<(DeviceId, Stream), StreamPosition>,
-    observations: Vec<(DeviceId, Observation)>,
+    pub(super) observations: Vec<(DeviceId, Observation)>,
     subscribed: BTreeSet<DeviceId>,
     /// Counted as stored or failed once the commit is through.
     counted: Vec<Up>,
@@ -161,7 +159,7 @@ impl Worker {
         }
         batch.news |= self.app.fleet.set_online(device, true, now_ms);
         match said {
-            Said::State(message) => self.state(batch, device, message, now_ms).await,
+            Said::State(message) => self.state(batch, device, *message, now_ms).await,
             Said::Telemetry(message) => self.telemetry(batch, device, message, now_ms).await,
             Said::Sketch(message, bytes) => self.sketch(batch, device, message, &bytes, now_ms).await,
             Said::Event(message) => self.event(batch, device, message, now_ms).await,
@@ -194,7 +192,7 @@ impl Worker {
         };
         let (standing, next) = match turn(stream, stored, position) {
             Turn::Next(standing) => (standing, true),
-            Turn::OutOfTurn(standing) => (standing, false),
+            Turn::NotNext(standing) => (standing, false),
             Turn::Impossible => return Ok(None),
         };
         self.positions.insert(key.clone(), Some(standing));
@@ -206,7 +204,7 @@ impl Worker {
     }
 
     /// As [`Self::is_next`], with a message that contradicts itself refused and one that is known already counted.
-    async fn take_turn(
+    pub(super) async fn take_turn(
         &mut self,
         batch: &mut Batch,
         device: &DeviceId,
@@ -231,7 +229,7 @@ impl Worker {
         }
     }
 
-    async fn refuse(
+    pub(super) async fn refuse(
         &mut self,
         batch: &mut Batch,
         device: &DeviceId,
@@ -266,157 +264,10 @@ impl Worker {
         )
     }
 
-    fn note(&self, batch: &mut Batch, event: NewEvent) -> Result<(), StoreError> {
+    pub(super) fn note(&self, batch: &mut Batch, event: NewEvent) -> Result<(), StoreError> {
         let (change, held) = self.app.events.prepare(event)?;
         batch.changes.push(change);
         batch.held.push(held);
         Ok(())
-    }
-
-    async fn state(
-        &mut self,
-        batch: &mut Batch,
-        device: &DeviceId,
-        message: Sequenced<StateReport>,
-        now_ms: u64,
-    ) -> Result<(), StoreError> {
-        if self.take_turn(batch, device, (Up::State, Stream::State), &message.position, now_ms).await? {
-            let record = ReportRecord { reported: message.body, received_at_ms: now_ms };
-            batch.reports.insert(device.clone(), record);
-        }
-        Ok(())
-    }
-
-    async fn telemetry(
-        &mut self,
-        batch: &mut Batch,
-        device: &DeviceId,
-        message: Sequenced<TelemetryWindow>,
-        now_ms: u64,
-    ) -> Result<(), StoreError> {
-        let (stream, position) = (Stream::Telemetry, message.position);
-        if !self.take_turn(batch, device, (Up::Telemetry, stream), &position, now_ms).await? {
-            return Ok(());
-        }
-        let record = WindowRecord {
-            device: device.clone(),
-            received_at_ms: now_ms,
-            position,
-            key: message.body.key,
-            telemetry: Some(message.body),
-            sketch: None,
-            crash: false,
-        };
-        if let Some(telemetry) = &record.telemetry {
-            batch.observations.push((device.clone(), Observation::of_telemetry(telemetry, now_ms)));
-        }
-        self.window(batch, stream, &record)
-    }
-
-    fn window(&self, batch: &mut Batch, stream: Stream, record: &WindowRecord) -> Result<(), StoreError> {
-        let key = window_key(record.received_at_ms, &record.device, stream, &record.position);
-        batch.changes.push(Records::put(Table::Windows, key, Expect::Anything, record)?);
-        Ok(())
-    }
-
-    async fn sketch(
-        &mut self,
-        batch: &mut Batch,
-        device: &DeviceId,
-        message: Sequenced<SketchWindow>,
-        bytes: &[u8],
-        now_ms: u64,
-    ) -> Result<(), StoreError> {
-        let Sequenced { position, body } = message;
-        let listed = self.app.catalogue.get(&body.key.manifest).await?;
-        let Some(listed) = listed.filter(|listed| body.fits(&listed.manifest.profile)) else {
-            let reason =
-                "the sketch does not fit the profile of the bundle it names, or there is no such bundle".into();
-            let unusable = Unusable { reason, position: Some((Stream::Sketch, position)) };
-            return self.refuse(batch, device, Up::Sketch, unusable, now_ms).await;
-        };
-        if !self.take_turn(batch, device, (Up::Sketch, Stream::Sketch), &position, now_ms).await? {
-            return Ok(());
-        }
-        let observation = Observation::of_sketch(&body, &listed.manifest.profile, now_ms);
-        batch.observations.push((device.clone(), observation));
-        let record = WindowRecord {
-            device: device.clone(),
-            received_at_ms: now_ms,
-            position,
-            key: body.key,
-            telemetry: None,
-            sketch: Some(bytes.to_vec()),
-            crash: false,
-        };
-        self.window(batch, Stream::Sketch, &record)
-    }
-
-    async fn event(
-        &mut self,
-        batch: &mut Batch,
-        device: &DeviceId,
-        message: Sequenced<DeviceEvent>,
-        now_ms: u64,
-    ) -> Result<(), StoreError> {
-        let Sequenced { position, body } = message;
-        if !self.take_turn(batch, device, (Up::Event, Stream::Event), &position, now_ms).await? {
-            return Ok(());
-        }
-        if body.kind == DeviceEventKind::Crashed {
-            self.crash(batch, device, &body, position, now_ms)?;
-        }
-        let desired = self.app.fleet.desired(device).filter(|desired| desired.generation == body.generation);
-        let event = NewEvent {
-            kind: format!("device.{}", event_name(body.kind)),
-            actor: ACTOR_DEVICE.into(),
-            device: Some(device.clone()),
-            rollout: desired.map(|desired| desired.rollout),
-            bundle: body.bundle,
-            detail: body.detail,
-        };
-        self.note(batch, event)
-    }
-
-    /// A crash tells about the bundle that ran. It is kept like a window, so that it is still known after a restart.
-    fn crash(
-        &self,
-        batch: &mut Batch,
-        device: &DeviceId,
-        body: &DeviceEvent,
-        position: Position,
-        now_ms: u64,
-    ) -> Result<(), StoreError> {
-        let Some(manifest) = self.app.fleet.manifest_of(device, body.generation) else { return Ok(()) };
-        let key = WindowKey { manifest, generation: body.generation, start_ms: body.at_ms, duration_ms: 0 };
-        let record = WindowRecord {
-            device: device.clone(),
-            received_at_ms: now_ms,
-            position,
-            key,
-            telemetry: None,
-            sketch: None,
-            crash: true,
-        };
-        batch.observations.push((device.clone(), Observation::of_crash(&key, now_ms)));
-        self.window(batch, Stream::Event, &record)
-    }
-}
-
-/// The kind as the history spells it.
-const fn event_name(kind: DeviceEventKind) -> &'static str {
-    match kind {
-        DeviceEventKind::Started => "started",
-        DeviceEventKind::Crashed => "crashed",
-        DeviceEventKind::Assigned => "assigned",
-        DeviceEventKind::Refused => "refused",
-        DeviceEventKind::Verified => "verified",
-        DeviceEventKind::Trial => "trial",
-        DeviceEventKind::Committed => "committed",
-        DeviceEventKind::Reverted => "reverted",
-        DeviceEventKind::Failed => "failed",
-        DeviceEventKind::Withdrawn => "withdrawn",
-        DeviceEventKind::StaleMetadata => "stale-metadata",
-        DeviceEventKind::Alarm => "alarm",
     }
 }

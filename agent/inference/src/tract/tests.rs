@@ -160,20 +160,26 @@ fn images_of_any_size_are_prepared_at_a_size_that_fits() {
 }
 
 #[test]
-fn shapes_that_do_not_go_together_are_the_requests_fault() {
-    let onnx = model(GraphProto {
-        node: vec![node("Add", &["x", "z"], "y", Vec::new())],
-        input: vec![value("x", OnnxType::Float, &[Named("A")]), value("z", OnnxType::Float, &[Named("B")])],
-        output: vec![value("y", OnnxType::Float, &[Unknown])],
-        ..GraphProto::default()
-    });
-    let model = loaded(&onnx);
-    let ones = |name: &str, size: usize| Tensor::from_f32(name, vec![size], &vec![1.0; size]).unwrap();
+fn shapes_that_do_not_go_together_are_an_error_every_time() {
+    let with = |operator: &str| {
+        let free = |name: &str, dimension: &'static str| value(name, OnnxType::Float, &[Of(1), Named(dimension)]);
+        loaded(&model(GraphProto {
+            node: vec![node(operator, &["x", "z"], "y", Vec::new())],
+            input: vec![free("x", "A"), free("z", "B")],
+            output: vec![value("y", OnnxType::Float, &[Of(1), Unknown])],
+            ..GraphProto::default()
+        }))
+    };
+    let ones = |name: &str, size: usize| Tensor::from_f32(name, vec![1, size], &vec![1.0; size]).unwrap();
+    // One is found out while preparing, the other only while running.
+    let (matmul, add) = (with("MatMul"), with("Add"));
     for _ in 0..2 {
-        let error = model.run(&[ones("x", 2), ones("z", 3)]).unwrap_err();
+        let error = matmul.run(&[ones("x", 2), ones("z", 3)]).unwrap_err();
         assert!(matches!(error, RunError::Unpreparable { .. }) && error.is_request_fault(), "{error}");
+        let error = add.run(&[ones("x", 2), ones("z", 3)]).unwrap_err();
+        assert!(matches!(error, RunError::Failed { .. }), "{error}");
     }
-    assert_eq!(model.run(&[ones("x", 2), ones("z", 2)]).unwrap()[0].values().collect::<Vec<_>>(), [2.0, 2.0]);
+    assert_eq!(add.run(&[ones("x", 2), ones("z", 2)]).unwrap()[0].values().collect::<Vec<_>>(), [2.0, 2.0]);
 }
 
 #[test]

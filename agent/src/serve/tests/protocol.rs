@@ -130,6 +130,32 @@ async fn several_inputs_and_outputs_can_be_mixed_and_chosen() {
     assert_eq!(floats(binary), numbers(&all["outputs"][1]["data"]));
 }
 
+/// A manifest may list the outputs in another order than the model gives them.
+#[tokio::test]
+async fn outputs_are_found_by_name() {
+    let mut model = other("two-inputs-two-outputs");
+    model.signature.outputs.reverse();
+    let names: Vec<String> = model.signature.outputs.iter().map(|output| output.name.clone()).collect();
+    let inputs: Vec<Value> = model
+        .signature
+        .inputs
+        .iter()
+        .map(|input| {
+            let shape: Vec<i64> = input.shape.iter().map(|d| d.abs()).collect();
+            let data = vec![1.0; usize::try_from(shape.iter().product::<i64>()).unwrap()];
+            json!({"name": input.name, "shape": shape, "datatype": input.datatype, "data": data})
+        })
+        .collect();
+    let endpoint = Endpoint::serving(model);
+    let path = "two-inputs-two-outputs";
+    let all = endpoint.infer(path, &json!({"inputs": inputs})).await.json();
+    for (name, output) in names.iter().zip(all["outputs"].as_array().unwrap()) {
+        assert_eq!(output["name"], *name);
+        let alone = endpoint.infer(path, &json!({"inputs": inputs, "outputs": [{"name": name}]})).await.json();
+        assert_eq!(alone["outputs"], json!([output]));
+    }
+}
+
 #[tokio::test]
 async fn integers_and_booleans_keep_their_type() {
     let endpoint = Endpoint::serving(other("bool-uint8"));

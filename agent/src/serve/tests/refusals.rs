@@ -93,7 +93,11 @@ async fn a_failing_or_panicking_model_is_to_blame_itself() {
     endpoint.host.drained().await;
     let counts = endpoint.host.counts();
     assert_eq!((counts.served, counts.failed, counts.rejected), (2, 2, 0), "since the second was activated");
-    endpoint.host.activate(doubling("1.0.2", 3), 3);
+    endpoint.host.activate(scripted(DataType::Fp64, "1.0.2", 3, |_| Ok(Vec::new())), 3);
+    endpoint.infer("scripted", &input).await.refused(500, "the model gave no output \"y\"");
+    endpoint.host.drained().await;
+    assert_eq!(endpoint.host.counts().failed, 1);
+    endpoint.host.activate(doubling("1.0.3", 4), 4);
     let answer = endpoint.infer("scripted", &input).await.json();
     assert_eq!(answer["outputs"][0]["data"], json!([2.0]));
 }

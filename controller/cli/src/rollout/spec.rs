@@ -184,12 +184,15 @@ struct WaveTable {
 /// # Errors
 /// [`Failure`] with line and field.
 pub(super) fn from_file(path: &Path) -> Result<RolloutSpec, Failure> {
-    let text = disk::read_text(path, MAX_SPEC_BYTES)?;
+    parse(&disk::read_text(path, MAX_SPEC_BYTES)?, path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
     let fault = |reason: String| Failure::input(format!("{}: {}", path.display(), reason.trim_end()));
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
-        return serde_json::from_str(&text).map_err(|error| fault(error.to_string()));
+        return serde_json::from_str(text).map_err(|error| fault(error.to_string()));
     }
-    let file: SpecFile = toml::from_str(&text).map_err(|error| fault(error.to_string()))?;
+    let file: SpecFile = toml::from_str(text).map_err(|error| fault(error.to_string()))?;
     let pace = Pace { soak: file.soak, max_duration: file.max_duration };
     let waves = if file.waves.is_empty() {
         vec![pace.wave(WaveSize::Percent(100), None, Pace::default())]
@@ -277,6 +280,14 @@ mod tests {
         #[test]
         fn any_wave_is_read_or_refused(text in ".{0,20}|[0-9]{1,3}%?:[a-z=!,]{0,10}") {
             let _ = text.parse::<WaveFlag>();
+        }
+
+        #[test]
+        fn any_file_is_read_or_refused(text in ".{0,80}", at in 0usize..58, with in ".{0,6}") {
+            let good = "bundle = \"a@1.0.0\"\nselector = \"*\"\n[[waves]]\nsize = \"100%\"\n";
+            let _ = parse(&format!("{}{with}{}", &good[..at], &good[at..]), Path::new("r.toml"));
+            let _ = parse(&text, Path::new("r.toml"));
+            let _ = parse(&format!("{{\"bundle\":{text}"), Path::new("r.json"));
         }
     }
 }

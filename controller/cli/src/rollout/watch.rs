@@ -190,6 +190,8 @@ impl Screen {
             Self::Json | Self::Lines => Ok(()),
             Self::Bars(bars) => {
                 bars.leave();
+                // The bars leave the cursor behind the last of them.
+                output::note("");
                 output::print(&format!("{} {}: {}", view.id, view.status, view.status_reason))
             }
         }

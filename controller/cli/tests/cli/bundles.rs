@@ -312,6 +312,15 @@ fn a_bundle_is_shown_from_its_folder() {
     desk.run("bundle show not-there").assert(2, &["neither a folder nor a bundle's name"]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_cannot_be_written_is_no_success() {
+    let desk = Desk::new();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ended: Ended = desk.command("completions bash").stdout(full).output().unwrap().into();
+    ended.assert(1, &["standard output cannot be written", "No space left"]);
+}
+
 #[test]
 fn every_shell_gets_its_completions() {
     let desk = Desk::new();

@@ -78,6 +78,9 @@ fn a_controller_that_cannot_be_named_or_trusted() {
     let server = Server::start(not_found);
     let other = Server::start(not_found);
     desk.run("device list").assert(2, &["MUSTER_URL", ".config/muster/config.toml"]);
+    let mut unset = desk.command("device list");
+    unset.envs(["MUSTER_URL", "MUSTER_TOKEN", "MUSTER_CA_FILE", "MUSTER_CONFIG"].map(|name| (name, "")));
+    Ended::from(unset.output().unwrap()).assert(2, &["MUSTER_URL"]);
     desk.run("--url http://localhost:1 --token t device list").assert(2, &["in the clear"]);
     desk.run("--url https://localhost:1 device list").assert(2, &["MUSTER_TOKEN"]);
     desk.run("--config nowhere.toml device list").assert(2, &["cannot open nowhere.toml"]);

@@ -173,8 +173,8 @@ fn targets_that_change_as_they_may_not() {
     world.now_ms += 1;
     let spoils: [(fn(&mut Target), &str); 6] = [
         (|target| target.generation -= 1, "its generation fell"),
-        (|target| target.wave = 1, "its wave or its past changed"),
-        (|target| target.previous = None, "its wave or its past changed"),
+        (|target| target.wave = 1, "its wave changed"),
+        (|target| target.previous = None, "its past changed"),
         (|target| target.manifest = Some(Digest::of(b"x")), "neither the bundle nor its past"),
         (|target| target.errand = Errand::Back, "no such way"),
         (|target| target.errand = Errand::Keep, "no such way"),

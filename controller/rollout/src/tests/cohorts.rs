@@ -77,6 +77,24 @@ fn cohorts_only_grow_whatever_becomes_of_labels() {
 }
 
 #[test]
+fn a_member_that_is_relabelled_takes_up_room_and_one_that_is_revoked_does_not() {
+    let mut by_site = spec(&["1", "100%"]);
+    by_site.selector = "site=lyon".parse().unwrap();
+    let mut world = fleet_of(by_site, 3);
+    for name in ["dev-0", "dev-1", "dev-2"] {
+        world.facts(name).labels.insert("site".into(), "lyon".into());
+    }
+    world.tick(0);
+    let first = world.first(0);
+    world.facts(&first).labels.clear();
+    world.tick(1);
+    assert_eq!(world.cohort(0).len(), 1, "it has the bundle, whatever it is called now");
+    world.facts(&first).revoked = true;
+    world.tick(1);
+    assert_eq!(world.cohort(0).len(), 2, "another one is the canary now");
+}
+
+#[test]
 fn a_fleet_that_shrinks_leaves_no_room_and_drops_nobody() {
     let mut world = fleet_of(spec(&["50%", "100%"]), 8);
     world.tick(0);

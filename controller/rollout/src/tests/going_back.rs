@@ -71,6 +71,25 @@ fn a_device_never_heard_of_goes_back_to_what_it_was_told_last() {
 }
 
 #[test]
+fn a_devices_past_is_what_it_says_until_it_takes_up_the_bundle() {
+    let mut world = World::new(spec(&["100%"]), &["a", "b"]);
+    world.facts("a").reported = None;
+    world.facts("b").online = false;
+    world.tick(0);
+    assert_eq!((world.target("a").unwrap().previous, world.target("b").unwrap().previous), (None, Some(old())));
+    // The one speaks for the first time; the other finishes what it was about when it went away.
+    let between = Digest::of(b"between");
+    for name in ["a", "b"] {
+        world.report(name, |report, _| report.committed = Some(installed(between, 0)));
+    }
+    world.tick(1);
+    assert_eq!(["a", "b"].map(|name| world.target(name).unwrap().previous), [Some(between); 2]);
+    world.commits("a");
+    world.tick(1);
+    assert_eq!(world.target("a").unwrap().previous, Some(between));
+}
+
+#[test]
 fn devices_that_had_the_bundle_before_are_left_alone() {
     let mut world = World::new(spec(&["100%"]), &["a", "has-it", "had-it"]);
     for name in ["has-it", "had-it"] {

@@ -3,7 +3,7 @@
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{Outcome, RolloutStatus, Rule};
 
-use super::reading::{is_foreign, is_meant, says_back, says_committed, says_failed};
+use super::reading::{is_foreign, says_back, says_committed, says_failed, takes_room};
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
 use crate::rollout::{Errand, Target};
@@ -122,7 +122,7 @@ impl Case<'_> {
         let Some(spec) = self.next.spec.waves.get(wave as usize) else { return false };
         let own = self.members(wave).any(|(_, target, _)| target.wave == wave);
         self.members(wave).any(|(id, target, facts)| {
-            let counts = if own { target.wave == wave } else { is_meant(self.next, spec, id, facts) };
+            let counts = if own { target.wave == wave } else { takes_room((wave, spec), id, target, facts) };
             counts && target.failure.is_none() && says_committed(target, facts)
         })
     }

@@ -4,6 +4,7 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::messages::{StateReport, UpdateState};
 use muster_shared::rollout::WaveSpec;
+use muster_shared::selector::Selector;
 
 use crate::fleet::DeviceFacts;
 use crate::rollout::{Errand, Rollout, Target};
@@ -79,11 +80,19 @@ pub(super) fn says_back(target: &Target, facts: &DeviceFacts) -> bool {
     })
 }
 
-/// Whether `wave` is meant for the device, leaving aside who has it.
+/// Whether the wave is meant for the device, leaving aside who has it.
 pub(super) fn is_meant(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
-    let matches =
-        |selector: &muster_shared::selector::Selector| selector.matches(id.as_str(), &facts.labels, &facts.attributes);
-    matches(&rollout.spec.selector) && wave.selector.as_ref().is_none_or(matches)
+    is_selected(&rollout.spec.selector, id, facts) && wave.selector.as_ref().is_none_or(|s| is_selected(s, id, facts))
+}
+
+/// Whether a device that is in takes up room in the wave. What its labels make of the rollout's selector is past.
+pub(super) fn takes_room(wave: (u32, &WaveSpec), id: &DeviceId, target: &Target, facts: &DeviceFacts) -> bool {
+    let (number, spec) = wave;
+    target.wave == number || (target.wave < number && spec.selector.as_ref().is_none_or(|s| is_selected(s, id, facts)))
+}
+
+fn is_selected(selector: &Selector, id: &DeviceId, facts: &DeviceFacts) -> bool {
+    selector.matches(id.as_str(), &facts.labels, &facts.attributes)
 }
 
 /// Whether the device is known to be able to run the bundle.

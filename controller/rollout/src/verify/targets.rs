@@ -3,7 +3,9 @@
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::RolloutStatus;
 
-use super::reading::{desired_generation, is_able, is_foreign, is_meant, reported_generation, says_committed};
+use super::reading::{
+    desired_generation, is_able, is_foreign, is_meant, reported_generation, says_committed, takes_room,
+};
 use super::{Case, Violation};
 use crate::rollout::{Errand, Target};
 
@@ -29,7 +31,15 @@ impl Case<'_> {
     fn kept_target(&mut self, id: &DeviceId, old: &Target, new: &Target) {
         let manifest = Some(self.next.bundle.manifest);
         let wrong = |why| Violation::Target { device: id.clone(), why };
-        self.expect(old.wave == new.wave && old.previous == new.previous, || wrong("its wave or its past changed"));
+        self.expect(old.wave == new.wave, || wrong("its wave changed"));
+        // Its past is what it says, until it has taken up the bundle.
+        let retold = old.errand == Errand::Forward
+            && old.attempts == 1
+            && self.fleet.devices.get(id).and_then(|facts| facts.reported.as_ref()).is_some_and(|report| {
+                report.generation < old.generation
+                    && new.previous == report.committed.as_ref().map(|bundle| bundle.manifest)
+            });
+        self.expect(old.previous == new.previous || retold, || wrong("its past changed"));
         self.expect(old.failure.is_none() || old.failure == new.failure, || wrong("its failure was forgotten"));
         self.expect(new.generation >= old.generation, || wrong("its generation fell"));
         let back = matches!(self.next.status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
@@ -95,19 +105,18 @@ impl Case<'_> {
         let next = self.next;
         let Some(spec) = next.spec.waves.get(wave as usize) else { return };
         let (mut all, mut have) = (0, 0);
-        for (id, facts) in &self.fleet.devices {
-            if facts.revoked || !is_meant(next, spec, id, facts) {
-                continue;
-            }
-            match next.targets.get(id) {
-                Some(target) if is_foreign(&next.id, target, facts) => {}
+        for (id, facts) in self.fleet.devices.iter().filter(|(_, facts)| !facts.revoked) {
+            // Those that came in with a later wave stand for what they were before: candidates.
+            match next.targets.get(id).filter(|target| target.wave <= wave) {
                 Some(target) => {
-                    all += 1;
-                    have += usize::from(target.wave <= wave);
+                    let counts = !is_foreign(&next.id, target, facts) && takes_room((wave, spec), id, target, facts);
+                    all += usize::from(counts);
+                    have += usize::from(counts);
                 }
                 None => {
                     let free = facts.held_by.is_none() && is_able(&next.bundle.requirements, facts);
-                    all += usize::from(free && reported_generation(facts).max(desired_generation(facts)) < u64::MAX);
+                    let tellable = reported_generation(facts).max(desired_generation(facts)) < u64::MAX;
+                    all += usize::from(free && tellable && is_meant(next, spec, id, facts));
                 }
             }
         }

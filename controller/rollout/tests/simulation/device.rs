@@ -33,6 +33,11 @@ impl Device {
         Self { report, online: true }
     }
 
+    /// A device that runs nothing and has never been told anything.
+    pub(crate) fn blank() -> Self {
+        Self { report: StateReport::default(), online: true }
+    }
+
     /// Takes an assignment; older and repeated ones are nothing to it.
     pub(crate) fn hear(&mut self, manifest: Option<Digest>, generation: u64) {
         if generation <= self.report.generation {

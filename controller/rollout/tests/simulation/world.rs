@@ -41,6 +41,10 @@ fn other() -> RolloutId {
     "r9".parse().expect("an id")
 }
 
+fn is_others(facts: &DeviceFacts) -> bool {
+    facts.desired.as_ref().is_some_and(|desired| desired.rollout == other())
+}
+
 impl World {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         let mut world = Self {
@@ -89,9 +93,17 @@ impl World {
         let id = DeviceId::new(format!("d{}", self.enrolled)).expect("an id");
         let site = format!("s{}", self.enrolled % 2);
         self.enrolled += 1;
-        let facts = DeviceFacts { labels: BTreeMap::from([("site".to_owned(), site)]), ..DeviceFacts::default() };
+        let mut facts = DeviceFacts { labels: BTreeMap::from([("site".to_owned(), site)]), ..DeviceFacts::default() };
+        // A new device runs nothing, and may not have been heard of when its wave comes.
+        let device = if self.chance.percent(20) {
+            Device::blank()
+        } else {
+            let device = Device::new(self.scenario.incumbent());
+            facts.reported = Some(device.report.clone());
+            device
+        };
         self.store.insert(id.clone(), facts);
-        self.devices.insert(id, Device::new(self.scenario.incumbent()));
+        self.devices.insert(id, device);
     }
 
     fn change_fleet(&mut self) {
@@ -256,11 +268,14 @@ impl World {
         assert_eq!(verify(next, &again, fleet, now_ms), Ok(()));
 
         assert!(before.targets.keys().all(|id| next.targets.contains_key(id)), "cohorts only grow");
-        if !self.scenario.by_site {
-            for (wave, spec) in (0u32..=next.current_wave).zip(&next.spec.waves) {
-                let have = next.targets.values().filter(|target| target.wave <= wave).count();
-                assert!(have <= spec.size.of(self.enrolled), "wave {wave} has {have}");
-            }
+        // Of the devices that are in and not cut off, there are never more than the largest wave so far allows.
+        let mut allowed = 0;
+        for (wave, spec) in (0u32..=next.current_wave).zip(&next.spec.waves) {
+            allowed = allowed.max(spec.size.of(self.enrolled));
+            let reachable = |id: &DeviceId| self.store.get(id).is_some_and(|facts| !facts.revoked && !is_others(facts));
+            let members = next.targets.iter().filter(|(id, target)| target.wave <= wave && reachable(id));
+            let have = members.count();
+            assert!(self.scenario.by_site || have <= allowed, "wave {wave} has {have}");
         }
         if self.stopped {
             assert_eq!((next.status, decision.actions.len()), (RolloutStatus::Stopped, 0), "an abort wins");
@@ -292,7 +307,8 @@ impl World {
         for (id, target) in &rollout.targets {
             let (Some(device), Some(facts)) = (self.devices.get(id), self.store.get(id)) else { continue };
             let ours = facts.desired.as_ref().is_none_or(|desired| desired.rollout == rollout.id);
-            if !facts.revoked && ours && target.attempts < 3 {
+            let is_astray = device.report.generation > target.generation;
+            if !facts.revoked && ours && !is_astray {
                 let runs = device.report.running.as_ref().map(|bundle| bundle.manifest);
                 assert_eq!(runs, target.previous, "{id} is back on what it ran before");
             }
