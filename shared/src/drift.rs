@@ -46,6 +46,60 @@ pub fn psi_critical(cells: usize, n_reference: f64, n_effective: f64, alpha: f64
     Some((1.0 / n_reference + 1.0 / n_effective) * chi.inverse_cdf(1.0 - alpha))
 }
 
+/// Pearson's test that two vectors of counts over the same cells come from one distribution.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Homogeneity {
+    /// χ², with each side's counts taken for as many values as they are worth.
+    pub statistic: f64,
+    /// Occupied cells less one.
+    pub degrees_of_freedom: f64,
+    /// Chance of a statistic at least as large when nothing has moved.
+    pub p_value: f64,
+}
+
+impl Homogeneity {
+    /// The statistic that is exceeded with probability `alpha` when nothing has moved.
+    #[must_use]
+    pub fn critical(&self, alpha: f64) -> f64 {
+        ChiSquared::new(self.degrees_of_freedom).map_or(f64::INFINITY, |chi| chi.inverse_cdf(1.0 - alpha))
+    }
+}
+
+/// Tests whether `reference` and `current` come from one distribution (Pearson, Philosophical Magazine 50, 1900, in its form
+/// for two samples). Unlike [`psi`], it does not mistake a cell that few values have not reached yet for a move. The effective sizes
+/// ([`effective_size`]) say how many independent values each side is worth. `None` when a side is empty, the lengths differ, or
+/// fewer than two cells are occupied.
+#[must_use]
+pub fn homogeneity(
+    reference: &[u64],
+    reference_effective: f64,
+    current: &[u64],
+    current_effective: f64,
+) -> Option<Homogeneity> {
+    let cells = occupied_cells(reference, current);
+    let sum = |counts: &[u64]| counts.iter().map(|n| *n as f64).sum::<f64>();
+    let (n_reference, n_current) = (sum(reference), sum(current));
+    let sides_hold = [n_reference, n_current, reference_effective, current_effective].iter().all(|n| *n > 0.0);
+    if reference.len() != current.len() || cells < 2 || !sides_hold {
+        return None;
+    }
+    let (n_r, n_c) = (reference_effective.min(n_reference), current_effective.min(n_current));
+    let statistic = reference
+        .iter()
+        .zip(current)
+        .filter(|(r, c)| **r > 0 || **c > 0)
+        .map(|(r, c)| {
+            let (p, q) = (*r as f64 / n_reference, *c as f64 / n_current);
+            let pooled = (p * n_r + q * n_c) / (n_r + n_c);
+            (p - q) * (p - q) / pooled
+        })
+        .sum::<f64>()
+        * (n_r * n_c / (n_r + n_c));
+    let degrees_of_freedom = (cells - 1) as f64;
+    let p_value = ChiSquared::new(degrees_of_freedom).ok()?.sf(statistic);
+    Some(Homogeneity { statistic, degrees_of_freedom, p_value })
+}
+
 /// Cells that hold anything on either side.
 #[must_use]
 pub fn occupied_cells(reference: &[u64], current: &[u64]) -> usize {
@@ -117,6 +171,20 @@ mod tests {
         let critical = psi_critical(10, 1_000.0, 1_000.0, 0.05).unwrap();
         assert!((critical - 2e-3 * 16.918_978).abs() < 1e-7, "{critical}");
         assert_eq!(psi_critical(1, 10.0, 10.0, 0.05), None);
+    }
+
+    #[test]
+    fn homogeneity_is_the_textbook_test() {
+        // scipy.stats.chi2_contingency([[10, 20, 30], [20, 20, 20]], correction=False): 5.333333, p = 0.069483.
+        let test = homogeneity(&[10, 20, 30], 60.0, &[20, 20, 20], 60.0).unwrap();
+        assert!((test.statistic - 5.333_333_333).abs() < 1e-8, "{test:?}");
+        assert!((test.p_value - 0.069_483_451).abs() < 1e-8, "{test:?}");
+        assert!((test.critical(0.05) - 5.991_465).abs() < 1e-5);
+        // Worth half as many values, it is half as sure.
+        let half = homogeneity(&[10, 20, 30], 30.0, &[20, 20, 20], 30.0).unwrap();
+        assert!((half.statistic * 2.0 - test.statistic).abs() < 1e-9);
+        assert_eq!(homogeneity(&[5, 0], 5.0, &[7, 0], 7.0), None);
+        assert_eq!(homogeneity(&[0, 0], 0.0, &[7, 1], 8.0), None);
     }
 
     #[test]

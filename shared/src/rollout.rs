@@ -421,6 +421,13 @@ pub enum Waiting {
         /// Requests needed.
         need: u64,
     },
+    /// A score of the predictions is above its limit, and still within what chance makes of so few.
+    TooFewPredictions {
+        /// Predictions there are.
+        have: u64,
+        /// Predictions that would settle it, if it stays as it is.
+        need: u64,
+    },
     /// Devices belong to another rollout that is not finished.
     HeldByOtherRollout {
         /// Which devices.
@@ -465,6 +472,9 @@ impl fmt::Display for Waiting {
                 write!(f, "{have} of {need} reports with requests")
             }
             Self::TooFewRequests { have, need } => write!(f, "{have} of {need} requests"),
+            Self::TooFewPredictions { have, need } => {
+                write!(f, "{have} of about {need} predictions that tell a move from chance")
+            }
             Self::HeldByOtherRollout { devices } => {
                 write!(f, "held by another rollout: {}", names(&mut devices.iter()))
             }

@@ -41,18 +41,9 @@ pub(crate) async fn measure(binaries: &Binaries, folder: &Path, window: Duration
     let resolution = 100.0 * usage::cpu_resolution().as_secs_f64() / at_rest.wall.as_secs_f64();
     table.figure("  smallest share this window can tell", resolution, "%");
     table.figure("bytes written to disk meanwhile", at_rest.written_bytes as f64, "");
-    let binary = |path: &Path| std::fs::metadata(path).map(|data| mebibytes(data.len()));
-    let size = binary(&binaries.agent).with_context(|| format!("{}", binaries.agent.display()))?;
-    if cfg!(debug_assertions) {
-        table.figure("size of this debug binary", size, "MiB");
-    } else {
-        table.goal("size of the stripped release binary", size, GOAL_BINARY_MIB, "MiB");
-    }
-    let shipped = binaries.agent.parent().and_then(Path::parent).map(|target| target.join("dist/muster-agent"));
-    match shipped.and_then(|path| binary(&path).ok()) {
-        Some(size) => table.goal("size of the dist binary that packages ship", size, GOAL_BINARY_MIB, "MiB"),
-        None => table.text("size of the dist binary that packages ship", "not built"),
-    }
+    let bytes = std::fs::metadata(&binaries.agent).with_context(|| format!("{}", binaries.agent.display()))?.len();
+    table.goal("size of the binary", mebibytes(bytes), GOAL_BINARY_MIB, "MiB");
+    table.text("  it is", &binaries.agent.display().to_string());
     Ok(vec![table])
 }
 

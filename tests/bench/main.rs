@@ -44,6 +44,9 @@ struct Arguments {
     /// disk.
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// Measure this agent instead of the release build, as target/dist/muster-agent.
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
 }
 
 /// What can be measured.
@@ -78,7 +81,10 @@ fn main() -> ExitCode {
 /// Runs the parts asked for and tells whether all of them could be measured.
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     programs::build()?;
-    let binaries = Binaries::beside_this_one()?;
+    let mut binaries = Binaries::beside_this_one()?;
+    if let Some(agent) = &arguments.agent {
+        binaries.agent = agent.canonicalize().with_context(|| format!("--agent {}", agent.display()))?;
+    }
     if cfg!(debug_assertions) {
         report::line("This is a debug build: its figures say little. Use cargo run --release.");
     }

@@ -147,7 +147,7 @@ mod tests {
         assert!(verify(&ours, &server, &[ours.der()], "127.0.0.2").is_err());
         // The CA is not shown, or another is.
         for chain in [vec![], vec![theirs.der()]] {
-let error = verify(&ours, &server, &chain, "127.0.0.1").unwrap_err();
+            let error = verify(&ours, &server, &chain, "127.0.0.1").unwrap_err();
             assert_eq!(reason(&error).unwrap(), OtherCa.to_string());
         }
         // Somebody else's certificate beside the right CA's.

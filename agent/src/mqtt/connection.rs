@@ -10,7 +10,7 @@ use muster_shared::limits::{CHUNK_WINDOW, MAX_PACKET_BYTES};
 use muster_shared::messages::{Ack, ChunkRequest, Presence};
 use muster_shared::topics::{Down, Kind, Topic, Up};
 use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Packet, QoS,
+    AsyncClient, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet, QoS,
     SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use tokio::sync::{Notify, Semaphore, watch};
@@ -96,6 +96,8 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                     }
                     shared.subscribed.notify_one();
                 }
+                // Our own goodbye is on the wire.
+                Ok(Event::Outgoing(Outgoing::Disconnect)) => return Ended::Stopped,
                 Ok(Event::Incoming(_) | Event::Outgoing(_)) => {}
                 Err(error) => return Ended::Lost(words(&error)),
             }
@@ -173,7 +175,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
             let all = u32::try_from(IN_FLIGHT).unwrap_or_default();
             drop(shared.in_flight.acquire_many(all).await);
             client.disconnect().await.ok();
-            // The event loop ends with an error once the farewell is on the wire.
+            // The other loop ends once that is on the wire.
             std::future::pending::<()>().await;
         };
         let _ = tokio::time::timeout(FAREWELL / 3, goodbye).await;

@@ -110,7 +110,7 @@ pub(crate) fn topic(stream: Stream) -> Up {
 impl Outbox {
     /// Opens the outbox below `data_dir`, and says what had to be repaired.
     pub(crate) fn open(data_dir: &Path, bounds: Bounds, metrics: Metrics) -> Result<(Self, Vec<String>), OutboxError> {
-let (store, mut alarms) = Store::open(data_dir)?;
+        let (store, mut alarms) = Store::open(data_dir)?;
         let (ledger, missing) = store.ledger(bounds)?;
         if missing > 0 {
             alarms.push(format!("the outbox was damaged: {missing} undelivered messages are lost"));

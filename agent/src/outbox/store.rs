@@ -68,7 +68,7 @@ impl Store {
         } else {
             files::write_durably(&marker, &vec![b'.'; openings + 1])?;
         }
-// sled may also take a damaged file for an empty one; the epoch is noted beside it to tell.
+        // sled may also take a damaged file for an empty one; the epoch is noted beside it to tell.
         let noted = data_dir.join("outbox.epoch");
         let expected =
             files::read_bounded(&noted, 64)?.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse::<u64>().ok());

@@ -272,7 +272,8 @@ fn killed_in_mid_download_it_asks_for_nothing_that_is_durable() {
     let bundle = good("1.0.0");
     let mut rig = Rig::start(folder.path());
     rig.assign(1, Some(&bundle));
-    let half = |rig: &Rig| rig.state().is_some_and(|s| s.generation == 1 && s.update.chunks_done * 2 >= s.update.chunks_total);
+    let half =
+        |rig: &Rig| rig.state().is_some_and(|s| s.generation == 1 && s.update.chunks_done * 2 >= s.update.chunks_total);
     rig.until("half of it", Some(&bundle), half);
     rig.snapshot(copied.path());
     let durable = rig.state().unwrap().update.chunks_done;

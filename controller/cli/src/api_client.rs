@@ -116,7 +116,7 @@ impl ApiClient {
         }
         let body = self.read(response).await.unwrap_or_default();
         let said = serde_json::from_slice::<Problem>(&body)
-            .map(|problem| format!("{} ({status}): {}", problem.title, problem.detail))
+            .map(|problem| format!("{} ({}): {}", problem.title, status.as_u16(), problem.detail))
             .unwrap_or_else(|_| {
                 let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
                 format!("{status} {text}").trim_end().to_owned()

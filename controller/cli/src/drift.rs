@@ -71,12 +71,13 @@ fn group_text(report: &DriftReport, group: &DriftGroup) -> String {
 }
 
 fn report_text(report: &DriftReport) -> String {
+    let windows = match report.since_ms {
+        0 => "all windows".to_owned(),
+        since_ms => format!("windows since {}", output::time(since_ms)),
+    };
     let head = format!(
-        "{}: windows since {}; drifted means psi above its critical value (chance {}) and above {}",
-        report.bundle,
-        output::time(report.since_ms),
-        report.alpha,
-        report.min_effect
+        "{}: {windows}; drifted means psi above its critical value (chance {}) and above {}",
+        report.bundle, report.alpha, report.min_effect
     );
     let groups = report.groups.iter().map(|group| group_text(report, group));
     std::iter::once(head).chain(groups).collect::<Vec<_>>().join("\n\n")

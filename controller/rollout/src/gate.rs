@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_shared::drift::{occupied_cells, psi, psi_critical};
+use muster_shared::drift::{homogeneity, psi};
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{ArmSummary, Check, Limits, Outcome, Rule, Verdict};
 
@@ -15,9 +15,9 @@ use crate::fleet::Predictions;
 use crate::rollout::Target;
 use crate::wording::{comparison, count, counted, duration, latency, listed};
 
-/// The chance with which a score may pass its limit while nothing has moved. A score is held against what it exceeds
-/// with this chance at the sizes at hand, where that is more than the limit.
-const PSI_ALPHA: f64 = 0.001;
+/// A prediction score above its limit counts only if chance alone makes as much of nothing less often than this. With few
+/// predictions a score is large by itself.
+const PREDICTION_ALPHA: f64 = 0.001;
 
 /// What the gate made of one wave at one time.
 pub(crate) struct Judgement {
@@ -26,6 +26,8 @@ pub(crate) struct Judgement {
     pub(crate) canary: ArmSummary,
     control: ArmSummary,
     compared: bool,
+    /// Predictions after which a score above its limit, and within chance so far, will be beyond it.
+    pub(crate) predictions_needed: Option<u64>,
 }
 
 /// Judges a wave.
@@ -37,12 +39,14 @@ pub(crate) fn judge(
     targets: &BTreeMap<DeviceId, Target>,
 ) -> Judgement {
     let compared = control.summary.reports >= limits.min_reports && control.summary.requests >= limits.min_requests;
+    let (prediction_psi, predictions_needed) = prediction_psi(limits, canary, control, reference);
     Judgement {
+        predictions_needed,
         checks: vec![
             failures(limits, &canary.summary, targets),
             error_rate(limits, &canary.summary, &control.summary),
             latency_ratio(limits, &canary.summary, &control.summary),
-            prediction_psi(limits, canary, control, reference),
+            prediction_psi,
             min_reports(limits, &canary.summary),
             min_requests(limits, &canary.summary),
         ],
@@ -110,7 +114,7 @@ impl Judgement {
     }
 
     fn into_verdict(self, wave: u32, at_ms: u64, outcome: Outcome, summary: String) -> Verdict {
-        let Self { checks, canary, control, compared: _ } = self;
+        let Self { checks, canary, control, compared: _, predictions_needed: _ } = self;
         Verdict { at_ms, wave, outcome, checks, canary, control, summary }
     }
 }
@@ -219,19 +223,39 @@ fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> 
 struct ColumnScore<'a> {
     column: &'a str,
     score: f64,
-    /// The limit, or what chance makes of nothing, whichever is more.
-    threshold: f64,
+    /// The chance of as much when nothing has moved.
+    p_value: f64,
+    /// How many times the predictions at hand would show this score to be beyond chance.
+    times_needed: f64,
     canary: u64,
     control: u64,
     reference: Option<u64>,
 }
 
-fn prediction_psi(limits: &Limits, canary: &Arm<'_>, control: &Arm<'_>, reference: &Predictions) -> Check {
+/// The check, and how many predictions would settle it where they are too few to.
+fn prediction_psi(
+    limits: &Limits,
+    canary: &Arm<'_>,
+    control: &Arm<'_>,
+    reference: &Predictions,
+) -> (Check, Option<u64>) {
+    let limit = limits.max_prediction_psi;
+    let passes = |score: &ColumnScore<'_>| score.score > limit;
     let worst = canary
         .predictions
         .iter()
         .filter_map(|(column, classes)| column_score(limits, column, classes, canary, control, reference))
-        .max_by(|a, b| (a.score / a.threshold).total_cmp(&(b.score / b.threshold)));
+        // Beyond chance first: one column that has moved for sure outweighs a larger score that may mean nothing.
+        .max_by(|a, b| {
+            let sure = |score: &ColumnScore<'_>| passes(score) && score.p_value < PREDICTION_ALPHA;
+            sure(a).cmp(&sure(b)).then(a.score.total_cmp(&b.score))
+        });
+    let outcome = match &worst {
+        None => Outcome::Inconclusive,
+        Some(worst) if !passes(worst) => Outcome::Successful,
+        Some(worst) if worst.p_value < PREDICTION_ALPHA => Outcome::Failed,
+        Some(_) => Outcome::Inconclusive,
+    };
     let sentence = match &worst {
         Some(worst) => {
             let of = if canary.predictions.len() > 1 { format!(" of {}", worst.column) } else { String::new() };
@@ -239,14 +263,14 @@ fn prediction_psi(limits: &Limits, canary: &Arm<'_>, control: &Arm<'_>, referenc
                 None => format!("control {}", count(worst.control)),
                 Some(rows) => format!("no control of that size, the bundle's reference {}", count(rows)),
             };
-            let raised = if worst.threshold > limits.max_prediction_psi {
-                format!("; the limit of {} is within chance at this size", limits.max_prediction_psi)
+            let within = if outcome == Outcome::Inconclusive {
+                format!("; within chance so far, p = {:.3}", worst.p_value)
             } else {
                 String::new()
             };
             format!(
-                "prediction PSI{of} {} (canary {}, {beside}{raised})",
-                comparison(worst.score, worst.threshold, ""),
+                "prediction PSI{of} {} (canary {}, {beside}{within})",
+                comparison(worst.score, limit, ""),
                 counted(worst.canary, "prediction"),
             )
         }
@@ -261,15 +285,22 @@ fn prediction_psi(limits: &Limits, canary: &Arm<'_>, control: &Arm<'_>, referenc
             counted(limits.min_requests, "prediction"),
         ),
     };
-    Check {
+    let needed = worst.as_ref().filter(|_| outcome == Outcome::Inconclusive).map(|worst| {
+        let needed = (worst.canary as f64 * worst.times_needed).ceil().clamp(0.0, 1e15);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped just above")]
+        let needed = needed as u64;
+        needed.max(worst.canary.saturating_add(1))
+    });
+    let check = Check {
         rule: Rule::PredictionPsi,
-        outcome: worst.as_ref().map_or(Outcome::Inconclusive, |worst| outcome(worst.score, worst.threshold)),
+        outcome,
         measured: worst.as_ref().map(|worst| worst.score),
-        limit: worst.as_ref().map_or(limits.max_prediction_psi, |worst| worst.threshold),
+        limit,
         canary_samples: worst.as_ref().map_or(canary.summary.predictions, |worst| worst.canary),
         control_samples: worst.as_ref().map_or(control.summary.predictions, |worst| worst.control),
         sentence,
-    }
+    };
+    (check, needed)
 }
 
 fn column_score<'a>(
@@ -281,43 +312,39 @@ fn column_score<'a>(
     reference: &Predictions,
 ) -> Option<ColumnScore<'a>> {
     let canary = total(classes);
-    let effective = arm.effective_predictions(column);
     if canary < limits.min_requests {
         return None;
     }
     let beside = control.predictions.get(column);
     let in_control = beside.map_or(0, total);
-    if let Some(beside) = beside.filter(|_| in_control >= limits.min_requests) {
-        let (score, chance) = score(beside, control.effective_predictions(column), classes, effective)?;
-        let threshold = limits.max_prediction_psi.max(chance);
-        return Some(ColumnScore { column, score, threshold, canary, control: in_control, reference: None });
-    }
-    let reference: BTreeMap<&str, u64> = reference.get(column)?.iter().map(|(class, n)| (class.as_str(), *n)).collect();
-    let rows = total(&reference);
-    if rows < limits.min_requests {
-        return None;
-    }
-    let (score, chance) = score(&reference, rows as f64, classes, effective)?;
-    let threshold = limits.max_prediction_psi.max(chance);
-    Some(ColumnScore { column, score, threshold, canary, control: in_control, reference: Some(rows) })
+    let of_reference: BTreeMap<&str, u64>;
+    let (other, other_effective, rows) = match beside.filter(|_| in_control >= limits.min_requests) {
+        Some(beside) => (beside, control.effective_predictions(column), None),
+        None => {
+            of_reference = reference.get(column)?.iter().map(|(class, n)| (class.as_str(), *n)).collect();
+            let rows = total(&of_reference);
+            if rows < limits.min_requests {
+                return None;
+            }
+            (&of_reference, rows as f64, Some(rows))
+        }
+    };
+    let (other, current) = aligned(other, classes);
+    let score = psi(&other, &current)?;
+    // A single class on both sides cannot have moved.
+    let test = homogeneity(&other, other_effective, &current, arm.effective_predictions(column));
+    let p_value = test.map_or(1.0, |test| test.p_value);
+    let times_needed = test.map_or(1.0, |test| test.critical(PREDICTION_ALPHA) / test.statistic.max(f64::MIN_POSITIVE));
+    Some(ColumnScore { column, score, p_value, times_needed, canary, control: in_control, reference: rows })
 }
 
-/// The score of two sides, and what it exceeds by chance with probability [`PSI_ALPHA`] at their effective sizes.
-fn score(
-    reference: &BTreeMap<&str, u64>,
-    reference_effective: f64,
-    current: &BTreeMap<&str, u64>,
-    current_effective: f64,
-) -> Option<(f64, f64)> {
+/// The counts of two sides over the same classes.
+fn aligned(reference: &BTreeMap<&str, u64>, current: &BTreeMap<&str, u64>) -> (Vec<u64>, Vec<u64>) {
     let mut cells: BTreeMap<&str, (u64, u64)> = reference.iter().map(|(class, n)| (*class, (*n, 0))).collect();
     for (class, n) in current {
         cells.entry(class).or_default().1 = *n;
     }
-    let (reference, current): (Vec<u64>, Vec<u64>) = cells.into_values().unzip();
-    let score = psi(&reference, &current)?;
-    // One cell on both sides cannot differ.
-    let chance = psi_critical(occupied_cells(&reference, &current), reference_effective, current_effective, PSI_ALPHA);
-    Some((score, chance.unwrap_or(0.0)))
+    cells.into_values().unzip()
 }
 
 fn min_reports(limits: &Limits, canary: &ArmSummary) -> Check {

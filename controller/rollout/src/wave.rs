@@ -6,12 +6,12 @@
 //! A wave passes only on devices of its own, if it has any: at least one must have committed and not failed since.
 
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{ArmSummary, Limits, RolloutStatus, Waiting, WaveSpec};
+use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
 
 use crate::cohort::{Survey, new_target};
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
-use crate::gate::judge;
+use crate::gate::{Judgement, judge};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::standing::{Standing, fresh_generation, past, standing};
 
@@ -48,7 +48,7 @@ pub(crate) fn step(next: &mut Rollout, fleet: &Fleet, survey: &Survey<'_>, now_m
         }
         let census = Census::of(&grown, fleet, survey, &spec);
         let soak_until_ms = soak(&mut grown, &census, &spec, now_ms);
-        let (blocking, aside) = waiting(census, survey, &grown.spec.limits, &judgement.canary, soak_until_ms, now_ms);
+        let (blocking, aside) = waiting(census, survey, &grown.spec.limits, &judgement, soak_until_ms, now_ms);
         if judged && blocking.is_empty() {
             *next = grown;
             next.conclude(judgement.successful(wave, now_ms));
@@ -217,7 +217,7 @@ fn waiting(
     census: Census,
     survey: &Survey<'_>,
     limits: &Limits,
-    canary: &ArmSummary,
+    judgement: &Judgement,
     soak_until_ms: Option<u64>,
     now_ms: u64,
 ) -> (Vec<Waiting>, Vec<Waiting>) {
@@ -239,11 +239,15 @@ fn waiting(
     if let Some(until_ms) = soak_until_ms.filter(|until_ms| *until_ms > now_ms) {
         blocking.push(Waiting::Soaking { until_ms });
     }
+    let canary = &judgement.canary;
     if canary.reports < limits.min_reports {
         blocking.push(Waiting::TooFewReports { have: canary.reports, need: limits.min_reports });
     }
     if canary.requests < limits.min_requests {
         blocking.push(Waiting::TooFewRequests { have: canary.requests, need: limits.min_requests });
+    }
+    if let Some(need) = judgement.predictions_needed {
+        blocking.push(Waiting::TooFewPredictions { have: canary.predictions, need });
     }
     aside.extend(outsiders(survey));
     (blocking, aside)

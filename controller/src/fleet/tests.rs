@@ -1,7 +1,7 @@
 use muster_rollout::BundleFacts;
 use muster_shared::bundle::Requirements;
 use muster_shared::messages::{
-    InstalledBundle, Position, RequestCounts, Resources, Stream, TelemetryWindow, WindowKey,
+    InstalledBundle, Position, RequestCounts, Resources, Sequenced, Stream, TelemetryWindow, WindowKey,
 };
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
 use muster_shared::sketch::{LatencySketch, SketchWindow};

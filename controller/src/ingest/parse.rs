@@ -43,7 +43,9 @@ pub(crate) struct Unusable {
 /// [`Unusable`] with what is wrong.
 pub(crate) fn parse(kind: Up, payload: &Bytes) -> Result<Said, Unusable> {
     match kind {
-        Up::State => sequenced(Stream::State, payload).and_then(|message| check_state(message).map(Box::new).map(Said::State)),
+        Up::State => {
+            sequenced(Stream::State, payload).and_then(|message| check_state(message).map(Box::new).map(Said::State))
+        }
         Up::Telemetry => sequenced(Stream::Telemetry, payload).map(Said::Telemetry),
         Up::Sketch => Sequenced::<SketchWindow>::decode(payload)
             .map(|message| Said::Sketch(message, payload.clone()))

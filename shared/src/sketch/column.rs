@@ -247,14 +247,15 @@ impl ColumnSketch {
     }
 
     /// The counts as one vector of cells, every special one included: what drift scores compare. For a number: below
-    /// the minimum, the bins, above the maximum, NaN, plus and minus infinity, missing. For a class: the classes, other, missing.
+    /// the minimum, the bins, above the maximum, plus and minus infinity, missing, as which NaN counts here: to a model
+    /// the two are one. For a class: the classes, other, missing.
     #[must_use]
     pub fn cells(&self) -> Vec<u64> {
         match self {
             Self::Numeric(s) => {
                 let mut cells = vec![s.below_min];
                 cells.extend(&s.bins);
-                cells.extend([s.above_max, s.nan, s.pos_inf, s.neg_inf, s.missing]);
+                cells.extend([s.above_max, s.pos_inf, s.neg_inf, s.nan.saturating_add(s.missing)]);
                 cells
             }
             Self::Class(s) => {
@@ -274,7 +275,7 @@ impl Reference {
             Self::Numeric { counts, missing, .. } => {
                 let mut cells = vec![0];
                 cells.extend(counts);
-                cells.extend([0, 0, 0, 0, *missing]);
+                cells.extend([0, 0, 0, *missing]);
                 cells
             }
             Self::Class { counts, .. } => {
@@ -327,8 +328,8 @@ mod tests {
         let mut sketch =
             sketched(&numeric(), &[-0.1, 0.0, 0.99, 1.0, 3.99, 4.0, 4.01, f64::NAN, f64::INFINITY, f64::NEG_INFINITY]);
         sketch.add_missing();
-        // below, [0,1), [1,4), [4,4], above, NaN, +inf, -inf, missing
-        assert_eq!(sketch.cells(), [1, 2, 2, 1, 1, 1, 1, 1, 1]);
+        // below, [0,1), [1,4), [4,4], above, +inf, -inf, missing or NaN
+        assert_eq!(sketch.cells(), [1, 2, 2, 1, 1, 1, 1, 2]);
         let mut sketch = sketched(&classes(), &[0.0, 1.0, 1.0, 2.0, -1.0, 0.5, f64::NAN]);
         sketch.add_missing();
         assert_eq!(sketch.cells(), [1, 2, 4, 1]);
