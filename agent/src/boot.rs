@@ -33,12 +33,20 @@ impl Boot {
         let before: Count = files::read_bounded(&count, MAX_FILE_BYTES)?
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        let stopped_in_order = files::read_bounded(&marker, MAX_FILE_BYTES)?.is_some();
         let starts = before.starts.saturating_add(1);
-        // The marker goes first: a crash in between is then told once too often rather than never.
-        files::remove(&marker)?;
+        if before.starts == 0 {
+            // Nothing ran before the first start.
+            files::write_durably(&marker, b"")?;
+        }
         files::write_durably(&count, format!("{{\"starts\":{starts}}}").as_bytes())?;
-        Ok(Self { starts, crashed: before.starts > 0 && !stopped_in_order, marker })
+        let crashed = files::read_bounded(&marker, MAX_FILE_BYTES)?.is_none();
+        Ok(Self { starts, crashed, marker })
+    }
+
+    /// Notes that the agent runs: from here on, an end that is not in order is a crash. An earlier one must have been told by
+    /// now.
+    pub(crate) fn runs(&self) -> Result<(), FileError> {
+        files::remove(&self.marker)
     }
 
     /// Notes that this start ended in order.
@@ -55,13 +63,19 @@ mod tests {
     fn only_an_end_in_order_is_no_crash() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let first = Boot::begin(&run).unwrap();
-        assert_eq!((first.starts, first.crashed), (1, false));
-        let second = Boot::begin(&run).unwrap();
-        assert_eq!((second.starts, second.crashed), (2, true));
-        second.ended_in_order().unwrap();
-        let third = Boot::begin(&run).unwrap();
-        assert_eq!((third.starts, third.crashed), (3, false));
+        let begin = || Boot::begin(&run).unwrap();
+        assert!(!begin().crashed);
+        // The first never came to run: that is no crash.
+        let second = begin();
+        assert_eq!((second.starts, second.crashed), (2, false));
+        second.runs().unwrap();
+        assert!(begin().crashed);
+        // It is told until a start gets as far as running.
+        let fourth = begin();
+        assert_eq!((fourth.starts, fourth.crashed), (4, true));
+        fourth.runs().unwrap();
+        fourth.ended_in_order().unwrap();
+        assert!(!begin().crashed);
         std::fs::write(run.join("starts.json"), "rubbish").unwrap();
         assert_eq!(Boot::begin(&run).unwrap().starts, 1);
     }

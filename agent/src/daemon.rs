@@ -132,13 +132,13 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
         None => {
             notify::ready("waiting to be enrolled");
             tokio::select! {
-                identity = base.enrol() => identity?,
-                never = notify::stay_alive(|| true) => match never {},
-                () = signals.stop() => {
-                    let _ = stop_serving.send(true);
-                    return Ok(base.boot.ended_in_order()?);
-                }
-            }
+                            identity = base.enrol() => identity?,
+                            never = notify::stay_alive(|| true) => match never {},
+                            () = signals.stop() => {
+            let _ = stop_serving.send(true);
+                                return Ok(());
+                            }
+                        }
         }
     };
     let (stop_link, link_stops) = watch::channel(false);
@@ -279,6 +279,7 @@ impl Base {
             requests: ask,
         };
         let updater = tokio::task::block_in_place(|| Updater::open(parts, inbox.clone(), self.boot.crashed))?;
+        self.boot.runs()?;
         let (ready, is_ready) = oneshot::channel();
         let running = updater.start(input, ready)?;
         is_ready.await.map_err(|_| DaemonError::Ended("the updater"))?;

@@ -22,6 +22,7 @@ mod ingest;
 mod metrics;
 mod pki;
 mod problem;
+mod readiness;
 mod serve;
 mod state;
 mod store;
@@ -31,6 +32,7 @@ mod trust;
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -81,7 +83,18 @@ fn start_log(format: LogFormat) {
     }
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where standard error is gone, so is the last place to say it.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     // Both ring and aws-lc-rs are linked; whoever asks rustls for its provider must get one answer.
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()

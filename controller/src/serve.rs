@@ -6,11 +6,11 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use rustix::process::{Resource, Rlimit};
 use sd_notify::NotifyState;
 use tokio::sync::{Notify, watch};
 
@@ -28,10 +28,13 @@ use crate::executor::{self, Schedule};
 use crate::fleet::FleetIndex;
 use crate::metrics::Metrics;
 use crate::pki::{Pki, PkiError, ServerNames};
+use crate::readiness::Readiness;
 use crate::state::App;
 use crate::store::{Records, SledStore, StoreError};
 use crate::{api, clock, ingest};
 
+/// Open files that are no device's connection: the store, the API, uploads.
+const OTHER_FILES: u64 = 512;
 /// Time that requests and tasks get to end in order.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -77,6 +80,7 @@ pub(crate) enum ServeError {
 /// # Errors
 /// [`ServeError`] when a part cannot start, or stops by itself.
 pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+    raise_file_limit(config.broker.max_connections);
     let data = config.data_dir.clone();
     durable::make_folder(&data)?;
     let records = Records::new(Arc::new(SledStore::open(&data.join("store"))?));
@@ -104,7 +108,6 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let admit = Arc::new(EnrolledDevices::new(records.clone()));
     let started = broker::start_embedded(&config.broker, pki.broker_files(), admit).await?;
     let endpoints = Endpoints::new(&config, api_address, started.local_addr, pki.ca_file());
-    let broker_listens = Arc::new(AtomicBool::new(true));
     let app = Arc::new(App {
         config,
         endpoints,
@@ -115,7 +118,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         director,
         pki,
         broker: started.broker,
-        broker_listens: Arc::clone(&broker_listens),
+        readiness: Readiness::default(),
         fleet,
         events,
         metrics: Metrics::default(),
@@ -153,7 +156,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
 
     tracing::info!("stopping");
     notify(NotifyState::Stopping);
-    broker_listens.store(false, Ordering::Relaxed);
+    app.readiness.broker_ended();
     remove_stale(&data.join("endpoints.json"))?;
     handle.graceful_shutdown(Some(STOP_TIMEOUT));
     // Nobody is left when every part has ended already.
@@ -181,6 +184,19 @@ fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
     listener.set_nonblocking(true).map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
+}
+
+/// Every connection is an open file, and many systems allow 1,024 of them unless asked for more.
+fn raise_file_limit(max_connections: usize) {
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files was not raised");
+    }
+    let limit = rustix::process::getrlimit(Resource::Nofile).current;
+    if limit.is_some_and(|limit| limit < (max_connections as u64).saturating_add(OTHER_FILES)) {
+        tracing::warn!(limit, max_connections, "the system allows fewer open files than broker.max-connections needs");
+    }
 }
 
 fn remove_stale(path: &Path) -> Result<(), FileError> {
@@ -222,37 +238,34 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn it_starts_announces_itself_stops_and_starts_again() {
+    async fn it_starts_announces_itself_and_stops() {
         // Another test may have done so.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let folder = tempfile::tempdir().unwrap();
-        let mut tokens = Vec::new();
-        for _ in 0..2 {
-            let (stop, told_to_stop) = oneshot::channel::<()>();
-            let running = tokio::spawn(serve(config(folder.path()), async {
-                let _ = told_to_stop.await;
-            }));
-            let path = folder.path().join("endpoints.json");
-            let endpoints = announced(path.clone()).await;
-            let port = endpoints["broker_port"].as_u64().unwrap();
-            let api = endpoints["api_url"].as_str().unwrap().strip_prefix("https://").unwrap().to_owned();
-            for address in [api.clone(), format!("127.0.0.1:{port}")] {
-                tokio::net::TcpStream::connect(&address).await.unwrap();
-            }
-            assert!(Path::new(endpoints["ca_file"].as_str().unwrap()).exists());
-            let mut second = config(tempfile::tempdir().unwrap().path());
-            second.api.listen = api.parse().unwrap();
-            let error = serve(second, std::future::pending()).await.unwrap_err().to_string();
-            assert!(error.contains(&api) && error.contains("[api] listen"), "{error}");
-            let error = serve(config(folder.path()), std::future::pending()).await.unwrap_err();
-            assert!(error.to_string().contains("in use by another process"), "{error}");
-            let announced_still = path.exists();
-            stop.send(()).unwrap();
-            running.await.unwrap().unwrap();
-            assert!(announced_still && !path.exists());
-            tokens.push(std::fs::read(folder.path().join("admin.token")).unwrap());
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (stop, told_to_stop) = oneshot::channel::<()>();
+        let running = tokio::spawn(serve(config(folder.path()), async {
+            let _ = told_to_stop.await;
+        }));
+        let path = folder.path().join("endpoints.json");
+        let endpoints = announced(path.clone()).await;
+        let port = endpoints["broker_port"].as_u64().unwrap();
+        let api = endpoints["api_url"].as_str().unwrap().strip_prefix("https://").unwrap().to_owned();
+        for address in [api.clone(), format!("127.0.0.1:{port}")] {
+            tokio::net::TcpStream::connect(&address).await.unwrap();
         }
-        assert_eq!(tokens[0], tokens[1]);
+        assert!(Path::new(endpoints["ca_file"].as_str().unwrap()).exists());
+
+        let mut second = config(other.path());
+        second.api.listen = api.parse().unwrap();
+        let error = serve(second, std::future::pending()).await.unwrap_err().to_string();
+        assert!(error.contains(&api) && error.contains("[api] listen"), "{error}");
+        let error = serve(config(folder.path()), std::future::pending()).await.unwrap_err();
+        assert!(error.to_string().contains("in use by another process"), "{error}");
+        assert!(path.exists(), "a second controller must not touch the first one's files");
+
+        stop.send(()).unwrap();
+        running.await.unwrap().unwrap();
+        assert!(!path.exists());
     }
 
     #[tokio::test]

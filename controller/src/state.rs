@@ -1,7 +1,6 @@
 //! What every part of the running controller shares.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use tokio::sync::Notify;
 
@@ -12,6 +11,7 @@ use crate::endpoints::Endpoints;
 use crate::events::EventLog;
 use crate::metrics::Metrics;
 use crate::pki::Pki;
+use crate::readiness::Readiness;
 use crate::store::Records;
 
 /// The running controller. Parts hold it behind an [`Arc`].
@@ -34,8 +34,8 @@ pub(crate) struct App {
     pub(crate) pki: Pki,
     /// The way to the devices.
     pub(crate) broker: Arc<dyn crate::broker::Broker>,
-    /// Whether the broker still takes connections.
-    pub(crate) broker_listens: Arc<AtomicBool>,
+    /// Whether all of it can work.
+    pub(crate) readiness: Readiness,
     /// Every device, in memory.
     pub(crate) fleet: crate::fleet::FleetIndex,
     /// The fleet's history.

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,6 +34,7 @@ use crate::executor::Schedule;
 use crate::fleet::FleetIndex;
 use crate::metrics::Metrics;
 use crate::pki::{Pki, ServerNames};
+use crate::readiness::Readiness;
 use crate::state::App;
 use crate::store::records::{AccessTokenRecord, BundleRecord, Desired, DeviceRecord, manifest_key};
 use crate::store::{Expect, Records, SledStore, Table};
@@ -146,7 +146,7 @@ pub(crate) async fn open_over(config: Config, broker: Arc<RecordingBroker>, reco
         director: Director::open(&data.join("director.key")).unwrap(),
         pki,
         broker,
-        broker_listens: Arc::new(AtomicBool::new(true)),
+        readiness: Readiness::default(),
         fleet: FleetIndex::load(&records).await.unwrap(),
         events: EventLog::open(records.clone()).await.unwrap(),
         metrics: Metrics::default(),

@@ -30,9 +30,11 @@ pub(crate) const PACE: [&str; 12] = [
 pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Binaries, std::path::PathBuf) -> F) {
     // Tests share the process; the first one installs the provider for all.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let folder = tempfile::Builder::new().prefix("muster-it-").tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let outcome = runtime.block_on(async { test(Binaries::beside_this_one()?, folder.path().to_path_buf()).await });
+    let folder = tempfile::Builder::new().prefix("muster-it-").tempdir().expect("a folder for the test");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let outcome = runtime
+        .expect("a runtime for the test")
+        .block_on(async { test(Binaries::beside_this_one()?, folder.path().to_path_buf()).await });
     if let Err(error) = outcome {
         let kept = folder.keep();
         panic!("{error:#}\nThe processes' logs are in {}", kept.display());

@@ -44,9 +44,7 @@ pub(crate) enum EnrolError {
         reason: String,
     },
     /// The controller does not take the token or the request.
-    #[error(
-        "the controller at {url} refused to enrol this device ({status}): {detail}. Tokens are used up and expire: make a new one with `muster token create`"
-    )]
+    #[error("the controller at {url} refused to enrol this device ({status}): {detail}")]
     Refused {
         /// Where it is.
         url: String,
@@ -161,8 +159,13 @@ async fn attempt(
         return Err(EnrolError::Away { url, reason: format!("it answered {status}") });
     }
     if !status.is_success() {
-        let detail = serde_json::from_slice::<Problem>(&body)
-            .map_or_else(|_| "no reason given".to_owned(), |p| p.detail.chars().take(400).collect());
+        let detail = serde_json::from_slice::<Problem>(&body).map_or_else(
+            |_| {
+                "no reason given; a token that was used up or has expired is replaced with `muster token create`"
+                    .to_owned()
+            },
+            |p| p.detail.chars().take(400).collect(),
+        );
         return Err(EnrolError::Refused { url, status: status.as_u16(), detail });
     }
     let response: EnrolResponse = serde_json::from_slice(&body)

@@ -108,6 +108,7 @@ impl Inbox {
 pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
     let mut backoff =
         Backoff::new(Pauses { first_ms: link.config.reconnect_min_ms, longest_ms: link.config.reconnect_max_ms });
+    let mut told = None;
     while !*stop.borrow() {
         let started = Steady::start();
         let ended = connection::run(&mut link, &mut stop).await;
@@ -122,7 +123,14 @@ pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
             backoff.succeeded();
         }
         let pause_ms = backoff.failed(jitter());
-        tracing::warn!(device = %link.identity.device, %reason, pause_ms, "no connection to the broker");
+        let device = &link.identity.device;
+        // Weeks without a network are one thing that happened, not thousands.
+        if told.as_ref() == Some(&reason) {
+            tracing::debug!(%device, %reason, pause_ms, "still no connection to the broker");
+        } else {
+            tracing::warn!(%device, %reason, pause_ms, "no connection to the broker");
+            told = Some(reason);
+        }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(pause_ms)) => {}
             _ = stop.changed() => {}

@@ -396,8 +396,17 @@ fn what_is_not_trusted_is_refused_and_changes_nothing() {
     rig.until("the last", None, |rig| rig.has_event(DeviceEventKind::Refused, "chunk frame"));
     let refused = |rig: &Rig| rig.events().iter().filter(|e| e.kind == DeviceEventKind::Refused).count();
     assert_eq!(refused(&rig), 10);
+    // A flood of junk, and of genuine documents damaged anywhere.
     for n in 0..200 {
         rig.tell(Down::Assignment, format!("\"{n}\"").into_bytes());
+        // Of the present generation: damage to a mere hint leaves it genuine, and then it changes nothing.
+        let mut damaged = delivery(5, Some(&bundle), |_| {});
+        let at = (n * 7_919) % damaged.len();
+        damaged[at] = damaged[at].wrapping_add(u8::try_from(n % 255).unwrap() + 1);
+        rig.tell(Down::Assignment, damaged.clone());
+        damaged.truncate(at);
+        rig.tell(Down::Assignment, damaged);
+        rig.tell(Down::Chunk, vec![1; n]);
     }
     rig.tell(Down::Command, br#"{"command":"self-test"}"#.to_vec());
     rig.until("the self-test", None, |rig| rig.has_event(DeviceEventKind::Verified, "self-test passed"));

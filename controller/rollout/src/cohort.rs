@@ -140,6 +140,7 @@ pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_
         previous,
         wave,
         assigned_at_ms: now_ms,
+        done_at_ms: (errand == Errand::Keep).then_some(now_ms),
         failure: None,
         attempts: 1,
     })

@@ -71,6 +71,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
                     target.manifest = target.previous;
                     target.generation = generation;
                     target.assigned_at_ms = now_ms;
+                    target.done_at_ms = None;
                     target.attempts = attempts;
                 }
                 None => {
@@ -80,6 +81,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
             }
         }
         if standing(target, facts) == Standing::Done {
+            target.done_at_ms = target.done_at_ms.or(Some(now_ms));
             retreat.back += 1;
         } else if facts.online {
             retreat.going += 1;

@@ -71,6 +71,9 @@ pub struct Target {
     pub wave: u32,
     /// When the generation was given.
     pub assigned_at_ms: u64,
+    /// When the device was first seen to have done what the generation says; what it does for another rollout later is
+    /// not this one's matter.
+    pub done_at_ms: Option<u64>,
     /// Why it counts as failed on the bundle; it stays so and is not tried again.
     pub failure: Option<String>,
     /// Generations given on this errand. A device that overtakes them by itself, or fails to go back, gets a few.

@@ -76,7 +76,12 @@ impl Rollout {
 }
 
 fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DeviceProgress {
-    let standing = facts.map_or(Standing::Unheard, |facts| standing(target, facts));
+    let standing = match facts.map(|facts| standing(target, facts)) {
+        // Gone, or about something else by now: what it had done counts.
+        Some(Standing::Astray) | None if target.done_at_ms.is_some() => Standing::Done,
+        Some(standing) => standing,
+        None => Standing::Unheard,
+    };
     match (target.errand, standing) {
         (Errand::Back, Standing::Done) => DeviceProgress::Back,
         (
@@ -87,8 +92,8 @@ fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DeviceProgress {
         (Errand::Forward, Standing::Failed(_)) => DeviceProgress::Failed,
         // Given up, whatever it says now.
         (Errand::Forward, _) if target.failure.is_some() => DeviceProgress::Failed,
-        (Errand::Forward, Standing::Unheard) => DeviceProgress::Assigned,
-        (Errand::Forward, Standing::Working | Standing::Astray) => DeviceProgress::Updating,
+        (Errand::Forward, Standing::Unheard | Standing::Astray) => DeviceProgress::Assigned,
+        (Errand::Forward, Standing::Working) => DeviceProgress::Updating,
         (Errand::Forward, Standing::Trial) => DeviceProgress::Trial,
     }
 }

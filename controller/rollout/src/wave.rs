@@ -31,12 +31,12 @@ pub(crate) fn step(next: &mut Rollout, fleet: &Fleet, survey: &Survey<'_>, now_m
         let (started_ms, clock_from_ms) = rewind(next, now_ms);
         let judged = started_ms < now_ms;
         put_right(next, fleet, now_ms);
-        note_failures(next, fleet);
+        take_note(next, fleet, now_ms);
 
         // Judged as it will be with those that join now; they join only if the wave goes on.
         let mut grown = next.clone();
         take_in(&mut grown, survey, fleet, &spec, now_ms);
-        note_failures(&mut grown, fleet);
+        take_note(&mut grown, fleet, now_ms);
         let judgement = {
             let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey));
             judge(&grown.spec.limits, &canary, &control, &grown.bundle.reference_predictions, &grown.targets)
@@ -116,6 +116,7 @@ fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
                 target.errand = Errand::Forward;
                 target.generation = generation;
                 target.assigned_at_ms = now_ms;
+                target.done_at_ms = None;
                 target.attempts = attempts;
             }
             None => target.failure = Some("it claims generations that it was not given".to_owned()),
@@ -124,12 +125,16 @@ fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
     next.targets = targets;
 }
 
-/// Marks devices that failed, reverted or crashed on the bundle. The mark stays.
-fn note_failures(next: &mut Rollout, fleet: &Fleet) {
+/// Marks devices that committed, and devices that failed, reverted or crashed on the bundle. The marks stay.
+fn take_note(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
     let mut targets = std::mem::take(&mut next.targets);
     for (id, target) in targets.iter_mut().filter(|(_, target)| target.failure.is_none()) {
         let Some(facts) = next.governed(id, target, fleet) else { continue };
-        target.failure = match standing(target, facts) {
+        let standing = standing(target, facts);
+        if standing == Standing::Done && target.done_at_ms.is_none() {
+            target.done_at_ms = Some(now_ms);
+        }
+        target.failure = match standing {
             Standing::Failed(why) => Some(why),
             Standing::Unheard | Standing::Working | Standing::Trial | Standing::Done | Standing::Astray => {
                 has_crashed(target, facts).then(|| "crashed".to_owned())

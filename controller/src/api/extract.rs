@@ -1,6 +1,7 @@
 //! What handlers take: a caller with the role they need, and parts of the request that have been checked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -93,15 +94,19 @@ pub(super) struct Parameters<T>(pub(super) T);
 async fn body(request: Request, app: &Arc<App>) -> Result<(HeaderMap, Bytes), ApiError> {
     let headers = request.headers().clone();
     let limit_bytes = app.config.api.max_body_bytes;
-    let bytes = Bytes::from_request(request, app).await.map_err(|rejection| {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+    let limit = Duration::from_millis(app.config.api.request_timeout_ms);
+    match tokio::time::timeout(limit, Bytes::from_request(request, app)).await {
+        Ok(Ok(bytes)) => Ok((headers, bytes)),
+        Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
             let detail = format!("the body is larger than {limit_bytes} bytes, the controller's api.max-body-bytes");
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail)
-        } else {
-            ApiError::invalid("incomplete-body", "the body did not arrive completely")
+            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail))
         }
-    })?;
-    Ok((headers, bytes))
+        Ok(Err(_)) => Err(ApiError::invalid("incomplete-body", "the body did not arrive completely")),
+        Err(_) => {
+            let detail = format!("the body did not arrive within {} ms", limit.as_millis());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "incomplete-body", detail))
+        }
+    }
 }
 
 fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, ApiError> {

@@ -1,7 +1,6 @@
 //! Whether the controller lives, whether it can work, and its numbers.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -12,9 +11,6 @@ use crate::executor;
 use crate::metrics::Snapshot;
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
-use crate::store::{Expect, Records, Table};
-
-const PROBE_KEY: &str = "readiness-probe";
 
 /// The process answers.
 #[utoipa::path(get, path = "/healthz", tag = "health", security(()), responses((status = 200, description = "It lives")))]
@@ -28,17 +24,9 @@ pub(super) async fn healthz() -> &'static str {
     responses((status = 200, description = "It can work"), (status = 503, description = "It cannot, and why")),
 )]
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> ApiResult<&'static str> {
-    let not_ready = |detail: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", detail);
-    if !app.broker_listens.load(Ordering::Relaxed) {
-        return Err(not_ready("the broker does not listen".into()));
-    }
-    let probe = Records::put(Table::Meta, PROBE_KEY, Expect::Anything, &clock::now_ms())?;
-    match app.records.commit(vec![probe]).await {
+    match app.readiness.check(&app.records, clock::now_ms()).await {
         Ok(()) => Ok("ready\n"),
-        Err(error) => {
-            tracing::warn!(%error, "not ready: the store takes no writes");
-            Err(not_ready("the store takes no writes; the controller's log says why".into()))
-        }
+        Err(why) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", why.to_string())),
     }
 }
 

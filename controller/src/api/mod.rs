@@ -28,7 +28,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state, map_response};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, patch, post};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -72,30 +72,40 @@ fn transfer_routes() -> Vec<Route> {
 
 /// The API, ready to be served.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let ordinary = with_routes(ordinary_routes())
+    let transfers = with_routes(transfer_routes()).layer(from_fn(to_the_end));
+    surround(bounded(ordinary_routes(), &app).merge(transfers), app)
+}
+
+fn bounded(routes: Vec<Route>, app: &Arc<App>) -> Router<Arc<App>> {
+    with_routes(routes)
         .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes))
-        .layer(from_fn_with_state(Arc::clone(&app), limit_time));
-    surround(ordinary.merge(with_routes(transfer_routes())), app)
+        .layer(from_fn_with_state(Arc::clone(app), in_time))
 }
 
 fn with_routes(routes: Vec<Route>) -> Router<Arc<App>> {
-    routes.into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods))
+    let router = routes.into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    router.layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| after_panic(panic.as_ref())))
 }
 
 /// What holds for every path, known or not.
 fn surround(router: Router<Arc<App>>, app: Arc<App>) -> Router {
-    router
-        .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| after_panic(panic.as_ref())))
-        .layer(map_response(as_problem))
-        .layer(from_fn_with_state(Arc::clone(&app), count))
-        .with_state(app)
+    router.layer(map_response(as_problem)).layer(from_fn_with_state(Arc::clone(&app), count)).with_state(app)
 }
 
-async fn limit_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Works a request off to its end, even when its client has gone: what was stored must also reach what is kept in memory, and
+/// half a file must be removed.
+async fn to_the_end(request: Request, next: Next) -> Response {
+    tokio::spawn(next.run(request)).await.unwrap_or_else(|_| {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the controller is stopping").into_response()
+    })
+}
+
+/// As [`to_the_end`], but the client waits only so long for it.
+async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let limit = Duration::from_millis(app.config.api.request_timeout_ms);
-    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
-        let detail = format!("the request was not done after {} ms", limit.as_millis());
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail).into_response()
+    tokio::time::timeout(limit, to_the_end(request, next)).await.unwrap_or_else(|_| {
+        let detail = format!("there is no answer after {} ms; what was asked for may still be done", limit.as_millis());
+        ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail).into_response()
     })
 }
 

@@ -78,6 +78,8 @@ pub(crate) async fn start_embedded(
         .reuseaddr(Some(true))
         .nodelay(true)
         .allow_anonymous(false)
+        // Without keep-alive a dead device would be taken for a silent one for ever.
+        .allow_zero_keepalive(false)
         .collect_cert_info(true)
         .tls_cross_certificate(true)
         .tls_cert(Some(path(&files.certificate)))

@@ -1,18 +1,21 @@
 //! Telling devices what they shall run: signing and sending.
 //!
-//! Every message is signed anew when it is sent, so a device that returns after a long time gets one that is in date.
+//! Every message is signed anew when it is sent, so a device that returns after a long time gets one that is in date. What a
+//! rollout wanted that was stopped meanwhile is not told to devices that have not taken it up.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::limits::MAX_PACKET_BYTES;
 use muster_shared::messages::RootDelivery;
+use muster_shared::rollout::RolloutStatus;
 use muster_shared::topics::{Down, Topic};
 use muster_shared::trust::{Assignment, Envelope, TrustError};
 use tokio::task::JoinSet;
 
+use super::StatusOnly;
 use crate::broker::BrokerError;
 use crate::clock;
 use crate::state::App;
@@ -80,6 +83,43 @@ fn not_told(device: &DeviceId, error: &IssueError) {
     tracing::warn!(%device, %error, cause = ?std::error::Error::source(error), "an assignment was not sent; it is tried again");
 }
 
+/// Whether the rollout was stopped: devices that have not taken up what it wanted must not hear of it any more.
+async fn is_stopped(app: &App, rollout: &RolloutId) -> Result<bool, StoreError> {
+    let stored = app.records.get::<StatusOnly>(Table::Rollouts, rollout.as_str()).await?;
+    Ok(stored.is_some_and(|rollout| rollout.value.status == RolloutStatus::Stopped))
+}
+
+/// Tells devices again that have not accepted what they shall run, whichever rollout it came from.
+pub(super) async fn remind(app: &Arc<App>) {
+    let now_ms = clock::now_ms();
+    let mut stopped: HashMap<RolloutId, bool> = HashMap::new();
+    let mut due = Vec::new();
+    for device in app.fleet.behind() {
+        let Some(desired) = app.fleet.desired(&device) else { continue };
+        if !app.schedule.is_due(&device, desired.generation, now_ms) {
+            continue;
+        }
+        let known = stopped.get(&desired.rollout).copied();
+        let is_stopped = match known {
+            Some(known) => Ok(known),
+            None => is_stopped(app, &desired.rollout).await,
+        };
+        match is_stopped {
+            Ok(is_stopped) => {
+                stopped.insert(desired.rollout.clone(), is_stopped);
+                if is_stopped {
+                    // Nothing to say; looked at again as rarely as if it had been said.
+                    app.schedule.note_issued(&device, desired.generation, now_ms);
+                } else {
+                    due.push((device, desired));
+                }
+            }
+            Err(error) => tracing::error!(rollout = %desired.rollout, %error, "a rollout cannot be read"),
+        }
+    }
+    deliver(app, due).await;
+}
+
 /// Tells every device of `assignments`, several at once.
 pub(super) async fn deliver(app: &Arc<App>, assignments: Vec<(DeviceId, Desired)>) {
     let mut manifests = Manifests::new();
@@ -124,6 +164,9 @@ pub(crate) async fn reissue(app: &App, device: &DeviceId) {
     }
     let Some(desired) = app.fleet.desired(device) else { return };
     let sent = async {
+        if app.fleet.is_behind(device) && is_stopped(app, &desired.rollout).await? {
+            return Ok(());
+        }
         let manifest = match &desired.manifest {
             Some(digest) => Some(manifest_json(app, digest).await?),
             None => None,

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use muster_rollout::ActionError;
 use muster_shared::ids::{BundleRef, RolloutId};
-use muster_shared::rollout::SpecError;
+use muster_shared::rollout::{RolloutStatus, SpecError};
+use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -31,6 +32,12 @@ use crate::store::StoreError;
 
 /// The least time between two looks at all rollouts.
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is read of a rollout's record where only its status matters.
+#[derive(Debug, Deserialize)]
+struct StatusOnly {
+    status: RolloutStatus,
+}
 
 /// Why a rollout cannot be made, shown or moved.
 #[derive(Debug, thiserror::Error)]

@@ -45,7 +45,7 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
         let cuts = rollouts.iter().filter(|r| !r.value.status().is_terminal()).map(|r| r.value.evidence_since_ms());
         app.fleet.compact(cuts.collect(), now_ms);
     }
-    remind(app).await;
+    issue::remind(app).await;
     wake_at_ms
 }
 
@@ -205,14 +205,4 @@ pub(super) async fn pause_broken(
         Err(_) => {}
     }
     Ok(())
-}
-
-/// Tells devices again that have not accepted what they shall run, whichever rollout it came from.
-async fn remind(app: &Arc<App>) {
-    let now_ms = clock::now_ms();
-    let due = app.fleet.behind().into_iter().filter_map(|device| {
-        let desired = app.fleet.desired(&device)?;
-        app.schedule.is_due(&device, desired.generation, now_ms).then_some((device, desired))
-    });
-    issue::deliver(app, due.collect()).await;
 }

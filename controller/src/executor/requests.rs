@@ -6,7 +6,7 @@ use muster_shared::rollout::{RolloutSpec, RolloutStatus, RolloutView};
 use serde::{Deserialize, Serialize};
 
 use super::schedule::number;
-use super::{ExecutorError, history, pass};
+use super::{ExecutorError, StatusOnly, history, pass};
 use crate::clock;
 use crate::fleet::reference_predictions;
 use crate::state::App;
@@ -176,11 +176,7 @@ pub(crate) async fn views(
 /// # Errors
 /// [`ExecutorError::Store`].
 pub(crate) async fn statuses(app: &App) -> Result<Vec<RolloutStatus>, ExecutorError> {
-    #[derive(Deserialize)]
-    struct Status {
-        status: RolloutStatus,
-    }
-    let all = app.records.all::<Status>(Table::Rollouts, "").await?;
+    let all = app.records.all::<StatusOnly>(Table::Rollouts, "").await?;
     Ok(all.into_iter().map(|(_, rollout)| rollout.value.status).collect())
 }
 

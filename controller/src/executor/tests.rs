@@ -223,6 +223,29 @@ async fn devices_that_are_away_are_told_when_they_return() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_that_return_after_an_abort_are_not_told() {
+    let test = app().await;
+    let (away, there) = (test.enrol("a", &[]).await, test.enrol("b", &[]).await);
+    connect(&test, &there);
+    let bundle = test.bundle("digits", "1.0.0", 10).await;
+    let id = create(&test.app, spec(&bundle, "*", &["100%"]), "alice", None).await.unwrap().id;
+    let told = plan_until(&test, &id, |view| view.waves[0].devices.len() == 2).await;
+    assert_eq!(told.iter().map(|assignment| &assignment.device).collect::<Vec<_>>(), [&there]);
+    comply(&test, &told[0], &bundle, 0, 0);
+    act(&test.app, &id, OperatorAction::Abort, "bob", None).await.unwrap();
+    connect(&test, &away);
+    reissue(&test.app, &away).await;
+    pass::pass(&test.app).await;
+    assert!(test.broker.take().is_empty(), "an assignment of a stopped rollout was sent");
+    // Who has taken it up keeps it, and may hear of it again.
+    reissue(&test.app, &there).await;
+    assert_eq!(assignments(&test, &test.broker.take()).len(), 1);
+    act(&test.app, &id, OperatorAction::Rollback, "bob", None).await.unwrap();
+    let told = plan_until(&test, &id, is(RolloutStatus::RollingBack)).await;
+    assert!(told.iter().all(|assignment| assignment.manifest.is_none() && assignment.generation == 2), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_stored_and_not_sent_is_sent_after_a_restart() {
     let test = app().await;
     let device = fleet(&test, &["a"]).await.remove(0);

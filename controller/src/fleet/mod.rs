@@ -52,6 +52,12 @@ impl Entry {
         Self { record, version, report: None, online: false, last_seen_ms: None, evidence: EvidenceLog::default() }
     }
 
+    fn is_behind(&self) -> bool {
+        let accepted = self.report.as_ref().map_or(0, |report| report.generation);
+        let desired = self.record.desired.as_ref();
+        !self.record.revoked && desired.is_some_and(|desired| desired.generation > accepted)
+    }
+
     fn selected_by(&self, selector: &Selector) -> bool {
         let none = BTreeMap::new();
         let attributes = self.report.as_ref().map_or(&none, |report| &report.attributes);
@@ -208,16 +214,16 @@ impl FleetIndex {
         }
     }
 
+    /// Whether the device has not accepted what it shall run.
+    pub(crate) fn is_behind(&self, device: &DeviceId) -> bool {
+        self.read().devices.get(device).is_some_and(Entry::is_behind)
+    }
+
     /// Connected devices that have not accepted what they shall run.
     pub(crate) fn behind(&self) -> Vec<DeviceId> {
         let inner = self.read();
-        let is_behind = |entry: &Entry| {
-            let accepted = entry.report.as_ref().map_or(0, |report| report.generation);
-            entry.online
-                && !entry.record.revoked
-                && entry.record.desired.as_ref().is_some_and(|desired| desired.generation > accepted)
-        };
-        inner.devices.iter().filter(|(_, entry)| is_behind(entry)).map(|(device, _)| device.clone()).collect()
+        let behind = inner.devices.iter().filter(|(_, entry)| entry.online && entry.is_behind());
+        behind.map(|(device, _)| device.clone()).collect()
     }
 
     /// Connected devices.

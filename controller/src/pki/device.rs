@@ -167,8 +167,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_damage_to_a_request_is_refused_without_a_panic(at in 0_usize..300, value: u8) {
+        fn any_damage_to_a_request_is_refused_or_changes_nothing_that_counts(at in 0_usize..300, value: u8) {
             let good = request(&PKCS_ECDSA_P256_SHA256, "x");
+            let whole = DeviceKey::from_request(&good).unwrap();
             let mut der = CertificateSigningRequestDer::from_pem_slice(good.as_bytes()).unwrap().to_vec();
             let at = at % der.len();
             prop_assume!(der[at] != value);
@@ -176,7 +177,10 @@ mod tests {
             use base64::Engine as _;
             let text = base64::engine::general_purpose::STANDARD.encode(&der);
             let pem = format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n");
-            prop_assert!(DeviceKey::from_request(&pem).is_err());
+            // The tag of the signature's algorithm is outside of what is signed, and the parser is lenient about it.
+            if let Ok(read) = DeviceKey::from_request(&pem) {
+                prop_assert_eq!(read, whole);
+            }
         }
     }
 }

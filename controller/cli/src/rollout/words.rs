@@ -21,6 +21,7 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         | Waiting::Offline { .. }
         | Waiting::TooFewReports { .. }
         | Waiting::TooFewRequests { .. }
+        | Waiting::TooFewPredictions { .. }
         | Waiting::HeldByOtherRollout { .. }
         | Waiting::Unsuitable { .. }
         | Waiting::Paused { .. }

@@ -138,14 +138,16 @@ fn more_devices_than_the_wave_allows() {
 
 #[test]
 fn devices_taken_in_that_may_not_be() {
-    for (spoil, word) in [
-        ((|world, name| world.facts(name).revoked = true) as fn(&mut World, &str), "revoked"),
+    type Spoil = fn(&mut World, &str);
+    let spoils: [(Spoil, &str); 6] = [
+        (|world, name| world.facts(name).revoked = true, "revoked"),
         (|world, name| world.facts(name).held_by = Some("r9".parse().unwrap()), "another rollout has it"),
         (|world, name| drop(world.fleet.devices.remove(&device(name))), "does not exist"),
         (|world, name| world.facts(name).reported.as_mut().unwrap().generation = 9, "not new"),
         (|world, _| world.rollout.bundle.requirements.min_memory_bytes = 1, "not known to be able to run"),
         (|world, _| world.rollout.spec.selector = "site=lyon".parse().unwrap(), "not selected"),
-    ] {
+    ];
+    for (spoil, word) in spoils {
         let mut world = World::new(spec(&["100%"]), &["a"]);
         let mut decision = plan(&world.rollout, &world.fleet, world.now_ms);
         spoil(&mut world, "a");
@@ -171,7 +173,8 @@ fn a_device_said_to_have_what_it_has_not() {
 fn targets_that_change_as_they_may_not() {
     let (mut world, first) = fetching();
     world.now_ms += 1;
-    let spoils: [(fn(&mut Target), &str); 6] = [
+    type Spoil = fn(&mut Target);
+    let spoils: [(Spoil, &str); 6] = [
         (|target| target.generation -= 1, "its generation fell"),
         (|target| target.wave = 1, "its wave changed"),
         (|target| target.previous = None, "its past changed"),
@@ -313,8 +316,9 @@ fn times_and_names_that_change() {
     let (mut world, _) = about_to_pass();
     world.tick(0);
     world.now_ms += 1;
+    type Spoil = fn(&mut crate::Rollout);
     for spoil in [
-        (|next| next.waves[0].soak_from_ms = None) as fn(&mut crate::Rollout),
+        (|next| next.waves[0].soak_from_ms = None) as Spoil,
         |next| next.waves[0].started_at_ms = Some(1),
         |next| next.waves[1].started_at_ms = Some(1),
         |next| next.waves[1].clock_from_ms = Some(1),
@@ -325,11 +329,11 @@ fn times_and_names_that_change() {
         assert!(has(&found, |v| matches!(v, Violation::Time { .. })), "{found:?}");
     }
     for spoil in [
-        (|next| next.id = "other".parse().unwrap()) as fn(&mut crate::Rollout),
+        (|next| next.id = "other".parse().unwrap()) as Spoil,
         |next| next.spec.limits.max_failures += 1,
         |next| next.bundle.manifest = old(),
         |next| next.created_at_ms += 1,
-        |next| drop(next.waves.pop()),
+        |next| next.waves.truncate(2),
     ] {
         let found = spoilt(&world, |decision| spoil(&mut decision.next));
         assert!(has(&found, |v| matches!(v, Violation::Changed { .. })), "{found:?}");

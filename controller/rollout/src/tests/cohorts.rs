@@ -143,9 +143,8 @@ fn unsuitable_devices_are_left_out_with_the_reason() {
     let decision = world.tick(0);
     assert_eq!(told(&decision), ["dev-0"]);
     let why = |device: &str| {
-        let unsuitable = decision.waiting.iter().find_map(|waiting| match waiting {
-            Waiting::Unsuitable { devices } => Some(devices.clone()),
-            _ => None,
+        let unsuitable = decision.waiting.iter().find_map(|waiting| {
+            if let Waiting::Unsuitable { devices } = waiting { Some(devices.clone()) } else { None }
         });
         unsuitable.unwrap().get(&super::world::device(device)).cloned()
     };

@@ -128,6 +128,12 @@ fn a_crash_on_the_incumbent_is_not_the_bundles() {
     world.serves("a", Served::default());
     world.facts("a").evidence[0].crashes = 4;
     assert_eq!(world.tick(1).next.status, RolloutStatus::Running);
+    // Nor is one on the bundle in an earlier rollout.
+    world.commits("a");
+    world.serves("a", Served::default());
+    world.facts("a").evidence[1].crashes = 4;
+    world.facts("a").evidence[1].generation = 1;
+    assert_eq!(world.tick(1).next.status, RolloutStatus::Running);
 }
 
 #[test]
@@ -178,17 +184,20 @@ fn latency_is_compared_with_a_control_that_has_reported_enough() {
 
 #[test]
 fn the_control_is_who_is_meant_untouched_and_on_an_incumbent() {
-    let (mut world, canary) = under_watch(1, &["a", "b", "c", "d", "e"]);
+    let (mut world, canary) = under_watch(1, &["a", "b", "c", "d", "e", "f"]);
     let others = control_of(&world);
     world.serves(&canary[0], Served { latency_us: 5_000, ..Served::default() });
     for name in &others {
         world.serves(name, Served { latency_us: 100, ..Served::default() });
     }
-    // One is held, one is revoked, one runs nothing, one has evidence of a bundle it has not committed.
+    // One is held, one is revoked, one runs nothing, one has evidence of a bundle it has not committed, and one has the
+    // new one already.
     world.facts(&others[0]).held_by = Some("r7".parse().unwrap());
     world.facts(&others[1]).revoked = true;
     world.facts(&others[2]).reported.as_mut().unwrap().committed = None;
     world.facts(&others[3]).evidence[0].manifest = super::world::new();
+    world.facts(&others[4]).evidence[0].manifest = super::world::new();
+    world.facts(&others[4]).reported.as_mut().unwrap().committed.as_mut().unwrap().manifest = super::world::new();
     let decision = world.tick(SOAK_MS);
     let control = last_verdict(&decision.next).control;
     assert_eq!((control.devices, control.requests), (1, 0));

@@ -167,6 +167,16 @@ fn a_device_that_cannot_go_back_is_told_a_few_times_and_then_named() {
 }
 
 #[test]
+fn a_device_that_refuses_to_go_back_and_is_back_already_is_back() {
+    let mut world = turned(&["a"]);
+    world.apply(OperatorAction::Rollback);
+    world.tick(1);
+    world.fails("a", UpdateState::Failed, "it runs that already");
+    world.report("a", |report, _| report.generation = 1);
+    assert_eq!(world.tick(1).next.status, RolloutStatus::RolledBack);
+}
+
+#[test]
 fn no_generation_is_left_for_a_device_that_claims_the_last() {
     let mut world = turned(&["a"]);
     world.commits("a");

@@ -4,7 +4,8 @@ use muster_shared::messages::UpdateState;
 use muster_shared::rollout::{DeviceProgress, Outcome, RolloutStatus, Rule, Waiting};
 
 use super::world::{
-    MAX_MS, SOAK_MS, START_MS, Served, World, check, device, last_verdict, new, old, spec, statuses, told, waits_for,
+    MAX_MS, SOAK_MS, START_MS, Served, World, check, device, installed, last_verdict, new, old, spec, statuses, told,
+    waits_for,
 };
 use crate::{Action, Desired, Errand, OperatorAction};
 
@@ -144,7 +145,8 @@ fn devices_that_are_away_hold_nobody_up_unless_there_is_nobody_else() {
     world.facts("b").online = true;
     world.commits("b");
     world.serves("b", Served::default());
-    world.tick(1);
+    let until_ms = world.now_ms + 1 + SOAK_MS;
+    assert!(waits_for(&world.tick(1), |w| *w == Waiting::Soaking { until_ms }), "nothing soaked while nobody had it");
     let decision = world.tick(SOAK_MS);
     assert_eq!(decision.next.status, RolloutStatus::Completed);
     assert_eq!(decision.waiting, [Waiting::Offline { devices: vec![device("a")] }]);
@@ -215,6 +217,57 @@ fn devices_that_run_the_bundle_already_count_and_are_told_nothing() {
 }
 
 #[test]
+fn a_wave_is_not_judged_at_the_time_it_is_entered() {
+    let mut hasty = spec(&["1", "100%"]);
+    hasty.waves.iter_mut().for_each(|wave| wave.soak_ms = 0);
+    let mut world = World::new(hasty, &["a", "b"]);
+    for name in ["a", "b"] {
+        let report = world.facts(name).reported.as_mut().unwrap();
+        report.running.as_mut().unwrap().manifest = new();
+        report.committed.as_mut().unwrap().manifest = new();
+        world.serves(name, Served::default());
+    }
+    assert_eq!(statuses(&world.tick(0)), (RolloutStatus::Running, 0));
+    ["a", "b"].iter().for_each(|name| world.serves(name, Served::default()));
+    // All that the next wave needs is there, from the time before it.
+    let decision = world.tick(1);
+    assert_eq!(statuses(&decision), (RolloutStatus::Running, 1));
+    assert_eq!(decision.wake_at_ms, Some(world.now_ms + 1));
+    assert!(waits_for(&world.tick(1), |w| matches!(w, Waiting::TooFewReports { have: 0, .. })));
+}
+
+#[test]
+fn what_a_device_says_of_an_earlier_generation_is_not_about_this_one() {
+    let mut world = World::new(spec(&["100%"]), &["a"]);
+    let report = world.facts("a").reported.as_mut().unwrap();
+    report.committed = Some(installed(new(), 1));
+    assert_eq!(told(&world.tick(0)), ["a"], "it fell back on something else");
+    // It has taken the assignment up, but still speaks of the update before.
+    world.report("a", |report, target| report.generation = target.generation);
+    let decision = world.tick(1);
+    assert_eq!((decision.actions, decision.waiting[0].clone()), (vec![], Waiting::Updating { done: 0, of: 1 }));
+    world.fails("a", UpdateState::Failed, "of before");
+    world.report("a", |report, _| report.update.generation = 1);
+    assert_eq!(world.tick(1).next.status, RolloutStatus::Running);
+}
+
+#[test]
+fn a_finished_rollout_shows_what_it_did_whatever_came_later() {
+    let mut world = World::new(spec(&["100%"]), &["a", "b", "c"]);
+    world.facts("c").online = false;
+    world.tick(0);
+    world.pass_wave();
+    assert_eq!(world.rollout.status, RolloutStatus::Completed);
+    for name in ["a", "c"] {
+        world.facts(name).desired =
+            Some(Desired { manifest: Some(old()), generation: 9, rollout: "r2".parse().unwrap() });
+    }
+    world.fleet.devices.remove(&device("b"));
+    let shown = ["a", "b", "c"].map(|name| world.progress(name).unwrap());
+    assert_eq!(shown, [DeviceProgress::Committed, DeviceProgress::Committed, DeviceProgress::Assigned]);
+}
+
+#[test]
 fn a_device_that_loses_the_bundle_it_had_gets_it_again() {
     let mut world = World::new(spec(&["100%"]), &["a"]);
     let report = world.facts("a").reported.as_mut().unwrap();
@@ -271,7 +324,10 @@ fn a_clock_set_back_makes_it_wait_longer_and_a_clock_set_forward_does_not_promot
     assert!(waits_for(&decision, |w| *w == Waiting::Soaking { until_ms: START_MS + SOAK_MS - 500_000 + SOAK_MS }));
     assert_eq!(decision.next.evidence_since_ms(), world.now_ms);
     assert_eq!(world.tick(SOAK_MS).next.status, RolloutStatus::Running, "evidence was counted anew");
+    let decision = world.tick(MAX_MS - SOAK_MS);
+    assert_eq!(decision.next.status, RolloutStatus::Paused, "its longest duration was counted anew too");
 
+    world.apply(OperatorAction::Resume);
     world.now_ms += 1_000_000_000;
     assert_eq!(world.tick(0).next.status, RolloutStatus::Paused);
 }
@@ -285,10 +341,9 @@ fn a_device_that_knows_a_newer_generation_gets_one_above_it_but_not_for_ever() {
         assert_eq!(told(&world.tick(1)), ["a"]);
         assert_eq!(world.target("a").unwrap().generation, newer + 1);
     }
-    world.facts("a").reported.as_mut().unwrap().generation = u64::MAX;
+    world.facts("a").reported.as_mut().unwrap().generation = 70;
     let decision = world.tick(1);
-    assert_eq!(world.rollout.status, RolloutStatus::RolledBack);
-    assert!(decision.actions.is_empty());
+    assert_eq!((world.rollout.status, told(&decision)), (RolloutStatus::RollingBack, vec!["a"]));
     assert!(last_verdict(&decision.next).summary.contains("it claims generations that it was not given"));
 }
 

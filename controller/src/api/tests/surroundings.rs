@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::routing::get;
 use serde_json::{Value, json};
 use utoipa::OpenApi as _;
 
-use super::super::{Route, openapi, ordinary_routes, surround, transfer_routes, with_routes};
+use super::super::{Route, bounded, openapi, ordinary_routes, surround, transfer_routes};
 use super::*;
 
 /// Every method and path the router knows, found by asking each path with a method that none takes.
@@ -165,20 +164,44 @@ async fn a_panic_is_a_problem_and_the_next_request_is_served() {
     }
     let client = Client::new().await;
     let routes: Vec<Route> = vec![("/broken", get(broken)), ("/fine", get(|| async { "fine" }))];
-    let client = Client { router: surround(with_routes(routes), Arc::clone(&client.test.app)), ..client };
+    let client = Client { router: surround(bounded(routes, &client.test.app), Arc::clone(&client.test.app)), ..client };
     let detail = client.get("/broken").await.problem(500, "internal");
     assert!(!detail.contains("secret"));
     assert_eq!(client.get("/fine").await.status, StatusCode::OK);
 }
 
-#[tokio::test]
+fn silence() -> Body {
+    Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::convert::Infallible>>())
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_never_ends_is_given_up() {
-    let client = Client::with(|config| config.api.request_timeout_ms = 50).await;
-    let silent = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::convert::Infallible>>());
-    client.raw(Method::POST, "/api/v1/tokens", silent).await.problem(408, "timeout");
-    let silent = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::convert::Infallible>>());
+    let client = Client::new().await;
+    // The clock that is paused here jumps whenever nothing else goes on: either limit may come first.
+    let answer = client.raw(Method::POST, "/api/v1/tokens", silence()).await;
+    assert!([StatusCode::REQUEST_TIMEOUT, StatusCode::GATEWAY_TIMEOUT].contains(&answer.status), "{:?}", answer.body);
     let path = format!("/api/v1/files/{}", "a".repeat(64));
-    client.raw(Method::PUT, &path, silent).await.problem(400, "incomplete-file");
+    client.raw(Method::PUT, &path, silence()).await.problem(400, "incomplete-file");
+}
+
+#[tokio::test]
+async fn a_request_whose_client_has_gone_is_worked_off() {
+    let client = Client::new().await;
+    client.trust().await;
+    let request = client.request(Method::POST, "/api/v1/tokens");
+    let wish = json!({ "valid_for_ms": 1_000, "uses": 1 });
+    let request = request.body(axum::body::Body::from(serde_json::to_vec(&wish).unwrap())).unwrap();
+    {
+        let mut answer = std::pin::pin!(client.router.clone().oneshot(request));
+        assert!(futures_util::poll!(&mut answer).is_pending());
+    }
+    let created = async || {
+        let page = client.test.app.events.list(0, None, None, 100).await.unwrap();
+        page.events.iter().any(|event| event.kind == "token.created")
+    };
+    while !created().await {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -193,6 +216,6 @@ async fn health_readiness_and_numbers_are_open() {
     assert!(text.contains("muster_controller_devices_known 0"), "{text}");
     assert!(text.contains("muster_controller_api_requests_total{status=\"4xx\"} 1"), "{text}");
     assert!(text.contains("muster_controller_build_info{version="), "{text}");
-    client.test.app.broker_listens.store(false, Ordering::Relaxed);
+    client.test.app.readiness.broker_ended();
     assert!(open("/readyz").await.problem(503, "not-ready").contains("broker"));
 }

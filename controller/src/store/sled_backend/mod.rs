@@ -5,11 +5,14 @@
 //! the drive), so the files are synced through handles of ours after it. A document may be *read* in the moment before it
 //! is durable; its writer hears of success only afterwards.
 //!
-//! sled treats a log it cannot read as one that ends there, and an empty folder as a new store. So the store holds its own
-//! identity, and a file beside sled's repeats it: when they do not agree, the store is damaged.
+//! sled treats a log it cannot read as one that ends there, and an empty folder as a new store; hence `identity`.
 
-use std::collections::HashSet;
-use std::fs::File;
+mod disk;
+mod identity;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::io;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +22,9 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Change, Expect, Store, StoreError, Table, Versioned};
-use crate::durable::{self, Access};
+use disk::Disk;
+
+use crate::durable;
 
 /// Pages sled keeps in memory, in bytes.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
@@ -29,8 +34,6 @@ const QUEUE: usize = 1_024;
 const MAX_GROUP: usize = 256;
 /// Room left on the disk. sled cannot go on after a write that failed, so writing ends before the disk is full.
 const RESERVE_BYTES: u64 = 32 * 1024 * 1024;
-const IDENTITY_FILE: &str = "muster-store";
-const IDENTITY_KEY: &str = "store-identity";
 
 struct Commit {
     changes: Vec<Change>,
@@ -142,7 +145,7 @@ impl SledStore {
                 .map_err(|error| from_sled(folder, &error))
         })?;
         let mut disk = Disk::open(folder, reserve_bytes).map_err(|error| from_io(folder, &error))?;
-        guarded(folder, || check_identity(&db, &mut disk))?;
+        guarded(folder, || identity::check(&db, &mut disk))?;
         let (commits, queue) = mpsc::channel(QUEUE);
         let writer = std::thread::Builder::new()
             .name("store".into())
@@ -250,7 +253,7 @@ fn write_all(db: &sled::Db, disk: &mut Disk, mut queue: mpsc::Receiver<Commit>) 
 fn apply(db: &sled::Db, folder: &Path, changes: &[Change]) -> Result<(), StoreError> {
     let mut batch = sled::Batch::default();
     // Versions of keys that this batch has changed already.
-    let mut changed: std::collections::HashMap<Vec<u8>, u64> = std::collections::HashMap::new();
+    let mut changed: HashMap<Vec<u8>, u64> = HashMap::new();
     for change in changes {
         let (Change::Put { table, key, expect, .. } | Change::Delete { table, key, expect }) = change;
         let full_key = table.key(key);
@@ -282,201 +285,4 @@ fn apply(db: &sled::Db, folder: &Path, changes: &[Change]) -> Result<(), StoreEr
         }
     }
     db.apply_batch(batch).map_err(|error| from_sled(folder, &error))
-}
-
-fn check_identity(db: &sled::Db, disk: &mut Disk) -> Result<(), StoreError> {
-    let folder = disk.folder.clone();
-    let path = folder.join(IDENTITY_FILE);
-    let plain =
-        |error: durable::FileError| StoreError::Io { folder: folder.display().to_string(), reason: error.to_string() };
-    let outside = durable::read(&path).map_err(plain)?;
-    let key = Table::Meta.key(IDENTITY_KEY);
-    let inside = db.get(&key).map_err(|error| from_sled(&folder, &error))?;
-    match (outside, inside) {
-        (Some(outside), Some(inside)) if split(&folder, &inside)?.value == outside => Ok(()),
-        (Some(_), Some(_)) => Err(corrupt(&folder, format!("its content belongs to another {IDENTITY_FILE} file"))),
-        (Some(_), None) => Err(corrupt(&folder, "it held data, and its log cannot be read any more")),
-        (None, Some(inside)) => {
-            // The first start was cut short between the two.
-            durable::write(&path, &split(&folder, &inside)?.value, Access::Public).map_err(plain)
-        }
-        (None, None) if !db.is_empty() => Err(corrupt(&folder, "it does not say which store it is")),
-        (None, None) => {
-            let mut random = [0_u8; 16];
-            getrandom::fill(&mut random).map_err(|error| StoreError::Io {
-                folder: folder.display().to_string(),
-                reason: format!("the system gave no random numbers: {error}"),
-            })?;
-            let identity = format!("1 {}\n", hex::encode(random)).into_bytes();
-            let document = [1_u64.to_be_bytes().as_slice(), &identity].concat();
-            db.insert(key, document).map_err(|error| from_sled(&folder, &error))?;
-            disk.sync(db)?;
-            durable::write(&path, &identity, Access::Public).map_err(plain)
-        }
-    }
-}
-
-/// What makes sled's files durable.
-struct Disk {
-    folder: PathBuf,
-    reserve_bytes: u64,
-    log: File,
-    /// Where sled puts documents too large for its log, each in a file that never changes.
-    large: PathBuf,
-    large_synced: HashSet<std::ffi::OsString>,
-}
-
-impl Disk {
-    fn open(folder: &Path, reserve_bytes: u64) -> io::Result<Self> {
-        durable::sync_folder(folder)?;
-        let (log, large) = (File::open(folder.join("db"))?, folder.join("blobs"));
-        Ok(Self { folder: folder.to_owned(), reserve_bytes, log, large, large_synced: HashSet::new() })
-    }
-
-    /// Refuses what makes the store grow when there is little room.
-    fn check_room(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let grows = changes.iter().any(|change| matches!(change, Change::Put { .. }));
-        if !grows {
-            return Ok(());
-        }
-        let room = rustix::fs::statvfs(&self.folder).map_err(|error| from_io(&self.folder, &error.into()))?;
-        if room.f_bavail.saturating_mul(room.f_frsize) < self.reserve_bytes {
-            return Err(StoreError::Full { folder: self.folder.display().to_string() });
-        }
-        Ok(())
-    }
-
-    fn sync(&mut self, db: &sled::Db) -> Result<(), StoreError> {
-        db.flush().map_err(|error| from_sled(&self.folder, &error))?;
-        self.sync_files().map_err(|error| from_io(&self.folder, &error))
-    }
-
-    fn sync_files(&mut self) -> io::Result<()> {
-        let mut present = HashSet::new();
-        let mut new = false;
-        for entry in std::fs::read_dir(&self.large)? {
-            let name = entry?.file_name();
-            if !self.large_synced.contains(&name) {
-                match File::open(self.large.join(&name)) {
-                    Ok(file) => file.sync_all()?,
-                    // sled removed it meanwhile: nothing refers to it.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error),
-                }
-                new = true;
-            }
-            present.insert(name);
-        }
-        if new {
-            durable::sync_folder(&self.large)?;
-        }
-        self.large_synced = present;
-        self.log.sync_all()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::super::conformance::conformance_suite;
-    use super::*;
-
-    fn open(folder: &Path) -> Result<Arc<dyn Store>, StoreError> {
-        Ok(Arc::new(SledStore::open(folder)?))
-    }
-
-    conformance_suite!(open);
-
-    fn put(key: &str, value: &[u8]) -> Change {
-        Change::Put { table: Table::Meta, key: key.into(), expect: Expect::Anything, value: value.into() }
-    }
-
-    /// sled's file with the latest changes.
-    fn log_of(folder: &Path) -> PathBuf {
-        folder.join("db")
-    }
-
-    async fn filled(folder: &Path) {
-        let store = SledStore::open(folder).unwrap();
-        for n in 0..200_u32 {
-            store.commit(vec![put(&format!("key-{n:03}"), &vec![7; 1_000])]).await.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn a_torn_tail_opens_with_a_beginning_or_is_called_damaged() {
-        for cut_bytes in [1, 100, 5_000, 100_000] {
-            let folder = tempfile::tempdir().unwrap();
-            filled(folder.path()).await;
-            let log = std::fs::OpenOptions::new().write(true).open(log_of(folder.path())).unwrap();
-            let length = log.metadata().unwrap().len();
-            log.set_len(length.saturating_sub(cut_bytes)).unwrap();
-            drop(log);
-            match SledStore::open(folder.path()) {
-                Err(error) => assert!(matches!(error, StoreError::Corrupt { .. }), "{error}"),
-                Ok(store) => match store.scan(Table::Meta, None, "key-", 1_000).await {
-                    Err(error) => assert!(matches!(error, StoreError::Corrupt { .. }), "{error}"),
-                    Ok(found) => {
-                        for (n, (key, document)) in found.iter().enumerate() {
-                            assert_eq!(*key, format!("key-{n:03}"), "a hole after cutting {cut_bytes}");
-                            assert_eq!(document.value, vec![7; 1_000]);
-                        }
-                    }
-                },
-            }
-        }
-    }
-
-    fn overwrite(log: &Path, byte: fn(u32) -> u8) {
-        let length = u32::try_from(std::fs::metadata(log).unwrap().len()).unwrap();
-        std::fs::write(log, (0..length).map(byte).collect::<Vec<u8>>()).unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_destroyed_store_is_called_damaged_and_kept() {
-        type Harm = fn(&Path);
-        let harms: [(&str, Harm); 4] = [
-            ("zeros", |log| overwrite(log, |_| 0)),
-            ("noise", |log| overwrite(log, |n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0])),
-            ("empty", |log| std::fs::write(log, "").unwrap()),
-            ("gone", |log| std::fs::remove_file(log).unwrap()),
-        ];
-        for (name, harm) in harms {
-            let folder = tempfile::tempdir().unwrap();
-            filled(folder.path()).await;
-            // Without its index sled has to read the log itself.
-            for entry in std::fs::read_dir(folder.path()).unwrap() {
-                let path = entry.unwrap().path();
-                if path.file_name().unwrap().to_str().unwrap().starts_with("snap") {
-                    std::fs::remove_file(path).unwrap();
-                }
-            }
-            harm(&log_of(folder.path()));
-            let error = SledStore::open(folder.path()).err().unwrap_or_else(|| panic!("{name} was taken for a store"));
-            assert!(matches!(error, StoreError::Corrupt { .. }), "{name}: {error}");
-            assert!(error.to_string().contains(folder.path().to_str().unwrap()), "{error}");
-            assert!(folder.path().join(IDENTITY_FILE).exists());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_store_is_opened_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let _first = SledStore::open(folder.path()).unwrap();
-        assert!(matches!(SledStore::open(folder.path()), Err(StoreError::InUse { .. })));
-    }
-
-    #[tokio::test]
-    async fn a_nearly_full_disk_stops_growth_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = SledStore::open(folder.path()).unwrap();
-        store.commit(vec![put("a", b"1")]).await.unwrap();
-        drop(store);
-        let store = SledStore::open_with_reserve(folder.path(), u64::MAX).unwrap();
-        assert!(matches!(store.commit(vec![put("a", b"2")]).await, Err(StoreError::Full { .. })));
-        assert_eq!(store.get(Table::Meta, "a").await.unwrap().unwrap().value, b"1");
-        let delete = Change::Delete { table: Table::Meta, key: "a".into(), expect: Expect::Anything };
-        store.commit(vec![delete]).await.unwrap();
-    }
 }
