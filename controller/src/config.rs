@@ -95,7 +95,7 @@ impl Default for BrokerConfig {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8883),
             public_host: "127.0.0.1".into(),
             public_port: None,
-            max_connections: 100_000,
+            max_connections: 10_000,
             max_packet_bytes: u32::try_from(MAX_PACKET_BYTES).unwrap_or(u32::MAX),
             insecure_dev: false,
         }

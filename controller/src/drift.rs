@@ -1,8 +1,9 @@
 //! How far a bundle's inputs and answers have moved from its reference sample.
 //!
-//! Sketches of every device and window are added up exactly, for each group of devices apart. The device is the statistical unit: how
-//! much all the counts of a group are worth is estimated from the counts of each device. A column counts as drifted when the move
-//! is both significant and large enough to matter. Nothing here stops a rollout.
+//! Sketches of every device and window are added up exactly, for each group of devices apart. The device is the
+//! statistical unit: how much all the counts of a group are worth is estimated from the counts of each device. A
+//! column counts as drifted when the move is both significant and large enough to matter. Nothing here stops a
+//! rollout.
 
 use std::collections::BTreeMap;
 
@@ -37,8 +38,8 @@ pub(crate) enum DriftError {
     Store(#[from] StoreError),
 }
 
-/// Compares what devices saw in windows that started at `since_ms` or later with the bundle's reference, for each value of the label
-/// `group_by` apart, or for the whole fleet.
+/// Compares what devices saw in windows that started at `since_ms` or later with the bundle's reference, for each
+/// value of the label `group_by` apart, or for the whole fleet.
 ///
 /// # Errors
 /// [`DriftError`].

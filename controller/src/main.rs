@@ -1,7 +1,7 @@
 //! The Muster controller: one binary with the broker, the store, the API and the rollout loop in it.
 //!
-//! This file reads the command line and sets up what the whole process shares; `serve` decides in which order the parts start and
-//! stop.
+//! This file reads the command line and sets up what the whole process shares; `serve` decides in which order the
+//! parts start and stop.
 
 mod admission;
 mod api;

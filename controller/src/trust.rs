@@ -19,7 +19,8 @@ pub(crate) enum RootError {
     Trust(#[from] TrustError),
     /// It leaves this controller out.
     #[error(
-        "the root document does not let this controller sign assignments alone: name its key {key} under the role director, with a threshold of 1 (`muster root init` does)"
+        "the root document does not let this controller sign assignments alone: name its key {key} under the role \
+         director, with a threshold of 1 (`muster root init` does)"
     )]
     Director {
         /// The controller's key.

@@ -8,7 +8,8 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::trust::{Assignment, VerifiedManifest};
 
-use crate::slots::{Record, SlotContent};
+use crate::record::Record;
+use crate::slots::SlotContent;
 
 /// Room that is left free on the device beyond a bundle's files, in bytes.
 pub const DISK_RESERVE_BYTES: u64 = 8 * 1024 * 1024;
@@ -261,7 +262,7 @@ mod tests {
     use muster_shared::trust::WatchPolicy;
 
     use super::*;
-    use crate::slots::{Phase, Update};
+    use crate::record::{Phase, Update};
 
     fn offer(generation: u64) -> Offer {
         let digest = Digest::of(b"m");

@@ -7,7 +7,7 @@
 //! | question | module |
 //! |---|---|
 //! | what happens when an assignment, a chunk, a test result comes in? | [`update`] |
-//! | what survives a crash? | [`slots`] |
+//! | what survives a crash? | [`record`], [`slots`] |
 //! | does this device want a genuine bundle? | [`admit`] |
 //! | which chunks are asked for next? | [`fetch`] |
 //! | what is given up when the outbox is full? | [`outbox`] |
@@ -20,6 +20,7 @@ pub mod backoff;
 pub mod clock;
 pub mod fetch;
 pub mod outbox;
+pub mod record;
 pub mod refusals;
 pub mod slots;
 pub mod update;

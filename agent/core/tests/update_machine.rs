@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_agent_core::admit::{DeviceFacts, Offer, OfferedManifest};
-use muster_agent_core::slots::{MAX_TRIES, Phase, Pointer, Record, Slot};
+use muster_agent_core::record::{MAX_TRIES, Phase, Record};
+use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event, FileDamage, Machine};
 use muster_shared::bundle::Requirements;
 use muster_shared::chunk::ChunkSet;
@@ -145,6 +146,7 @@ impl World {
 
     /// Carries out one effect; true when the process died of it.
     fn carry_out(&mut self, effect: Effect, events: &mut Vec<Event>) -> bool {
+        assert!(self.rests_on_the_disk(&effect), "{effect:?} rests on what is not written yet");
         match effect {
             Effect::StoreManifest(manifest) => {
                 self.manifests.insert(manifest);
@@ -201,6 +203,29 @@ impl World {
             Effect::ServeNothing => self.serving = None,
         }
         false
+    }
+
+    /// Whether what `effect` rests on would survive a crash right now.
+    fn rests_on_the_disk(&self, effect: &Effect) -> bool {
+        let now = self.machine.record();
+        match effect {
+            Effect::Serve(pointer) => {
+                let on_trial = self.record.update.as_ref().is_some_and(|u| {
+                    u.generation == pointer.generation
+                        && matches!(u.phase, Phase::Trial { slot, .. } if slot == pointer.slot)
+                });
+                on_trial || self.record.committed == Some(*pointer)
+            }
+            Effect::PrepareSlot { .. }
+            | Effect::Fetch { .. }
+            | Effect::CheckFiles { .. }
+            | Effect::Test { .. }
+            | Effect::Report => self.record == *now,
+            Effect::Tell => self.record.untold == now.untold,
+            Effect::LoadCommitted(pointer) => self.record.committed == Some(*pointer),
+            Effect::ServeNothing | Effect::Tidy { .. } => self.record.committed == now.committed,
+            Effect::StopFetching | Effect::StoreManifest(_) | Effect::Persist | Effect::Refuse { .. } => true,
+        }
     }
 
     fn persist(&mut self) {

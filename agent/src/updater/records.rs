@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use muster_agent_core::slots::{Barrier, Record, RecordError};
+use muster_agent_core::record::{Barrier, Record, RecordError};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::Digest;
 use muster_shared::limits::MAX_DOCUMENT_BYTES;

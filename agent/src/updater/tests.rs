@@ -11,6 +11,7 @@ use muster_shared::messages::{
     AssignmentDelivery, RequestCounts, Resources, Sequenced, StateReport, Stream, UpdateState,
 };
 use muster_shared::profile::Profile;
+use muster_shared::topics::Down;
 use muster_shared::trust::{Assignment, DocumentKind, WatchPolicy, sign_document};
 
 use super::*;

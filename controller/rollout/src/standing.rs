@@ -42,7 +42,7 @@ pub(crate) fn is_taken(rollout: &RolloutId, target: &Target, facts: &DeviceFacts
             facts.held_by.is_some()
                 || match target.errand {
                     Errand::Keep => desired.manifest != target.manifest,
-                    Errand::Forward | Errand::Back => desired.generation > target.generation,
+                    Errand::Forward | Errand::Back => desired.generation >= target.generation,
                 }
         }
         None => facts.held_by.is_some(),

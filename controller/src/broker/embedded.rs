@@ -28,9 +28,11 @@ use gate::{Gate, HOOKS};
 
 /// Events waiting for the controller. When they are this many, devices wait.
 const EVENT_QUEUE: usize = 1_024;
-/// Messages waiting for one device inside the broker; the oldest is dropped beyond. Everything that is sent down is asked for or issued again.
+/// Messages waiting for one device inside the broker; the oldest is dropped beyond. Everything that is sent down is
+/// asked for or issued again.
 const DEVICE_QUEUE: usize = 64;
-/// Bytes on their way to one device that it has not acknowledged. A device that asks and does not read must not fill our memory.
+/// Bytes on their way to one device that it has not acknowledged. A device that asks and does not read must not fill
+/// our memory.
 const DEVICE_UNACKNOWLEDGED_BYTES: usize = 2 * MAX_PACKET_BYTES + 2 * CHUNK_WINDOW * CHUNK_BYTES;
 /// QoS 1 messages to one device without an acknowledgement: a window of chunks and some control messages.
 const DEVICE_INFLIGHT: NonZeroU16 = NonZeroU16::new(32).expect("not zero");
@@ -38,7 +40,8 @@ const DEVICE_INFLIGHT: NonZeroU16 = NonZeroU16::new(32).expect("not zero");
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time a write to a device may block before its connection is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the session of a device that went away is kept. Short: nothing rests on it, see [`BrokerEvent::Subscribed`].
+/// How long the session of a device that went away is kept. Short: nothing rests on it, see
+/// [`super::BrokerEvent::Subscribed`].
 const SESSION_EXPIRY: Duration = Duration::from_secs(30);
 /// After this an undelivered message is worthless: it has been issued again meanwhile.
 const MESSAGE_EXPIRY: Duration = Duration::from_secs(60);

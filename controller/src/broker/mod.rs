@@ -1,8 +1,8 @@
 //! The message broker as the rest of the controller sees it: publish to a device, cut it off, hear what devices say.
 //!
 //! Who may connect is the caller's decision ([`Admit`]); who may publish and subscribe where is
-//! [`muster_shared::acl::authorize`]'s. Everything that comes out of a broker has passed that check. Nothing the broker remembers is
-//! needed for correctness: what a device should have is issued again whenever it subscribes.
+//! [`muster_shared::acl::authorize`]'s. Everything that comes out of a broker has passed that check. Nothing the
+//! broker remembers is needed for correctness: what a device should have is issued again whenever it subscribes.
 
 mod embedded;
 
@@ -111,8 +111,8 @@ pub(crate) trait Admit: Send + Sync {
     async fn device_allowed(&self, device: &DeviceId, certificate_serial: Option<&str>) -> bool;
 }
 
-/// A certificate's serial number (big endian) in the form in which [`Admit`] is asked: lower-case hexadecimal without leading
-/// zeros.
+/// A certificate's serial number (big endian) in the form in which [`Admit`] is asked: lower-case hexadecimal without
+/// leading zeros.
 pub(crate) fn serial_text(serial: &[u8]) -> String {
     let text = hex::encode(serial);
     let trimmed = text.trim_start_matches('0');

@@ -1,9 +1,10 @@
 //! Chunks for devices: who may have which, how fast, and from where.
 //!
-//! A device gets chunks of the one bundle it shall run and of no other. What it asks for beyond a window is not answered;
-//! what all devices get together stays within a budget of bytes per second; what one device does not read stays within the
-//! broker's bound. A request that cannot be served is forgotten: the device asks again. Whether the bytes are right is
-//! the device's to decide; a damaged file is noticed here all the same, so that an operator hears of it.
+//! A device gets chunks of the one bundle it shall run and of no other. What it asks for beyond a window is not
+//! answered; what all devices get together stays within a budget of bytes per second; what one device does not read
+//! stays within the broker's bound. A request that cannot be served is forgotten: the device asks again. Whether the
+//! bytes are right is the device's to decide; a damaged file is noticed here all the same, so that an operator hears
+//! of it.
 
 mod budget;
 mod cache;

@@ -1,7 +1,7 @@
 //! Telling devices what they shall run: signing and sending.
 //!
-//! Every message is signed anew when it is sent, so a device that returns after a long time gets one that is in date. What a
-//! rollout wanted that was stopped meanwhile is not told to devices that have not taken it up.
+//! Every message is signed anew when it is sent, so a device that returns after a long time gets one that is in date.
+//! What a rollout wanted that was stopped meanwhile is not told to devices that have not taken it up.
 
 use std::collections::HashMap;
 use std::sync::Arc;

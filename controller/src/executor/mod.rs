@@ -1,9 +1,9 @@
 //! Rollouts at work: plans are made, checked, stored and carried out here; none is thought up here.
 //!
-//! `plan → verify → compare-and-swap → publish`. The decision is `muster-rollout`'s, and so is the check; this part loads, stores
-//! and sends. A plan that breaks a rule is never acted upon: the rollout pauses. A plan made from what has changed meanwhile is dropped
-//! and made again. What was stored and not sent, or sent and lost, is sent again, because devices that have not
-//! accepted what they shall run are told so until they have.
+//! `plan → verify → compare-and-swap → publish`. The decision is `muster-rollout`'s, and so is the check; this part
+//! loads, stores and sends. A plan that breaks a rule is never acted upon: the rollout pauses. A plan made from what
+//! has changed meanwhile is dropped and made again. What was stored and not sent, or sent and lost, is sent again,
+//! because devices that have not accepted what they shall run are told so until they have.
 
 mod history;
 mod issue;

@@ -16,7 +16,8 @@ use crate::store::{Change, Expect, Records, StoreError, Stored, Table};
 /// After a plan was overtaken, it is made again so soon, in milliseconds.
 const RETRY_MS: u64 = 50;
 
-/// Plans, checks, stores and carries out. Returns when to look again at the latest, in milliseconds since the Unix epoch.
+/// Plans, checks, stores and carries out. Returns when to look again at the latest, in milliseconds since the Unix
+/// epoch.
 pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
     let mut rollouts = load(app).await;
     let mut wake_at_ms: Option<u64> = None;
@@ -61,7 +62,8 @@ async fn load(app: &App) -> Vec<Stored<Rollout>> {
     rollouts
 }
 
-/// Which device takes part in which rollout, other than the one at `except`, that is not finished. The older one comes first.
+/// Which device takes part in which rollout, other than the one at `except`, that is not finished. The older one comes
+/// first.
 pub(super) fn held_by_others(rollouts: &[Stored<Rollout>], except: usize) -> BTreeMap<DeviceId, RolloutId> {
     let mut held_by = BTreeMap::new();
     for (at, rollout) in rollouts.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! What devices' windows showed, kept only as long and as finely as a rollout can ask for it.
 //!
 //! A rollout asks for everything received since one of a few known moments (its *cuts*). Windows between two cuts are
-//! therefore added up once they are old enough that no new cut can fall between them; windows before the first cut are dropped. So memory
-//! grows with rollouts and generations, not with time.
+//! therefore added up once they are old enough that no new cut can fall between them; windows before the first cut are
+//! dropped. So memory grows with rollouts and generations, not with time.
 
 use std::collections::BTreeMap;
 
@@ -121,7 +121,8 @@ impl EvidenceLog {
     /// Takes in one more.
     pub(crate) fn add(&mut self, observation: Observation) {
         if self.0.len() >= MAX_FRESH {
-            // Counted as of the time of the one it joins, so it can only be left out where it is not due, never counted too early.
+            // Counted as of the time of the one it joins, so it can only be left out where it is not due, never
+            // counted too early.
             if let Some(same) = self.0.iter_mut().rev().find(|o| o.key() == observation.key()) {
                 same.absorb(&observation);
                 return;
@@ -131,7 +132,8 @@ impl EvidenceLog {
         self.0.push(observation);
     }
 
-    /// Drops what arrived before the first of `cuts` (ascending), and adds up what arrived before `settled_ms` between two of them.
+    /// Drops what arrived before the first of `cuts` (ascending), and adds up what arrived before `settled_ms` between
+    /// two of them.
     pub(crate) fn compact(&mut self, cuts: &[u64], settled_ms: u64) {
         let part = |received_ms: u64| cuts.partition_point(|cut| *cut <= received_ms);
         let mut sums: BTreeMap<(usize, Digest, u64), Observation> = BTreeMap::new();

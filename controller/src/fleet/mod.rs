@@ -1,7 +1,7 @@
 //! The fleet in memory: every device's record, last report, presence and recent evidence.
 //!
-//! A view of the store, rebuilt at the start and changed only after the store has been. Whether a device is connected is
-//! known here alone: after a start every device is away until it is heard. What follows from all this is
+//! A view of the store, rebuilt at the start and changed only after the store has been. Whether a device is connected
+//! is known here alone: after a start every device is away until it is heard. What follows from all this is
 //! `muster-rollout`'s decision.
 
 mod evidence;
@@ -119,8 +119,8 @@ impl FleetIndex {
             .collect()
     }
 
-    /// Takes over a record that has been stored under `version`: of a new device, or a changed one. What is older than what is known is
-    /// left aside, in whatever order two changes come here.
+    /// Takes over a record that has been stored under `version`: of a new device, or a changed one. What is older than
+    /// what is known is left aside, in whatever order two changes come here.
     pub(crate) fn update_record(&self, record: &DeviceRecord, version: u64) {
         let mut inner = self.write();
         match inner.devices.get_mut(&record.id) {
@@ -180,7 +180,8 @@ impl FleetIndex {
         installed.into_iter().find(|i| i.generation == generation).map(|i| i.manifest).or(update).or(desired)
     }
 
-    /// Notes whether the device is connected, and that it was heard. True when that is new. Unknown devices are left alone.
+    /// Notes whether the device is connected, and that it was heard. True when that is new. Unknown devices are left
+    /// alone.
     pub(crate) fn set_online(&self, device: &DeviceId, online: bool, now_ms: u64) -> bool {
         let mut inner = self.write();
         let Some(entry) = inner.devices.get_mut(device) else { return false };
@@ -232,8 +233,9 @@ impl FleetIndex {
         inner.devices.iter().filter(|(_, entry)| entry.online).map(|(device, _)| device.clone()).collect()
     }
 
-    /// The fleet as `rollout` must see it: the devices it means or has reached, with the evidence it may use. `held_by` names
-    /// the other rollout of each device that has one; devices not heard since `heard_since_ms` count as away.
+    /// The fleet as `rollout` must see it: the devices it means or has reached, with the evidence it may use.
+    /// `held_by` names the other rollout of each device that has one; devices not heard since `heard_since_ms` count
+    /// as away.
     pub(crate) fn facts(
         &self,
         rollout: &Rollout,

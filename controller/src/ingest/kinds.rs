@@ -14,7 +14,8 @@ use crate::fleet::Observation;
 use crate::store::records::{ReportRecord, WindowRecord, window_key};
 use crate::store::{Expect, Records, StoreError, Table};
 
-// In all of these, what can fail comes before the message takes its turn: a message whose turn was taken is stored with the batch.
+// In all of these, what can fail comes before the message takes its turn: a message whose turn was taken is stored
+// with the batch.
 impl Worker {
     pub(super) async fn state(
         &mut self,

@@ -1,9 +1,9 @@
 //! What devices say, on its way into the store.
 //!
-//! Messages of different devices are taken in side by side, those of one device in their order; several at once share one
-//! commit. Only after it are they acknowledged, does the fleet in memory change and the executor hear of it. A message may come any number of
-//! times; it counts once. Nothing a device sends can do more than cost its own time: what cannot be used is counted and told to
-//! operators, at most once a minute for each device.
+//! Messages of different devices are taken in side by side, those of one device in their order; several at once share
+//! one commit. Only after it are they acknowledged, does the fleet in memory change and the executor hear of it. A
+//! message may come any number of times; it counts once. Nothing a device sends can do more than cost its own time:
+//! what cannot be used is counted and told to operators, at most once a minute for each device.
 
 mod kinds;
 mod parse;

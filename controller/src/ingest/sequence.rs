@@ -1,8 +1,8 @@
 //! Where a message stands in its stream, and what that means for storing and acknowledging it.
 //!
-//! A device repeats a stream in order until it is acknowledged, so only the next message in order is taken; whatever comes
-//! out of turn is answered with where the stream stands, and comes again in its turn. Another epoch starts a stream anew. What lies
-//! before `oldest` no longer exists and counts as given up.
+//! A device repeats a stream in order until it is acknowledged, so only the next message in order is taken; whatever
+//! comes out of turn is answered with where the stream stands, and comes again in its turn. Another epoch starts a
+//! stream anew. What lies before `oldest` no longer exists and counts as given up.
 
 use muster_shared::messages::{Position, Stream};
 
@@ -94,8 +94,8 @@ mod tests {
             prop_assert_eq!(taken, (1..12).collect::<Vec<_>>());
         }
 
-        /// With messages given up in between: none twice, none out of order, and an acknowledgement never covers what the device holds
-        /// and we lack.
+        /// With messages given up in between: none twice, none out of order, and an acknowledgement never covers what
+        /// the device holds and we lack.
         #[test]
         fn acknowledged_means_stored_or_given_up(offers in prop::collection::vec((1u64..20, 1u64..20), 0..100)) {
             let mut stored: Option<StreamPosition> = None;

@@ -176,8 +176,8 @@ pub(crate) trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<(String, Versioned)>, StoreError>;
 
-    /// Makes all changes, in order, or none, and returns once they would survive a power cut. Expectations are held against what was stored
-    /// before the batch.
+    /// Makes all changes, in order, or none, and returns once they would survive a power cut. Expectations are held
+    /// against what was stored before the batch.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when an expectation does not hold.

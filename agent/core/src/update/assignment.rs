@@ -7,7 +7,8 @@ use muster_shared::messages::DeviceEventKind;
 
 use super::{Effect, Machine};
 use crate::admit::{Admission, Offer, OfferedManifest, admit};
-use crate::slots::{Phase, Pointer, Record, Slot, SlotContent, Update};
+use crate::record::{Phase, Record, Update};
+use crate::slots::{Pointer, Slot, SlotContent};
 
 /// The slot a bundle goes to: never the committed one, and the one that holds it already where there is one.
 pub(crate) fn target_slot(record: &Record, manifest: &Digest) -> Slot {

@@ -4,7 +4,8 @@ use muster_shared::chunk::ChunkSet;
 use muster_shared::messages::DeviceEventKind;
 
 use super::{Effect, FileDamage, Machine};
-use crate::slots::{MAX_REPAIRS, MAX_TRIES, Phase, Slot};
+use crate::record::{MAX_REPAIRS, MAX_TRIES, Phase};
+use crate::slots::Slot;
 
 impl Machine {
     pub(super) fn fetch_or_check(&self, slot: Slot, generation: u64) -> Effect {

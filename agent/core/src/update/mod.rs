@@ -20,7 +20,8 @@ use muster_shared::messages::{DeviceEventKind, RequestCounts};
 
 pub(crate) use self::assignment::target_slot;
 use crate::admit::Offer;
-use crate::slots::{Phase, Pointer, Record, Slot, Untold};
+use crate::record::{Phase, Record, Untold};
+use crate::slots::{Pointer, Slot};
 
 /// Events kept while the outbox takes none, as with a full disk.
 const MAX_UNTOLD: usize = 64;

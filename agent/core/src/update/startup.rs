@@ -5,7 +5,8 @@ use muster_shared::messages::DeviceEventKind;
 use muster_shared::trust::WatchPolicy;
 
 use super::{Effect, Machine};
-use crate::slots::{MAX_TRIES, Phase, Pointer, Slot, Update};
+use crate::record::{MAX_TRIES, Phase, Update};
+use crate::slots::{Pointer, Slot};
 
 impl Machine {
     pub(super) fn start(&mut self) -> Vec<Effect> {

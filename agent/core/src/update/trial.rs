@@ -4,7 +4,8 @@ use muster_shared::limits::bounded_text;
 use muster_shared::messages::{DeviceEventKind, RequestCounts};
 
 use super::{Effect, Machine};
-use crate::slots::{MAX_TRIES, Phase, Pointer, Slot};
+use crate::record::{MAX_TRIES, Phase};
+use crate::slots::{Pointer, Slot};
 
 impl Machine {
     pub(super) fn tested(&mut self, generation: u64, result: Result<(), String>, now_ms: u64) -> Vec<Effect> {

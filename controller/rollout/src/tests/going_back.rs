@@ -128,6 +128,17 @@ fn devices_that_a_later_rollout_has_taken_are_left_alone() {
 }
 
 #[test]
+fn a_device_that_another_rollout_took_at_the_very_same_generation_is_left_alone() {
+    let mut world = World::new(spec(&["100%"]), &["a"]);
+    world.tick(0);
+    world.facts("a").desired =
+        Some(Desired { manifest: Some(Digest::of(b"later")), generation: 2, rollout: "r2".parse().unwrap() });
+    assert!(world.tick(1).actions.is_empty());
+    world.apply(OperatorAction::Rollback);
+    assert_eq!(world.tick(1).next.status, RolloutStatus::RolledBack);
+}
+
+#[test]
 fn a_claim_of_another_rollout_does_not_keep_a_device_whose_assignment_is_ours() {
     let mut world = World::new(spec(&["100%"]), &["a"]);
     world.tick(0);

@@ -28,7 +28,7 @@ pub(super) fn is_foreign(rollout: &RolloutId, target: &Target, facts: &DeviceFac
     let moved_on = if target.errand == Errand::Keep {
         desired.manifest != target.manifest
     } else {
-        desired.generation > target.generation
+        desired.generation >= target.generation
     };
     facts.held_by.is_some() || moved_on
 }

@@ -59,7 +59,8 @@ impl Connections {
         self.lock().get(device).is_some_and(|connection| connection.id == *id)
     }
 
-    /// Counts something the device was refused. Gives the count whenever it has doubled, which is worth a line in the log.
+    /// Counts something the device was refused. Gives the count whenever it has doubled, which is worth a line in the
+    /// log.
     pub(super) fn count_refusal(&self, device: &DeviceId) -> Option<u64> {
         let mut connections = self.lock();
         let connection = connections.get_mut(device)?;

@@ -1,12 +1,13 @@
 //! What rmqtt asks at each step of a connection's life, and the answers.
 //!
 //! What its hooks can and cannot do decides the shape of this file:
-//! - A publish reaches `MessagePublish` *before* `MessagePublishCheckAcl`, and the first one cannot drop it. So both ask the same
-//!   question: the first hands on what is allowed, the second refuses what is not.
+//! - A publish reaches `MessagePublish` *before* `MessagePublishCheckAcl`, and the first one cannot drop it. So both
+//!   ask the same question: the first hands on what is allowed, the second refuses what is not.
 //! - A will passes only `MessagePublish`, so it is checked already when the device connects, and again when it fires.
-//! - Subscriptions of a resumed session are not checked again. They were when they were made, by the same rule for the same device.
-//! - When a device connects twice, the events of the older connection may come after those of the newer one; each is held
-//!   against the connection that counts now.
+//! - Subscriptions of a resumed session are not checked again. They were when they were made, by the same rule for the
+//!   same device.
+//! - When a device connects twice, the events of the older connection may come after those of the newer one; each is
+//!   held against the connection that counts now.
 
 use std::sync::Arc;
 
@@ -145,7 +146,7 @@ impl Gate {
             return PublishAclResult::allow();
         }
         if let Some(refusals) = device.and_then(|device| self.connections.count_refusal(&device)) {
-            tracing::warn!(device = %session.id.client_id, %topic, retain, refusals, "publish refused");
+            tracing::warn!(%topic, device = %session.id.client_id, retain, refusals, "publish refused");
         }
         // MQTT 3.1.1 has no way to say no but to hang up; a device with a fault would then reconnect for ever.
         PublishAclResult::rejected(false, None)

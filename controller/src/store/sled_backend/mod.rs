@@ -21,9 +21,8 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
+use self::disk::Disk;
 use super::{Change, Expect, Store, StoreError, Table, Versioned};
-use disk::Disk;
-
 use crate::durable;
 
 /// Pages sled keeps in memory, in bytes.

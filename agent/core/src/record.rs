@@ -1,0 +1,320 @@
+//! The durable record: both slots, the pointer, the update under way and the tries it has left.
+//!
+//! This is everything that has to survive a crash, and it is written in one piece: the pointer in it is what makes a
+//! switch atomic. How it changes is [`crate::update`]'s matter.
+
+use muster_shared::ids::{BundleRef, Digest, RolloutId};
+use muster_shared::messages::{DeviceEventKind, InstalledBundle, UpdateReport, UpdateState};
+use muster_shared::trust::WatchPolicy;
+use serde::{Deserialize, Serialize};
+
+use crate::slots::{Pointer, Slot, Slots};
+
+/// How often a new bundle may be loaded before it is given up: a bundle that takes the agent down with it must not do
+/// so for ever.
+pub const MAX_TRIES: u32 = 3;
+/// How often damaged files are fetched again before the update is given up.
+pub const MAX_REPAIRS: u32 = 3;
+const FORMAT: u32 = 1;
+
+/// How far an update is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "state", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum Phase {
+    /// The device was told to run nothing, and does.
+    Withdrawn,
+    /// Chunks are on their way, or the files are being checked.
+    Fetching {
+        /// Where they go.
+        slot: Slot,
+        /// How often damaged files had to be fetched again.
+        repairs: u32,
+    },
+    /// All files are there and right; the model is being tested.
+    Verified {
+        /// Where it is.
+        slot: Slot,
+        /// How often it may still be loaded.
+        tries_left: u32,
+    },
+    /// The model serves under watch.
+    Trial {
+        /// Where it is.
+        slot: Slot,
+        /// How often it may still be loaded.
+        tries_left: u32,
+        /// How long it has been watched before the agent last stopped in order, in milliseconds.
+        watched_ms: u64,
+    },
+    /// It passed its probation.
+    Committed,
+    /// It failed while it served, and what ran before serves again.
+    Reverted {
+        /// Why.
+        reason: String,
+    },
+    /// It failed before it served.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Phase {
+    /// The slot the update works in, while it does.
+    #[must_use]
+    pub fn working_slot(&self) -> Option<Slot> {
+        match self {
+            Self::Fetching { slot, .. } | Self::Verified { slot, .. } | Self::Trial { slot, .. } => Some(*slot),
+            Self::Withdrawn | Self::Committed | Self::Reverted { .. } | Self::Failed { .. } => None,
+        }
+    }
+}
+
+/// The update under way, or the last one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Update {
+    /// The assignment's generation.
+    pub generation: u64,
+    /// The rollout it belongs to.
+    pub rollout: RolloutId,
+    /// Digest of the manifest it brings; none when the device is told to run nothing.
+    pub manifest: Option<Digest>,
+    /// The bundle's name and version.
+    pub bundle: Option<BundleRef>,
+    /// How the bundle is watched before it is committed.
+    pub watch: WatchPolicy,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// Something that happened and has not reached the outbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Untold {
+    /// What kind of thing.
+    pub kind: DeviceEventKind,
+    /// The generation concerned.
+    pub generation: u64,
+    /// The bundle concerned.
+    pub bundle: Option<BundleRef>,
+    /// The rest, in words.
+    pub detail: String,
+}
+
+/// Everything about updates that survives a crash.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Record {
+    /// The version of this form; records of another are not read.
+    pub format: u32,
+    /// The highest generation accepted.
+    pub generation: u64,
+    /// The least release counter that may run.
+    pub security_floor: u64,
+    /// What both slots hold.
+    pub slots: Slots,
+    /// The bundle to fall back to.
+    pub committed: Option<Pointer>,
+    /// The update under way, or the last one.
+    pub update: Option<Update>,
+    /// What happened and has not reached the outbox. It is written together with the change it tells about, so that
+    /// a crash between the two cannot lose it.
+    pub untold: Vec<Untold>,
+}
+
+/// Why bytes are not a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// They do not parse.
+    #[error("it does not parse: {0}")]
+    Parse(String),
+    /// A later agent wrote them.
+    #[error("its format is {0}, this agent knows {FORMAT}: install the newer agent again")]
+    Format(u32),
+    /// They contradict themselves.
+    #[error("it contradicts itself: {0}")]
+    Content(&'static str),
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            generation: 0,
+            security_floor: 0,
+            slots: Slots::default(),
+            committed: None,
+            update: None,
+            untold: Vec::new(),
+        }
+    }
+}
+
+/// The part of a record that keeps old assignments and releases out. It is kept a second time, so that losing the record
+/// opens no door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Barrier {
+    /// The highest generation accepted.
+    pub generation: u64,
+    /// The least release counter that may run.
+    pub security_floor: u64,
+}
+
+impl Record {
+    /// The record of a device whose record was lost: nothing is installed, and nothing older than before is taken. The last
+    /// assignment itself is taken again, since what it brought is gone.
+    #[must_use]
+    pub fn recovered(barrier: Barrier) -> Self {
+        Self {
+            generation: barrier.generation.saturating_sub(1),
+            security_floor: barrier.security_floor,
+            ..Self::default()
+        }
+    }
+
+    /// The part that is kept a second time.
+    #[must_use]
+    pub fn barrier(&self) -> Barrier {
+        Barrier { generation: self.generation, security_floor: self.security_floor }
+    }
+
+    /// The record as bytes.
+    ///
+    /// # Errors
+    /// When serialisation fails, which no content of a record gives cause for.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    /// Reads what [`Self::to_json`] wrote, and checks it.
+    ///
+    /// # Errors
+    /// [`RecordError`] with what is wrong.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, RecordError> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|e| RecordError::Parse(e.to_string()))?;
+        if record.format != FORMAT {
+            return Err(RecordError::Format(record.format));
+        }
+        if record.committed.is_some_and(|p| record.slots.get(p.slot).is_none_or(|c| !c.have.is_full())) {
+            return Err(RecordError::Content("the committed slot is not complete"));
+        }
+        if let Some(update) = &record.update {
+            if let Some(slot) = update.phase.working_slot() {
+                if record.committed.is_some_and(|p| p.slot == slot) {
+                    return Err(RecordError::Content("the update works in the committed slot"));
+                }
+                if record.slots.get(slot).map(|c| c.manifest) != update.manifest {
+                    return Err(RecordError::Content("the update's slot holds another bundle"));
+                }
+            }
+            let tries_left = match update.phase {
+                Phase::Verified { tries_left, .. } | Phase::Trial { tries_left, .. } => tries_left,
+                Phase::Withdrawn
+                | Phase::Fetching { .. }
+                | Phase::Committed
+                | Phase::Reverted { .. }
+                | Phase::Failed { .. } => 0,
+            };
+            if tries_left > MAX_TRIES {
+                return Err(RecordError::Content("the update has more tries left than there are"));
+            }
+        }
+        Ok(record)
+    }
+
+    /// The bundle in `slot`, as reports name it.
+    #[must_use]
+    pub fn installed(&self, pointer: Pointer) -> Option<InstalledBundle> {
+        self.slots.get(pointer.slot).map(|content| InstalledBundle {
+            manifest: content.manifest,
+            bundle: content.bundle.clone(),
+            generation: pointer.generation,
+        })
+    }
+
+    /// The bundle to fall back to, as reports name it.
+    #[must_use]
+    pub fn committed_bundle(&self) -> Option<InstalledBundle> {
+        self.committed.and_then(|pointer| self.installed(pointer))
+    }
+
+    /// The bundle that a crash now would be held against: the one on trial, or else the committed one.
+    #[must_use]
+    pub fn exposed_bundle(&self) -> Option<InstalledBundle> {
+        let on_trial = self.update.as_ref().and_then(|update| match update.phase {
+            Phase::Verified { slot, .. } | Phase::Trial { slot, .. } => {
+                self.installed(Pointer { slot, generation: update.generation })
+            }
+            Phase::Withdrawn
+            | Phase::Fetching { .. }
+            | Phase::Committed
+            | Phase::Reverted { .. }
+            | Phase::Failed { .. } => None,
+        });
+        on_trial.or_else(|| self.committed_bundle())
+    }
+
+    /// The update, as reports show it.
+    #[must_use]
+    pub fn update_report(&self) -> UpdateReport {
+        let Some(update) = &self.update else { return UpdateReport::default() };
+        let (state, reason) = match &update.phase {
+            Phase::Withdrawn => (UpdateState::Idle, None),
+            Phase::Fetching { .. } => (UpdateState::Fetching, None),
+            Phase::Verified { .. } => (UpdateState::Verified, None),
+            Phase::Trial { .. } => (UpdateState::Trial, None),
+            Phase::Committed => (UpdateState::Committed, None),
+            Phase::Reverted { reason } => (UpdateState::Reverted, Some(reason.clone())),
+            Phase::Failed { reason } => (UpdateState::Failed, Some(reason.clone())),
+        };
+        let content = update.manifest.and_then(|digest| self.slots.holding(&digest)).and_then(|s| self.slots.get(s));
+        UpdateReport {
+            state,
+            generation: update.generation,
+            manifest: update.manifest,
+            chunks_done: content.map_or(0, |c| c.have.count()),
+            chunks_total: content.map_or(0, |c| c.have.length()),
+            reason,
+        }
+    }
+
+    /// Every manifest the record refers to: these must be kept.
+    pub fn manifests(&self) -> impl Iterator<Item = Digest> + '_ {
+        Slot::ALL.into_iter().filter_map(|slot| self.slots.get(slot).map(|c| c.manifest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_contradicts_itself_is_refused() {
+        let mut record = Record { committed: Some(Pointer { slot: Slot::A, generation: 1 }), ..Record::default() };
+        let read = |record: &Record| Record::from_json(&record.to_json().unwrap());
+        assert!(matches!(read(&record), Err(RecordError::Content(_))));
+        record.committed = None;
+        assert_eq!(read(&record), Ok(record.clone()));
+        record.format = 2;
+        assert_eq!(read(&record), Err(RecordError::Format(2)));
+    }
+
+    #[test]
+    fn a_lost_record_opens_no_door() {
+        let recovered = Record::recovered(Barrier { generation: 7, security_floor: 3 });
+        assert_eq!((recovered.generation, recovered.security_floor), (6, 3));
+        assert_eq!(Record::recovered(Barrier::default()), Record::default());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_record_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Record::from_json(&bytes);
+        }
+    }
+}

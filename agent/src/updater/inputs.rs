@@ -1,0 +1,103 @@
+//! What the updater does with what comes in: from the controller, and from its own work.
+
+use muster_agent_core::update::Event;
+use muster_shared::chunk::ChunkFrame;
+use muster_shared::messages::{Command, DeviceEventKind, RootDelivery};
+use muster_shared::topics::Down;
+
+use super::download::Taken;
+use super::{Done, Updater, guarded, with_source};
+use crate::mqtt::Told;
+
+impl Updater {
+    pub(super) fn told(&mut self, told: &Told) {
+        match told.kind {
+            Down::Assignment => self.assignment(&told.payload),
+            Down::Chunk => self.chunk(&told.payload),
+            Down::Root => match serde_json::from_slice::<RootDelivery>(&told.payload) {
+                Ok(delivery) => match self.parts.trust.extend(delivery.roots) {
+                    Ok(true) => tracing::info!(version = self.parts.trust.root().root().version, "root document taken"),
+                    Ok(false) => {}
+                    Err(error) => self.refuse(0, None, &with_source(&error)),
+                },
+                Err(error) => self.refuse(0, None, &format!("a delivery of root documents does not parse: {error}")),
+            },
+            Down::Command => match serde_json::from_slice::<Command>(&told.payload) {
+                Ok(Command::SelfTest) => self.self_test(),
+                Err(error) => self.refuse(0, None, &format!("a command does not parse: {error}")),
+            },
+            Down::Ack => {}
+        }
+    }
+
+    fn chunk(&mut self, payload: &[u8]) {
+        let frame = match ChunkFrame::decode(payload) {
+            Ok(frame) => frame,
+            Err(error) => return self.refuse(0, None, &error.to_string()),
+        };
+        let now_ms = self.clock.now_ms();
+        let Some(download) = &mut self.download else { return };
+        let generation = download.generation;
+        match download.take(&frame, now_ms) {
+            Ok(Taken::Written(bytes)) => self.parts.metrics.chunk_received(bytes),
+            Ok(Taken::Unwanted) => {}
+            Ok(Taken::Wrong(chunk)) => {
+                let bundle = self.machine.record().update.as_ref().and_then(|u| u.bundle.clone());
+                self.refuse(generation, bundle, &format!("chunk {chunk} is not what the manifest describes"));
+            }
+            Err(error) => self.dispatch(Event::Obstructed { generation, reason: with_source(&error) }),
+        }
+    }
+
+    pub(super) fn done(&mut self, done: Done) {
+        match done {
+            Done::Checked { generation, result } => self.dispatch(Event::FilesChecked { generation, result }),
+            Done::Tested { slot, generation, result } => {
+                let result = result.map(|(loaded, report)| {
+                    tracing::info!(
+                        bundle = %loaded.manifest.short(),
+                        examples = report.examples,
+                        median_us = report.median_us,
+                        max_abs_difference = report.max_abs_difference,
+                        "golden examples passed"
+                    );
+                    let update = self.machine.record().update.as_ref();
+                    // Another assignment may have come meanwhile: then the model is for nothing.
+                    if update.is_some_and(|u| u.generation == generation && u.phase.working_slot() == Some(slot)) {
+                        self.loaded.insert(slot, *loaded);
+                    }
+                });
+                self.dispatch(Event::Tested { generation, result });
+            }
+            Done::SelfTested { running, result } => match result {
+                Ok(report) => self.tell(
+                    DeviceEventKind::Verified,
+                    Some(&running),
+                    &format!(
+                        "self-test passed: {} golden examples, {} us at the median",
+                        report.examples, report.median_us
+                    ),
+                ),
+                Err(reason) => {
+                    self.tell(DeviceEventKind::Alarm, Some(&running), &format!("self-test failed: {reason}"));
+                }
+            },
+        }
+    }
+
+    fn self_test(&mut self) {
+        let Some(running) = self.parts.host.current().map(|model| model.installed()) else {
+            return self.tell(DeviceEventKind::Alarm, None, "self-test: nothing is running");
+        };
+        let found = self.loaded.iter().find(|(_, loaded)| loaded.manifest == running.manifest);
+        let manifest = self.records.manifest(&running.manifest).ok().flatten();
+        let (Some((slot, loaded)), Some((_, manifest))) = (found, manifest) else {
+            return self.tell(DeviceEventKind::Alarm, Some(&running), "self-test: the bundle's files are not there");
+        };
+        let (slot, loaded, slots) = (*slot, loaded.clone(), self.slots.clone());
+        self.apart("self-test", move || {
+            let result = guarded(|| loaded.check_again(&slots, slot, &manifest));
+            Done::SelfTested { running, result }
+        });
+    }
+}
