@@ -1,0 +1,132 @@
+//! What an analysis found, with everything it rests on.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// How an analysis ended (Argo Rollouts' words).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Outcome {
+    /// The wave passed.
+    Successful,
+    /// The wave failed; the rollout goes back.
+    Failed,
+    /// The analysis itself could not be done.
+    Error,
+    /// Not enough was seen to say; the rollout pauses.
+    Inconclusive,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Successful => "Successful",
+            Self::Failed => "Failed",
+            Self::Error => "Error",
+            Self::Inconclusive => "Inconclusive",
+        })
+    }
+}
+
+/// The rules a verdict can rest on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Rule {
+    /// [`super::Limits::max_error_rate`].
+    ErrorRate,
+    /// [`super::Limits::max_latency_p99_ratio`].
+    LatencyP99Ratio,
+    /// [`super::Limits::max_failures`].
+    Failures,
+    /// [`super::Limits::max_prediction_psi`].
+    PredictionPsi,
+    /// [`super::Limits::min_reports`].
+    MinReports,
+    /// [`super::Limits::min_requests`].
+    MinRequests,
+    /// [`super::WaveSpec::max_duration_ms`].
+    MaxDuration,
+}
+
+impl Rule {
+    /// The rule as the API spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ErrorRate => "error-rate",
+            Self::LatencyP99Ratio => "latency-p99-ratio",
+            Self::Failures => "failures",
+            Self::PredictionPsi => "prediction-psi",
+            Self::MinReports => "min-reports",
+            Self::MinRequests => "min-requests",
+            Self::MaxDuration => "max-duration",
+        }
+    }
+}
+
+/// One rule held against what was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Check {
+    /// Which rule.
+    pub rule: Rule,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// What was measured; none where there was nothing to measure.
+    pub measured: Option<f64>,
+    /// The limit it was held against.
+    pub limit: f64,
+    /// How much was counted on the canary's side: requests, predictions, devices or reports, as the rule has it.
+    pub canary_samples: u64,
+    /// How much was counted on the control's side; 0 where there is none.
+    pub control_samples: u64,
+    /// All of it in a sentence.
+    pub sentence: String,
+}
+
+/// What one side of a comparison reported.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ArmSummary {
+    /// Devices meant.
+    pub devices: u32,
+    /// Devices with at least one report.
+    pub reporting: u32,
+    /// Telemetry windows with requests in them.
+    pub reports: u32,
+    /// Requests served.
+    pub requests: u64,
+    /// Requests the model failed.
+    pub errors: u64,
+    /// 99th percentile of latency, in microseconds.
+    pub latency_p99_us: Option<f64>,
+    /// Predictions sketched.
+    pub predictions: u64,
+    /// Devices that failed, reverted or crashed.
+    pub failures: u32,
+}
+
+/// What an analysis found, with everything it rests on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Verdict {
+    /// When it was reached, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// Which wave, counted from 0.
+    pub wave: u32,
+    /// What was found.
+    pub outcome: Outcome,
+    /// Every rule with its numbers.
+    pub checks: Vec<Check>,
+    /// The devices of this wave and those before it.
+    pub canary: ArmSummary,
+    /// The concurrent devices of the same selector on the incumbent.
+    pub control: ArmSummary,
+    /// The verdict in a sentence.
+    pub summary: String,
+}

@@ -1,0 +1,113 @@
+//! Why a rollout is not further than it is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::DeviceId;
+
+/// Why a rollout is not further than it is. Every reason reaches the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "reason", rename_all_fields = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Waiting {
+    /// No device is selected.
+    NoDevices,
+    /// Devices of the wave are still updating.
+    Updating {
+        /// Devices done.
+        done: u32,
+        /// Devices of the wave that can be reached.
+        of: u32,
+    },
+    /// Devices of the wave are away; they join when they return.
+    Offline {
+        /// Which.
+        devices: Vec<DeviceId>,
+    },
+    /// The wave is being watched.
+    Soaking {
+        /// Until when, in milliseconds since the Unix epoch.
+        until_ms: u64,
+    },
+    /// Too few telemetry windows.
+    TooFewReports {
+        /// Windows there are.
+        have: u32,
+        /// Windows needed.
+        need: u32,
+    },
+    /// Too few requests.
+    TooFewRequests {
+        /// Requests there are.
+        have: u64,
+        /// Requests needed.
+        need: u64,
+    },
+    /// A score of the predictions is above its limit, and still within what chance makes of so few.
+    TooFewPredictions {
+        /// Predictions there are.
+        have: u64,
+        /// Predictions that would settle it, if it stays as it is.
+        need: u64,
+    },
+    /// Devices belong to another rollout that is not finished.
+    HeldByOtherRollout {
+        /// Which devices.
+        devices: Vec<DeviceId>,
+    },
+    /// Devices cannot run the bundle; they are left out.
+    Unsuitable {
+        /// Which, and why.
+        devices: BTreeMap<DeviceId, String>,
+    },
+    /// An operator or a verdict paused the rollout.
+    Paused {
+        /// Who or what, and why.
+        why: String,
+    },
+    /// Devices have not gone back yet.
+    GoingBack {
+        /// Devices done.
+        done: u32,
+        /// Devices that must.
+        of: u32,
+    },
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |devices: &mut dyn Iterator<Item = &DeviceId>| {
+            let all: Vec<_> = devices.map(DeviceId::as_str).collect();
+            let shown = all[..all.len().min(5)].join(", ");
+            if all.len() > 5 { format!("{shown} and {} more", all.len() - 5) } else { shown }
+        };
+        match self {
+            Self::NoDevices => f.write_str("no device matches the selector"),
+            Self::Updating { done, of } => {
+                write!(f, "{done} of {of} reachable devices have committed")
+            }
+            Self::Offline { devices } => {
+                write!(f, "{} away, to join on return: {}", devices.len(), names(&mut devices.iter()))
+            }
+            Self::Soaking { until_ms } => write!(f, "soaking until {until_ms} ms"),
+            Self::TooFewReports { have, need } => {
+                write!(f, "{have} of {need} reports with requests")
+            }
+            Self::TooFewRequests { have, need } => write!(f, "{have} of {need} requests"),
+            Self::TooFewPredictions { have, need } => {
+                write!(f, "{have} of about {need} predictions that tell a move from chance")
+            }
+            Self::HeldByOtherRollout { devices } => {
+                write!(f, "held by another rollout: {}", names(&mut devices.iter()))
+            }
+            Self::Unsuitable { devices } => {
+                write!(f, "cannot run the bundle: {}", names(&mut devices.keys()))?;
+                devices.values().next().map_or(Ok(()), |why| write!(f, " ({why})"))
+            }
+            Self::Paused { why } => write!(f, "paused: {why}"),
+            Self::GoingBack { done, of } => write!(f, "{done} of {of} devices have gone back"),
+        }
+    }
+}
