@@ -123,7 +123,7 @@ pub enum Effect {
         /// Whether nothing in it counts.
         fresh: bool,
     },
-    /// Fetch what [`SlotContent::have`] lacks.
+    /// Fetch what [`crate::slots::SlotContent::have`] lacks.
     Fetch {
         /// Into which slot.
         slot: Slot,
