@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use muster_shared::messages::UpdateState;
 use muster_shared::rollout::RolloutStatus;
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::traffic::Traffic;
@@ -54,30 +55,56 @@ fn an_agent_killed_at_any_moment_ends_with_the_new_version() {
     });
 }
 
+/// Waits until the application of the only device is answered by `version`.
+async fn answered_by(traffic: &Traffic, version: &str) -> anyhow::Result<()> {
+    wait::until(&format!("{version} answers"), PATIENCE, async || {
+        Ok(traffic.seen_by("dev-1").last_version.filter(|last| last == version).map(|_| ()))
+    })
+    .await
+}
+
+/// Brings digits 1.1.0 on trial for longer than the test lasts, with `max_failures` allowed.
+async fn long_trial(fleet: &Fleet, traffic: &Traffic, max_failures: &str) -> anyhow::Result<String> {
+    stage::first_version(fleet, traffic).await?;
+    fleet.release_digits("1.1.0").await?;
+    let long = ["--soak", "1s", "--max-duration", "30m", "--probation", "10m", "--max-failures", max_failures];
+    let id = fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &long[..]].concat()).await?;
+    answered_by(traffic, "1.1.0").await?;
+    Ok(id)
+}
+
 #[test]
-fn a_bundle_under_which_the_agent_dies_again_and_again_goes_back() {
+fn one_crash_on_a_new_bundle_is_a_failure_that_takes_it_back() {
     stage::run(async |binaries, folder| {
         let mut fleet = stage::fleet(&binaries, &folder, 1).await?;
         let traffic = stage::traffic(&fleet)?;
-        stage::first_version(&fleet, &traffic).await?;
-        fleet.release_digits("1.1.0").await?;
-        let long = ["--soak", "1s", "--max-duration", "30m", "--probation", "10m"];
-        let id = fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &long[..]].concat()).await?;
-        for _ in 0..3 {
-            wait::until("1.1.0 answers", PATIENCE, async || {
-                Ok(traffic.seen_by("dev-1").last_version.filter(|version| version == "1.1.0").map(|_| ()))
-            })
-            .await?;
-            kill_and_restart(&mut fleet, &traffic).await?;
-        }
+        let id = long_trial(&fleet, &traffic, "0").await?;
+        kill_and_restart(&mut fleet, &traffic).await?;
         let view = fleet.wait_rollout(&id, RolloutStatus::RolledBack).await?;
         let verdict = view.verdicts.last().context("there is a verdict")?;
         ensure!(verdict.canary.failures == 1, "{verdict:?}");
         fleet.wait_committed("dev-1", "1.0.0").await?;
-        wait::until("1.0.0 answers", PATIENCE, async || {
-            Ok(traffic.seen_by("dev-1").last_version.filter(|version| version == "1.0.0").map(|_| ()))
+        answered_by(&traffic, "1.0.0").await?;
+        stage::ensure_all_answered(&traffic)
+    });
+}
+
+#[test]
+fn a_device_gives_up_a_bundle_it_does_not_survive_three_times() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = stage::fleet(&binaries, &folder, 1).await?;
+        let traffic = stage::traffic(&fleet)?;
+        long_trial(&fleet, &traffic, "5").await?;
+        for _ in 0..3 {
+            answered_by(&traffic, "1.1.0").await?;
+            kill_and_restart(&mut fleet, &traffic).await?;
+        }
+        wait::until("dev-1 has reverted", PATIENCE, async || {
+            let reported = fleet.operator.device("dev-1").await?.reported;
+            Ok(reported.filter(|reported| reported.update.state == UpdateState::Reverted).map(|_| ()))
         })
         .await?;
+        answered_by(&traffic, "1.0.0").await?;
         stage::ensure_all_answered(&traffic)
     });
 }

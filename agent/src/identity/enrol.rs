@@ -183,21 +183,17 @@ fn csr(key: &KeyPair, wish: Option<&DeviceId>) -> Result<String, String> {
 }
 
 fn failed(url: &str, error: &reqwest::Error) -> EnrolError {
-    let reason = reason(error);
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(inner) = source {
-        if let Some(reason) = tls_error(inner).and_then(pin::reason) {
-            return EnrolError::OtherController { url: url.to_owned(), reason };
-        }
-        source = inner.source();
+    let url = url.to_owned();
+    match tls_error(error).and_then(pin::reason) {
+        Some(reason) => EnrolError::OtherController { url, reason },
+        None => EnrolError::Away { url, reason: reason(error) },
     }
-    EnrolError::Away { url: url.to_owned(), reason }
 }
 
 fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
-    // An IO error hides the error it carries from `source`.
-    let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    carried.and_then(|e| e.downcast_ref()).or_else(|| error.downcast_ref())
+    // An IO error hides the error it carries from `source`, and may carry another IO error.
+    let carried = || error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref).map(|e| e as _);
+    error.downcast_ref().or_else(|| carried().and_then(tls_error)).or_else(|| error.source().and_then(tls_error))
 }
 
 /// The innermost words of an error, which say more than the layers around them.
@@ -227,18 +223,84 @@ async fn bounded_body(mut answer: reqwest::Response) -> Result<Vec<u8>, BodyErro
 
 #[cfg(test)]
 mod tests {
+    use rumqttc::tokio_rustls::TlsAcceptor;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::super::papers::tests::Controller;
     use super::*;
 
+    /// Answers one request over TLS with `status` and `body`, and gives the token that leads there.
+    async fn controller_answering(controller: &Controller, status: u16, body: Vec<u8>) -> EnrolmentToken {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let tls = TlsAcceptor::from(controller.server());
+        tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            // The client hangs up where it does not trust the server.
+            let Ok(mut stream) = tls.accept(socket).await else { return };
+            let mut request = vec![0; 64 * 1024];
+            let mut length = 0;
+            while !request[..length].ends_with(b"}") {
+                length += stream.read(&mut request[length..]).await.unwrap();
+            }
+            assert!(request.starts_with(b"POST /api/v1/enrol HTTP/1.1"));
+            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            stream.write_all(&[head.into_bytes(), body].concat()).await.unwrap();
+            stream.shutdown().await.unwrap();
+        });
+        EnrolmentToken { url, ..controller.token() }
+    }
+
+    async fn attempt_at(store: &IdentityStore, token: &EnrolmentToken) -> Result<Enrolled, EnrolError> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        attempt(store, token, None, &EffectiveTime::default()).await
+    }
+
+    #[tokio::test]
+    async fn the_papers_come_from_the_controller_the_token_names_and_from_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(folder.path());
+        let controller = Controller::new();
+        let papers = serde_json::to_vec(&controller.enrol(&store.key().unwrap())).unwrap();
+        let token = controller_answering(&controller, 200, papers.clone()).await;
+        let enrolled = attempt_at(&store, &token).await.unwrap();
+        assert_eq!(store.load().unwrap(), None, "nothing is in force before it is committed");
+        let identity = enrolled.commit(&store).unwrap();
+        assert_eq!(store.load().unwrap(), Some(identity));
+
+        let token = controller_answering(&Controller::new(), 200, papers).await;
+        let error = attempt_at(&store, &EnrolmentToken { url: token.url, ..controller.token() }).await.unwrap_err();
+        assert!(matches!(&error, EnrolError::OtherController { .. }) && !error.is_temporary(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_ends_it_and_a_controller_in_trouble_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(folder.path());
+        let controller = Controller::new();
+        let problem = br#"{"type":"t","title":"t","status":403,"detail":"the token is used up"}"#;
+        let token = controller_answering(&controller, 403, problem.to_vec()).await;
+        let error = attempt_at(&store, &token).await.unwrap_err();
+        assert!(error.to_string().contains("(403): the token is used up") && !error.is_temporary(), "{error}");
+        let token = controller_answering(&controller, 200, b"{}".to_vec()).await;
+        assert!(matches!(attempt_at(&store, &token).await, Err(EnrolError::Papers { .. })));
+        for trouble in [500, 503, 429] {
+            let token = controller_answering(&controller, trouble, Vec::new()).await;
+            assert!(attempt_at(&store, &token).await.unwrap_err().is_temporary(), "{trouble}");
+        }
+        let token = controller_answering(&controller, 200, vec![b' '; MAX_RESPONSE_BYTES + 1]).await;
+        assert!(attempt_at(&store, &token).await.unwrap_err().to_string().contains("too large"));
+    }
+
     #[tokio::test]
     async fn a_controller_that_is_away_is_worth_waiting_for() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         // Bound and never accepted from again once dropped: nobody listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let token = EnrolmentToken { url: format!("https://127.0.0.1:{port}"), ..Controller::new().token() };
         let store = IdentityStore::new(folder.path());
-        let error = attempt(&store, &token, None, &EffectiveTime::default()).await.unwrap_err();
+        let error = attempt_at(&store, &token).await.unwrap_err();
         assert!(error.is_temporary(), "{error}");
         assert!(!error.to_string().contains(&format!("secret {}", token.secret)));
         assert!(folder.path().join("identity/device.key").exists(), "the key is kept for the next attempt");

@@ -94,8 +94,12 @@ fn chain(mut roots: impl Iterator<Item = Envelope>, pinned: Digest) -> Result<Tr
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
     use muster_shared::trust::{DocumentKind, Role, RoleKeys, Root, SigningKey, sign_document};
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
     use zeroize::Zeroizing;
 
     use super::*;
@@ -140,6 +144,21 @@ pub(super) mod tests {
 
         pub(in super::super) fn enrol(&self, key: &KeyPair) -> EnrolResponse {
             self.enrol_as(key, device().as_str())
+        }
+
+        /// A server of this CA on the loopback address, which shows its CA too.
+        pub(in super::super) fn server(&self) -> Arc<ServerConfig> {
+            let key = KeyPair::generate().unwrap();
+            let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &self.ca).unwrap();
+            let chain = vec![leaf.der().clone(), self.ca.der().clone()];
+            let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(chain, key)
+                .map(Arc::new)
+                .unwrap()
         }
 
         fn enrol_as(&self, key: &KeyPair, name: &str) -> EnrolResponse {
