@@ -22,9 +22,9 @@ const SITES: [&str; 3] = ["lyon", "osaka", "quito"];
 /// A window closes often, so that the story takes minutes where a real fleet takes hours.
 const WINDOW_MS: u64 = 1_000;
 /// What the controller may send per second, so that a download lasts long enough to be interrupted.
-const SEND_BYTES_PER_S: u64 = 6_000_000;
-/// 500 images in twelve variants of 64 float32 each: 1.5 MB.
-const CALIBRATION_COPIES: usize = 12;
+const SEND_BYTES_PER_S: u64 = 3_000_000;
+/// 500 images in 24 variants of 64 float32 each: 3 MB.
+const CALIBRATION_COPIES: usize = 24;
 const PACE: [&str; 14] = [
     "--soak",
     "3s",
@@ -174,10 +174,12 @@ async fn better_version(stage: &Stage, fleet: &mut Fleet, traffic: &Traffic) -> 
     })
     .await?;
     stage.observed("quito-2 is cut off from the network; its application is still answered");
+    let client = reqwest::Client::new();
+    let chunks_before = fleet.device("lyon-2")?.metric(&client, CHUNKS_RECEIVED).await?;
     let waves = ["--wave", "100%:site=lyon", "--wave", "60%", "--wave", "100%"];
     let id =
         fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &waves[..], &PACE[..]].concat()).await?;
-    kill_in_mid_download(stage, fleet, traffic, "lyon-2").await?;
+    kill_in_mid_download(stage, fleet, traffic, "lyon-2", chunks_before).await?;
     let view = follow(stage, fleet, &id, RolloutStatus::Completed).await?;
     view.verdicts.iter().for_each(|verdict| show_verdict(stage, verdict));
     ensure!(
@@ -203,9 +205,14 @@ async fn better_version(stage: &Stage, fleet: &mut Fleet, traffic: &Traffic) -> 
 const CHUNKS_RECEIVED: &str = "muster_agent_chunks_received_total";
 const CHUNKS_REPEATED: u32 = 8;
 
-async fn kill_in_mid_download(stage: &Stage, fleet: &mut Fleet, traffic: &Traffic, id: &str) -> anyhow::Result<()> {
+async fn kill_in_mid_download(
+    stage: &Stage,
+    fleet: &mut Fleet,
+    traffic: &Traffic,
+    id: &str,
+    before: f64,
+) -> anyhow::Result<()> {
     let client = reqwest::Client::new();
-    let before = fleet.device(id)?.metric(&client, CHUNKS_RECEIVED).await?;
     let device = fleet.device(id)?;
     // A good part is there, and a good part is missing.
     let first_life = wait::until("a download is under way", PATIENCE, async || {
