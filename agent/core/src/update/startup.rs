@@ -10,11 +10,12 @@ use crate::slots::{Pointer, Slot};
 
 impl Machine {
     pub(super) fn start(&mut self) -> Vec<Effect> {
-        let tell = (!self.record.untold.is_empty()).then_some(Effect::Tell);
         let next = match self.record.committed {
             Some(pointer) => vec![Effect::LoadCommitted(pointer)],
             None => self.resume(),
         };
+        // What resuming noted is told after it is written, and everything left from before along with it.
+        let tell = (!self.record.untold.is_empty() && !next.contains(&Effect::Tell)).then_some(Effect::Tell);
         tell.into_iter().chain(next).collect()
     }
 
