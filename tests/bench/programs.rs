@@ -1,8 +1,7 @@
 //! Brings the programs under test into the state in which they ship, and gives them room for many connections.
 
-use std::process::Command;
-
 use anyhow::{Context as _, ensure};
+use muster_tests::binaries::Binaries;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors the bench and the controller need besides one for each device.
@@ -16,20 +15,8 @@ const OTHER_DESCRIPTORS: u64 = 256;
 /// # Errors
 /// When they do not build.
 pub(crate) fn build() -> anyhow::Result<()> {
-    let Some(cargo) = std::env::var_os("CARGO") else {
-        return Ok(());
-    };
-    for packages in [&["muster-controller", "muster"][..], &["muster-agent"][..]] {
-        let mut command = Command::new(&cargo);
-        command.arg("build").args(packages.iter().flat_map(|package| ["--package", package]));
-        command.current_dir(env!("CARGO_MANIFEST_DIR"));
-        if !cfg!(debug_assertions) {
-            command.arg("--release");
-        }
-        let status = command.status().context("cargo cannot be started")?;
-        ensure!(status.success(), "{} could not be built", packages.join(" and "));
-    }
-    Ok(())
+    Binaries::build(&["muster-controller", "muster"])?;
+    Binaries::build(&["muster-agent"])
 }
 
 /// Lets this process, and the controller that inherits it, hold a connection to each of `devices`.

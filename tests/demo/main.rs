@@ -8,7 +8,7 @@ mod story;
 mod summary;
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
@@ -47,7 +47,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
-    build(stage)?;
+    stage.say("Building the controller, the agent and the command line");
+    Binaries::build(&["muster-controller", "muster-agent", "muster"])?;
     let binaries = Binaries::beside_this_one()?;
     let temporary = tempfile::Builder::new().prefix("muster-demo-").tempdir()?;
     let folder = match &arguments.data_dir {
@@ -70,21 +71,4 @@ fn run(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     })
-}
-
-/// Builds the three programs in the way this one was built.
-fn build(stage: &Stage) -> anyhow::Result<()> {
-    let Some(cargo) = std::env::var_os("CARGO") else {
-        return Ok(());
-    };
-    stage.say("Building the controller, the agent and the command line");
-    let mut command = Command::new(cargo);
-    command.args(["build", "--package", "muster-controller", "--package", "muster-agent", "--package", "muster"]);
-    command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
-    }
-    let status = command.status().context("cargo cannot be started")?;
-    ensure!(status.success(), "the programs could not be built");
-    Ok(())
 }

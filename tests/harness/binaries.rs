@@ -1,6 +1,7 @@
 //! Where the programs under test are.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
@@ -16,6 +17,26 @@ pub struct Binaries {
 }
 
 impl Binaries {
+    /// Builds `packages` together, in the profile this program was built in. Without cargo around it, as when it was started by itself,
+    /// it takes what is there.
+    ///
+    /// # Errors
+    /// When they do not build.
+    pub fn build(packages: &[&str]) -> anyhow::Result<()> {
+        let Some(cargo) = std::env::var_os("CARGO") else {
+            return Ok(());
+        };
+        let mut command = Command::new(cargo);
+        command.arg("build").args(packages.iter().flat_map(|package| ["--package", package]));
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        if !cfg!(debug_assertions) {
+            command.arg("--release");
+        }
+        let status = command.status().context("cargo cannot be started")?;
+        ensure!(status.success(), "{} could not be built", packages.join(" and "));
+        Ok(())
+    }
+
     /// The programs built beside the running one, as a workspace build leaves them.
     ///
     /// # Errors

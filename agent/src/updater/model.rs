@@ -11,6 +11,7 @@ use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::profile::Profile;
 
 use super::slot_files::SlotFiles;
+use super::with_source;
 use crate::host::ServedModel;
 use crate::resources;
 
@@ -45,8 +46,8 @@ impl Loaded {
         manifest: &Manifest,
     ) -> Result<GoldenReport, String> {
         let golden = slots.read(slot, manifest, GOLDEN_PATH).map_err(|damage| damage.reason)?;
-        let golden = GoldenSet::parse(&golden).map_err(|error| with_sources(&error))?;
-        golden::check(self.model.as_ref(), &golden).map_err(|error| with_sources(&error))
+        let golden = GoldenSet::parse(&golden).map_err(|error| with_source(&error))?;
+        golden::check(self.model.as_ref(), &golden).map_err(|error| with_source(&error))
     }
 }
 
@@ -63,7 +64,7 @@ pub(super) fn load(
 ) -> Result<(Loaded, GoldenReport), FileDamage> {
     let fault = |reason: String| FileDamage { chunks: Vec::new(), reason };
     let golden = slots.read(slot, manifest, GOLDEN_PATH)?;
-    let golden = GoldenSet::parse(&golden).map_err(|error| fault(with_sources(&error)))?;
+    let golden = GoldenSet::parse(&golden).map_err(|error| fault(with_source(&error)))?;
     let onnx = slots.read(slot, manifest, MODEL_PATH)?;
     let options = LoadOptions { sample_shapes: golden.sample_shapes(), ..LoadOptions::default() };
     let before = resources::resident_bytes().saturating_sub(onnx.len() as u64);
@@ -73,7 +74,7 @@ pub(super) fn load(
         .into();
     drop(onnx);
     check_signature(&manifest.signature, model.signature()).map_err(fault)?;
-    let report = golden::check(model.as_ref(), &golden).map_err(|error| fault(with_sources(&error)))?;
+    let report = golden::check(model.as_ref(), &golden).map_err(|error| fault(with_source(&error)))?;
     let grown = resources::resident_bytes().saturating_sub(before);
     if let Some(limit) = budgets.and_then(|b| b.max_memory_bytes).filter(|limit| grown > *limit) {
         return Err(fault(format!("loading the model took {grown} bytes of memory, its budget is {limit}")));
@@ -117,14 +118,4 @@ fn check_signature(promised: &ModelSignature, found: &ModelSignature) -> Result<
         }
     }
     Ok(())
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
