@@ -155,7 +155,7 @@ pub struct Requirements {
 pub struct Budgets {
     /// Longest median time of one golden example, in milliseconds.
     pub max_latency_ms: Option<u64>,
-    /// Largest growth of the agent's memory by loading the model, in bytes.
+    /// Most memory for the model's weights and for the intermediate values of one run, in bytes.
     pub max_memory_bytes: Option<u64>,
 }
 

@@ -311,6 +311,10 @@ mod tests {
             &self.0
         }
 
+        fn memory_bytes(&self) -> u64 {
+            0
+        }
+
         fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
             let input = inputs.first().ok_or_else(|| RunError::MissingInput { input: "in".into() })?;
             let data = input.data().to_vec();

@@ -53,6 +53,10 @@ pub trait Model: Send + Sync {
     /// What it takes and gives. A dimension of -1 is chosen by each request.
     fn signature(&self) -> &ModelSignature;
 
+    /// Bytes that the model costs a device: its weights as the runtime keeps them, and one run's intermediate values when they
+    /// are most, for the shapes from loading. Found by arithmetic, so it is the same every time.
+    fn memory_bytes(&self) -> u64;
+
     /// Runs the model once. Inputs are found by name, in any order; outputs come in the signature's order. Blocks:
     /// call it away from an async executor. The first run with a new shape takes longer, for the model is prepared for it.
     ///

@@ -105,6 +105,10 @@ where
         &self.signature
     }
 
+    fn memory_bytes(&self) -> u64 {
+        0
+    }
+
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
         (self.run)(inputs)
     }

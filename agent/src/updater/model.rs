@@ -13,7 +13,6 @@ use muster_shared::profile::Profile;
 use super::slot_files::SlotFiles;
 use super::with_source;
 use crate::host::ServedModel;
-use crate::resources;
 
 /// A model that has been loaded and has passed its golden examples.
 #[derive(Clone)]
@@ -67,7 +66,6 @@ pub(super) fn load(
     let golden = GoldenSet::parse(&golden).map_err(|error| fault(with_source(&error)))?;
     let onnx = slots.read(slot, manifest, MODEL_PATH)?;
     let options = LoadOptions { sample_shapes: golden.sample_shapes(), ..LoadOptions::default() };
-    let before = resources::resident_bytes().saturating_sub(onnx.len() as u64);
     let model: Arc<dyn Model> = TractRuntime
         .load(&onnx, &options)
         .map_err(|error| fault(format!("the model cannot be loaded: {error}")))?
@@ -75,9 +73,9 @@ pub(super) fn load(
     drop(onnx);
     check_signature(&manifest.signature, model.signature()).map_err(fault)?;
     let report = golden::check(model.as_ref(), &golden).map_err(|error| fault(with_source(&error)))?;
-    let grown = resources::resident_bytes().saturating_sub(before);
-    if let Some(limit) = budgets.and_then(|b| b.max_memory_bytes).filter(|limit| grown > *limit) {
-        return Err(fault(format!("loading the model took {grown} bytes of memory, its budget is {limit}")));
+    let needs = model.memory_bytes();
+    if let Some(limit) = budgets.and_then(|b| b.max_memory_bytes).filter(|limit| needs > *limit) {
+        return Err(fault(format!("the model needs {needs} bytes of memory, its budget is {limit}")));
     }
     if let Some(limit) = budgets.and_then(|b| b.max_latency_ms).filter(|ms| report.median_us > ms.saturating_mul(1_000))
     {

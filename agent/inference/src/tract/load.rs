@@ -24,9 +24,17 @@ struct Loaded {
     model: InferenceModel,
     shapes: Vec<Vec<usize>>,
     plan: Plan,
+    memory_bytes: u64,
     outputs: Vec<OutputFact>,
     /// The outputs for other sizes of every free dimension, where that was needed and possible.
     others: Option<Vec<OutputFact>>,
+}
+
+/// A plan for one set of shapes with what is known of it.
+struct Attempt {
+    plan: Plan,
+    outputs: Vec<OutputFact>,
+    memory_bytes: u64,
 }
 
 /// Why a model could not be prepared for any shape.
@@ -70,6 +78,8 @@ pub(super) fn load(onnx: &[u8], options: &LoadOptions) -> Result<TractModel, Loa
     let by_bytes = (options.max_prepared_bytes / onnx.len().max(1)).saturating_sub(1);
     let max_others = by_bytes.min(options.max_prepared_shapes.saturating_sub(1));
     let has_free = inputs.iter().any(|input| input.dimensions.iter().any(|d| matches!(d, Dimension::Free(_))));
+    // The graph that further shapes are prepared from holds the weights as the file does.
+    let graph_bytes = if has_free { onnx.len() as u64 } else { 0 };
     Ok(TractModel {
         signature,
         inputs,
@@ -77,6 +87,7 @@ pub(super) fn load(onnx: &[u8], options: &LoadOptions) -> Result<TractModel, Loa
         source: has_free.then(|| Arc::new(loaded.model)),
         prepared: Prepared::new(loaded.shapes, loaded.plan, max_others),
         time_limit: options.time_limit,
+        memory_bytes: loaded.memory_bytes.saturating_add(graph_bytes),
     })
 }
 
@@ -129,9 +140,9 @@ fn prepare_first(
     let mut first_error = None;
     for shapes in candidates {
         match attempt(&model, inputs, shapes) {
-            Ok((plan, facts)) => {
+            Ok(Attempt { plan, outputs: facts, memory_bytes }) => {
                 let others = others(&model, inputs, outputs, shapes);
-                return Ok(Loaded { model, shapes: shapes.clone(), plan, outputs: facts, others });
+                return Ok(Loaded { model, shapes: shapes.clone(), plan, memory_bytes, outputs: facts, others });
             }
             Err(error) => _ = first_error.get_or_insert(error),
         }
@@ -139,20 +150,20 @@ fn prepare_first(
     Err(first_error.unwrap_or_else(|| Failed::Refused("there is no shape to prepare it for".into())))
 }
 
-fn attempt(model: &InferenceModel, inputs: &[Input], shapes: &[Vec<usize>]) -> Result<(Plan, Vec<OutputFact>), Failed> {
+fn attempt(model: &InferenceModel, inputs: &[Input], shapes: &[Vec<usize>]) -> Result<Attempt, Failed> {
     let prepare = || {
         let plan = Plan::prepare(model, inputs, shapes)?;
-        let outputs = plan.outputs()?;
-        Ok((plan, outputs))
+        let (outputs, memory_bytes) = (plan.outputs()?, plan.memory_bytes()?);
+        Ok(Attempt { plan, outputs, memory_bytes })
     };
     // A panic over one size says nothing about the next.
     let prepared = guard::here(prepare).map_err(Failed::Stopped)?;
-    let (plan, outputs) = prepared.map_err(|error: TractError| Failed::Refused(words(&error)))?;
+    let prepared = prepared.map_err(|error: TractError| Failed::Refused(words(&error)))?;
     // Where an image is smaller than a filter, tract goes on with nothing at all.
-    if outputs.iter().any(|output| output.sizes.contains(&Some(0))) {
+    if prepared.outputs.iter().any(|output| output.sizes.contains(&Some(0))) {
         return Err(Failed::Refused(format!("for inputs of the shapes {shapes:?} it gives nothing")));
     }
-    Ok((plan, outputs))
+    Ok(prepared)
 }
 
 /// The outputs when every free dimension is one larger, if the declared ones leave a size open or look as if an exporter had
@@ -176,7 +187,7 @@ fn others(
             *size += usize::from(matches!(dimension, Dimension::Free(_)));
         }
     }
-    (in_doubt && larger != shapes).then(|| attempt(model, inputs, &larger).ok().map(|(_, facts)| facts)).flatten()
+    (in_doubt && larger != shapes).then(|| attempt(model, inputs, &larger).ok().map(|other| other.outputs)).flatten()
 }
 
 /// The signature's outputs: what the model declares where tract agrees, otherwise what tract found.

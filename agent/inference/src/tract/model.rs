@@ -22,11 +22,16 @@ pub(super) struct TractModel {
     pub(super) source: Option<Arc<InferenceModel>>,
     pub(super) prepared: Prepared,
     pub(super) time_limit: Duration,
+    pub(super) memory_bytes: u64,
 }
 
 impl Model for TractModel {
     fn signature(&self) -> &ModelSignature {
         &self.signature
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {

@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_shared::bundle::DataType;
 use tract_onnx::prelude::{
-    DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, TVec, TractResult,
-    TypedRunnableModel, TypedSimpleState,
+    DatumType, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, TDim, TVec, TractResult,
+    TypedNode, TypedRunnableModel, TypedSimpleState,
 };
+use tract_onnx::tract_core::ops::konst::Const;
 
 use super::convert;
 use super::onnx::Input;
@@ -19,6 +20,7 @@ const MAX_IDLE: usize = 8;
 #[derive(Debug)]
 pub(super) struct Plan {
     runnable: Arc<TypedRunnableModel>,
+    weights_bytes: u64,
     /// States of earlier runs. Empty for ever when an operator keeps something between runs, as a recurrent one does.
     idle: Mutex<Vec<TypedSimpleState>>,
 }
@@ -31,6 +33,14 @@ pub(super) struct OutputFact {
     pub(super) sizes: Vec<Option<usize>>,
 }
 
+fn is_constant(node: &TypedNode) -> bool {
+    node.op_is::<Const>()
+}
+
+fn bytes(size: &TDim) -> u64 {
+    size.as_i64().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default()
+}
+
 impl Plan {
     /// Prepares `model` for `inputs` of `shapes`.
     pub(super) fn prepare(model: &InferenceModel, inputs: &[Input], shapes: &[Vec<usize>]) -> TractResult<Self> {
@@ -39,7 +49,12 @@ impl Plan {
             let datum = convert::to_tract_type(input.datatype);
             model.set_input_fact(at, InferenceFact::dt_shape(datum, shape.as_slice()))?;
         }
-        Ok(Self { runnable: model.into_optimized()?.into_runnable()?, idle: Mutex::default() })
+        let mut model = model.into_typed()?.into_decluttered()?;
+        // Counted now: optimising moves weights into operators, where nothing can look.
+        let weights = model.nodes().iter().filter(|node| is_constant(node)).flat_map(|node| &node.outputs);
+        let weights_bytes = weights.map(|outlet| bytes(&outlet.fact.mem_size())).fold(0, u64::saturating_add);
+        model.optimize()?;
+        Ok(Self { runnable: model.into_runnable()?, weights_bytes, idle: Mutex::default() })
     }
 
     /// The outputs' types and sizes, in the model's order.
@@ -52,6 +67,14 @@ impl Plan {
             Ok(OutputFact { datum: fact.datum_type, sizes })
         };
         (0..model.outputs.len()).map(fact).collect()
+    }
+
+    /// Bytes of the weights, and of one run's intermediate values when they are most. What depends on the values counts nothing.
+    pub(super) fn memory_bytes(&self) -> TractResult<u64> {
+        let model = self.runnable.model();
+        let steps = model.eval_tmp_memory_usage(&model.eval_order()?, |node| !is_constant(node))?;
+        let run = steps.iter().map(|(_, size)| bytes(size)).max().unwrap_or_default();
+        Ok(self.weights_bytes.saturating_add(run))
     }
 
     /// Runs the model on `inputs`, which are in the model's order, and gives each output's shape and bytes as `outputs` wants it.

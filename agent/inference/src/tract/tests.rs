@@ -202,6 +202,32 @@ fn only_so_many_shapes_stay_prepared() {
 }
 
 #[test]
+fn memory_is_counted_from_weights_and_the_largest_step() {
+    let wide = |rows: Size| {
+        model(GraphProto {
+            node: vec![
+                node("MatMul", &["x", "w1"], "wide", Vec::new()),
+                node("Relu", &["wide"], "positive", Vec::new()),
+                node("MatMul", &["positive", "w2"], "y", Vec::new()),
+            ],
+            input: vec![value("x", OnnxType::Float, &[rows, Of(64)])],
+            output: vec![value("y", OnnxType::Float, &[Unknown, Of(8)])],
+            initializer: vec![weight("w1", &[64, 1_024], 0.5), weight("w2", &[1_024, 8], 0.5)],
+            ..GraphProto::default()
+        })
+    };
+    let weights = (64 * 1_024 + 1_024 * 8) * 4;
+    let one = loaded(&wide(Of(1))).memory_bytes();
+    // Kept in panels, weights take a little more; a row of 1,024 and what makes it is small beside them.
+    assert!((weights..weights * 5 / 4).contains(&one), "{one} for {weights} bytes of weights");
+    let many = loaded(&wide(Of(512))).memory_bytes();
+    let row = 512 * 1_024 * 4;
+    assert!((weights + row..weights * 5 / 4 + row * 5 / 2).contains(&many), "{many}");
+    let free = wide(Named("N"));
+    assert_eq!(loaded(&free).memory_bytes(), one + free.len() as u64, "the graph stays for other sizes");
+}
+
+#[test]
 fn dimension_names_are_never_parsed() {
     let deep: &'static str = Box::leak("(".repeat(200_000).into_boxed_str());
     for name in [deep, "N+", "N/0", "9999999999999999999999", "N*N*N"] {

@@ -97,6 +97,7 @@ struct Built<'a> {
     golden_examples: usize,
     golden_max_abs_difference: f64,
     golden_median_us: u64,
+    memory_bytes: u64,
 }
 
 /// Reads the attachments, each to lie in the bundle under its own file name.
@@ -121,7 +122,18 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
     let golden_bytes = disk::read(&description.golden, MAX_GOLDEN_BYTES as u64)?;
     let golden = read_golden(&description.golden, &golden_bytes)?;
     let model = load_model(&description.model, &onnx, &golden)?;
-    output::note(&format!("model      {}: {}", output::bytes(onnx.len() as u64), signature_text(model.signature())));
+    output::note(&format!(
+        "model      {}, {} of memory to run: {}",
+        output::bytes(onnx.len() as u64),
+        output::bytes(model.memory_bytes()),
+        signature_text(model.signature())
+    ));
+    if let Some(limit) = description.budgets().max_memory_bytes.filter(|limit| model.memory_bytes() > *limit) {
+        return Err(description.origin.whole_fault(format!(
+            "budgets.max-memory-bytes: the model needs {} bytes, more than the {limit} allowed: every device would refuse it",
+            model.memory_bytes()
+        )));
+    }
 
     let report = check_golden(&description.golden, model.as_ref(), &golden)?;
     output::note(&format!(
@@ -189,6 +201,7 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         golden_examples: report.examples,
         golden_max_abs_difference: report.max_abs_difference,
         golden_median_us: report.median_us,
+        memory_bytes: model.memory_bytes(),
     };
     context.output.show(&built, |built| {
         format!("{} ({}) is in {}, not signed yet", built.bundle, built.manifest_digest.short(), built.dir.display())

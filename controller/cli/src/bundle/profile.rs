@@ -348,6 +348,10 @@ mod tests {
             &self.signature
         }
 
+        fn memory_bytes(&self) -> u64 {
+            0
+        }
+
         fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
             let x = &inputs[0];
             let rows = x.shape()[0];

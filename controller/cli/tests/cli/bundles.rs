@@ -102,6 +102,16 @@ fn a_model_without_a_sample_is_built_with_a_warning() {
 }
 
 #[test]
+fn a_model_over_its_memory_budget_is_refused_before_any_device_sees_it() {
+    let desk = Desk::new();
+    let description = String::from_utf8(desk.read(&desk.digits("1.0.0"))).unwrap();
+    desk.write("small.toml", description.replace("max-memory-bytes = 67108864", "max-memory-bytes = 1000"));
+    desk.run("bundle build small.toml --out out")
+        .assert(2, &["small.toml", "budgets.max-memory-bytes", "1000 allowed"]);
+    assert!(!desk.path("out").exists());
+}
+
+#[test]
 fn further_files_travel_with_the_model() {
     let desk = Desk::new();
     let description = String::from_utf8(desk.read(&desk.digits("1.0.0"))).unwrap();
