@@ -1,0 +1,48 @@
+//! Reading a file where it is wanted, without having it in memory.
+
+use std::io;
+
+/// Bytes that can be read anywhere.
+pub trait ReadAt {
+    /// How many there are.
+    fn length(&self) -> u64;
+
+    /// Fills `buffer` with the bytes from `start` on.
+    ///
+    /// # Errors
+    /// When they cannot be read, or there are fewer.
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+impl ReadAt for [u8] {
+    fn length(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(start).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let end = start.checked_add(buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(self.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for &T {
+    fn length(&self) -> u64 {
+        (**self).length()
+    }
+
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(start, buffer)
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn length(&self) -> u64 {
+        self.as_slice().length()
+    }
+
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.as_slice().read_at(start, buffer)
+    }
+}
