@@ -80,43 +80,87 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
-/// Writes `content` as the file `path`, which is either as before or complete whenever it is looked at.
+/// A file whose content is on the disk and not yet in its place. Dropped, it leaves everything as it was.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Pending {
+    written: PathBuf,
+    place: PathBuf,
+    committed: bool,
+}
+
+impl Pending {
+    /// Puts the file in its place.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be done; what was there stays.
+    pub(crate) fn commit(mut self) -> Result<(), Failure> {
+        if self.written != self.place {
+            fs::rename(&self.written, &self.place).map_err(|error| cannot("write", &self.place, error))?;
+        }
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Ours since create_new; half of it is worth nothing.
+            let _ = fs::remove_file(&self.written);
+        }
+    }
+}
+
+/// The name under which the successor of `path` is written, in the same folder so that a rename is enough.
+fn beside(path: &Path) -> Result<PathBuf, Failure> {
+    let name = path.file_name().ok_or_else(|| Failure::input(format!("{} is not a file's name", path.display())))?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}.part", std::process::id()));
+    Ok(folder_of(path).join(hidden))
+}
+
+/// Does all of writing `content` as the file `path` that can fail for want of space or rights, and leaves the rest to
+/// [`Pending::commit`]: several files are written together by preparing all of them first.
+///
+/// # Errors
+/// [`Failure`] when it cannot be written, or is there and to be kept.
+pub(crate) fn prepare(path: &Path, content: &[u8], privacy: Privacy, existing: Existing) -> Result<Pending, Failure> {
+    let written = match existing {
+        Existing::Keep => path.to_owned(),
+        Existing::Replace => {
+            // A rename would put the file where a device or a pipe was.
+            if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+                return Err(Failure::input(format!(
+                    "{} is there and not a file, so it is not replaced: give another name",
+                    path.display()
+                )));
+            }
+            let hidden = beside(path)?;
+            let _ = fs::remove_file(&hidden);
+            hidden
+        }
+    };
+    let mut file = create_new(&written, privacy).map_err(|error| {
+        if existing == Existing::Keep && error.kind() == io::ErrorKind::AlreadyExists {
+            let hint = "is there already: give another name, or --force to replace it";
+            Failure::input(format!("{} {hint}", path.display()))
+        } else {
+            cannot("write", path, error)
+        }
+    })?;
+    let pending = Pending { written, place: path.to_owned(), committed: false };
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(|error| cannot("write", path, error))?;
+    Ok(pending)
+}
+
+/// Writes `content` as the file `path`. One that was there already is as before or complete whenever it is looked at.
 ///
 /// # Errors
 /// [`Failure`] when it cannot be written, or is there and to be kept.
 pub(crate) fn write(path: &Path, content: &[u8], privacy: Privacy, existing: Existing) -> Result<(), Failure> {
-    let name = path.file_name().ok_or_else(|| Failure::input(format!("{} is not a file's name", path.display())))?;
-    match existing {
-        Existing::Keep => {
-            let mut file = create_new(path, privacy).map_err(|error| {
-                if error.kind() == io::ErrorKind::AlreadyExists {
-                    let hint = "is there already: give another name, or --force to replace it";
-                    Failure::input(format!("{} {hint}", path.display()))
-                } else {
-                    cannot("write", path, error)
-                }
-            })?;
-            file.write_all(content).and_then(|()| file.sync_all()).map_err(|error| {
-                // Ours since create_new; half of it is worth nothing.
-                let _ = fs::remove_file(path);
-                cannot("write", path, error)
-            })
-        }
-        Existing::Replace => {
-            let mut temporary = OsString::from(".");
-            temporary.push(name);
-            temporary.push(format!(".{}.part", std::process::id()));
-            let temporary: PathBuf = folder_of(path).join(temporary);
-            let _ = fs::remove_file(&temporary);
-            create_new(&temporary, privacy)
-                .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
-                .and_then(|()| fs::rename(&temporary, path))
-                .map_err(|error| {
-                    let _ = fs::remove_file(&temporary);
-                    cannot("write", path, error)
-                })
-        }
-    }
+    prepare(path, content, privacy, existing)?.commit()
 }
 
 #[cfg(test)]
@@ -136,6 +180,34 @@ mod tests {
         assert_eq!(read(&path, 3).unwrap(), b"two");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
         assert_eq!(read(&folder.path().join("b"), 3).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn what_is_prepared_and_not_committed_never_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        drop(prepare(&path, b"one", Privacy::Public, Existing::Keep).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        write(&path, b"one", Privacy::Public, Existing::Keep).unwrap();
+        let pending = prepare(&path, b"two", Privacy::Public, Existing::Replace).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        drop(pending);
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_files_are_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = write(folder.path(), b"x", Privacy::Public, Existing::Replace).unwrap_err();
+        assert!(error.to_string().contains("not a file"), "{error}");
+        #[cfg(unix)]
+        {
+            let path = folder.path().join("socket");
+            let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            assert_eq!(write(&path, b"x", Privacy::Public, Existing::Replace).unwrap_err().exit_code(), 2);
+            assert!(!fs::symlink_metadata(&path).unwrap().is_file());
+        }
     }
 
     #[cfg(unix)]

@@ -65,9 +65,16 @@ pub(crate) fn generate(private: &Path, existing: Existing) -> Result<PublicKey, 
         "# Muster signing key. Whoever has this file can sign in its name: keep it offline, and keep a copy.\n{}",
         Zeroizing::new(body).as_str()
     ));
-    disk::write(private, text.as_bytes(), Privacy::Secret, existing)?;
-    write_public(&public, &key.public(), existing)?;
+    let private = disk::prepare(private, text.as_bytes(), Privacy::Secret, existing)?;
+    let public = disk::prepare(&public, public_text(&key.public()).as_bytes(), Privacy::Public, existing)?;
+    // The private half last: as long as the old one is there nothing is lost, for a public half can be had from it.
+    public.commit()?;
+    private.commit()?;
     Ok(key.public())
+}
+
+fn public_text(key: &PublicKey) -> String {
+    format!("{}\n", String::from(key.clone()))
 }
 
 /// Writes a public key.
@@ -75,7 +82,7 @@ pub(crate) fn generate(private: &Path, existing: Existing) -> Result<PublicKey, 
 /// # Errors
 /// [`Failure`] when the file is there already and to be kept, or cannot be written.
 pub(crate) fn write_public(path: &Path, key: &PublicKey, existing: Existing) -> Result<(), Failure> {
-    disk::write(path, format!("{}\n", String::from(key.clone())).as_bytes(), Privacy::Public, existing)
+    disk::write(path, public_text(key).as_bytes(), Privacy::Public, existing)
 }
 
 /// Reads a private key.

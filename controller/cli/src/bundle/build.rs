@@ -12,7 +12,7 @@ use muster_shared::trust::{DocumentKind, Envelope};
 use serde::Serialize;
 
 use super::description::Description;
-use super::folder::Folder;
+use super::new_folder::NewFolder;
 use super::profile;
 use crate::command::Context;
 use crate::disk;
@@ -185,11 +185,11 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         )));
     }
 
-    let folder = Folder::create(out, force)?;
+    let folder = NewFolder::create(out, force)?;
     for (path, content) in &files {
         folder.write_file(path, content)?;
     }
-    folder.write_envelope(&Envelope::unsigned(DocumentKind::Manifest, &payload))?;
+    folder.publish(&Envelope::unsigned(DocumentKind::Manifest, &payload))?;
 
     let built = Built {
         bundle: manifest.bundle(),

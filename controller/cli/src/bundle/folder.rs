@@ -37,12 +37,17 @@ pub(super) struct LocalManifest {
 }
 
 impl Folder {
+    /// The bundle that is or will be in `path`.
+    pub(super) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// The bundle in `path`.
     ///
     /// # Errors
     /// [`Failure`] when there is none.
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        let folder = Self { path: path.to_owned() };
+        let folder = Self::at(path);
         if folder.manifest_path().is_file() {
             return Ok(folder);
         }
@@ -52,50 +57,18 @@ impl Folder {
         )))
     }
 
-    /// A folder for a new bundle: `path` is made, found empty, or, with `force`, cleared of the bundle in it.
-    ///
-    /// # Errors
-    /// [`Failure`] when it holds something else, or cannot be made.
-    pub(super) fn create(path: &Path, force: bool) -> Result<Self, Failure> {
-        let folder = Self { path: path.to_owned() };
-        let cannot = |error: io::Error| Failure::input(format!("cannot use {}", path.display())).because(error);
-        match fs::read_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(cannot(error)),
-            Ok(mut entries) => {
-                let is_bundle = folder.manifest_path().is_file();
-                if entries.next().is_some() && !(force && is_bundle) {
-                    let hint = match (is_bundle, force) {
-                        (true, _) => "it holds a bundle already; give another folder, or --force to replace it",
-                        (false, true) => "it is not empty and holds no bundle, so --force does not clear it",
-                        (false, false) => "it is not empty; give another folder",
-                    };
-                    return Err(Failure::input(format!("{}: {hint}", path.display())));
-                }
-                if is_bundle {
-                    // The manifest first: half a bundle must not look like one.
-                    fs::remove_file(folder.manifest_path()).map_err(cannot)?;
-                    match fs::remove_dir_all(folder.files_path()) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
-                        Ok(()) | Err(_) => {}
-                    }
-                }
-            }
-        }
-        fs::create_dir_all(folder.files_path()).map_err(cannot)?;
-        Ok(folder)
-    }
-
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    fn manifest_path(&self) -> PathBuf {
+    /// Where its manifest is.
+    pub(super) fn manifest_path(&self) -> PathBuf {
         self.path.join("manifest.json")
     }
 
-    fn files_path(&self) -> PathBuf {
+    /// Where its files are.
+    pub(super) fn files_path(&self) -> PathBuf {
         self.path.join("files")
     }
 
@@ -137,14 +110,6 @@ impl Folder {
             .map_err(|error| Failure::unmet("the manifest has no form in JSON").because(error))?;
         text.push(b'\n');
         disk::write(&self.manifest_path(), &text, Privacy::Public, Existing::Replace)
-    }
-
-    /// Writes one of the bundle's files.
-    ///
-    /// # Errors
-    /// [`Failure`] when it cannot be written.
-    pub(super) fn write_file(&self, path: &str, content: &[u8]) -> Result<(), Failure> {
-        disk::write(&self.file_path(path), content, Privacy::Public, Existing::Replace)
     }
 
     /// Opens one of the bundle's files, which must be a file and no link.

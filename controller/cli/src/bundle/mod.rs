@@ -4,6 +4,7 @@ mod build;
 mod description;
 mod folder;
 mod list;
+mod new_folder;
 mod profile;
 mod push;
 mod sample;

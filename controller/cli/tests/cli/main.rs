@@ -4,6 +4,8 @@
 
 mod bad_input;
 mod bundles;
+#[cfg(target_os = "linux")]
+mod full_disk;
 mod online;
 mod run;
 mod server;
