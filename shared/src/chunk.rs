@@ -212,6 +212,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::damage;
 
     proptest! {
         #[test]
@@ -233,9 +234,27 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_frame_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            if let Ok(frame) = ChunkFrame::decode(&bytes) {
-                prop_assert_eq!(frame.encode(), bytes.clone());
+        fn any_bytes_are_a_frame_or_refused(known: bool, bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let mut bytes = bytes;
+            if known {
+                bytes.iter_mut().zip([FRAME_VERSION, ENCODING_PLAIN]).for_each(|(byte, known)| *byte = known);
+            }
+            match ChunkFrame::decode(&bytes) {
+                Ok(frame) => {
+                    prop_assert_eq!(frame.encode(), bytes.clone());
+                    prop_assert_eq!(frame.bytes.len(), bytes.len() - HEADER_BYTES);
+                }
+                Err(ChunkFrameError::Short(length)) => prop_assert!(length == bytes.len() && length < HEADER_BYTES),
+                Err(ChunkFrameError::Unknown { .. }) => prop_assert_ne!(&bytes[..2], [FRAME_VERSION, ENCODING_PLAIN]),
+            }
+        }
+
+        #[test]
+        fn damaged_sets_are_refused_or_sets(json in damage::json(serde_json::json!({"length": 13, "bits": "a51f"}))) {
+            if let Ok(set) = serde_json::from_value::<ChunkSet>(json) {
+                prop_assert_eq!(set.iter().count(), set.count() as usize);
+                prop_assert_eq!(set.count() as usize + set.missing().count(), set.length() as usize);
+                prop_assert!(set.length() as usize <= MAX_CHUNKS);
             }
         }
 

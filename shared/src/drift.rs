@@ -206,11 +206,35 @@ mod tests {
             }
         }
 
+        /// Counts come from devices, which may say anything.
+        #[test]
+        fn any_counts_give_scores_that_are_numbers(
+            reference in prop::collection::vec(any_count(), 0..5),
+            devices in prop::collection::vec(prop::collection::vec(any_count(), 0..5), 0..4),
+        ) {
+            let effective = effective_size(&devices);
+            prop_assert!(effective.is_finite() && effective >= 0.0, "{}", effective);
+            for current in &devices {
+                let score = psi(&reference, current);
+                prop_assert!(score.is_none_or(|score| score.is_finite() && score >= 0.0), "{:?}", score);
+                let test = homogeneity(&reference, effective, current, effective);
+                prop_assert!(
+                    test.is_none_or(|test| test.statistic >= 0.0 && (0.0..=1.0).contains(&test.p_value)), "{:?}", test
+                );
+                let critical = psi_critical(occupied_cells(&reference, current), effective, effective, 0.01);
+                prop_assert!(critical.is_none_or(|critical| critical >= 0.0), "{:?}", critical);
+            }
+        }
+
         #[test]
         fn the_effective_size_is_between_the_devices_and_the_values(devices in prop::collection::vec(prop::collection::vec(1u64..50, 4), 2..12)) {
             let total: u64 = devices.iter().flatten().sum();
             let effective = effective_size(&devices);
             prop_assert!(effective <= total as f64 + 1e-6 && effective >= devices.len() as f64 - 1e-6);
         }
+    }
+
+    fn any_count() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), 0..1_000u64, any::<u64>(), Just(u64::MAX)]
     }
 }

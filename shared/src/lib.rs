@@ -9,6 +9,8 @@ pub mod acl;
 pub mod api;
 pub mod bundle;
 pub mod chunk;
+#[cfg(test)]
+mod damage;
 pub mod drift;
 pub mod ids;
 pub mod limits;

@@ -339,9 +339,14 @@ pub enum Command {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
+
     use proptest::prelude::*;
+    use serde::de::DeserializeOwned;
 
     use super::*;
+    use crate::damage;
+    use crate::trust::{DocumentKind, Signature};
 
     fn window() -> Sequenced<TelemetryWindow> {
         let mut latency_us = LatencySketch::default();
@@ -357,17 +362,71 @@ mod tests {
         }
     }
 
-    /// Parses `bytes` as everything a peer may send; what comes of it does not matter, that it ends does.
-    fn parse_as_everything(bytes: &[u8]) {
-        let _ = serde_json::from_slice::<Sequenced<StateReport>>(bytes);
-        let _ = serde_json::from_slice::<Sequenced<TelemetryWindow>>(bytes);
-        let _ = serde_json::from_slice::<Sequenced<DeviceEvent>>(bytes);
-        let _ = serde_json::from_slice::<ChunkRequest>(bytes);
-        let _ = serde_json::from_slice::<Presence>(bytes);
-        let _ = serde_json::from_slice::<AssignmentDelivery>(bytes);
-        let _ = serde_json::from_slice::<RootDelivery>(bytes);
-        let _ = serde_json::from_slice::<Ack>(bytes);
-        let _ = serde_json::from_slice::<Command>(bytes);
+    /// Parses `bytes` as a `T`; one that parses must be written as it was read.
+    fn parse_as<T: DeserializeOwned + Serialize + PartialEq + fmt::Debug>(bytes: &[u8]) -> Result<(), TestCaseError> {
+        if let Ok(message) = serde_json::from_slice::<T>(bytes) {
+            let json = serde_json::to_vec(&message).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<T>(&json).unwrap(), message);
+        }
+        Ok(())
+    }
+
+    /// Parses `bytes` as everything a peer may send.
+    fn parse_as_everything(bytes: &[u8]) -> Result<(), TestCaseError> {
+        parse_as::<Sequenced<StateReport>>(bytes)?;
+        parse_as::<Sequenced<TelemetryWindow>>(bytes)?;
+        parse_as::<Sequenced<DeviceEvent>>(bytes)?;
+        parse_as::<ChunkRequest>(bytes)?;
+        parse_as::<Presence>(bytes)?;
+        parse_as::<AssignmentDelivery>(bytes)?;
+        parse_as::<RootDelivery>(bytes)?;
+        parse_as::<Ack>(bytes)?;
+        parse_as::<Command>(bytes)
+    }
+
+    /// One good message of every kind, up and down.
+    fn every_message() -> Vec<serde_json::Value> {
+        let envelope = |kind| Envelope {
+            signatures: vec![Signature { keyid: "a".into(), sig: "c2ln".into() }],
+            ..Envelope::unsigned(kind, b"{}")
+        };
+        let installed =
+            InstalledBundle { manifest: Digest::of(b"m"), bundle: "digits@1.0.0".parse().unwrap(), generation: 3 };
+        let report = StateReport {
+            running: Some(installed.clone()),
+            committed: Some(installed.clone()),
+            update: UpdateReport { reason: Some("why".into()), manifest: Some(Digest::of(b"m")), ..Default::default() },
+            attributes: [("arch".to_owned(), "x86_64".to_owned())].into(),
+            ..StateReport::default()
+        };
+        let event = DeviceEvent {
+            at_ms: 1,
+            kind: DeviceEventKind::StaleMetadata,
+            generation: 3,
+            bundle: Some(installed.bundle),
+            detail: "two\nlines".into(),
+        };
+        let mut wanted = ChunkSet::empty(11);
+        wanted.insert(9);
+        let position = window().position;
+        let delivery = AssignmentDelivery {
+            assignment: envelope(DocumentKind::Assignment),
+            manifest: Some(envelope(DocumentKind::Manifest)),
+        };
+        let roots = RootDelivery { roots: vec![envelope(DocumentKind::Root), envelope(DocumentKind::Root)] };
+        [
+            serde_json::to_value(window()),
+            serde_json::to_value(Sequenced { position, body: report }),
+            serde_json::to_value(Sequenced { position, body: event }),
+            serde_json::to_value(ChunkRequest { manifest: Digest::of(b"m"), first: 8, wanted }),
+            serde_json::to_value(Presence { online: true }),
+            serde_json::to_value(delivery),
+            serde_json::to_value(roots),
+            serde_json::to_value(Ack { stream: Stream::Sketch, epoch: 9, sequence: 4 }),
+            serde_json::to_value(Command::SelfTest),
+        ]
+        .map(Result::unwrap)
+        .into()
     }
 
     #[test]
@@ -389,15 +448,21 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_parse_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            parse_as_everything(&bytes);
+            parse_as_everything(&bytes)?;
         }
 
         #[test]
-        fn damaged_messages_parse_or_are_refused(at: usize, value: u8) {
-            let mut json = serde_json::to_vec(&window()).unwrap();
-            let at = at % json.len();
-            json[at] = value;
-            parse_as_everything(&json);
+        fn messages_with_damaged_bytes_parse_or_are_refused(
+            json in prop::sample::select(every_message()).prop_flat_map(|good| damage::bytes(good.to_string().into_bytes()))
+        ) {
+            parse_as_everything(&json)?;
+        }
+
+        #[test]
+        fn messages_with_damaged_fields_parse_or_are_refused(
+            json in prop::sample::select(every_message()).prop_flat_map(damage::json)
+        ) {
+            parse_as_everything(json.to_string().as_bytes())?;
         }
     }
 }

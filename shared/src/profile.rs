@@ -165,3 +165,78 @@ impl Profile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::damage;
+    use crate::sketch::ColumnSketch;
+
+    fn profile() -> serde_json::Value {
+        let column = |name: &str, source, reference| Column { name: name.into(), source, reference };
+        let numeric =
+            || Reference::Numeric { lower_edges: vec![-1.5, 0.0, 2.0], max: 3.0, counts: vec![4, 5, 6], missing: 1 };
+        let class = Reference::Class { classes: vec!["a".into(), "b".into()], counts: vec![7, 9] };
+        let profile = Profile {
+            columns: vec![
+                column("x", Source::Input { tensor: "in".into(), index: 0 }, numeric()),
+                column("y", Source::Output { tensor: "out".into(), index: 1 }, numeric()),
+                column("confidence", Source::Confidence { tensor: "out".into() }, numeric()),
+                column("class", Source::PredictedClass { tensor: "out".into() }, class),
+            ],
+        };
+        profile.validate().unwrap();
+        serde_json::to_value(profile).unwrap()
+    }
+
+    /// What sketching relies on in a valid profile: every value falls into one cell.
+    fn check_valid(profile: &Profile, value: f64) -> Result<(), TestCaseError> {
+        for column in &profile.columns {
+            let mut sketch = ColumnSketch::empty(column);
+            prop_assert!(sketch.fits(column));
+            prop_assert_eq!(sketch.cells().len(), column.reference.cells().len());
+            let at = match &column.reference {
+                Reference::Numeric { lower_edges, max, .. } => {
+                    [value].into_iter().chain(lower_edges.iter().chain([max]).map(|edge| f64::from(*edge))).collect()
+                }
+                Reference::Class { .. } => vec![value, 0.0, -1.0],
+            };
+            for (n, value) in (1..).zip(at) {
+                sketch.add(column, value);
+                prop_assert_eq!(sketch.cells().iter().sum::<u64>(), n, "{} in {:?}", value, column);
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_profile_is_refused_or_can_be_sketched(json in damage::json(profile()), value: f64) {
+            if let Ok(profile) = serde_json::from_value::<Profile>(json) && profile.validate().is_ok() {
+                check_valid(&profile, value)?;
+            }
+        }
+
+        #[test]
+        fn any_bins_are_refused_or_can_be_sketched(
+            lower_edges in prop::collection::vec(prop_oneof![any::<f32>(), -2f32..2.0], 0..4),
+            sorted: bool,
+            max: f32,
+            counts in prop::collection::vec(any::<u64>(), 0..4),
+            value: f64,
+        ) {
+            let mut lower_edges = lower_edges;
+            if sorted {
+                lower_edges.sort_by(f32::total_cmp);
+            }
+            let reference = Reference::Numeric { lower_edges, max, counts, missing: 0 };
+            let source = Source::Input { tensor: "in".into(), index: 0 };
+            let profile = Profile { columns: vec![Column { name: "x".into(), source, reference }] };
+            if profile.validate().is_ok() {
+                check_valid(&profile, value)?;
+            }
+        }
+    }
+}

@@ -82,15 +82,33 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::damage;
 
-    #[test]
-    fn a_token_survives_its_string_and_hides_its_secret() {
-        let token = EnrolmentToken {
+    fn token() -> EnrolmentToken {
+        EnrolmentToken {
             url: "https://muster.example:8443".into(),
             ca_sha256: Digest::of(b"ca"),
             root_sha256: Digest::of(b"root"),
             secret: "hunter2".into(),
-        };
+        }
+    }
+
+    /// `text`, if it is a token, must be one that can be passed on.
+    fn check(text: &str) -> Result<(), TestCaseError> {
+        if let Ok(token) = text.parse::<EnrolmentToken>() {
+            prop_assert!(token.url.starts_with("https://"));
+            prop_assert_eq!(token.to_token_string().parse::<EnrolmentToken>(), Ok(token));
+        }
+        Ok(())
+    }
+
+    fn wrapped(json: impl AsRef<[u8]>) -> String {
+        format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(json))
+    }
+
+    #[test]
+    fn a_token_survives_its_string_and_hides_its_secret() {
+        let token = token();
         let text = token.to_token_string();
         assert_eq!(format!(" {text}\n").parse::<EnrolmentToken>().unwrap(), token);
         assert!(!format!("{token:?}").contains("hunter2"));
@@ -101,7 +119,26 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_a_token_or_refused(text in "(muster1\\.)?.{0,100}") {
-            let _ = text.parse::<EnrolmentToken>();
+            check(&text)?;
+        }
+
+        #[test]
+        fn any_text_in_base64_is_a_token_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            check(&wrapped(bytes))?;
+        }
+
+        #[test]
+        fn any_fields_are_a_token_or_refused(fields in damage::json(serde_json::to_value(token()).unwrap())) {
+            check(&wrapped(fields.to_string()))?;
+        }
+
+        #[test]
+        fn a_damaged_token_is_refused_or_whole(
+            json in damage::bytes(serde_json::to_vec(&token()).unwrap()),
+            text in damage::bytes(token().to_token_string().into_bytes()),
+        ) {
+            check(&wrapped(json))?;
+            check(&String::from_utf8_lossy(&text))?;
         }
     }
 }

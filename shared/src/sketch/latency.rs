@@ -23,7 +23,7 @@ pub struct LatencySketch {
 
 /// Why a list of cells is not a latency sketch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a latency sketch lists each cell below {CELLS} at most once")]
+#[error("a latency sketch lists each cell below {CELLS} that counted anything, once")]
 pub struct LatencySketchError;
 
 impl LatencySketch {
@@ -108,7 +108,7 @@ impl TryFrom<Vec<(u16, u64)>> for LatencySketch {
         let mut sketch = Self::default();
         for (cell, n) in cells {
             let cell = usize::from(cell);
-            if cell >= CELLS {
+            if cell >= CELLS || n == 0 {
                 return Err(LatencySketchError);
             }
             if sketch.counts.len() <= cell {
@@ -163,5 +163,6 @@ mod tests {
         assert!(sketch(&[u64::MAX]).quantile_us(1.0).unwrap() > 9e8);
         assert!(serde_json::from_str::<LatencySketch>("[[520,1]]").is_err());
         assert!(serde_json::from_str::<LatencySketch>("[[5,1],[5,1]]").is_err());
+        assert!(serde_json::from_str::<LatencySketch>("[[5,0]]").is_err());
     }
 }

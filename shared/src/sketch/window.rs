@@ -137,7 +137,60 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::damage;
     use crate::profile::{Column, Reference, Source};
+    use crate::sketch::{ClassSketch, Moments, NumericSketch};
+
+    /// Any column sketch of few cells, with counts up to the greatest.
+    fn column_sketch() -> impl Strategy<Value = ColumnSketch> {
+        let count = || prop_oneof![Just(0), 0..5u64, Just(u64::MAX), any::<u64>()];
+        let counts = prop::collection::vec(count(), 1..3);
+        let moments = (count(), any::<f64>(), any::<f64>()).prop_map(|(n, mean, m2)| Moments { n, mean, m2 });
+        let numeric = (counts.clone(), prop::array::uniform6(count()), moments).prop_map(
+            |(bins, [below_min, above_max, nan, pos_inf, neg_inf, missing], moments)| {
+                ColumnSketch::Numeric(NumericSketch {
+                    bins,
+                    below_min,
+                    above_max,
+                    nan,
+                    pos_inf,
+                    neg_inf,
+                    missing,
+                    moments,
+                })
+            },
+        );
+        let class = (counts, count(), count())
+            .prop_map(|(counts, other, missing)| ColumnSketch::Class(ClassSketch { counts, other, missing }));
+        prop_oneof![numeric, class]
+    }
+
+    /// Merges `other` into `one`: the cells must add up, up to the greatest count, or nothing may change.
+    fn merge(one: &SketchWindow, other: &SketchWindow) -> Result<(), TestCaseError> {
+        let mut sum = one.clone();
+        if sum.merge(other).is_err() {
+            // NaN among the moments is not equal to itself.
+            prop_assert_eq!(format!("{sum:?}"), format!("{one:?}"));
+            return Ok(());
+        }
+        prop_assert_eq!(sum.key, one.key);
+        for ((sum, one), other) in sum.columns.iter().zip(&one.columns).zip(&other.columns) {
+            let special = |sketch: &ColumnSketch| match sketch {
+                ColumnSketch::Numeric(s) => vec![s.nan, s.missing],
+                ColumnSketch::Class(s) => vec![s.missing],
+            };
+            let added = |one: Vec<u64>, other: Vec<u64>| -> Vec<u64> {
+                one.iter().zip(&other).map(|(one, other)| one.saturating_add(*other)).collect()
+            };
+            prop_assert_eq!(sum.cells(), added(one.cells(), other.cells()));
+            prop_assert_eq!(special(sum), added(special(one), special(other)));
+            prop_assert!(sum.total() >= one.total().max(other.total()));
+            if let ColumnSketch::Numeric(sum) = sum {
+                let _ = sum.moments.variance();
+            }
+        }
+        Ok(())
+    }
 
     fn profile(features: u32, classes: usize) -> Profile {
         let mut columns: Vec<Column> = (0..features)
@@ -207,16 +260,41 @@ mod tests {
             if let Some(first) = bytes.first_mut() { *first = WIRE_VERSION; }
             if let Ok(window) = Sequenced::<SketchWindow>::decode(&bytes) {
                 let _ = window.body.fits(&profile(2, 2));
+                merge(&window.body, &window.body)?;
             }
         }
 
         #[test]
-        fn a_damaged_byte_never_panics(at in 0usize..2_000, value: u8) {
-            let mut bytes = window(&profile(8, 4), 50).encode();
-            let at = at % bytes.len();
-            bytes[at] = value;
+        fn any_windows_add_up_or_are_left_alone(
+            one in prop::collection::vec(column_sketch(), 0..3),
+            other in prop::collection::vec(column_sketch(), 0..3),
+            alike: bool,
+        ) {
+            let sent = |columns: Vec<ColumnSketch>| {
+                let mut window = window(&profile(0, 1), 0);
+                window.body.columns = columns;
+                Sequenced::<SketchWindow>::decode(&window.encode()).unwrap().body
+            };
+            let mut other = sent(other);
+            let one = sent(one);
+            if alike {
+                // The same cells, so that merging goes through.
+                other.columns.clone_from(&one.columns);
+            }
+            merge(&one, &other)?;
+            merge(&other, &one)?;
+        }
+
+        #[test]
+        fn a_damaged_window_is_refused_or_adds_up(bytes in damage::bytes(window(&profile(8, 4), 50).encode())) {
+            let good = window(&profile(8, 4), 50).body;
             if let Ok(window) = Sequenced::<SketchWindow>::decode(&bytes) {
-                let _ = window.body.fits(&profile(8, 4));
+                if window.body.fits(&profile(8, 4)) {
+                    // What fits was made against the same cells, so it can be added.
+                    prop_assert!(good.clone().merge(&window.body).is_ok());
+                }
+                merge(&good, &window.body)?;
+                merge(&window.body, &good)?;
             }
         }
     }

@@ -168,6 +168,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
+    use crate::damage;
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_seed(&Zeroizing::new([seed; 32]))
@@ -240,6 +241,63 @@ mod tests {
                 signatures: vec![Signature { keyid, sig }],
             };
             prop_assert!(envelope.verify(DocumentKind::Root, &[key(1).public()], 1).is_err());
+        }
+
+        #[test]
+        fn what_was_signed_cannot_be_changed(part in 0..4usize, at: prop::sample::Index, flip in 1..=255u8) {
+            let keys = [key(1).public(), key(2).public()];
+            let mut envelope = signed(DocumentKind::Root, b"{\"version\":1}", &[1, 2]);
+            prop_assert!(envelope.verify(DocumentKind::Root, &keys, 2).is_ok());
+            let flipped = |text: &str| {
+                let mut bytes = STANDARD.decode(text).unwrap();
+                let at = at.index(bytes.len());
+                bytes[at] ^= flip;
+                STANDARD.encode(bytes)
+            };
+            match part {
+                0 => envelope.payload = flipped(&envelope.payload),
+                1 => {
+                    let mut kind = envelope.payload_type.into_bytes();
+                    let at = at.index(kind.len());
+                    kind[at] ^= flip;
+                    envelope.payload_type = String::from_utf8_lossy(&kind).into_owned();
+                }
+                signature => envelope.signatures[signature - 2].sig = flipped(&envelope.signatures[signature - 2].sig),
+            }
+            prop_assert!(envelope.verify(DocumentKind::Root, &keys, 2).is_err());
+        }
+
+        #[test]
+        fn a_damaged_envelope_says_what_was_signed_or_nothing(
+            json in damage::bytes(serde_json::to_vec(&signed(DocumentKind::Root, b"{\"version\":1}", &[1, 2])).unwrap()),
+            fields in damage::json(serde_json::to_value(signed(DocumentKind::Root, b"{\"version\":1}", &[1, 2])).unwrap()),
+        ) {
+            let keys = [key(1).public(), key(2).public(), key(3).public()];
+            for envelope in [serde_json::from_slice::<Envelope>(&json), serde_json::from_value(fields)] {
+                // Key ids are hints and names unknown are ignored, so that not every damage breaks it.
+                if let Ok(payload) = envelope.map(|envelope| envelope.verify(DocumentKind::Root, &keys, 2)).unwrap_or(Err(TrustError::TooLarge)) {
+                    prop_assert_eq!(payload, b"{\"version\":1}");
+                }
+            }
+        }
+
+        #[test]
+        fn signatures_are_counted_by_the_keys_that_made_them(signers in prop::collection::vec((1..6u8, any::<bool>(), any::<u8>()), 0..8), threshold in 0..5u32) {
+            let keys = [key(1).public(), key(2).public(), key(3).public(), key(4).public()];
+            let mut envelope = Envelope::unsigned(DocumentKind::Root, b"x");
+            let mut good = BTreeSet::new();
+            for (seed, renamed, name) in signers {
+                let mut one = signed(DocumentKind::Root, b"x", &[seed]).signatures.remove(0);
+                if renamed {
+                    one.keyid = format!("key {name}");
+                }
+                envelope.signatures.push(one);
+                if seed <= 4 {
+                    good.insert(seed);
+                }
+            }
+            let enough = threshold > 0 && good.len() >= threshold as usize;
+            prop_assert_eq!(envelope.verify(DocumentKind::Root, &keys, threshold).is_ok(), enough);
         }
     }
 }

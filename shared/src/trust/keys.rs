@@ -95,3 +95,49 @@ impl SigningKey {
         self.0.sign(message).to_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_key_or_refused(text in prop_oneof![".{0,70}", "[0-9a-fA-F]{64}", " ?[0-9a-f]{62,66}\n?"]) {
+            match PublicKey::try_from(text.clone()) {
+                Ok(key) => {
+                    prop_assert_eq!(String::from(key.clone()), text.trim().to_ascii_lowercase());
+                    prop_assert_eq!(PublicKey::try_from(String::from(key.clone())).unwrap(), key);
+                }
+                Err(error) => prop_assert!(matches!(error, TrustError::Key(_)), "{}", error),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_key_with_a_name_of_its_own(bytes: [u8; 32], other: [u8; 32], signature: [u8; 32]) {
+            let key = |bytes: [u8; 32]| PublicKey::try_from(hex::encode(bytes));
+            if let (Ok(one), Ok(two)) = (key(bytes), key(other)) {
+                prop_assert_eq!(one.as_bytes(), &bytes);
+                prop_assert_eq!(one.id() == two.id(), bytes == other);
+                let mut forged = [0; 64];
+                forged[..32].copy_from_slice(&signature);
+                prop_assert!(!one.verifies(b"x", &forged));
+            }
+        }
+    }
+
+    /// Keys of small order, under which one signature fits many messages, are no use to a forger.
+    #[test]
+    fn weak_keys_verify_nothing() {
+        // The identity, written as RFC 8032 does and with its y-coordinate above the modulus.
+        let identity = [&[1][..], &[0; 31]].concat();
+        let above = [&[0xee][..], &[0xff; 30], &[0x7f]].concat();
+        for bytes in [identity.clone(), above] {
+            let Ok(key) = PublicKey::try_from(hex::encode(bytes)) else { continue };
+            let mut signature = [0; 64];
+            signature[..32].copy_from_slice(&identity);
+            assert!(!key.verifies(b"any message", &signature));
+        }
+    }
+}
