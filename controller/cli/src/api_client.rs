@@ -3,10 +3,12 @@
 //! Every answer is read with a bound and a time limit. A refusal (4xx) becomes exit code 3 with the problem's own
 //! words; everything that is the controller's or the network's fault becomes exit code 4.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs::File;
 use std::io::Read as _;
 use std::net::IpAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -31,6 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Items asked for at once.
 const PAGE_SIZE: usize = 200;
+/// Most items of one list: far more than a fleet has.
+const MAX_LIST_ITEMS: usize = 1_000_000;
 const UPLOAD_PIECE_BYTES: usize = 64 * 1024;
 
 /// A client of one controller.
@@ -46,6 +50,66 @@ fn is_loopback(url: &Url) -> bool {
         host == "localhost"
             || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     })
+}
+
+/// The certificates in the file `path`, at least one.
+fn certificates(path: &Path) -> Result<Vec<Certificate>, Failure> {
+    let pem = disk::read(path, MAX_CA_BYTES)?;
+    let refuse = || Failure::input(format!("{} holds no certificate in PEM form", path.display()));
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| refuse().because(error))?;
+    if certificates.is_empty() { Err(refuse()) } else { Ok(certificates) }
+}
+
+/// What an answer other than success means.
+fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+    let said = serde_json::from_slice::<Problem>(body)
+        .map(|problem| format!("{} ({}): {}", problem.title, status.as_u16(), problem.detail))
+        .unwrap_or_else(|_| {
+            let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
+            format!("{status} {text}").trim_end().to_owned()
+        });
+    if status == StatusCode::UNAUTHORIZED {
+        return Failure::refused(format!("the controller does not accept the access token: {said}"));
+    }
+    if status.is_client_error() {
+        return Failure::refused(format!("the controller refused: {said}"));
+    }
+    Failure::unavailable(format!("the controller failed: {said}"))
+}
+
+/// What an answer of success says.
+fn understand<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|error| {
+        Failure::unavailable(format!(
+            "the controller's answer to {path} is not understood; is it of another version than this command?"
+        ))
+        .because(error)
+    })
+}
+
+/// The pages of a list so far.
+struct Pages<T> {
+    items: Vec<T>,
+    cursors: BTreeSet<String>,
+}
+
+impl<T> Pages<T> {
+    /// Adds a page. Gives the cursor of the next one, none after the last.
+    ///
+    /// # Errors
+    /// [`Failure`] when the list goes round in circles, or on and on.
+    fn take(&mut self, page: Page<T>) -> Result<Option<String>, Failure> {
+        let empty = page.items.is_empty();
+        self.items.extend(page.items);
+        let Some(next) = page.next_cursor else { return Ok(None) };
+        if empty || !self.cursors.insert(next.clone()) {
+            return Err(Failure::unavailable(format!("the controller's list does not go on after {next:?}")));
+        }
+        if self.items.len() > MAX_LIST_ITEMS {
+            return Err(Failure::unavailable(format!("the controller's list is longer than {MAX_LIST_ITEMS} items")));
+        }
+        Ok(Some(next))
+    }
 }
 
 impl ApiClient {
@@ -66,16 +130,16 @@ impl ApiClient {
             builder = builder.no_proxy();
         }
         if let Some(path) = &settings.ca_file {
-            let pem = disk::read(path, MAX_CA_BYTES)?;
-            let refuse = || Failure::input(format!("{} holds no certificate in PEM form", path.display()));
-            let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| refuse().because(error))?;
-            if certificates.is_empty() {
-                return Err(refuse());
-            }
             // These and no others: whoever can get a certificate from a public CA is not the controller.
-            builder = builder.tls_certs_only(certificates);
+            builder = builder.tls_certs_only(certificates(path)?);
         }
-        let http = builder.build().map_err(|error| Failure::input("cannot set up TLS").because(error))?;
+        let http = builder.build().map_err(|error| {
+            let what = match &settings.ca_file {
+                Some(path) => format!("{} holds a certificate that cannot be used", path.display()),
+                None => "cannot set up TLS".to_owned(),
+            };
+            Failure::input(what).because(error)
+        })?;
         Ok(Self { http, base: settings.url.clone(), token: settings.token.clone() })
     }
 
@@ -100,6 +164,10 @@ impl ApiClient {
         // Two controllers' CAs may have the same name; then the signature is what tells them apart.
         let hint = if chain.contains("UnknownIssuer") || chain.contains("BadSignature") {
             ": its certificate is not from a CA trusted here; give the controller's CA certificate with --ca-file"
+        } else if chain.contains("certificate expired") || chain.contains("certificate not valid yet") {
+            ": its certificate is out of date, or the clock here is wrong"
+        } else if chain.contains("certificate not valid for name") {
+            ": its certificate is for another name than this address"
         } else if error.is_timeout() {
             ": it does not answer in time"
         } else {
@@ -114,20 +182,7 @@ impl ApiClient {
         if status.is_success() {
             return Ok(response);
         }
-        let body = self.read(response).await.unwrap_or_default();
-        let said = serde_json::from_slice::<Problem>(&body)
-            .map(|problem| format!("{} ({}): {}", problem.title, status.as_u16(), problem.detail))
-            .unwrap_or_else(|_| {
-                let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
-                format!("{status} {text}").trim_end().to_owned()
-            });
-        if status == StatusCode::UNAUTHORIZED {
-            return Err(Failure::refused(format!("the controller does not accept the access token: {said}")));
-        }
-        if status.is_client_error() {
-            return Err(Failure::refused(format!("the controller refused: {said}")));
-        }
-        Err(Failure::unavailable(format!("the controller failed: {said}")))
+        Err(refusal(status, &self.read(response).await.unwrap_or_default()))
     }
 
     async fn read(&self, mut response: Response) -> Result<Vec<u8>, Failure> {
@@ -146,12 +201,7 @@ impl ApiClient {
     async fn exchange<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {
         let response = self.send(request).await?;
         let path = response.url().path().to_owned();
-        serde_json::from_slice(&self.read(response).await?).map_err(|error| {
-            Failure::unavailable(format!(
-                "the controller's answer to {path} is not understood; is it of another version than this command?"
-            ))
-            .because(error)
-        })
+        understand(&path, &self.read(response).await?)
     }
 
     /// Reads one thing.
@@ -171,21 +221,15 @@ impl ApiClient {
         path: &[&str],
         query: &[(&str, String)],
     ) -> Result<Vec<T>, Failure> {
-        let mut items = Vec::new();
+        let mut pages = Pages { items: Vec::new(), cursors: BTreeSet::new() };
         let mut cursor: Option<String> = None;
         loop {
             let mut query = query.to_vec();
             query.push(("limit", PAGE_SIZE.to_string()));
-            query.extend(cursor.clone().map(|cursor| ("cursor", cursor)));
-            let page: Page<T> = self.get(path, &query).await?;
-            let empty = page.items.is_empty();
-            items.extend(page.items);
-            match page.next_cursor {
-                None => return Ok(items),
-                Some(next) if empty || cursor.as_ref() == Some(&next) => {
-                    return Err(Failure::unavailable(format!("the controller's list does not go on after {next:?}")));
-                }
-                next => cursor = next,
+            query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+            cursor = pages.take(self.get(path, &query).await?)?;
+            if cursor.is_none() {
+                return Ok(pages.items);
             }
         }
     }
@@ -305,3 +349,6 @@ impl Body for Upload {
         SizeHint::with_exact(self.left)
     }
 }
+
+#[cfg(test)]
+mod tests;

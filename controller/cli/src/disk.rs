@@ -5,6 +5,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
+
 use crate::failure::Failure;
 
 /// The least private a new file may be.
@@ -59,6 +61,14 @@ pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, Failure> 
     String::from_utf8(read(path, max_bytes)?).map_err(|error| {
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
         Failure::input(format!("{}, line {line}: this is not UTF-8 text", path.display()))
+    })
+}
+
+/// Reads TOML that holds a secret. The fault names its line and does not repeat it, as the parser's own words would.
+pub(crate) fn parse_secret_toml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        format!("line {}: {}", before.matches('\n').count() + 1, error.message())
     })
 }
 

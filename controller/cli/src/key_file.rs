@@ -100,11 +100,7 @@ fn parse_private(text: &str, path: &Path) -> Result<SigningKey, Failure> {
     if text.trim().parse_public().is_some() {
         return Err(refuse("it is the public half; give the private file, whose name has no .pub".into()));
     }
-    // The parser's own message would quote the line, and the line may hold the seed.
-    let file: PrivateKeyFile = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        refuse(format!("line {line}: {}", error.message()))
-    })?;
+    let file: PrivateKeyFile = disk::parse_secret_toml(text).map_err(refuse)?;
     if file.algorithm != ALGORITHM {
         return Err(refuse("its algorithm is not ed25519".into()));
     }
@@ -170,6 +166,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::damage;
+
+    /// A key and its file.
+    fn key() -> (SigningKey, String) {
+        let key = SigningKey::from_seed(&Zeroizing::new([7; 32]));
+        let seed = hex::encode(key.seed().as_slice());
+        let public = String::from(key.public());
+        let text = format!("# Keep it.\nalgorithm = \"ed25519\"\npublic-key = \"{public}\"\nseed = \"{seed}\"\n");
+        assert!(parse_private(&text, Path::new("k")).is_ok());
+        (key, text)
+    }
+
+    /// `text` must be the file of [`key`] or refused, without showing the seed.
+    fn check_private(text: &str) -> Result<(), TestCaseError> {
+        match parse_private(text, Path::new("k")) {
+            Ok(read) => prop_assert_eq!(read.public(), key().0.public()),
+            Err(failure) => {
+                prop_assert_eq!(failure.exit_code(), 2);
+                prop_assert!(!failure.chain().contains("07070707"), "{}", failure.chain());
+            }
+        }
+        Ok(())
+    }
 
     #[test]
     fn a_key_survives_its_files() {
@@ -208,6 +227,39 @@ mod tests {
         #[test]
         fn any_text_is_a_key_or_refused(text in ".{0,200}") {
             let _ = parse_private(&text, Path::new("k"));
+        }
+
+        #[test]
+        fn a_damaged_private_key_is_the_same_key_or_refused(
+            bytes in damage::bytes(key().1.into_bytes()),
+            text in damage::text(key().1),
+        ) {
+            check_private(&String::from_utf8_lossy(&bytes))?;
+            check_private(&text)?;
+        }
+
+        #[test]
+        fn any_file_is_a_public_key_or_refused(
+            bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..100),
+                damage::bytes(String::from(key().0.public()).into_bytes()),
+                damage::bytes(key().1.into_bytes()),
+                damage::text(key().1).prop_map(String::into_bytes),
+            ],
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("k.pub");
+            std::fs::write(&path, &bytes).unwrap();
+            match read_public(&path) {
+                Ok(key) => {
+                    let text = String::from_utf8(bytes).unwrap();
+                    prop_assert!(text.to_ascii_lowercase().contains(&String::from(key)));
+                }
+                Err(failure) => {
+                    prop_assert!(failure.exit_code() == 2 && failure.to_string().contains("k.pub"), "{}", failure);
+                    prop_assert!(!failure.chain().contains("07070707"), "{}", failure.chain());
+                }
+            }
         }
     }
 }

@@ -7,6 +7,8 @@ mod api_client;
 mod bundle;
 mod command;
 mod completions;
+#[cfg(test)]
+mod damage;
 mod device;
 mod disk;
 mod drift;

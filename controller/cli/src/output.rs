@@ -2,6 +2,7 @@
 //!
 //! Texts that came from devices or the network are cleaned of control characters before they reach a terminal.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
@@ -10,6 +11,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::failure::Failure;
+
+/// Longest word of what went wrong.
+const MAX_FAULT_CHARS: usize = 8_000;
 
 /// The forms a result can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -100,12 +104,20 @@ pub(crate) fn note(text: &str) {
 
 /// Tells the person at the terminal what may go wrong.
 pub(crate) fn warn(text: &str) {
-    note(&format!("warning: {text}"));
+    note(&format!("warning: {}", shortened(text)));
 }
 
 /// Tells the person at the terminal what went wrong.
 pub(crate) fn error(text: &str) {
-    note(&format!("error: {text}"));
+    note(&format!("error: {}", shortened(text)));
+}
+
+/// At most [`MAX_FAULT_CHARS`] of `text`: a parser may repeat all of what it does not understand.
+fn shortened(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MAX_FAULT_CHARS) {
+        Some((end, _)) => format!("{}... (and more)", &text[..end]).into(),
+        None => text.into(),
+    }
 }
 
 /// `text` without characters that would steer a terminal; line ends and tabs stay.
@@ -252,6 +264,14 @@ mod tests {
             assert_eq!(significant(value), text);
         }
         assert_eq!(percent(0.123_4), "12.3 %");
+    }
+
+    #[test]
+    fn endless_words_are_cut() {
+        assert_eq!(shortened("short"), "short");
+        let long = "é".repeat(MAX_FAULT_CHARS + 1);
+        let cut = shortened(&long);
+        assert!(cut.ends_with("é... (and more)") && cut.chars().count() < MAX_FAULT_CHARS + 20);
     }
 
     proptest! {

@@ -197,12 +197,74 @@ pub(crate) fn run(context: &Context, command: RootCommand) -> Result<(), Failure
             context.output.show(&root_view(&trusted), root_text)
         }
         RootCommand::Push { file } => {
-            let root = read_envelope(&file)?;
+            // Every root document is signed by its own keys, whether or not it is the first.
+            let root = read_trusted_root(&file)?.envelope().clone();
             let client = context.client()?;
             let view: TrustView = block_on(client.post(&["trust", "root"], &PushRoot { root }))?;
             context.output.show(&view, |view| {
                 format!("the controller trusts {} root document(s); the last is {}", view.roots.len(), file.display())
             })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::damage;
+
+    static GOOD: LazyLock<Envelope> = LazyLock::new(signed_root);
+
+    fn signed_root() -> Envelope {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let path = folder.path().join(name);
+            key_file::generate(&path, Existing::Keep).unwrap();
+            path
+        };
+        let (root, release, director) = (make("root"), make("release"), make("director"));
+        let args = InitArgs {
+            root_key: vec![root],
+            root_threshold: 1,
+            release_key: vec![key_file::public_path(&release)],
+            release_threshold: 1,
+            director_key: key_file::public_path(&director).to_str().unwrap().to_owned(),
+            expires_days: 1,
+            out: PathBuf::new(),
+            force: false,
+        };
+        build(&args, 0).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_a_root_document_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("root.json");
+            std::fs::write(&path, bytes).unwrap();
+            prop_assert_eq!(read_envelope(&path).unwrap_err().exit_code(), 2);
+            prop_assert_eq!(read_trusted_root(&path).unwrap_err().exit_code(), 2);
+        }
+
+        #[test]
+        fn a_damaged_root_document_is_the_same_or_refused(bytes in damage::bytes(serde_json::to_vec(&*GOOD).unwrap())) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("root.json");
+            std::fs::write(&path, bytes).unwrap();
+            match read_trusted_root(&path) {
+                Ok(trusted) => {
+                    prop_assert_eq!(trusted.envelope().payload_bytes(), GOOD.payload_bytes());
+                    prop_assert!(!root_text(&root_view(&trusted)).is_empty());
+                }
+                Err(failure) => {
+                    prop_assert!(matches!(failure.exit_code(), 1 | 2));
+                    prop_assert!(failure.to_string().contains("root.json"), "{}", failure);
+                }
+            }
         }
     }
 }

@@ -61,8 +61,8 @@ fn default_config_path() -> Option<PathBuf> {
 
 fn read_config(path: &Path) -> Result<ConfigFile, Failure> {
     let text = disk::read_text(path, MAX_CONFIG_BYTES)?;
-    let mut config: ConfigFile = toml::from_str(&text)
-        .map_err(|error| Failure::input(format!("{}: {}", path.display(), error.to_string().trim_end())))?;
+    let mut config: ConfigFile =
+        disk::parse_secret_toml(&text).map_err(|fault| Failure::input(format!("{}, {fault}", path.display())))?;
     // Relative to the file that says so, wherever the command is run.
     config.ca_file = config.ca_file.map(|file| path.parent().unwrap_or_else(|| Path::new("")).join(file));
     Ok(config)
@@ -113,7 +113,16 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::damage;
+
+    const SECRET: &str = "correct-horse-battery-staple";
+
+    fn config() -> String {
+        format!("# Mine.\nurl = \"https://muster.example:8443\"\ntoken = \"{SECRET}\"\nca-file = \"ca.pem\"\n")
+    }
 
     fn connection(config: &Path, url: Option<&str>) -> Connection {
         Connection { url: url.map(Into::into), token: None, ca_file: None, config: Some(config.into()) }
@@ -150,5 +159,54 @@ mod tests {
         assert!(refuse("token = \"t\"", Some("http://a")).contains("in the clear"));
         assert!(refuse("token = \"t\"", Some("a b")).contains("not a URL"));
         assert!(refuse("token = \"a b\"\nurl = \"https://a\"", None).contains("characters"));
+    }
+
+    #[test]
+    fn the_line_that_holds_the_token_is_not_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        for line in [
+            format!("token = \"{SECRET}"),
+            format!("token = {SECRET}\""),
+            format!("token = \"{SECRET}\" x"),
+            format!("token = [\"{SECRET}\"]"),
+            format!("token \"{SECRET}\""),
+        ] {
+            std::fs::write(&path, format!("url = \"https://a\"\n{line}\n")).unwrap();
+            let failure = read_config(&path).unwrap_err();
+            assert!(failure.to_string().contains("config.toml, line 2"), "{failure}");
+            assert!(!failure.chain().contains("horse"), "{failure}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_url_or_refused(text in prop_oneof![".{0,40}", "https?://[a-z:@/\\[\\]?#%.]{0,20}"]) {
+            match parse_url(&text) {
+                Ok(url) => prop_assert!(url.scheme() == "https" && url.host_str().is_some_and(|host| !host.is_empty())),
+                Err(failure) => prop_assert_eq!(failure.exit_code(), 2),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_configuration_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("config.toml");
+            std::fs::write(&path, bytes).unwrap();
+            if let Err(failure) = read_config(&path) {
+                prop_assert!(failure.exit_code() == 2 && failure.to_string().contains("config.toml"));
+            }
+        }
+
+        #[test]
+        fn a_damaged_configuration_is_refused_without_a_word_of_its_token(text in damage::text(config())) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("config.toml");
+            std::fs::write(&path, text).unwrap();
+            if let Err(failure) = Settings::resolve(&connection(&path, None)) {
+                prop_assert_eq!(failure.exit_code(), 2);
+                prop_assert!(!failure.chain().contains("horse"), "{}", failure.chain());
+            }
+        }
     }
 }

@@ -136,6 +136,7 @@ impl TrustedRoot {
         if pinned.is_some_and(|digest| envelope.payload_bytes().map(|p| Digest::of(&p)) != Ok(digest)) {
             return Err(TrustError::RootPin);
         }
+        envelope.check_kind(DocumentKind::Root)?;
         let claimed: Root = parse(DocumentKind::Root, &envelope.payload_bytes()?)?;
         claimed.validate()?;
         claimed.verify(&envelope, DocumentKind::Root)?;

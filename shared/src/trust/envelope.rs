@@ -118,6 +118,17 @@ impl Envelope {
         decode_base64(&self.payload)
     }
 
+    /// Checks what the envelope says of its kind. Nothing rests on that until signatures are checked.
+    pub(super) fn check_kind(&self, kind: DocumentKind) -> Result<(), TrustError> {
+        if self.payload_type == kind.payload_type() {
+            return Ok(());
+        }
+        Err(TrustError::PayloadType {
+            expected: kind.payload_type(),
+            found: self.payload_type.chars().take(80).collect(),
+        })
+    }
+
     /// The content, once at least `threshold` different keys among `keys` have signed it as a `kind` document.
     ///
     /// # Errors
@@ -128,12 +139,7 @@ impl Envelope {
         keys: impl IntoIterator<Item = &'k PublicKey>,
         threshold: u32,
     ) -> Result<Vec<u8>, TrustError> {
-        if self.payload_type != kind.payload_type() {
-            return Err(TrustError::PayloadType {
-                expected: kind.payload_type(),
-                found: self.payload_type.chars().take(80).collect(),
-            });
-        }
+        self.check_kind(kind)?;
         if self.signatures.len() > MAX_SIGNATURES {
             return Err(TrustError::TooManySignatures);
         }

@@ -186,3 +186,83 @@ impl Folder {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Component;
+
+    use muster_shared::bundle::{
+        Budgets, DataType, GOLDEN_PATH, Lineage, MODEL_PATH, ModelSignature, Requirements, TensorSpec,
+    };
+    use muster_shared::ids::BundleName;
+    use muster_shared::profile::Profile;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::damage;
+
+    /// A valid manifest as its signed bytes.
+    fn manifest() -> Vec<u8> {
+        let tensor = |name: &str| TensorSpec { name: name.into(), datatype: DataType::Fp32, shape: vec![-1, 4] };
+        let manifest = Manifest {
+            name: BundleName::new("digits").unwrap(),
+            version: semver::Version::new(1, 0, 0),
+            description: String::new(),
+            release_counter: 1,
+            security_floor: 0,
+            created_at_ms: 0,
+            expires_ms: 1,
+            requirements: Requirements::default(),
+            budgets: Budgets::default(),
+            files: [MODEL_PATH, GOLDEN_PATH, "a/b"].map(|path| BundleFile::describe(path, b"x")).into(),
+            signature: ModelSignature { inputs: vec![tensor("in")], outputs: vec![tensor("out")] },
+            profile: Profile::default(),
+            lineage: Lineage::default(),
+        };
+        manifest.validate().unwrap();
+        serde_json::to_vec(&manifest).unwrap()
+    }
+
+    /// A folder with `content` as its manifest: what is accepted names files inside the folder only.
+    fn check(content: &[u8]) -> Result<(), TestCaseError> {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = Folder::at(temporary.path());
+        fs::create_dir(folder.files_path()).unwrap();
+        fs::write(folder.manifest_path(), content).unwrap();
+        match folder.manifest() {
+            Ok(local) => {
+                prop_assert_eq!(local.manifest.validate(), Ok(()));
+                for file in &local.manifest.files {
+                    let path = folder.file_path(&file.path);
+                    let below = path.strip_prefix(folder.files_path()).unwrap();
+                    prop_assert!(below.components().all(|part| matches!(part, Component::Normal(_))), "{:?}", path);
+                    prop_assert!(folder.check_file(file).is_err());
+                }
+                prop_assert_eq!(folder.strangers(&local.manifest).unwrap(), Vec::<PathBuf>::new());
+            }
+            Err(failure) => {
+                prop_assert!(matches!(failure.exit_code(), 1 | 2));
+                prop_assert!(failure.to_string().contains("manifest.json"), "{}", failure);
+            }
+        }
+        Ok(())
+    }
+
+    fn wrapped(payload: &[u8]) -> Vec<u8> {
+        serde_json::to_vec(&Envelope::unsigned(DocumentKind::Manifest, payload)).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_a_manifest_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            check(&bytes)?;
+            check(&wrapped(&bytes))?;
+        }
+
+        #[test]
+        fn a_damaged_manifest_is_refused_or_valid(payload in damage::bytes(manifest()), text in damage::bytes(wrapped(&manifest()))) {
+            check(&wrapped(&payload))?;
+            check(&text)?;
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use muster_inference::GoldenReport;
 use muster_shared::bundle::{GOLDEN_PATH, MODEL_PATH};
 use muster_shared::ids::{BundleRef, Digest};
+use muster_shared::trust::TrustedRoot;
 use serde::Serialize;
 
 use super::build::{check_golden, load_model, read_golden};
@@ -39,15 +40,14 @@ fn check(check: &'static str, result: Result<String, String>) -> Check {
     }
 }
 
-fn check_signatures(local: &LocalManifest, root: Option<&Path>, now_ms: u64) -> Result<String, String> {
+fn check_signatures(local: &LocalManifest, root: Option<&TrustedRoot>, now_ms: u64) -> Result<String, String> {
     let count = local.envelope.signatures.len();
     if count == 0 {
         return Err("the manifest is not signed; `muster bundle sign` does that".into());
     }
-    let Some(path) = root else {
+    let Some(trusted) = root else {
         return Ok(format!("{count} there, but held against no keys; give --root to check whose they are"));
     };
-    let trusted = root::read_trusted_root(path).map_err(|failure| failure.chain())?;
     trusted.check_date(now_ms).map_err(|error| root::trust_words(&error))?;
     trusted.verify_manifest(&local.envelope, now_ms).map_err(|error| root::trust_words(&error))?;
     Ok(format!("enough of root version {}'s release keys", trusted.root().version))
@@ -105,14 +105,15 @@ fn check_model(folder: &Folder, local: &LocalManifest) -> Result<GoldenReport, S
 /// Does what was asked.
 ///
 /// # Errors
-/// [`Failure`] when a check fails.
+/// [`Failure`] when a check fails, or what is to be checked or held against is no such thing.
 pub(super) fn run(context: &Context, dir: &Path, root: Option<&Path>) -> Result<(), Failure> {
     let now_ms = output::now_ms();
     let folder = Folder::open(dir)?;
     let local = folder.manifest()?;
+    let trusted = root.map(root::read_trusted_root).transpose()?;
     let mut checks = vec![
         check("manifest", Ok(format!("{}, {}", local.manifest.bundle(), local.digest))),
-        check("signatures", check_signatures(&local, root, now_ms)),
+        check("signatures", check_signatures(&local, trusted.as_ref(), now_ms)),
         check("date", check_date(&local, now_ms)),
     ];
     let files = check_files(&folder, &local);

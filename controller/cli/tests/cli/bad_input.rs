@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::run::{Desk, fixtures};
 
 /// Builds the digits with one of their files changed.
@@ -166,6 +169,67 @@ fn several_inputs_are_filled_from_one_table() {
     let names: Vec<_> = columns.iter().map(|column| column["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["a", "b", "c", "sum.0", "sum.1", "sum.2", "score.class", "score.confidence"]);
     assert_eq!(columns[3]["reference"]["lower-edges"], serde_json::json!([5.0, 7.0]));
+}
+
+/// Writes `dir/manifest.json` anew with `payload` under the type of a manifest.
+fn put_payload(desk: &Desk, dir: &str, payload: impl AsRef<[u8]>) {
+    let envelope = serde_json::json!({
+        "payload": STANDARD.encode(payload),
+        "payloadType": "application/vnd.muster.manifest.v1+json",
+        "signatures": [],
+    });
+    desk.write(&format!("{dir}/manifest.json"), envelope.to_string());
+}
+
+#[test]
+fn manifests_that_are_none() {
+    let desk = Desk::new();
+    desk.signed_bundle();
+    let good = desk.read("bundle/manifest.json");
+    let envelope: serde_json::Value = serde_json::from_slice(&good).unwrap();
+    let manifest = String::from_utf8(STANDARD.decode(envelope["payload"].as_str().unwrap()).unwrap()).unwrap();
+    for (payload, part) in [
+        ("\u{0}\u{1}".to_owned(), "expected value"),
+        ("{}".to_owned(), "missing field"),
+        (manifest.replacen("\"name\"", "\"nom\"", 1), "unknown field `nom`"),
+        (manifest.replacen("golden.json", "../golden.json", 1), "a path must be relative"),
+        (manifest.replacen("\"security_floor\":0", "\"security_floor\":9", 1), "security floor 9"),
+    ] {
+        assert_ne!(payload, manifest);
+        put_payload(&desk, "bundle", &payload);
+        for command in ["verify bundle", "show bundle", "sign bundle --key release.key", "push bundle"] {
+            let ended = desk.run(&format!("--url https://127.0.0.1:1 --token t bundle {command}"));
+            ended.assert(1, &["bundle/manifest.json is not a valid manifest", part]);
+        }
+    }
+    let mut broken = envelope;
+    broken["payload"] = "no base64!".into();
+    desk.write("bundle/manifest.json", broken.to_string());
+    desk.run("bundle verify bundle").assert(1, &["is not a valid manifest", "not base64"]);
+    desk.write("bundle/manifest.json", vec![b' '; 2 * 1024 * 1024]);
+    desk.run("bundle verify bundle").assert(2, &["manifest.json is longer than"]);
+}
+
+#[test]
+fn root_documents_that_are_none() {
+    let desk = Desk::new();
+    desk.signed_bundle();
+    desk.write("noise.json", [0u8, 159, 146, 150]);
+    desk.write("half.json", &desk.read("root.json")[..100]);
+    desk.write("list.json", "[]");
+    let reach = "--url https://127.0.0.1:1 --token t";
+    for file in ["noise.json", "half.json", "list.json"] {
+        let said = format!("{file} is not a signed document (a DSSE envelope in JSON)");
+        desk.run(&format!("root show {file}")).assert(2, &[&said]);
+        desk.run(&format!("{reach} root push {file}")).assert(2, &[&said]);
+        desk.run(&format!("bundle verify bundle --root {file}")).assert(2, &[&said]);
+    }
+    let said = "is of type \"application/vnd.muster.manifest.v1+json\" where";
+    desk.run("root show bundle/manifest.json").assert(1, &["bundle/manifest.json", said]);
+    desk.run(&format!("{reach} root push bundle/manifest.json")).assert(1, &["bundle/manifest.json", said]);
+    desk.run("bundle verify bundle --root bundle/manifest.json").assert(1, &["bundle/manifest.json", said]);
+    desk.run("root show nowhere.json").assert(2, &["cannot open nowhere.json"]);
+    desk.run("bundle verify bundle --root nowhere.json").assert(2, &["cannot open nowhere.json"]);
 }
 
 #[test]

@@ -93,6 +93,39 @@ fn a_controller_that_cannot_be_named_or_trusted() {
 }
 
 #[test]
+fn a_certificate_that_is_out_of_date_or_for_another_name() {
+    let desk = Desk::new();
+    let for_here = || rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    let mut expired = for_here();
+    expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let mut early = for_here();
+    early.not_before = rcgen::date_time_ymd(4000, 1, 1);
+    let elsewhere = rcgen::CertificateParams::new(["muster.example".to_owned()]).unwrap();
+    for (params, said) in [
+        (expired, "its certificate is out of date, or the clock here is wrong"),
+        (early, "its certificate is out of date, or the clock here is wrong"),
+        (elsewhere, "its certificate is for another name"),
+    ] {
+        let server = Server::start_with(params, not_found);
+        run(&desk, &server, "device list").assert(4, &["cannot be reached", said]);
+        assert!(server.requests().is_empty(), "the token has not been sent");
+    }
+}
+
+#[test]
+fn a_list_that_goes_in_circles_is_left() {
+    let desk = Desk::new();
+    let server = Server::start(|request| {
+        let next = if request.target.contains("cursor=one") { "two" } else { "one" };
+        let bundle =
+            json!({"manifest_digest": "0".repeat(64), "bundle": "a@1.0.0", "pushed_at_ms": 0, "total_bytes": 1});
+        (200, json!({"items": [bundle], "next_cursor": next}))
+    });
+    run(&desk, &server, "bundle list").assert(4, &["does not go on"]);
+    assert_eq!(server.requests().len(), 3);
+}
+
+#[test]
 fn the_configuration_file_names_the_controller() {
     let desk = Desk::new();
     let server = Server::start(|_| page(&json!([])));
@@ -112,6 +145,7 @@ fn refusals_and_failures_have_their_codes() {
         "GET /api/v1/devices/secret" => problem(401, "Unauthorized", "the token is not known"),
         "GET /api/v1/devices/broken" => problem(500, "Failed", "the store is full"),
         "GET /api/v1/devices/odd" => (200, json!({"id": "odd"})),
+        "GET /api/v1/devices/long" => (200, json!({"id": "long", "labels": "x".repeat(100_000)})),
         _ => (0, Value::Null),
     });
     run(&desk, &server, "device show gone").assert(3, &["Not found (404", "there is no device \"gone\""]);
@@ -119,6 +153,9 @@ fn refusals_and_failures_have_their_codes() {
     run(&desk, &server, "device show broken").assert(4, &["the store is full"]);
     run(&desk, &server, "device show odd").assert(4, &["not understood", "missing field"]);
     run(&desk, &server, "device show mute").assert(4, &["cannot be reached"]);
+    let long = run(&desk, &server, "device show long");
+    long.assert(4, &["not understood"]);
+    assert!(long.stderr.len() < 10_000, "{} bytes", long.stderr.len());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -46,10 +47,19 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(mut answer: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
-        let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        let chain = vec![CertificateDer::from(certified.cert.der().to_vec())];
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
+    pub(crate) fn start(answer: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
+        Self::start_with(CertificateParams::new(["127.0.0.1".to_owned()]).unwrap(), answer)
+    }
+
+    /// As [`Self::start`], with a certificate as `params` have it.
+    pub(crate) fn start_with(
+        params: CertificateParams,
+        mut answer: impl FnMut(&Request) -> Answer + Send + 'static,
+    ) -> Self {
+        let signing_key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&signing_key).unwrap();
+        let chain = vec![CertificateDer::from(certificate.der().to_vec())];
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
         let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -76,7 +86,7 @@ impl Server {
                 }
             }
         });
-        Self { url, ca_pem: certified.cert.pem(), requests }
+        Self { url, ca_pem: certificate.pem(), requests }
     }
 
     /// Every request so far.

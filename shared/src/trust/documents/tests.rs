@@ -61,6 +61,8 @@ fn the_first_root_signs_itself_and_may_be_pinned() {
     let digest = Digest::of(&envelope.payload_bytes().unwrap());
     assert!(TrustedRoot::first(envelope.clone(), Some(digest)).is_ok());
     assert_eq!(TrustedRoot::first(envelope, Some(Digest::of(b"other"))), Err(TrustError::RootPin));
+    let manifest = sign(DocumentKind::Manifest, &root(1, &[1], 1), &[1]);
+    assert!(matches!(TrustedRoot::first(manifest, None), Err(TrustError::PayloadType { .. })));
     let few = sign(DocumentKind::Root, &root(1, &[1, 2], 2), &[1]);
     assert!(matches!(TrustedRoot::first(few, None), Err(TrustError::Threshold { valid: 1, threshold: 2, .. })));
 }
