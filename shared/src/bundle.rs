@@ -50,6 +50,24 @@ impl DataType {
             Self::Bytes => None,
         }
     }
+
+    /// Whether an element is a floating-point number, and so can be NaN or an infinity.
+    #[must_use]
+    pub const fn is_float(self) -> bool {
+        match self {
+            Self::Fp16 | Self::Fp32 | Self::Fp64 => true,
+            Self::Bool
+            | Self::Uint8
+            | Self::Uint16
+            | Self::Uint32
+            | Self::Uint64
+            | Self::Int8
+            | Self::Int16
+            | Self::Int32
+            | Self::Int64
+            | Self::Bytes => false,
+        }
+    }
 }
 
 impl fmt::Display for DataType {

@@ -293,6 +293,28 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn floats_are_the_types_that_hold_what_is_no_number() {
+        for datatype in [
+            DataType::Bool,
+            DataType::Uint8,
+            DataType::Uint16,
+            DataType::Uint32,
+            DataType::Uint64,
+            DataType::Int8,
+            DataType::Int16,
+            DataType::Int32,
+            DataType::Int64,
+            DataType::Fp16,
+            DataType::Fp32,
+            DataType::Fp64,
+            DataType::Bytes,
+        ] {
+            let held = Tensor::from_f64("x", datatype, vec![1], &[f64::NAN]).is_ok();
+            assert_eq!(held, datatype.is_float(), "{datatype}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_shape_is_measured_without_overflow(shape in prop::collection::vec(any::<usize>(), 0..20), bytes in 0_usize..16) {

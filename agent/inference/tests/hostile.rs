@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use muster_inference::golden::{MAX_EXAMPLES, Tolerance};
 use muster_inference::{GoldenSet, LoadOptions, Model, Runtime, Tensor, TractRuntime, golden};
 use proptest::prelude::*;
 
@@ -64,15 +67,120 @@ proptest! {
         let bytes = fixture(name);
         load_and_run(&bytes[..end.index(bytes.len())]);
     }
+}
+
+/// The model that [`check_golden`] runs, loaded once.
+static SMALL_MODEL: LazyLock<Box<dyn Model>> =
+    LazyLock::new(|| TractRuntime.load(&fixture("bool-uint8.onnx"), &LoadOptions::default()).unwrap());
+
+/// A good file of golden examples, of a model with other types than floats and of one with nothing else.
+fn good_golden() -> impl Strategy<Value = Vec<u8>> {
+    prop::sample::select(vec!["bool-uint8.cases.json", "float64.cases.json", "two-inputs-two-outputs.cases.json"])
+        .prop_map(fixture)
+}
+
+/// `good` with pieces put in or in place of a byte that mean something in such a file.
+fn with_pieces(good: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    let pieces = vec![
+        "",
+        "0",
+        "9",
+        "-",
+        ".",
+        "e9",
+        "1e999",
+        "NaN",
+        "-Inf",
+        "Infinity",
+        "99999999999999999999",
+        "\"",
+        "\\",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ":",
+        " ",
+        "null",
+        "true",
+        "\"FP16\"",
+        "\"BYTES\"",
+        "\u{e9}",
+    ];
+    let change = (any::<prop::sample::Index>(), any::<bool>(), prop::sample::select(pieces));
+    prop::collection::vec(change, 1..4).prop_map(move |changes| {
+        let mut bytes = good.clone();
+        for (at, replace, piece) in changes {
+            let at = at.index(bytes.len());
+            bytes.splice(at..at + usize::from(replace), piece.bytes());
+        }
+        bytes
+    })
+}
+
+/// `bytes` are refused in few words, or are examples that can be run.
+fn check_golden(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let golden = match GoldenSet::parse(bytes) {
+        Ok(golden) => golden,
+        Err(error) => {
+            prop_assert!(error.to_string().len() < 4_096, "an error must fit a log line");
+            return Ok(());
+        }
+    };
+    let Tolerance { abs, rel } = golden.tolerance;
+    prop_assert!(abs.is_finite() && abs >= 0.0 && rel.is_finite() && rel >= 0.0);
+    prop_assert!((1..=MAX_EXAMPLES).contains(&golden.examples.len()));
+    for example in &golden.examples {
+        for tensors in [&example.inputs, &example.outputs] {
+            let names: BTreeSet<&str> = tensors.iter().map(Tensor::name).collect();
+            prop_assert!(!names.is_empty() && names.len() == tensors.len());
+            for tensor in tensors {
+                let elements = if tensor.shape().contains(&0) { 0 } else { tensor.shape().iter().product() };
+                prop_assert_eq!(tensor.element_count(), elements);
+                prop_assert_eq!(tensor.values().count(), tensor.element_count());
+            }
+        }
+    }
+    if let Err(error) = golden::check(SMALL_MODEL.as_ref(), &golden) {
+        prop_assert!(error.to_string().len() < 4_096, "an error must fit a log line");
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_golden_examples_or_refused(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        text in "[\\[\\]{}:0-9eE.,\\\\ \"NaIinftrue-]{0,80}",
+    ) {
+        check_golden(&bytes)?;
+        check_golden(text.as_bytes())?;
+        check_golden(format!(r#"{{"tolerance":{{"abs":0,"rel":0}},"examples":[{text}]}}"#).as_bytes())?;
+    }
 
     #[test]
-    fn damaged_golden_examples_are_refused_or_checked(at: prop::sample::Index, value: u8) {
-        let mut bytes = fixture("bool-uint8.cases.json");
+    fn any_tensor_is_a_golden_example_or_refused(
+        datatype in prop::sample::select(vec!["BOOL", "UINT8", "UINT64", "INT16", "INT64", "FP16", "FP32", "FP64", "BYTES"]),
+        shape in prop::collection::vec(prop_oneof![0..4_u64, any::<u64>()], 0..4),
+        data in prop_oneof!["\\[[01]?\\]", "\\[[0-9.,eNaIf-]{0,10}\\]", "[\\[\\]{}:0-9eE.,\\\\ \"NaIinftrue-]{0,40}"],
+    ) {
+        let tensor = format!(r#"{{"name":"x","datatype":"{datatype}","shape":{shape:?},"data":{data}}}"#);
+        let set = format!(r#"{{"tolerance":{{"abs":0,"rel":0}},"examples":[{{"inputs":[{tensor}],"outputs":[{tensor}]}}]}}"#);
+        check_golden(set.as_bytes())?;
+    }
+
+    #[test]
+    fn damaged_golden_examples_are_refused_or_checked(
+        bytes in good_golden().prop_flat_map(with_pieces),
+        good in good_golden(),
+        at: prop::sample::Index,
+        value: u8,
+    ) {
+        check_golden(&bytes)?;
+        let mut bytes = good;
         let at = at.index(bytes.len());
         bytes[at] = value;
-        if let Ok(examples) = GoldenSet::parse(&bytes) {
-            let model = TractRuntime.load(&fixture("bool-uint8.onnx"), &LoadOptions::default()).unwrap();
-            let _ = golden::check(model.as_ref(), &examples);
-        }
+        check_golden(&bytes)?;
     }
 }
