@@ -11,6 +11,11 @@ pub const CHUNK_WINDOW: usize = 8;
 pub const MAX_DOCUMENT_BYTES: usize = 512 * 1024;
 /// Signatures an envelope may carry.
 pub const MAX_SIGNATURES: usize = 32;
+/// Greatest threshold of a role, half of [`MAX_SIGNATURES`]: the root document that follows another carries as many signatures
+/// of the old keys and as many of its own.
+pub const MAX_THRESHOLD: usize = MAX_SIGNATURES / 2;
+/// Keys a root document may list, each of which is tried on a signature that does not say whose it is.
+pub const MAX_ROOT_KEYS: usize = 128;
 /// Files a bundle may hold.
 pub const MAX_FILES: usize = 64;
 /// Chunks a bundle may hold: 4 GiB of 64 KiB chunks.

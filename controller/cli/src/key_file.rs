@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use muster_shared::trust::{PublicKey, SigningKey};
+use muster_shared::trust::{PublicKey, SigningKey, TrustError};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -97,7 +97,7 @@ pub(crate) fn read_private(path: &Path) -> Result<SigningKey, Failure> {
 
 fn parse_private(text: &str, path: &Path) -> Result<SigningKey, Failure> {
     let refuse = |why: String| Failure::input(format!("{} is not a Muster signing key: {why}", path.display()));
-    if text.trim().parse_public().is_some() {
+    if text.trim().parse_public().is_ok() {
         return Err(refuse("it is the public half; give the private file, whose name has no .pub".into()));
     }
     let file: PrivateKeyFile = disk::parse_secret_toml(text).map_err(refuse)?;
@@ -120,13 +120,11 @@ fn parse_private(text: &str, path: &Path) -> Result<SigningKey, Failure> {
 /// [`Failure`] when the file is neither.
 pub(crate) fn read_public(path: &Path) -> Result<PublicKey, Failure> {
     let text = Zeroizing::new(disk::read_text(path, MAX_KEY_BYTES)?);
-    if let Some(key) = text.trim().parse_public() {
-        return Ok(key);
+    match text.trim().parse_public() {
+        Ok(key) => Ok(key),
+        Err(_) if text.contains("seed") => parse_private(&text, path).map(|key| key.public()),
+        Err(error) => Err(Failure::input(format!("{} is not a public key", path.display())).because(error)),
     }
-    if text.contains("seed") {
-        return parse_private(&text, path).map(|key| key.public());
-    }
-    Err(Failure::input(format!("{} is not a public key: 64 hexadecimal digits are expected", path.display())))
 }
 
 /// Reads a public key given as a file or as its digits.
@@ -134,19 +132,23 @@ pub(crate) fn read_public(path: &Path) -> Result<PublicKey, Failure> {
 /// # Errors
 /// [`Failure`] when it is neither.
 pub(crate) fn read_public_or_digits(text: &str) -> Result<PublicKey, Failure> {
-    match text.trim().parse_public() {
-        Some(key) => Ok(key),
-        None => read_public(Path::new(text)),
+    let digits = text.trim();
+    match digits.parse_public() {
+        Ok(key) => Ok(key),
+        Err(error) if digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            Err(Failure::input(format!("{digits} is not a public key")).because(error))
+        }
+        Err(_) => read_public(Path::new(text)),
     }
 }
 
 trait ParsePublic {
-    fn parse_public(&self) -> Option<PublicKey>;
+    fn parse_public(&self) -> Result<PublicKey, TrustError>;
 }
 
 impl ParsePublic for str {
-    fn parse_public(&self) -> Option<PublicKey> {
-        PublicKey::try_from(self.to_owned()).ok()
+    fn parse_public(&self) -> Result<PublicKey, TrustError> {
+        PublicKey::try_from(self.to_owned())
     }
 }
 

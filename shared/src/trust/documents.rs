@@ -11,6 +11,7 @@ use super::envelope::{DocumentKind, Envelope};
 use super::keys::{KeyId, PublicKey, SigningKey};
 use crate::bundle::Manifest;
 use crate::ids::{DeviceId, Digest, RolloutId};
+use crate::limits::{MAX_DOCUMENT_BYTES, MAX_ROOT_KEYS, MAX_THRESHOLD};
 
 /// What a set of keys is trusted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,6 +69,9 @@ impl Root {
         if self.version == 0 {
             return refuse("versions start at 1".into());
         }
+        if self.keys.len() > MAX_ROOT_KEYS {
+            return refuse(format!("it lists {} keys, and {MAX_ROOT_KEYS} are allowed", self.keys.len()));
+        }
         if let Some((id, _)) = self.keys.iter().find(|(id, key)| **id != key.id()) {
             return refuse(format!("key {} is listed under a name that is not its own", id.short()));
         }
@@ -79,6 +83,12 @@ impl Root {
                 return refuse(format!(
                     "the role {role} has {} keys and a threshold of {}",
                     keys.key_ids.len(),
+                    keys.threshold
+                ));
+            }
+            if keys.threshold as usize > MAX_THRESHOLD {
+                return refuse(format!(
+                    "the role {role} has a threshold of {}, and {MAX_THRESHOLD} is the greatest",
                     keys.threshold
                 ));
             }
@@ -271,7 +281,7 @@ pub fn sign_document<'k, T: Serialize>(
 ) -> Result<Envelope, TrustError> {
     let payload = serde_json::to_vec(document)
         .map_err(|error| TrustError::Payload { kind: kind.as_str(), reason: error.to_string() })?;
-    if payload.len() > crate::limits::MAX_DOCUMENT_BYTES {
+    if payload.len() > MAX_DOCUMENT_BYTES {
         return Err(TrustError::TooLarge);
     }
     let mut envelope = Envelope::unsigned(kind, &payload);

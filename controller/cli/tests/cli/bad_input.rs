@@ -240,7 +240,14 @@ fn keys_and_flags() {
     desk.run("bundle sign bundle --key bad.key").assert(2, &["bad.key is not a Muster signing key"]);
     desk.run("bundle sign bundle --key nowhere.key").assert(2, &["cannot open nowhere.key"]);
     desk.run("bundle sign bundle --key release.key.pub").assert(2, &["public half"]);
-    desk.run("key show bundle-1.0.0.toml").assert(2, &["not a public key"]);
+    desk.run("key show bundle-1.0.0.toml").assert(2, &["not a public key", "64 hexadecimal digits"]);
+    let zeros = "0".repeat(64);
+    desk.write("zeros.pub", &zeros);
+    desk.run("key show zeros.pub").assert(2, &["zeros.pub is not a public key", "weak key"]);
+    desk.run(&format!(
+        "root init --root-key root.key --release-key release.key.pub --director-key {zeros} --out x.json"
+    ))
+    .assert(2, &[&zeros, "weak key"]);
     for (arguments, part) in [
         ("token create --valid-for 5", "is not a duration"),
         ("token create --uses 0", "--uses"),

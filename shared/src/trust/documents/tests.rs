@@ -91,8 +91,13 @@ fn a_root_that_cannot_be_fulfilled_is_refused() {
     zero.roles.insert(Role::Root, role(&[1], 0));
     let mut renamed = root(1, &[1], 1);
     renamed.keys.insert(Digest::of(b"alias"), key(1).public());
-    for bad in [lacking, too_many, zero, renamed] {
-        let envelope = sign(DocumentKind::Root, &bad, &[1]);
+    // Its successor would need as many signatures of the old keys and as many of new ones, more than an envelope holds.
+    let seventeen: Vec<u8> = (1..=17).collect();
+    let stuck = root(1, &seventeen, 17);
+    let mut crowded = root(1, &[1], 1);
+    crowded.keys.extend((0..=255).map(|seed| (key(seed).public().id(), key(seed).public())));
+    for bad in [lacking, too_many, zero, renamed, stuck, crowded] {
+        let envelope = sign(DocumentKind::Root, &bad, &seventeen);
         assert!(matches!(TrustedRoot::first(envelope, None), Err(TrustError::RootContent(_))));
     }
 }
