@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
     stage.say("Building the controller, the agent and the command line");
-    Binaries::build(&["muster-controller", "muster-agent", "muster"])?;
+    Binaries::build_with_workspace()?;
     let binaries = Binaries::beside_this_one()?;
     let temporary = tempfile::Builder::new().prefix("muster-demo-").tempdir()?;
     let folder = match &arguments.data_dir {

@@ -17,23 +17,35 @@ pub struct Binaries {
 }
 
 impl Binaries {
+    /// Builds all programs with what the whole workspace asks of their libraries, so that tests have built most of it already.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_with_workspace() -> anyhow::Result<()> {
+        Self::cargo_build(["--workspace", "--bins"])
+    }
+
     /// Builds `packages` together, in the profile this program was built in. Without cargo around it, as when it was started by itself,
     /// it takes what is there.
     ///
     /// # Errors
     /// When they do not build.
     pub fn build(packages: &[&str]) -> anyhow::Result<()> {
+        Self::cargo_build(packages.iter().flat_map(|package| ["--package", package]))
+    }
+
+    fn cargo_build<'a>(what: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
         let Some(cargo) = std::env::var_os("CARGO") else {
             return Ok(());
         };
         let mut command = Command::new(cargo);
-        command.arg("build").args(packages.iter().flat_map(|package| ["--package", package]));
+        command.arg("build").args(what);
         command.current_dir(env!("CARGO_MANIFEST_DIR"));
         if !cfg!(debug_assertions) {
             command.arg("--release");
         }
         let status = command.status().context("cargo cannot be started")?;
-        ensure!(status.success(), "{} could not be built", packages.join(" and "));
+        ensure!(status.success(), "the programs could not be built");
         Ok(())
     }
 

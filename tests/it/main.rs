@@ -4,5 +4,6 @@ mod bad_input;
 mod crashes;
 mod main_job;
 mod operators;
+mod rotation;
 mod stage;
 mod topics;

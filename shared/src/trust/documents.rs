@@ -99,12 +99,24 @@ impl Root {
         Ok(())
     }
 
-    fn verify(&self, envelope: &Envelope, kind: DocumentKind) -> Result<Vec<u8>, TrustError> {
-        let role = kind.role();
-        let (keys, threshold) = self.roles.get(&role).map_or((Vec::new(), u32::MAX), |role_keys| {
+    /// The keys of `role` that are listed, with how many of them must sign.
+    fn keys_of(&self, role: Role) -> (Vec<&PublicKey>, u32) {
+        self.roles.get(&role).map_or((Vec::new(), u32::MAX), |role_keys| {
             (role_keys.key_ids.iter().filter_map(|id| self.keys.get(id)).collect(), role_keys.threshold)
-        });
+        })
+    }
+
+    fn verify(&self, envelope: &Envelope, kind: DocumentKind) -> Result<Vec<u8>, TrustError> {
+        let (keys, threshold) = self.keys_of(kind.role());
         envelope.verify(kind, keys, threshold)
+    }
+
+    /// Which of this document's root keys have signed the root document in `envelope`, this one or the next.
+    ///
+    /// # Errors
+    /// [`TrustError`] when the envelope holds another kind of document or cannot be read.
+    pub fn root_signers(&self, envelope: &Envelope) -> Result<BTreeSet<KeyId>, TrustError> {
+        envelope.signers(DocumentKind::Root, self.keys_of(Role::Root).0)
     }
 }
 

@@ -129,22 +129,20 @@ impl Envelope {
         })
     }
 
-    /// The content, once at least `threshold` different keys among `keys` have signed it as a `kind` document.
+    /// Which of `keys` have signed the content as a `kind` document. A key counts once, however often it signed.
     ///
     /// # Errors
-    /// [`TrustError`] with what is wrong.
-    pub fn verify<'k>(
+    /// [`TrustError`] when the envelope is of another kind or cannot be read.
+    pub fn signers<'k>(
         &self,
         kind: DocumentKind,
         keys: impl IntoIterator<Item = &'k PublicKey>,
-        threshold: u32,
-    ) -> Result<Vec<u8>, TrustError> {
+    ) -> Result<BTreeSet<KeyId>, TrustError> {
         self.check_kind(kind)?;
         if self.signatures.len() > MAX_SIGNATURES {
             return Err(TrustError::TooManySignatures);
         }
-        let payload = self.payload_bytes()?;
-        let message = pre_authentication_encoding(&self.payload_type, &payload);
+        let message = pre_authentication_encoding(&self.payload_type, &self.payload_bytes()?);
         let keys: Vec<(KeyId, String, &PublicKey)> =
             keys.into_iter().map(|k| (k.id(), k.id().to_string(), k)).collect();
         let mut signers: BTreeSet<KeyId> = BTreeSet::new();
@@ -160,11 +158,25 @@ impl Envelope {
                 .find(|(_, _, key)| key.verifies(&message, &bytes));
             signers.extend(signer.map(|(id, _, _)| *id));
         }
+        Ok(signers)
+    }
+
+    /// The content, once at least `threshold` different keys among `keys` have signed it as a `kind` document.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong.
+    pub fn verify<'k>(
+        &self,
+        kind: DocumentKind,
+        keys: impl IntoIterator<Item = &'k PublicKey>,
+        threshold: u32,
+    ) -> Result<Vec<u8>, TrustError> {
+        let signers = self.signers(kind, keys)?;
         let valid = u32::try_from(signers.len()).unwrap_or(u32::MAX);
         if threshold == 0 || valid < threshold {
             return Err(TrustError::Threshold { role: kind.role(), valid, threshold });
         }
-        Ok(payload)
+        self.payload_bytes()
     }
 }
 

@@ -7,5 +7,6 @@ mod bundles;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod online;
+mod roots;
 mod run;
 mod server;

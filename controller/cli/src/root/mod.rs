@@ -11,10 +11,14 @@ use muster_shared::trust::{
 };
 use serde::Serialize;
 
+use self::draft::Draft;
 use crate::command::{Context, block_on};
 use crate::disk::{self, Existing, Privacy};
 use crate::failure::Failure;
 use crate::{key_file, output};
+
+mod draft;
+mod rotate;
 
 const MAX_ROOT_BYTES: u64 = 1024 * 1024;
 const DAY_MS: u64 = 86_400_000;
@@ -23,10 +27,26 @@ const DAY_MS: u64 = 86_400_000;
 pub(crate) enum RootCommand {
     /// Make the first root document and sign it with its root keys.
     Init(InitArgs),
-    /// Show a root document.
+    /// Make the next root document, with other keys, thresholds or a later date. It needs the signatures of the one before and its own.
+    Rotate(rotate::RotateArgs),
+    /// Sign a root document, as one of several signers on different machines.
+    Sign {
+        /// The document; the signature is added to it.
+        file: PathBuf,
+        /// Private root keys, of the document itself or of the one before.
+        #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+        key: Vec<PathBuf>,
+        /// The document before it, to see whose signatures are missing, and to sign with a key that the new one drops.
+        #[arg(long, value_name = "FILE")]
+        previous: Option<PathBuf>,
+    },
+    /// Show a root document, and whose signatures it has and lacks.
     Show {
         /// The document.
         file: PathBuf,
+        /// The document before it.
+        #[arg(long, value_name = "FILE")]
+        previous: Option<PathBuf>,
     },
     /// Give a root document to the controller.
     Push {
@@ -101,17 +121,37 @@ pub(crate) fn read_trusted_root(path: &Path) -> Result<TrustedRoot, Failure> {
         .map_err(|error| Failure::unmet(format!("{}: {}", path.display(), trust_words(&error))))
 }
 
+fn write(path: &Path, envelope: &Envelope, existing: Existing) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec_pretty(envelope)
+        .map_err(|error| Failure::unmet("the document has no form in JSON").because(error))?;
+    text.push(b'\n');
+    disk::write(path, &text, Privacy::Public, existing)?;
+    output::note(&format!("wrote {}", path.display()));
+    Ok(())
+}
+
+/// Refuses a document by which the controller, which holds the director key, could sign roots or bundles.
+fn check_director_apart(root: &Root) -> Result<(), Failure> {
+    let of = |role| root.roles.get(&role).map(|keys| &keys.key_ids);
+    let director = of(Role::Director);
+    let shared = [Role::Root, Role::Release]
+        .iter()
+        .filter_map(|role| of(*role))
+        .any(|keys| director.is_some_and(|d| !d.is_disjoint(keys)));
+    if shared {
+        return Err(Failure::input(
+            "the director key is also a root or release key: the controller must not be able to sign those documents",
+        ));
+    }
+    Ok(())
+}
+
 fn build(args: &InitArgs, now_ms: u64) -> Result<Envelope, Failure> {
     let signers: Vec<SigningKey> = args.root_key.iter().map(|p| key_file::read_private(p)).collect::<Result<_, _>>()?;
     let root_keys: Vec<PublicKey> = signers.iter().map(SigningKey::public).collect();
     let release_keys: Vec<PublicKey> =
         args.release_key.iter().map(|p| key_file::read_public(p)).collect::<Result<_, _>>()?;
     let director = key_file::read_public_or_digits(&args.director_key)?;
-    if root_keys.contains(&director) || release_keys.contains(&director) {
-        return Err(Failure::input(
-            "the director key is also a root or release key: the controller must not be able to sign those documents",
-        ));
-    }
     let ids = |keys: &[PublicKey]| keys.iter().map(PublicKey::id).collect();
     let root = Root {
         version: 1,
@@ -123,6 +163,7 @@ fn build(args: &InitArgs, now_ms: u64) -> Result<Envelope, Failure> {
         ]),
         keys: root_keys.into_iter().chain(release_keys).chain([director]).map(|key| (key.id(), key)).collect(),
     };
+    check_director_apart(&root)?;
     root.validate().map_err(|error| Failure::input("these keys make no root document").because(error))?;
     sign_document(DocumentKind::Root, &root, &signers)
         .and_then(|envelope| TrustedRoot::first(envelope.clone(), None).map(|_| envelope))
@@ -140,11 +181,15 @@ pub(crate) struct RootView<'a> {
 
 /// A root document for people.
 pub(crate) fn root_view(trusted: &TrustedRoot) -> RootView<'_> {
-    let payload = trusted.envelope().payload_bytes().unwrap_or_default();
+    view(trusted.root(), trusted.envelope())
+}
+
+fn view<'a>(root: &'a Root, envelope: &'a Envelope) -> RootView<'a> {
+    let payload = envelope.payload_bytes().unwrap_or_default();
     RootView {
         digest: Digest::of(&payload),
-        root: trusted.root(),
-        signed_by: trusted.envelope().signatures.iter().map(|s| s.keyid.as_str()).collect(),
+        root,
+        signed_by: envelope.signatures.iter().map(|s| s.keyid.as_str()).collect(),
     }
 }
 
@@ -180,21 +225,30 @@ pub(crate) fn run(context: &Context, command: RootCommand) -> Result<(), Failure
     match command {
         RootCommand::Init(args) => {
             let envelope = build(&args, output::now_ms())?;
-            let mut text = serde_json::to_vec_pretty(&envelope)
-                .map_err(|error| Failure::unmet("the document has no form in JSON").because(error))?;
-            text.push(b'\n');
-            disk::write(&args.out, &text, Privacy::Public, Existing::from_force(args.force))?;
-            output::note(&format!("wrote {}", args.out.display()));
+            write(&args.out, &envelope, Existing::from_force(args.force))?;
             let trusted = TrustedRoot::first(envelope, None)
                 .map_err(|error| Failure::unmet("the document is not valid").because(error))?;
             context.output.show(&root_view(&trusted), root_text)
         }
-        RootCommand::Show { file } => {
-            let trusted = read_trusted_root(&file)?;
-            if let Err(error) = trusted.check_date(output::now_ms()) {
-                output::warn(&trust_words(&error));
+        RootCommand::Rotate(args) => {
+            let draft = rotate::build(&args, output::now_ms())?;
+            write(&args.out, draft.envelope(), Existing::from_force(args.force))?;
+            draft.show(context)
+        }
+        RootCommand::Sign { file, key, previous } => {
+            let mut draft = Draft::read(&file, previous.as_deref())?;
+            for path in &key {
+                draft.sign(path)?;
             }
-            context.output.show(&root_view(&trusted), root_text)
+            write(&file, draft.envelope(), Existing::Replace)?;
+            draft.show(context)
+        }
+        RootCommand::Show { file, previous } => {
+            let draft = Draft::read(&file, previous.as_deref())?;
+            if draft.root().expires_ms <= output::now_ms() {
+                output::warn(&format!("the root expired at {}", output::time(draft.root().expires_ms)));
+            }
+            draft.show(context)
         }
         RootCommand::Push { file } => {
             // Every root document is signed by its own keys, whether or not it is the first.

@@ -1,0 +1,99 @@
+//! Root documents follow each other on a live fleet, and nobody enrols again.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::ensure;
+use muster_shared::rollout::RolloutStatus;
+use muster_tests::binaries::Binaries;
+use muster_tests::fixtures;
+use muster_tests::fleet::{Fleet, PATIENCE};
+use muster_tests::wait;
+
+use crate::stage::{self, PACE};
+
+/// The offline desk where keys and root documents are.
+struct Desk<'a> {
+    fleet: &'a Fleet,
+    keys: PathBuf,
+}
+
+impl Desk<'_> {
+    fn path(&self, name: &str) -> String {
+        self.keys.join(name).display().to_string()
+    }
+
+    /// Makes the document after `from` and gives it to the controller.
+    async fn rotate(&self, from: &str, changes: &[&str], signers: &[&str], to: &str) -> anyhow::Result<()> {
+        let (from, to) = (self.path(from), self.path(to));
+        self.fleet.operator.run(&[&["root", "rotate", &from, "--out", &to], changes].concat()).await?;
+        for signer in signers {
+            let sign = ["root", "sign", &to, "--key", &self.path(signer), "--previous", &from];
+            self.fleet.operator.run(&sign).await?;
+        }
+        self.fleet.operator.run(&["root", "push", &to]).await?;
+        Ok(())
+    }
+}
+
+fn swap(folder: &Path, first: &str, second: &str) -> anyhow::Result<()> {
+    let (first, second, aside) = (folder.join(first), folder.join(second), folder.join("aside"));
+    std::fs::rename(&first, &aside)?;
+    std::fs::rename(&second, &first)?;
+    std::fs::rename(&aside, &second)?;
+    Ok(())
+}
+
+#[test]
+fn keys_are_replaced_under_a_running_fleet_and_a_dropped_one_installs_nothing_more() {
+    stage::run(async |binaries: Binaries, folder| {
+        let mut fleet = stage::fleet(&binaries, &folder, 2).await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+        // Away for every rotation: on return it has the whole chain to walk.
+        fleet.device("dev-2")?.link()?.cut();
+        wait::until("dev-2 is offline", PATIENCE, async || {
+            Ok((!fleet.operator.device("dev-2").await?.online).then_some(()))
+        })
+        .await?;
+
+        let keys = folder.join("keys");
+        let desk = Desk { fleet: &fleet, keys: keys.clone() };
+        for name in ["next-release.key", "next-root.key"] {
+            fleet.operator.run(&["key", "generate", "--out", &desk.path(name)]).await?;
+        }
+        let (old, new) = (desk.path("release.key.pub"), desk.path("next-release.key.pub"));
+        let release = ["--add-release-key", &new, "--remove-release-key", &old];
+        desk.rotate("root.json", &release, &["root.key"], "root-2.json").await?;
+        let (old, new) = (desk.path("root.key.pub"), desk.path("next-root.key.pub"));
+        let root = ["--add-root-key", &new, "--remove-root-key", &old];
+        desk.rotate("root-2.json", &root, &["root.key", "next-root.key"], "root-3.json").await?;
+        desk.rotate("root-3.json", &["--expires-days", "30"], &["next-root.key"], "root-4.json").await?;
+
+        // What the dropped key signs goes nowhere.
+        let description = fixtures::digits().join("bundle-1.1.0.toml");
+        let refused = fleet.release("by-the-old-key", &description).await.unwrap_err().to_string();
+        ensure!(refused.contains("release") && refused.contains("0 of 1"), "{refused}");
+        // What it signed before goes on answering, also after a restart.
+        fleet.device("dev-1")?.restart().await?;
+        fleet.wait_online(1).await?;
+        fleet.wait_committed("dev-1", "1.0.0").await?;
+
+        swap(&keys, "release.key", "next-release.key")?;
+        fleet.release_digits("1.1.0").await?;
+        let create = [&["--bundle", "digits@1.1.0", "--selector", "*", "--wave", "100%"], &PACE[..]].concat();
+        let rollout = fleet.roll_out(&create).await?;
+        fleet.wait_committed("dev-1", "1.1.0").await?;
+        fleet.device("dev-2")?.link()?.mend();
+        fleet.wait_committed("dev-2", "1.1.0").await?;
+        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
+        for device in ["dev-1", "dev-2"] {
+            let stored = fleet.device(device)?.folder().join("data/trust");
+            let roots = std::fs::read_dir(&stored)?
+                .flatten()
+                .filter(|entry| entry.file_name().to_string_lossy().starts_with("root-"))
+                .count();
+            ensure!(roots == 4, "{device} holds {roots} root documents");
+        }
+        Ok(())
+    });
+}
