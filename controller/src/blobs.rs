@@ -75,11 +75,7 @@ pub(crate) struct Blobs {
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BlobError {
     let path = path.to_owned();
     move |source| {
-        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            BlobError::Full
-        } else {
-            BlobError::Io { path, source }
-        }
+        if durable::is_full(&source) { BlobError::Full } else { BlobError::Io { path, source } }
     }
 }
 

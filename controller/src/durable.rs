@@ -29,6 +29,16 @@ impl FileError {
         let path = path.to_owned();
         move |source| Self { action, path, source }
     }
+
+    /// What the system says.
+    pub(crate) fn cause(&self) -> &io::Error {
+        &self.source
+    }
+}
+
+/// Whether there is no room for more: the disk is full, or a quota is used up.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Replaces the file's content, or leaves what was there before.
@@ -56,7 +66,11 @@ pub(crate) fn write(path: &Path, content: &[u8], access: Access) -> Result<(), F
         fs::rename(&temporary, path)?;
         sync_folder(folder)
     };
-    fill().map_err(FileError::at("write", path))
+    fill().map_err(|error| {
+        // Half a file would take the room that is missing. What stays all the same is replaced by the next write.
+        let _ = fs::remove_file(&temporary);
+        FileError::at("write", path)(error)
+    })
 }
 
 /// The file's content; none when there is no such file.

@@ -33,6 +33,7 @@ mod trust;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -40,6 +41,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
+
+/// Time that what still reads files gets to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Parser)]
 #[command(name = "muster-controller", version, about)]
@@ -104,7 +108,7 @@ fn run() -> anyhow::Result<()> {
             start_log(log_format);
             let config = Config::load(config.as_deref())?;
             let runtime = tokio::runtime::Runtime::new().context("the asynchronous runtime cannot start")?;
-            runtime.block_on(async {
+            let outcome = runtime.block_on(async {
                 let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be received")?;
                 let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be received")?;
                 let told_to_stop = async {
@@ -114,7 +118,10 @@ fn run() -> anyhow::Result<()> {
                     }
                 };
                 Ok(serve::serve(config, told_to_stop).await?)
-            })
+            });
+            // Reading from a disk that failed may never end, and nobody waits for it any more.
+            runtime.shutdown_timeout(STOP_TIMEOUT);
+            outcome
         }
         Command::CheckConfig { config } => {
             Config::load(Some(&config))?;

@@ -3,6 +3,7 @@
 //! Nothing is announced (`endpoints.json`, systemd's READY) before it can be used.
 
 use std::future::Future;
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
@@ -47,6 +48,9 @@ pub(crate) enum ServeError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store could not write.
+    #[error("the store failed, so the controller ends; everything acknowledged is kept, start it again")]
+    StoreFailed(#[source] StoreError),
     /// The certificate authority cannot be used.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -83,7 +87,10 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     raise_file_limit(config.broker.max_connections);
     let data = config.data_dir.clone();
     durable::make_folder(&data)?;
-    let records = Records::new(Arc::new(SledStore::open(&data.join("store"))?));
+    let store = SledStore::open(&data.join("store"))?;
+    let store_failed = store.failure();
+    end_by_force_after(store.failure());
+    let records = Records::new(Arc::new(store));
     // The store is ours, hence the folder. A file from an earlier run must not be taken for this one's.
     remove_stale(&data.join("endpoints.json"))?;
     let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms())?;
@@ -152,6 +159,9 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
             Err(error) => std::io::Error::other(error),
         })),
         _ = &mut broker_task => Err(ServeError::BrokerStopped),
+        // Opening it anew in this process would keep what is in memory and may not be on the disk. Whoever supervises the process
+        // starts it again; the next start says what is missing until there is room.
+        Some(error) = store_failed => Err(ServeError::StoreFailed(error)),
     };
 
     tracing::info!("stopping");
@@ -176,6 +186,22 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     }
     broker_task.abort();
     outcome
+}
+
+/// Ends the process some time after the store has failed. Those who read from it at that moment may hang for ever, and take
+/// every thread with them that could end it in order.
+fn end_by_force_after(store_failed: impl Future<Output = Option<StoreError>> + Send + 'static) {
+    let wait = move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
+        if let Some(error) = runtime.block_on(store_failed) {
+            std::thread::sleep(STOP_TIMEOUT * 2);
+            let _ = writeln!(std::io::stderr(), "error: {}: {error}", ServeError::StoreFailed(error.clone()));
+            std::process::exit(1);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("end".into()).spawn(wait) {
+        tracing::warn!(%error, "no thread watches over the store");
+    }
 }
 
 fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {

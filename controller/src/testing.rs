@@ -1,7 +1,8 @@
 //! What the tests of several parts need: a store, a broker that remembers, and a whole controller without its network.
 
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,6 +45,47 @@ pub(crate) fn records() -> (Records, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let store = SledStore::open(&folder.path().join("store")).unwrap();
     (Records::new(Arc::new(store)), folder)
+}
+
+/// A disk of its own for a test.
+pub(crate) enum SmallDisk {
+    /// This process sees it, at `disk`; what is to outlast it belongs into the folder `beside`.
+    Seen { disk: PathBuf, beside: PathBuf },
+    /// Another process has run the test to its end; this is its folder `beside`.
+    Over(TempDir),
+    /// The system lets no user mount a disk: the test is left out.
+    Refused,
+}
+
+/// Runs `test` again in a process that sees a disk of `size_mib`.
+pub(crate) fn small_disk(test: &str, size_mib: u32) -> SmallDisk {
+    const VARIABLE: &str = "MUSTER_TEST_SMALL_DISK";
+    const MOUNT: &str = "mount -t tmpfs -o \"$1\" small \"$2\"";
+    if let Some(folder) = std::env::var_os(VARIABLE) {
+        let beside = PathBuf::from(folder);
+        return SmallDisk::Seen { disk: beside.join("disk"), beside };
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let in_namespace = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-Urm", "sh", "-c", script, "sh", &format!("size={size_mib}m")]).arg(&disk);
+        command
+    };
+    if !in_namespace(MOUNT).output().is_ok_and(|output| output.status.success()) {
+        eprintln!("{test} is left out: this system lets no user mount a disk of their own (unshare -Urm)");
+        return SmallDisk::Refused;
+    }
+    let output = in_namespace(&format!("{MOUNT} && exec \"$3\" --exact \"$4\" --nocapture"))
+        .arg(std::env::current_exe().unwrap())
+        .arg(test)
+        .env(VARIABLE, folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    SmallDisk::Over(folder)
 }
 
 /// A broker that keeps what it was given.

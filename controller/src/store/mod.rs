@@ -142,7 +142,9 @@ pub(crate) enum StoreError {
         reason: String,
     },
     /// The disk is full.
-    #[error("the disk with the store in {folder} is full: make room and try again")]
+    #[error(
+        "the disk with the store in {folder} is full: make room, of which 32 MiB are always kept free, and try again"
+    )]
     Full {
         /// The folder.
         folder: String,
@@ -156,7 +158,7 @@ pub(crate) enum StoreError {
         reason: String,
     },
     /// The store has been shut, or refuses after a failed write whose outcome is unknown.
-    #[error("the store is closed")]
+    #[error("the store takes no changes any more: a write failed before, or the controller is stopping")]
     Closed,
 }
 
