@@ -146,28 +146,32 @@ impl Blobs {
     ///
     /// # Errors
     /// [`BlobError`]; nothing is kept then.
-    pub(crate) async fn receive<S, E>(&self, digest: &Digest, content: S) -> Result<Received, BlobError>
+    pub(crate) async fn receive<S, E>(&self, digest: &Digest, mut content: S) -> Result<Received, BlobError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
         if self.length(digest).await?.is_some() {
             // Read to its end all the same: a client in the middle of sending does not hear an early answer.
-            self.copy(content, &mut tokio::io::sink(), &self.folder).await?;
+            self.copy(&mut content, &mut tokio::io::sink(), &self.folder).await?;
             return Ok(Received::Known);
         }
         let mut random = [0_u8; 8];
         getrandom::fill(&mut random).map_err(|error| io_error(&self.folder)(io::Error::other(error.to_string())))?;
         let temporary = self.folder.join(INCOMING).join(hex::encode(random));
-        let result = self.receive_new(digest, content, &temporary).await;
-        if result.is_err() {
+        let result = self.receive_new(digest, &mut content, &temporary).await;
+        if let Err(error) = &result {
             // Best effort: what stays is removed at the next start.
             let _ = fs::remove_file(&temporary).await;
+            if matches!(error, BlobError::Full | BlobError::Io { .. }) {
+                // Nor does it hear of this one before it has sent everything.
+                let _ = self.copy(&mut content, &mut tokio::io::sink(), &self.folder).await;
+            }
         }
         result.map(|()| Received::New)
     }
 
-    async fn receive_new<S, E>(&self, digest: &Digest, content: S, temporary: &Path) -> Result<(), BlobError>
+    async fn receive_new<S, E>(&self, digest: &Digest, content: &mut S, temporary: &Path) -> Result<(), BlobError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
@@ -194,7 +198,7 @@ impl Blobs {
     }
 
     /// Copies everything, and tells its digest.
-    async fn copy<S, E, W>(&self, mut content: S, to: &mut W, path: &Path) -> Result<Digest, BlobError>
+    async fn copy<S, E, W>(&self, content: &mut S, to: &mut W, path: &Path) -> Result<Digest, BlobError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
@@ -231,6 +235,7 @@ mod tests {
     use futures_util::stream;
 
     use super::*;
+    use crate::testing::{SmallDisk, small_disk};
 
     fn blobs(folder: &Path, max_bytes: u64) -> Blobs {
         Blobs::open(folder, max_bytes, Duration::from_secs(30)).unwrap()
@@ -288,8 +293,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let blobs = blobs(folder.path(), 100);
         let mut full = fs::OpenOptions::new().write(true).open("/dev/full").await.unwrap();
-        let result = blobs.copy(pieces(b"content"), &mut full, Path::new("/dev/full")).await;
+        let result = blobs.copy(&mut pieces(b"content"), &mut full, Path::new("/dev/full")).await;
         assert!(matches!(result, Err(BlobError::Full)), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn an_upload_to_a_full_disk_is_read_to_its_end_and_leaves_nothing() {
+        const TEST: &str = "blobs::tests::an_upload_to_a_full_disk_is_read_to_its_end_and_leaves_nothing";
+        let SmallDisk::Seen { disk, .. } = small_disk(TEST, 1) else { return };
+        let blobs = blobs(&disk.join("blobs"), 10_000_000);
+        let small = Digest::of(b"small");
+        blobs.receive(&small, pieces(b"small")).await.unwrap();
+        let mut sent = 0;
+        let large =
+            stream::iter((0..40).map(|_| Ok::<_, Infallible>(Bytes::from(vec![7; 100_000])))).inspect(|_| sent += 1);
+        let refused = blobs.receive(&Digest::of(b"large"), large).await;
+        assert!(matches!(refused, Err(BlobError::Full)), "{refused:?}");
+        assert_eq!((sent, left_over(&disk.join("blobs"))), (40, 0));
+        assert_eq!(blobs.read_at(&small, 0, 5).await.unwrap(), b"small");
+        blobs.receive(&Digest::of(b"next"), pieces(b"next")).await.unwrap();
     }
 
     #[tokio::test]

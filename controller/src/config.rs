@@ -187,6 +187,16 @@ pub(crate) enum ConfigError {
         source: Box<toml::de::Error>,
     },
     /// A value that makes no sense.
+    #[error("the configuration file {path} is not valid: setting {setting}: {reason}")]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// Its name, as in the file.
+        setting: &'static str,
+        /// What is expected.
+        reason: String,
+    },
+    /// As [`ConfigError::InFile`], of settings that are in no file.
     #[error("setting {setting}: {reason}")]
     Value {
         /// Its name, as in the file.
@@ -211,7 +221,12 @@ impl Config {
                     .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?
             }
         };
-        config.check()?;
+        config.check().map_err(|error| match (error, path) {
+            (ConfigError::Value { setting, reason }, Some(path)) => {
+                ConfigError::InFile { path: path.to_owned(), setting, reason }
+            }
+            (error, _) => error,
+        })?;
         Ok(config)
     }
 
@@ -362,6 +377,22 @@ mod tests {
     }
 
     #[test]
+    fn every_fault_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("odd.toml");
+        for (bytes, words) in [
+            (&b"[rollout]\ntick-ms = 0"[..], "rollout.tick-ms"),
+            (b"data-dir = '\xff\xfe'", "UTF-8"),
+            (b"[rollout", "line 1"),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = anyhow::Error::from(Config::load(Some(&path)).unwrap_err());
+            let said = format!("{error:#}");
+            assert!(said.contains("odd.toml") && said.contains(words), "{said}");
+        }
+    }
+
+    #[test]
     fn hosts_of_urls() {
         for (url, host) in [
             ("https://a.example:8443", Some("a.example")),
@@ -379,6 +410,19 @@ mod tests {
     }
 
     proptest! {
+        /// The file that is shipped, with bytes lost, doubled or changed.
+        #[test]
+        fn a_damaged_file_is_read_or_refused_by_name(at in 0..EXAMPLE.len(), gone in 0_usize..40, new in prop::collection::vec(any::<u8>(), 0..8)) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("odd.toml");
+            let rest = &EXAMPLE.as_bytes()[(at + gone).min(EXAMPLE.len())..];
+            std::fs::write(&path, [&EXAMPLE.as_bytes()[..at], &new, rest].concat()).unwrap();
+            match Config::load(Some(&path)) {
+                Ok(config) => prop_assert!(config.check().is_ok()),
+                Err(error) => prop_assert!(error.to_string().contains("odd.toml")),
+            }
+        }
+
         #[test]
         fn any_text_is_a_configuration_or_refused(text in "(\\[(api|broker|rollout)\\]\n)?.{0,60}") {
             if let Ok(config) = toml::from_str::<Config>(&text) {

@@ -15,7 +15,7 @@ use muster_shared::profile::{Column, Profile};
 use muster_shared::sketch::{ColumnSketch, SketchWindow};
 
 use crate::state::App;
-use crate::store::records::{WindowRecord, window_key_floor};
+use crate::store::records::{LeftOut, WindowRecord, window_key_floor};
 use crate::store::{StoreError, Table};
 
 /// Chance of a false alarm per column.
@@ -53,6 +53,7 @@ pub(crate) async fn report(
     let profile = &listed.manifest.profile;
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     let mut after = window_key_floor(since_ms.saturating_sub(CLOCK_SLACK_MS));
+    let mut left_out = LeftOut::default();
     loop {
         let page = app.records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
         let last = page.len() < PAGE;
@@ -62,8 +63,13 @@ pub(crate) async fn report(
             if window.key.manifest != listed.digest || window.key.start_ms < since_ms {
                 continue;
             }
-            let sketch = window.sketch.as_deref().and_then(|bytes| Sequenced::<SketchWindow>::decode(bytes).ok());
-            let Some(sketch) = sketch.filter(|sketch| sketch.body.fits(profile)) else { continue };
+            // Counters and crashes come in windows as well.
+            let Some(bytes) = window.sketch.as_deref() else { continue };
+            let sketch = Sequenced::<SketchWindow>::decode(bytes).ok();
+            let Some(sketch) = sketch.filter(|sketch| sketch.body.fits(profile)) else {
+                left_out.add(Table::Windows, &after);
+                continue;
+            };
             let label = group_by.and_then(|label| app.fleet.label(&window.device, label));
             groups.entry(label.unwrap_or_default()).or_default().add(&window.device, sketch.body);
         }
@@ -71,6 +77,7 @@ pub(crate) async fn report(
             break;
         }
     }
+    left_out.tell();
     Ok(DriftReport {
         bundle: listed.bundle.clone(),
         profile: profile.digest(),

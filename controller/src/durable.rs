@@ -106,6 +106,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::testing::{SmallDisk, small_disk};
 
     #[test]
     fn a_file_is_replaced_whole_and_secrets_are_the_owners() {
@@ -127,5 +128,19 @@ mod tests {
         assert!(write(&path, b"x", Access::Public).unwrap_err().to_string().contains("missing/key"));
         fs::write(folder.path().join("file"), "").unwrap();
         assert!(make_folder(&folder.path().join("file/below")).unwrap_err().to_string().contains("file/below"));
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_content_and_no_half_file() {
+        const TEST: &str = "durable::tests::a_full_disk_leaves_the_old_content_and_no_half_file";
+        let SmallDisk::Seen { disk, .. } = small_disk(TEST, 1) else { return };
+        for name in ["ca.key", "director.key", "admin.token", "endpoints.json"] {
+            let path = disk.join(name);
+            write(&path, b"old", Access::Secret).unwrap();
+            let error = write(&path, &vec![7; 2_000_000], Access::Secret).unwrap_err();
+            assert!(error.to_string().contains(path.to_str().unwrap()) && is_full(error.cause()), "{error:?}");
+            assert_eq!(read(&path).unwrap().unwrap(), b"old");
+            assert!(!disk.join(format!("{name}.new")).exists());
+        }
     }
 }

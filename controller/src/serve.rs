@@ -31,7 +31,8 @@ use crate::metrics::Metrics;
 use crate::pki::{Pki, PkiError, ServerNames};
 use crate::readiness::Readiness;
 use crate::state::App;
-use crate::store::{Records, SledStore, StoreError};
+use crate::store::{Records, SledStore, StoreError, records};
+use crate::trust::{self, RootError};
 use crate::{api, clock, ingest};
 
 /// Open files that are no device's connection: the store, the API, uploads.
@@ -57,6 +58,9 @@ pub(crate) enum ServeError {
     /// The director's key cannot be used.
     #[error(transparent)]
     Director(#[from] DirectorError),
+    /// The stored root documents are of no use.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// The first access token cannot be made.
     #[error(transparent)]
     Auth(#[from] AuthError),
@@ -100,6 +104,8 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let blobs = Blobs::open(&data.join("blobs"), config.api.max_file_bytes, idle_timeout)?;
     let fleet = FleetIndex::load(&records).await?;
     let events = EventLog::open(records.clone()).await?;
+    records::check(&records).await?;
+    trust::current(&records).await?;
 
     events
         .append(NewEvent {
@@ -246,6 +252,8 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+    use crate::store::records::RootRecord;
+    use crate::store::{Change, Expect, Table};
 
     fn config(folder: &Path) -> Config {
         let mut config = Config { data_dir: folder.to_owned(), ..Config::default() };
@@ -292,6 +300,45 @@ mod tests {
         stop.send(()).unwrap();
         running.await.unwrap().unwrap();
         assert!(!path.exists());
+    }
+
+    /// Stores `value`, and says what the next start says.
+    async fn start_with(table: Table, key: &str, value: &[u8]) -> String {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let store = SledStore::open(&folder.path().join("store")).unwrap();
+        let put = Change::Put { table, key: key.into(), expect: Expect::Anything, value: value.into() };
+        Records::new(Arc::new(store)).commit(vec![put]).await.unwrap();
+        format!("{:#}", anyhow::Error::from(serve(config(folder.path()), std::future::ready(())).await.unwrap_err()))
+    }
+
+    #[tokio::test]
+    async fn a_damaged_document_is_named_by_table_and_key() {
+        for (table, key) in [
+            (Table::Devices, "dev-1"),
+            (Table::Reports, "dev-1"),
+            (Table::Windows, "00000000000000000007/dev-1/telemetry/0/1"),
+            (Table::Positions, "dev-1/state"),
+            (Table::EnrolmentTokens, "abc"),
+            (Table::AccessTokens, "abc"),
+            (Table::Roots, "0000000001"),
+            (Table::Bundles, "digits@1.0.0"),
+            (Table::Rollouts, "r1"),
+            (Table::Events, "00000000000000000001"),
+            (Table::Meta, "manifest/abc"),
+        ] {
+            let said = start_with(table, key, b"{\"half\":").await;
+            assert!(said.contains(table.name()) && said.contains(key) && said.contains("damaged"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chain_of_roots_that_does_not_hold_is_named() {
+        let mut envelope = crate::testing::signed_root(1, crate::testing::key(9).public());
+        envelope.signatures.clear();
+        let root = serde_json::to_vec(&RootRecord { envelope }).unwrap();
+        let said = start_with(Table::Roots, "0000000001", &root).await;
+        assert!(said.contains("root documents do not follow from each other at version 1"), "{said}");
     }
 
     #[tokio::test]

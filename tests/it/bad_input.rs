@@ -1,7 +1,8 @@
 //! Programs that cannot start say why, where, and what to do.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::ensure;
@@ -37,6 +38,18 @@ fn malformed_configurations_are_refused_by_line() {
     });
 }
 
+/// Every file in `folder` by its name.
+fn files_in(folder: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_file() {
+            found.insert(path.clone(), std::fs::read(path)?);
+        }
+    }
+    Ok(found)
+}
+
 #[test]
 fn a_port_in_use_and_a_corrupt_store_are_named() {
     stage::run(async |binaries, folder| {
@@ -69,7 +82,11 @@ fn a_port_in_use_and_a_corrupt_store_are_named() {
             &file,
             format!("data-dir = {data:?}\n[api]\nlisten = \"127.0.0.1:0\"\n[broker]\nlisten = \"127.0.0.1:0\"\n"),
         )?;
-        refused(&binaries.controller, &["serve", "--config", path], &["store"])
+        let before = files_in(&store)?;
+        let named = store.display().to_string();
+        refused(&binaries.controller, &["serve", "--config", path], &["damaged", &named])?;
+        ensure!(files_in(&store)? == before, "the damaged store was changed");
+        Ok(())
     });
 }
 

@@ -1,6 +1,7 @@
 //! Integration tests over the real programs: separate processes, real sockets, real certificates, real models.
 
 mod bad_input;
+mod controller_full_disk;
 mod crashes;
 mod main_job;
 mod operators;

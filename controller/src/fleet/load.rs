@@ -9,7 +9,7 @@ use muster_shared::sketch::SketchWindow;
 
 use super::{Entry, FRESH_MS, FleetIndex, Inner, Observation};
 use crate::content::Catalogue;
-use crate::store::records::{DeviceRecord, ReportRecord, WindowRecord, window_key_floor};
+use crate::store::records::{DeviceRecord, LeftOut, ReportRecord, WindowRecord, window_key_floor};
 use crate::store::{Records, StoreError, Table};
 
 impl FleetIndex {
@@ -18,29 +18,39 @@ impl FleetIndex {
     /// # Errors
     /// [`StoreError`] when the store cannot be read.
     pub(crate) async fn load(records: &Records) -> Result<Self, StoreError> {
-        let mut inner = Inner::default();
+        let (fleet, left_out) = Self::load_usable(records).await?;
+        left_out.tell();
+        Ok(fleet)
+    }
+
+    /// As [`Self::load`], with what could not be used.
+    pub(super) async fn load_usable(records: &Records) -> Result<(Self, LeftOut), StoreError> {
+        let (mut inner, mut left_out) = (Inner::default(), LeftOut::default());
         for (_, record) in records.all::<DeviceRecord>(Table::Devices, "").await? {
             inner.devices.insert(record.value.id.clone(), Entry::new(record.value, record.version));
         }
         for (key, report) in records.all::<ReportRecord>(Table::Reports, "").await? {
-            let entry = DeviceId::new(key).ok().and_then(|device| inner.devices.get_mut(&device));
-            if let Some(entry) = entry {
-                entry.last_seen_ms = Some(report.value.received_at_ms);
-                entry.report = Some(report.value.reported);
-            }
+            let entry = DeviceId::new(key.as_str()).ok().and_then(|device| inner.devices.get_mut(&device));
+            let Some(entry) = entry else {
+                left_out.add(Table::Reports, &key);
+                continue;
+            };
+            entry.last_seen_ms = Some(report.value.received_at_ms);
+            entry.report = Some(report.value.reported);
         }
         for (key, bundle) in records.all::<BundleRef>(Table::Meta, "manifest/").await? {
-            if let Some(digest) = key.strip_prefix("manifest/").and_then(|digest| digest.parse().ok()) {
-                inner.bundles.insert(digest, bundle.value);
+            match key.strip_prefix("manifest/").and_then(|digest| digest.parse().ok()) {
+                Some(digest) => _ = inner.bundles.insert(digest, bundle.value),
+                None => left_out.add(Table::Meta, &key),
             }
         }
-        load_evidence(records, &mut inner).await?;
-        Ok(Self { inner: Arc::new(RwLock::new(inner)) })
+        load_evidence(records, &mut inner, &mut left_out).await?;
+        Ok((Self { inner: Arc::new(RwLock::new(inner)) }, left_out))
     }
 }
 
 /// Reads the windows that rollouts still ask for.
-async fn load_evidence(records: &Records, inner: &mut Inner) -> Result<(), StoreError> {
+async fn load_evidence(records: &Records, inner: &mut Inner, left_out: &mut LeftOut) -> Result<(), StoreError> {
     const PAGE: usize = 512;
     let mut cuts: Vec<u64> = records
         .all::<Rollout>(Table::Rollouts, "")
@@ -60,11 +70,13 @@ async fn load_evidence(records: &Records, inner: &mut Inner) -> Result<(), Store
             after = key;
             let window = window.value;
             let received_at_ms = window.received_at_ms;
-            let Some(observation) = observation_of(&catalogue, &window).await? else { continue };
-            if let Some(entry) = inner.devices.get_mut(&window.device) {
-                entry.evidence.add(observation);
-                entry.evidence.compact(&cuts, received_at_ms.saturating_sub(FRESH_MS));
-            }
+            let observation = observation_of(&catalogue, &window).await?;
+            let (Some(observation), Some(entry)) = (observation, inner.devices.get_mut(&window.device)) else {
+                left_out.add(Table::Windows, &after);
+                continue;
+            };
+            entry.evidence.add(observation);
+            entry.evidence.compact(&cuts, received_at_ms.saturating_sub(FRESH_MS));
         }
         if last {
             return Ok(());

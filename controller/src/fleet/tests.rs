@@ -194,3 +194,21 @@ async fn everything_is_there_again_after_a_start() {
     let predictions: BTreeMap<String, u64> = [("dog".to_owned(), 1), ("(other)".to_owned(), 1)].into();
     assert_eq!(of(2).predictions, [("class".to_owned(), predictions)].into());
 }
+
+#[tokio::test]
+async fn documents_that_make_no_sense_are_counted_and_the_rest_is_there() {
+    let test = app().await;
+    test.enrol("dev-1", &[]).await;
+    let report = ReportRecord { reported: StateReport::default(), received_at_ms: 7 };
+    let bundle: BundleRef = "digits@1.0.0".parse().unwrap();
+    let changes = vec![
+        Records::put(Table::Reports, "dev-1", Expect::Absent, &report).unwrap(),
+        Records::put(Table::Reports, "No Device", Expect::Absent, &report).unwrap(),
+        Records::put(Table::Reports, "dev-9", Expect::Absent, &report).unwrap(),
+        Records::put(Table::Meta, "manifest/xyz", Expect::Absent, &bundle).unwrap(),
+    ];
+    test.app.records.commit(changes).await.unwrap();
+    let (fleet, left_out) = FleetIndex::load_usable(&test.app.records).await.unwrap();
+    assert_eq!(left_out.count(), 3);
+    assert_eq!(fleet.view(&DeviceId::new("dev-1").unwrap()).unwrap().last_seen_ms, Some(7));
+}

@@ -118,6 +118,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const NOW_MS: u64 = 1_790_000_000_000;
@@ -130,6 +132,41 @@ mod tests {
         assert_eq!(first.sha256(), again.sha256());
         let mode = fs::metadata(folder.path().join("ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_certificate_that_may_sign_nothing_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Authority::open(folder.path(), NOW_MS).unwrap();
+        let key = read_key(&folder.path().join("ca.key"), &fs::read(folder.path().join("ca.key")).unwrap()).unwrap();
+        let plain = CertificateParams::default().self_signed(&key).unwrap().pem();
+        assert_ne!(plain, first.pem());
+        fs::write(folder.path().join("ca.pem"), &plain).unwrap();
+        let said = Authority::open(folder.path(), NOW_MS).err().unwrap().to_string();
+        assert!(said.contains("ca.pem") && said.contains("not the certificate of an authority"), "{said}");
+        assert_eq!(fs::read_to_string(folder.path().join("ca.pem")).unwrap(), plain);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_as_a_key_or_certificate(bytes in prop::collection::vec(any::<u8>(), 0..200), pem in any::<bool>()) {
+            let text = if pem {
+                let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &bytes);
+                format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n").into_bytes()
+            } else {
+                bytes
+            };
+            let folder = tempfile::tempdir().unwrap();
+            Authority::open(folder.path(), NOW_MS).unwrap();
+            for file in ["ca.pem", "ca.key"] {
+                let right = fs::read(folder.path().join(file)).unwrap();
+                fs::write(folder.path().join(file), &text).unwrap();
+                let said = Authority::open(folder.path(), NOW_MS).err().unwrap().to_string();
+                prop_assert!(said.contains(file), "{}", said);
+                prop_assert_eq!(&fs::read(folder.path().join(file)).unwrap(), &text);
+                fs::write(folder.path().join(file), right).unwrap();
+            }
+        }
     }
 
     #[test]

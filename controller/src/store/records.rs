@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::engine::general_purpose::STANDARD;
-use muster_shared::api::AccessRole;
+use muster_shared::api::{AccessRole, EventView};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::messages::{Position, StateReport, Stream, TelemetryWindow, WindowKey};
@@ -286,6 +286,66 @@ fn parse<T: DeserializeOwned>(table: Table, key: &str, document: &Versioned) -> 
     match serde_json::from_slice(&document.value) {
         Ok(value) => Ok(Stored { version: document.version, value }),
         Err(error) => Err(StoreError::Document { table, key: key.to_owned(), reason: error.to_string() }),
+    }
+}
+
+/// Records that are read and cannot be used, as one under a key that names nothing: told once, however many there are.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOut {
+    first: Option<(Table, String)>,
+    count: u64,
+}
+
+impl LeftOut {
+    /// Counts one.
+    pub(crate) fn add(&mut self, table: Table, key: &str) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| (table, key.to_owned()));
+    }
+
+    /// How many there were.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Writes into the log that there were some.
+    pub(crate) fn tell(&self) {
+        if let Some((table, key)) = &self.first {
+            tracing::warn!(
+                count = self.count,
+                table = table.name(),
+                key,
+                "documents of the store make no sense and are left out; here is the first"
+            );
+        }
+    }
+}
+
+/// Reads every document that must be readable for the controller to work and is not looked at in any case when it starts.
+///
+/// # Errors
+/// [`StoreError::Document`] with the first that is not what it should be.
+pub(crate) async fn check(records: &Records) -> Result<(), StoreError> {
+    records.all::<StreamPosition>(Table::Positions, "").await?;
+    records.all::<EnrolmentTokenRecord>(Table::EnrolmentTokens, "").await?;
+    records.all::<AccessTokenRecord>(Table::AccessTokens, "").await?;
+    each::<BundleRecord>(records, Table::Bundles).await?;
+    each::<EventView>(records, Table::Events).await?;
+    each::<WindowRecord>(records, Table::Windows).await
+}
+
+/// Reads a table that need not fit into memory.
+async fn each<T: DeserializeOwned>(records: &Records, table: Table) -> Result<(), StoreError> {
+    const PAGE: usize = 128;
+    let mut after = None;
+    loop {
+        let page = records.scan::<T>(table, after.as_deref(), "", PAGE).await?;
+        let last = page.len() < PAGE;
+        after = page.into_iter().next_back().map(|(key, _)| key);
+        if last {
+            return Ok(());
+        }
     }
 }
 

@@ -219,3 +219,84 @@ async fn health_readiness_and_numbers_are_open() {
     client.test.app.readiness.broker_ended();
     assert!(open("/readyz").await.problem(503, "not-ready").contains("broker"));
 }
+
+/// Bytes as a careless or hostile client might send them: noise, and JSON that is nearly right.
+fn odd(seed: u64, length: usize) -> Vec<u8> {
+    const JSON: [&str; 6] = ["{", "[", "\"\\ud800\"", "1e999", "{\"uses\":", "null,"];
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::new();
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let choice = state.to_be_bytes();
+        if choice[0] % 3 == 0 {
+            bytes.extend(JSON[usize::from(choice[1]) % JSON.len()].bytes());
+        } else {
+            bytes.push(choice[2]);
+        }
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn any_bytes_are_answered() {
+    let client = Client::with(|config| config.api.max_body_bytes = 64 * 1024).await;
+    client.trust().await;
+    let escaped = |bytes: &[u8]| bytes.iter().map(|byte| format!("%{byte:02x}")).collect::<String>();
+    let mut seed = 0;
+    for (method, path) in known_routes().await {
+        for round in 0..24_usize {
+            seed += 1;
+            let mut uri = path.clone();
+            for part in ["{id}", "{name}", "{version}", "{sha256}"] {
+                let right = if part == "{sha256}" { "a".repeat(64) } else { "dev-1".into() };
+                uri = uri.replace(part, &if round % 3 == 0 { right } else { escaped(&odd(seed, 1 + round)) });
+            }
+            if round % 2 == 1 {
+                uri = format!("{uri}?{}={}", escaped(&odd(seed + 1, round % 5)), escaped(&odd(seed + 2, round)));
+            }
+            let mut request = Request::builder().method(method.to_uppercase().as_str()).uri(&uri);
+            request = match round % 4 {
+                0 => request.header(header::AUTHORIZATION, odd_header(&odd(seed + 3, round * 9))),
+                _ => request.header(header::AUTHORIZATION, format!("Bearer {}", client.admin)),
+            };
+            if round % 5 != 0 {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+            }
+            request = request.header("idempotency-key", odd_header(&odd(seed + 4, round * 11)));
+            let answer = client.send(request.body(odd(seed + 5, round * 37).into()).unwrap()).await;
+            assert!(answer.status.as_u16() < 500, "{method} {uri}: {} {:?}", answer.status, answer.body);
+            if answer.status.is_client_error() {
+                assert_eq!(answer.headers[header::CONTENT_TYPE], "application/problem+json", "{method} {uri}");
+                assert_eq!(answer.json::<Problem>().status, answer.status.as_u16());
+            }
+        }
+    }
+    assert_eq!(client.get("/api/v1/devices").await.status, StatusCode::OK);
+}
+
+/// What of `bytes` may stand in a header.
+fn odd_header(bytes: &[u8]) -> header::HeaderValue {
+    let allowed: Vec<u8> = bytes.iter().copied().filter(|byte| *byte == b'\t' || *byte >= 32 && *byte != 127).collect();
+    header::HeaderValue::from_bytes(&allowed).unwrap()
+}
+
+#[tokio::test]
+async fn a_store_without_room_is_507_and_goes_on_reading() {
+    let client = Client::new().await;
+    client.trust().await;
+    let (config, broker) = (client.test.app.config.clone(), Arc::clone(&client.test.broker));
+    let (token, folder) = (client.admin.clone(), client.test.folder.path().join("store"));
+    // The store is opened anew, with more room to leave than there is.
+    let TestApp { app, broker: _, folder: _kept } = client.test;
+    drop((client.router, app));
+    let store = crate::store::SledStore::open_with_reserve(&folder, u64::MAX).unwrap();
+    let app = crate::testing::open_over(config, Arc::clone(&broker), crate::store::Records::new(Arc::new(store))).await;
+    let test = TestApp { app: Arc::new(app), broker, folder: _kept };
+    let client = Client { router: router(Arc::clone(&test.app)), test, admin: token };
+    let wish = json!({ "valid_for_ms": 1_000, "uses": 1 });
+    assert!(client.post("/api/v1/tokens", &wish).await.problem(507, "disk-full").contains("make room"));
+    assert!(client.get("/readyz").await.problem(503, "not-ready").contains("store"));
+    assert_eq!(client.get("/api/v1/devices").await.status, StatusCode::OK);
+}

@@ -155,6 +155,65 @@ async fn only_the_certificates_own_name_may_connect() {
     assert!(!net.admit.asked_without_certificate.load(Ordering::Relaxed));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_out_of_its_time_is_refused() {
+    let net = Net::start().await;
+    let day = time::Duration::days(1);
+    let now = time::OffsetDateTime::now_utc();
+    for (from, to, good) in [(-day, day, true), (-day * 2, -day, false), (day, day * 2, false)] {
+        let mut options = net.options("dev-1");
+        options.set_transport(net.tls_with(Some("dev-1"), |params| {
+            (params.not_before, params.not_after) = (now + from, now + to);
+        }));
+        let mut client = Client::start(options);
+        if good { client.accepted().await } else { client.lost().await }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_no_tls_delay_nobody() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut net = Net::start().await;
+    for seed in 0..40_u32 {
+        let noise: Vec<u8> =
+            (0..500_u32).map(|n| (n ^ seed).wrapping_mul(2_654_435_761).wrapping_add(seed).to_be_bytes()[0]).collect();
+        // Every other one begins as a handshake does.
+        let start: &[u8] = if seed % 2 == 0 { &[22, 3, 1, 1, 0xf0, 1, 0, 1, 0xec, 3, 3] } else { &[] };
+        let mut socket = tokio::net::TcpStream::connect(net.started.local_addr).await.unwrap();
+        socket.write_all(&[start, &noise].concat()).await.unwrap();
+        // It may hang up at once, which is an error to a sender.
+        let _ = socket.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = within("the end of the connection", socket.read_to_end(&mut answer)).await;
+    }
+    let client = net.join("dev-1").await;
+    client.say("dev-1", "still here").await;
+    assert_eq!(net.event().await, said("dev-1", "still here"));
+}
+
+mod grammar {
+    use muster_shared::topics::Kind;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_no_topic_unless_the_grammar_says_so(
+            text in prop_oneof![".{0,80}", "(muster|[a-z#+$]{0,4})/(v1|v2)?/(d|\\+)/(dev-1|[a-z+#/]{0,5})/(up|down|#)/[a-z+#/]{0,9}"],
+            device_id in "dev-[0-9]",
+        ) {
+            let me = Identity::Device(device(&device_id));
+            let own = |up: bool| text.parse::<Topic>().is_ok_and(|topic| {
+                topic.to_string() == text && topic.device == device(&device_id) && matches!(topic.kind, Kind::Up(_)) == up
+            });
+            prop_assert_eq!(authorize(&me, Action::Publish, &text), own(true));
+            let wild = ["+", "#"].iter().any(|last| text == format!("muster/v1/d/{device_id}/down/{last}"));
+            prop_assert_eq!(authorize(&me, Action::Subscribe, &text), own(false) || wild);
+        }
+    }
+}
+
 /// Enough of `net` to make certificates that a client trusting its server could show.
 fn net_parts(net: &Net) -> Net {
     let (_, events) = mpsc::channel(1);

@@ -27,6 +27,7 @@ use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -47,6 +48,10 @@ const MAX_GROUP: usize = 256;
 const RESERVE_BYTES: u64 = 32 * 1024 * 1024;
 /// With less than this sled cannot begin another piece of its log.
 const LEAST_ROOM_BYTES: u64 = 1024 * 1024;
+
+/// How often a store that is in use is tried, and how long is waited in between.
+const OPEN_TRIES: u32 = 5;
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
 
 struct Commit {
     changes: Vec<Change>,
@@ -157,7 +162,22 @@ impl SledStore {
         Self::open_with_reserve(folder, RESERVE_BYTES)
     }
 
-    fn open_with_reserve(folder: &Path, reserve_bytes: u64) -> Result<Self, StoreError> {
+    /// As [`Self::open`], with so much room left to the disk.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_with_reserve(folder: &Path, reserve_bytes: u64) -> Result<Self, StoreError> {
+        // A process that is just ending may hold it for a moment.
+        for _ in 1..OPEN_TRIES {
+            match Self::open_once(folder, reserve_bytes) {
+                Err(StoreError::InUse { .. }) => std::thread::sleep(OPEN_PAUSE),
+                opened => return opened,
+            }
+        }
+        Self::open_once(folder, reserve_bytes)
+    }
+
+    fn open_once(folder: &Path, reserve_bytes: u64) -> Result<Self, StoreError> {
         let io = |error: io::Error| from_io(folder, &error);
         durable::make_folder(folder).map_err(|error| from_file(folder, &error))?;
         let opening = before(folder)?;

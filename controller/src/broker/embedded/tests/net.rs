@@ -111,6 +111,11 @@ impl Net {
     }
 
     pub(super) fn tls(&self, common_name: Option<&str>) -> Transport {
+        self.tls_with(common_name, |_| {})
+    }
+
+    /// As [`Self::tls`], with a certificate that is changed before it is signed.
+    pub(super) fn tls_with(&self, common_name: Option<&str>, change: impl FnOnce(&mut CertificateParams)) -> Transport {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).unwrap()).unwrap();
@@ -125,6 +130,7 @@ impl Net {
                 let mut params = CertificateParams::new(Vec::new()).unwrap();
                 params.distinguished_name.push(DnType::CommonName, name);
                 params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+                change(&mut params);
                 let certificate = params.signed_by(&key, &self.issuer).unwrap();
                 let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
                 builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
