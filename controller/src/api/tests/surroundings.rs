@@ -230,7 +230,7 @@ fn odd(seed: u64, length: usize) -> Vec<u8> {
         state ^= state >> 7;
         state ^= state << 17;
         let choice = state.to_be_bytes();
-        if choice[0] % 3 == 0 {
+        if choice[0].is_multiple_of(3) {
             bytes.extend(JSON[usize::from(choice[1]) % JSON.len()].bytes());
         } else {
             bytes.push(choice[2]);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::*;
+use crate::store::Expect;
 use crate::store::conformance::conformance_suite;
 
 fn open(folder: &Path) -> Result<Arc<dyn Store>, StoreError> {
@@ -48,7 +49,7 @@ fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn differences(before: &BTreeMap<PathBuf, Vec<u8>>, after: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<String> {
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
     let of = |files: &BTreeMap<PathBuf, Vec<u8>>, name| {
-        files.get(name).map_or("none".into(), |f: &Vec<u8>| f.len().to_string())
+        files.get(name).map_or_else(|| "none".into(), |f: &Vec<u8>| f.len().to_string())
     };
     names
         .into_iter()
@@ -115,7 +116,7 @@ async fn damage_anywhere_in_the_log_loses_nothing_silently() {
     for step in 0..steps {
         let mut harmed = log.clone();
         // Now and then the head of a segment.
-        let at = if step % 8 == 0 { step * 4 % (log.len() >> 19) << 19 } else { log.len() / steps * step } + 6;
+        let at = if step % 8 == 0 { (step * 4 % (log.len() >> 19)) << 19 } else { log.len() / steps * step } + 6;
         harmed[at..at + 24].iter_mut().for_each(|byte| *byte ^= 0x5a);
         std::fs::write(log_of(folder.path()), &harmed).unwrap();
         let harm = format!("24 bytes at {at} of {}", log.len());
