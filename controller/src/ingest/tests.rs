@@ -195,6 +195,28 @@ async fn nothing_is_acknowledged_before_it_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_not_acknowledged_and_the_repeat_counts_once() {
+    let TestApp { app, broker, folder } = app().await;
+    let test = TestApp { app, broker: Arc::clone(&broker), folder };
+    let device = test.enrol("dev-1", &[]).await;
+    let TestApp { app, folder, .. } = test;
+    let (config, path) = (app.config.clone(), folder.path().join("store"));
+    drop(app);
+    let window = || telemetry(Digest::of(b"m"), 3);
+    for (reserve_bytes, acknowledged) in [(u64::MAX, 0), (1, 1)] {
+        let store = SledStore::open_with_reserve(&path, reserve_bytes).unwrap();
+        let app = Arc::new(open_over(config.clone(), Arc::clone(&broker), Records::new(Arc::new(store))).await);
+        let intake = start(&app);
+        intake.say(&device, Up::Telemetry, at(1, 1, 1), window()).await;
+        intake.say(&device, Up::Event, at(1, 1, 1), event(DeviceEventKind::Started)).await;
+        intake.finish().await;
+        assert_eq!(acks(&broker.take()).len(), 2 * acknowledged);
+        let stored = app.records.all::<WindowRecord>(Table::Windows, "").await.unwrap();
+        assert_eq!(stored.len(), acknowledged);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_used_is_told_once_and_holds_nothing_up() {
     let test = app().await;
     let device = test.enrol("dev-1", &[]).await;
