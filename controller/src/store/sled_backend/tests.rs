@@ -301,3 +301,46 @@ async fn a_nearly_full_disk_stops_growth_and_nothing_else() {
     let delete = Change::Delete { table: Table::Meta, key: "a".into(), expect: Expect::Anything };
     store.commit(vec![delete]).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_killed_at_any_moment_is_whole() {
+    const TEST: &str = "store::sled_backend::tests::a_store_killed_at_any_moment_is_whole";
+    const VARIABLE: &str = "MUSTER_TEST_KILLED_STORE";
+    if let Some(folder) = std::env::var_os(VARIABLE) {
+        let store = Arc::new(SledStore::open(Path::new(&folder)).unwrap());
+        let commits = (0..8_u32).map(|task| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                // Until it is killed.
+                for n in 0_u32.. {
+                    let value = vec![n.to_be_bytes()[3]; 10 + usize::try_from(n % 7).unwrap() * 3_000];
+                    let key = format!("{task}-{:03}", n % 100);
+                    store.commit(vec![put(&key, &value), put(&format!("twin-{key}"), &value)]).await.unwrap();
+                }
+            })
+        });
+        for task in commits.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    drop(SledStore::open(folder.path()).unwrap());
+    let counter = folder.path().join("muster-commits");
+    let committed = || std::fs::read_to_string(&counter).unwrap()[..20].parse::<u64>().unwrap();
+    for round in 0..10_u64 {
+        let until = committed() + 20 + round * 37;
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", TEST])
+            .env(VARIABLE, folder.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while committed() < until {
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself in round {round}");
+            tokio::task::yield_now().await;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(SledStore::open(folder.path()).unwrap_or_else(|error| panic!("round {round}: {error}")));
+    }
+}
