@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::causes::with_source;
 use crate::files::{self, FileError};
 
 const MAX_FILE_BYTES: u64 = 1_024;
@@ -25,22 +26,37 @@ struct Count {
 }
 
 impl Boot {
-    /// Counts this start, in the folder `dir`.
-    pub(crate) fn begin(dir: &Path) -> Result<Self, FileError> {
-        files::make_folder(dir)?;
+    /// Counts this start, in the folder `dir`, and says what could not be read or written. None of it decides anything but
+    /// what people are told, so none of it may keep the agent from serving.
+    pub(crate) fn begin(dir: &Path) -> (Self, Vec<String>) {
+        let mut alarms = Vec::new();
+        let mut note =
+            |error: FileError| alarms.push(format!("starts are not counted rightly: {}", with_source(&error)));
+        files::make_folder(dir).unwrap_or_else(&mut note);
         let (count, marker) = (dir.join("starts.json"), dir.join("clean-stop"));
-        // A count that cannot be read starts anew: it informs people and decides nothing.
-        let before: Count = files::read_bounded(&count, MAX_FILE_BYTES)?
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
-        let starts = before.starts.saturating_add(1);
-        if before.starts == 0 {
+        let (before, is_first) = match files::read_start(&count, MAX_FILE_BYTES) {
+            Ok(Some(bytes)) => (serde_json::from_slice::<Count>(&bytes).unwrap_or_default().starts, false),
+            Ok(None) => (0, true),
+            Err(error) => {
+                note(error);
+                (0, false)
+            }
+        };
+        let starts = before.saturating_add(1);
+        if is_first {
             // Nothing ran before the first start.
-            files::write_durably(&marker, b"")?;
+            files::write_durably(&marker, b"").unwrap_or_else(&mut note);
         }
-        files::write_durably(&count, format!("{{\"starts\":{starts}}}").as_bytes())?;
-        let crashed = files::read_bounded(&marker, MAX_FILE_BYTES)?.is_none();
-        Ok(Self { starts, crashed, marker })
+        files::write_durably(&count, format!("{{\"starts\":{starts}}}").as_bytes()).unwrap_or_else(&mut note);
+        let crashed = match files::read_start(&marker, MAX_FILE_BYTES) {
+            // Where not even the marker of a first start could be written, there was still nothing before it.
+            Ok(found) => found.is_none() && !is_first,
+            Err(error) => {
+                note(error);
+                false
+            }
+        };
+        (Self { starts, crashed, marker }, alarms)
     }
 
     /// Notes that the agent runs: from here on, an end that is not in order is a crash. An earlier one must have been told by
@@ -58,25 +74,66 @@ impl Boot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiny_disk::TinyDisk;
+
+    fn begin(run: &Path) -> Boot {
+        let (boot, alarms) = Boot::begin(run);
+        assert_eq!(alarms, Vec::<String>::new());
+        boot
+    }
 
     #[test]
     fn only_an_end_in_order_is_no_crash() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let begin = || Boot::begin(&run).unwrap();
-        assert!(!begin().crashed);
+        assert!(!begin(&run).crashed);
         // The first never came to run: that is no crash.
-        let second = begin();
+        let second = begin(&run);
         assert_eq!((second.starts, second.crashed), (2, false));
         second.runs().unwrap();
-        assert!(begin().crashed);
+        assert!(begin(&run).crashed);
         // It is told until a start gets as far as running.
-        let fourth = begin();
+        let fourth = begin(&run);
         assert_eq!((fourth.starts, fourth.crashed), (4, true));
         fourth.runs().unwrap();
         fourth.ended_in_order().unwrap();
-        assert!(!begin().crashed);
-        std::fs::write(run.join("starts.json"), "rubbish").unwrap();
-        assert_eq!(Boot::begin(&run).unwrap().starts, 1);
+        assert!(!begin(&run).crashed);
+    }
+
+    #[test]
+    fn a_count_that_is_damaged_starts_anew_and_hides_no_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        for rubbish in [&b"rubbish"[..], b"", b"{\"starts\":-1}", &[b'1'; 5_000]] {
+            begin(folder.path()).runs().unwrap();
+            std::fs::write(folder.path().join("starts.json"), rubbish).unwrap();
+            let boot = begin(folder.path());
+            assert_eq!((boot.starts, boot.crashed), (1, true));
+        }
+    }
+
+    #[test]
+    fn a_full_disk_keeps_nothing_from_starting() {
+        TinyDisk::run("boot::tests::a_full_disk_keeps_nothing_from_starting", 1, |disk| {
+            begin(disk.dir()).runs().unwrap();
+            disk.fill();
+            let (boot, alarms) = Boot::begin(disk.dir());
+            assert_eq!((boot.starts, boot.crashed), (2, true));
+            assert!(alarms[0].contains("starts.json") && alarms[0].contains("No space left"), "{alarms:?}");
+            boot.runs().unwrap();
+        });
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_count_or_the_start_of_one(count: Vec<u8>, marker: Option<Vec<u8>>) {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("starts.json"), count).unwrap();
+            if let Some(marker) = &marker {
+                std::fs::write(folder.path().join("clean-stop"), marker).unwrap();
+            }
+            let boot = begin(folder.path());
+            proptest::prop_assert!(boot.starts >= 1);
+            proptest::prop_assert_eq!(boot.crashed, marker.is_none());
+        }
     }
 }

@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use muster_agent_core::outbox::Bounds;
-use muster_shared::limits::bounded_text;
-use muster_shared::messages::{DeviceEvent, DeviceEventKind};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::boot::Boot;
+use crate::causes::with_source;
 use crate::config::{Config, ConfigError};
 use crate::files::{self, FileError};
 use crate::host::{HostLimits, ModelHost};
@@ -22,12 +21,12 @@ use crate::identity::{EnrolError, Identity, IdentityError, IdentityStore, enrol}
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::mqtt::{self, Inbox, Link, LinkState};
-use crate::outbox::{Outbox, OutboxError};
+use crate::outbox::Outbox;
 use crate::serve::{ServeError, serve};
 use crate::telemetry::Pump;
 use crate::time::{EffectiveTime, Steady, wall_ms};
 use crate::trust_store::{TrustStore, TrustStoreError};
-use crate::updater::{INBOX, Input, Parts, Running, Updater, UpdaterError};
+use crate::updater::{self, INBOX, Input, Parts, Running, Updater, UpdaterError};
 use crate::{attributes, endpoints, notify};
 
 /// Chunk requests that may wait for the link.
@@ -36,6 +35,8 @@ const REQUESTS: usize = 8;
 const STUCK_MS: u64 = 120_000;
 /// How often the updater is looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// Pause between attempts to write the papers an enrolment brought.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
 /// How long requests under way may take when the agent stops.
 const DRAIN: Duration = Duration::from_millis(1_500);
 /// How long the farewell to the controller may take.
@@ -50,9 +51,6 @@ pub(crate) enum DaemonError {
     /// A file or folder cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The outbox cannot be used.
-    #[error(transparent)]
-    Outbox(#[from] OutboxError),
     /// The identity cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -127,39 +125,51 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     let base = tokio::task::block_in_place(|| Base::open(config))?;
     let (stop_serving, serving_stops) = watch::channel(false);
     let serving = serve(&base.config.serve, base.host.clone(), base.metrics.clone(), serving_stops).await?;
-    let identity = match base.store.load()? {
-        Some(identity) => identity,
-        None => {
-            notify::ready("waiting to be enrolled");
-            tokio::select! {
-                            identity = base.enrol() => identity?,
-                            never = notify::stay_alive(|| true) => match never {},
-                            () = signals.stop() => {
+    let joined = tokio::select! {
+        joined = base.join() => joined,
+        never = notify::stay_alive(|| true) => match never {},
+        () = signals.stop() => {
             let _ = stop_serving.send(true);
-                                return Ok(());
-                            }
-                        }
+            return Ok(());
         }
     };
+    let (identity, updater, link, is_ready) = match joined {
+        Ok(joined) => joined,
+        Err(error) => {
+            base.serve_alone(&error, &mut signals, serving.join).await;
+            let _ = stop_serving.send(true);
+            return Err(error);
+        }
+    };
+    let mut serving_join = serving.join;
+    // Loading a large model takes its time, in which the agent can be told to stop like at any other.
+    let stopped = tokio::select! {
+        // An updater that ended instead is noticed below.
+        _ = is_ready => false,
+        () = signals.stop() => true,
+    };
     let (stop_link, link_stops) = watch::channel(false);
-    let (updater, link) = base.start_updater(&identity).await?;
     let link = tokio::spawn(mqtt::run(link, link_stops.clone()));
     let pump = base.pump();
     let pumping = tokio::spawn(pump.clone().run(link_stops));
     let data_dir = base.config.data_dir.clone();
-    tokio::task::block_in_place(|| endpoints::publish(&data_dir, &identity.device, serving.local_addr))?;
-    notify::ready(&format!("{} answers on {}", identity.device, serving.local_addr));
-
-    let mut serving_join = serving.join;
-    let ended = tokio::select! {
-        () = signals.stop() => None,
-        _ = &mut serving_join => Some("the inference endpoint"),
-        ended = watch_over(&updater) => Some(ended),
+    let publishing = tokio::spawn(endpoints::publish(data_dir.clone(), identity.device.clone(), serving.local_addr));
+    let ended = if stopped {
+        None
+    } else {
+        notify::ready(&format!("{} answers on {}", identity.device, serving.local_addr));
+        tokio::select! {
+            () = signals.stop() => None,
+            _ = &mut serving_join => Some("the inference endpoint"),
+            ended = watch_over(&updater) => Some(ended),
+        }
     };
     tracing::info!(device = %identity.device, "stopping");
     notify::stopping();
+    publishing.abort();
+    let _ = publishing.await;
     if let Err(error) = endpoints::withdraw(&data_dir) {
-        tracing::warn!(%error, "endpoints.json stays");
+        tracing::warn!(error = %with_source(&error), "endpoints.json stays");
     }
     let _ = stop_serving.send(true);
     // The updater first: it notes a trial under way, which is no sign against the model.
@@ -180,7 +190,10 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     if let Some(part) = ended {
         return Err(DaemonError::Ended(part));
     }
-    Ok(tokio::task::block_in_place(|| base.boot.ended_in_order())?)
+    if let Err(error) = tokio::task::block_in_place(|| base.boot.ended_in_order()) {
+        tracing::warn!(error = %with_source(&error), "this end was in order, and the next start will take it for a crash");
+    }
+    Ok(())
 }
 
 async fn farewell(mut link: JoinHandle<()>) {
@@ -207,14 +220,17 @@ impl Base {
         let started = Steady::start();
         files::make_folder(&config.data_dir)?;
         let lock = files::lock(&config.data_dir)?;
-        endpoints::withdraw(&config.data_dir)?;
-        let boot = Boot::begin(&config.data_dir.join("run"))?;
+        if let Err(error) = endpoints::withdraw(&config.data_dir) {
+            tracing::warn!(error = %with_source(&error), "endpoints.json of an earlier start stays");
+        }
+        let (boot, alarms) = Boot::begin(&config.data_dir.join("run"));
         let metrics = Metrics::new();
         let bounds = Bounds { max_bytes: config.outbox.max_bytes, max_events: config.outbox.max_events };
-        let (outbox, alarms) = Outbox::open(&config.data_dir, bounds, metrics.clone())?;
+        let outbox = Outbox::open(&config.data_dir, bounds, metrics.clone());
+        alarms.iter().for_each(|alarm| outbox.alarm(alarm));
         let monitor = Monitor::new(config.monitor.window_ms);
         let limits = HostLimits { max_concurrency: config.serve.max_concurrency, max_queue: config.serve.max_queue };
-        let base = Self {
+        Ok(Self {
             started,
             boot,
             time: EffectiveTime::default(),
@@ -225,43 +241,85 @@ impl Base {
             store: IdentityStore::new(&config.data_dir),
             _lock: lock,
             config,
-        };
-        base.alarm(alarms)?;
-        Ok(base)
+        })
     }
 
-    fn alarm(&self, alarms: Vec<String>) -> Result<(), OutboxError> {
-        for alarm in alarms {
-            tracing::error!("{alarm}");
-            self.outbox.event(&DeviceEvent {
-                at_ms: wall_ms(),
-                kind: DeviceEventKind::Alarm,
-                generation: 0,
-                bundle: None,
-                detail: bounded_text(&alarm),
-            })?;
+    /// Finds out who this device is, enrolling it where it is not yet, and starts what keeps its bundle up to date. The receiver
+    /// tells when the committed bundle serves, or cannot.
+    async fn join(&self) -> Result<(Identity, Running, Link, oneshot::Receiver<()>), DaemonError> {
+        let identity = match self.store.load()? {
+            Some(identity) => identity,
+            None => {
+                notify::ready("waiting to be enrolled");
+                self.enrol().await?
+            }
+        };
+        let (updater, link, is_ready) = tokio::task::block_in_place(|| self.start_updater(&identity))?;
+        Ok((identity, updater, link, is_ready))
+    }
+
+    /// Serves the committed bundle until a stop, where there is one, although `reason` keeps the device from its controller: whoever
+    /// asks it for answers is not to blame for a damaged file.
+    async fn serve_alone(&self, reason: &DaemonError, signals: &mut Signals, serving_ends: JoinHandle<()>) {
+        let served = match tokio::task::block_in_place(|| updater::load_committed(&self.config.data_dir)) {
+            Ok(Some(served)) => served,
+            Ok(None) => return,
+            Err(why) => return tracing::error!(%why, "the committed bundle cannot be served either"),
+        };
+        tracing::error!(
+            bundle = %served.bundle,
+            reason = %with_source(reason),
+            "this device is out of reach of its controller; what it has committed serves on, until that is repaired and the agent is started again"
+        );
+        self.host.activate(served, wall_ms());
+        let (_stop, stops) = watch::channel(false);
+        let pump = self.pump();
+        let pumping = tokio::spawn(pump.clone().run(stops));
+        notify::ready("serving without a controller: see the log");
+        tokio::select! {
+            () = signals.stop() => {}
+            _ = serving_ends => {}
+            never = notify::stay_alive(|| true) => match never {},
         }
-        Ok(())
+        notify::stopping();
+        pumping.abort();
+        pump.close_all();
     }
 
     async fn enrol(&self) -> Result<Identity, DaemonError> {
         let token = self.config.enrolment_token()?.ok_or(DaemonError::NoToken)?;
         tracing::info!(url = %token.url, "enrolling");
         let enrolled = enrol(&self.store, &token, self.config.device_id.as_ref(), &self.time).await?;
-        let identity = tokio::task::block_in_place(|| {
+        let keep = || {
             TrustStore::install(&self.config.data_dir, enrolled.roots(), enrolled.root_sha256())?;
             enrolled.commit(&self.store).map_err(DaemonError::from)
-        })?;
+        };
+        let mut said = false;
+        let identity = loop {
+            match tokio::task::block_in_place(keep) {
+                // The token may be spent by now, so papers that cannot be written are not thrown away.
+                Err(
+                    error @ (DaemonError::Trust(TrustStoreError::File(_))
+                    | DaemonError::Identity(IdentityError::File(_))),
+                ) => {
+                    if !said {
+                        tracing::error!(error = %with_source(&error), "the device's papers cannot be written; trying again");
+                        said = true;
+                    }
+                    tokio::time::sleep(WRITE_AGAIN).await;
+                }
+                ended => break ended?,
+            }
+        };
         tracing::info!(device = %identity.device, "enrolled");
         Ok(identity)
     }
 
-    /// Starts the updater, and returns once the committed bundle serves or cannot, with the link to be run.
-    async fn start_updater(&self, identity: &Identity) -> Result<(Running, Link), DaemonError> {
+    /// Starts the updater, with the link to be run. What comes with them tells when the committed bundle serves, or cannot.
+    fn start_updater(&self, identity: &Identity) -> Result<(Running, Link, oneshot::Receiver<()>), DaemonError> {
         let data_dir: PathBuf = self.config.data_dir.clone();
-        let (trust, alarms) =
-            tokio::task::block_in_place(|| TrustStore::open(&data_dir, identity.root_sha256, self.time.clone()))?;
-        self.alarm(alarms)?;
+        let (trust, alarms) = TrustStore::open(&data_dir, identity.root_sha256, self.time.clone())?;
+        alarms.iter().for_each(|alarm| self.outbox.alarm(alarm));
         let (inbox, input) = std::sync::mpsc::sync_channel(INBOX);
         let (ask, requests) = mpsc::channel(REQUESTS);
         let state = LinkState::default();
@@ -278,11 +336,12 @@ impl Base {
             link: state.clone(),
             requests: ask,
         };
-        let updater = tokio::task::block_in_place(|| Updater::open(parts, inbox.clone(), self.boot.crashed))?;
-        self.boot.runs()?;
+        let updater = Updater::open(parts, inbox.clone(), self.boot.crashed)?;
+        if let Err(error) = self.boot.runs() {
+            self.outbox.alarm(&format!("a crash from now on will not be noticed: {}", with_source(&error)));
+        }
         let (ready, is_ready) = oneshot::channel();
         let running = updater.start(input, ready)?;
-        is_ready.await.map_err(|_| DaemonError::Ended("the updater"))?;
         let link = Link {
             identity: identity.clone(),
             store: self.store.clone(),
@@ -294,7 +353,7 @@ impl Base {
             requests,
             state,
         };
-        Ok((running, link))
+        Ok((running, link, is_ready))
     }
 
     fn pump(&self) -> Pump {

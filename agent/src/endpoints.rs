@@ -1,12 +1,17 @@
 //! Where this agent can be reached, for programs on the device that need not know its configuration.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use muster_shared::ids::DeviceId;
 use serde::Serialize;
 
+use crate::causes::with_source;
 use crate::files::{self, FileError};
+
+/// Pause between attempts to write the file.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Serialize)]
 struct Endpoints<'a> {
@@ -15,11 +20,25 @@ struct Endpoints<'a> {
     pid: u32,
 }
 
-/// Writes `endpoints.json` into `data_dir`.
-pub(crate) fn publish(data_dir: &Path, device: &DeviceId, inference: SocketAddr) -> Result<(), FileError> {
-    let endpoints = Endpoints { device, inference_url: format!("http://{inference}"), pid: std::process::id() };
+/// Writes `endpoints.json` into `data_dir`, and tries again for as long as that fails: the programs that look for it can
+/// wait, serving cannot.
+pub(crate) async fn publish(data_dir: PathBuf, device: DeviceId, inference: SocketAddr) {
+    let endpoints =
+        Endpoints { device: &device, inference_url: format!("http://{inference}"), pid: std::process::id() };
     let json = serde_json::to_vec(&endpoints).unwrap_or_default();
-    files::write_durably(&data_dir.join("endpoints.json"), &json)
+    let mut said = false;
+    loop {
+        let written = tokio::task::block_in_place(|| files::write_durably(&data_dir.join("endpoints.json"), &json));
+        match written {
+            Ok(()) => return,
+            Err(error) if !said => {
+                tracing::error!(error = %with_source(&error), "programs on this device cannot find the agent by its file");
+                said = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
 }
 
 /// Removes it, so that nobody asks where nobody answers.

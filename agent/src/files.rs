@@ -102,16 +102,27 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), FileError> 
             file.write_all(bytes)?;
             file.sync_all()
         });
-    written.map_err(FileError::io("write", &temporary))?;
+    if let Err(error) = written {
+        // What was begun would take room that is missing already.
+        let _ = fs::remove_file(&temporary);
+        return Err(FileError::io("write", &temporary)(error));
+    }
     fs::rename(&temporary, path).map_err(FileError::io("put into place", path))?;
     path.parent().map_or(Ok(()), sync_folder)
 }
 
-/// Reads `path`, which must not have more than `max_bytes`; `None` when it is not there.
-pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, FileError> {
+/// Reads `path`, of which no more than `max_bytes` and one are looked at; `None` when it is not there. For files that do not
+/// stop anything when they are damaged: one that is cut off here does not parse either.
+pub(crate) fn read_start(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, FileError> {
     let Some(file) = open_for_reading(path)? else { return Ok(None) };
     let mut bytes = Vec::new();
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(FileError::io("read", path))?;
+    Ok(Some(bytes))
+}
+
+/// Reads `path`, which must not have more than `max_bytes`; `None` when it is not there.
+pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, FileError> {
+    let Some(bytes) = read_start(path, max_bytes)? else { return Ok(None) };
     if bytes.len() as u64 > max_bytes {
         return Err(FileError::TooLarge { path: path.to_owned(), max_bytes });
     }
@@ -139,6 +150,14 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, FileError> {
     fs::rename(path, &aside).map_err(FileError::io("set aside", path))?;
     path.parent().map_or(Ok(()), sync_folder)?;
     Ok(aside)
+}
+
+/// Keeps what is at `path` for people to look at, as [`set_aside`] does, while it stays in its place until something is written
+/// there. Where the file system has no such links, it is set aside.
+pub(crate) fn keep_aside(path: &Path) -> Result<(), FileError> {
+    let aside = beside(path, "damaged");
+    remove(&aside)?;
+    fs::hard_link(path, &aside).or_else(|_| set_aside(path).map(drop))
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -170,6 +189,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
+    use crate::tiny_disk::TinyDisk;
 
     #[test]
     fn a_file_is_replaced_whole_and_private() {
@@ -182,6 +202,32 @@ mod tests {
         assert!(matches!(read_bounded(&path, 2), Err(FileError::TooLarge { max_bytes: 2, .. })));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, PRIVATE_FILE);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_file_before_and_nothing_else() {
+        TinyDisk::run("files::tests::a_full_disk_leaves_the_file_before_and_nothing_else", 1, |disk| {
+            let path = disk.dir().join("pointer.json");
+            write_durably(&path, b"one").unwrap();
+            disk.fill();
+            let text = crate::causes::with_source(&write_durably(&path, &[b'x'; 9_000]).unwrap_err());
+            assert!(text.contains("pointer.json") && text.contains("No space left"), "{text}");
+            assert_eq!(read_bounded(&path, 10).unwrap().unwrap(), b"one");
+            assert!(!beside(&path, "new").exists());
+        });
+    }
+
+    #[test]
+    fn what_is_kept_aside_stays_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record.json");
+        for content in ["first", "second"] {
+            fs::write(&path, content).unwrap();
+            keep_aside(&path).unwrap();
+            write_durably(&path, b"new").unwrap();
+            assert_eq!(fs::read_to_string(beside(&path, "damaged")).unwrap(), content);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod attributes;
 mod boot;
+mod causes;
 mod config;
 mod daemon;
 mod endpoints;
@@ -20,6 +21,8 @@ mod resources;
 mod serve;
 mod telemetry;
 mod time;
+#[cfg(test)]
+mod tiny_disk;
 mod trust_store;
 mod updater;
 

@@ -1,4 +1,4 @@
-//! Takes closed windows from the monitor to the outbox.
+//! Takes closed windows from the monitor to the outbox, and reminds the outbox of what it could not store.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,6 +38,7 @@ impl Pump {
                 }
                 Some(_) | None => {}
             }
+            tokio::task::block_in_place(|| self.outbox.retry());
             let due_in_ms = self.monitor.next_close_ms().map_or(LOOK_MS, |at| at.saturating_sub(now_ms));
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(due_in_ms.clamp(10, LOOK_MS))) => {}
@@ -55,9 +56,7 @@ impl Pump {
         // Making them durable blocks this thread; the runtime gives the others' work to another.
         tokio::task::block_in_place(|| {
             for window in windows {
-                if let Err(error) = self.outbox.window(&window) {
-                    tracing::error!(%error, "a monitoring window could not be kept");
-                }
+                self.outbox.window(&window);
             }
         });
     }

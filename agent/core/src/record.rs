@@ -175,6 +175,19 @@ impl Record {
         }
     }
 
+    /// What the bytes of a record that cannot be used still say about what is to be kept out.
+    #[must_use]
+    pub fn salvaged(bytes: &[u8]) -> Option<Barrier> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Salvage {
+            generation: u64,
+            security_floor: u64,
+        }
+        let Salvage { generation, security_floor } = serde_json::from_slice(bytes).ok()?;
+        Some(Barrier { generation, security_floor })
+    }
+
     /// The part that is kept a second time.
     #[must_use]
     pub fn barrier(&self) -> Barrier {
@@ -289,9 +302,11 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use muster_shared::chunk::ChunkSet;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::slots::SlotContent;
 
     #[test]
     fn a_record_that_contradicts_itself_is_refused() {
@@ -311,7 +326,78 @@ mod tests {
         assert_eq!(Record::recovered(Barrier::default()), Record::default());
     }
 
+    /// A record with something of everything in it.
+    fn full() -> Record {
+        let mut have = ChunkSet::empty(70);
+        for chunk in 0..70 {
+            have.insert(chunk);
+        }
+        let content = |n: u8| SlotContent {
+            manifest: Digest::of(&[n]),
+            bundle: format!("digits@1.{n}.0").parse().unwrap(),
+            release_counter: 4,
+            security_floor: 2,
+            total_bytes: 4_000_000,
+            have: have.clone(),
+        };
+        let mut slots = Slots::default();
+        slots.set(Slot::A, Some(content(1)));
+        slots.set(Slot::B, Some(content(2)));
+        let watch = WatchPolicy { probation_ms: 1_000, max_error_rate: 0.5, min_requests: 7 };
+        let update = Update {
+            generation: 12,
+            rollout: RolloutId::new("r1").unwrap(),
+            manifest: Some(Digest::of(&[2])),
+            bundle: Some("digits@1.2.0".parse().unwrap()),
+            watch,
+            phase: Phase::Trial { slot: Slot::B, tries_left: 2, watched_ms: 300 },
+        };
+        let untold =
+            Untold { kind: DeviceEventKind::Trial, generation: 12, bundle: update.bundle.clone(), detail: "x".into() };
+        Record {
+            generation: 12,
+            security_floor: 2,
+            slots,
+            committed: Some(Pointer { slot: Slot::A, generation: 11 }),
+            update: Some(update),
+            untold: vec![untold],
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn what_keeps_others_out_is_salvaged_from_a_record_that_contradicts_itself() {
+        let mut record = full();
+        record.slots.set(Slot::A, None);
+        let bytes = record.to_json().unwrap();
+        assert!(matches!(Record::from_json(&bytes), Err(RecordError::Content(_))));
+        assert_eq!(Record::salvaged(&bytes), Some(Barrier { generation: 12, security_floor: 2 }));
+        assert_eq!(Record::salvaged(&bytes[1..]), None);
+        assert_eq!(Record::salvaged(b"{\"generation\":3}"), None);
+    }
+
     proptest! {
+        #[test]
+        fn a_damaged_record_is_refused_or_holds_together(at: prop::sample::Index, byte: u8, cut in 0..4u8) {
+            let record = full();
+            let mut bytes = record.to_json().unwrap();
+            let at = at.index(bytes.len());
+            match cut {
+                0 => bytes.truncate(at),
+                1 => drop(bytes.remove(at)),
+                2 => bytes.insert(at, byte),
+                _ => bytes[at] = byte,
+            }
+            let _ = Record::salvaged(&bytes);
+            if let Ok(read) = Record::from_json(&bytes) {
+                // What passes is a record that says one thing, and says it again.
+                prop_assert_eq!(Record::from_json(&read.to_json().unwrap()), Ok(read.clone()));
+                let committed = read.committed.and_then(|p| read.slots.get(p.slot));
+                prop_assert!(read.committed.is_none() || committed.is_some_and(|c| c.have.is_full()));
+                let _ = (read.update_report(), read.exposed_bundle(), read.committed_bundle());
+            }
+        }
+
         #[test]
         fn any_bytes_are_a_record_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Record::from_json(&bytes);

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_agent_core::admit::{DeviceFacts, Offer, OfferedManifest};
-use muster_agent_core::record::{MAX_TRIES, Phase, Record};
+use muster_agent_core::record::{MAX_TRIES, Phase, Record, Untold};
 use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event, FileDamage, Machine};
 use muster_shared::bundle::Requirements;
@@ -154,7 +154,7 @@ impl World {
             Effect::Persist => self.persist(),
             Effect::Tell => {
                 self.outbox.extend(self.machine.record().untold.iter().map(|u| (u.kind, u.generation)));
-                self.machine.told();
+                self.machine.told(usize::MAX);
                 self.persist();
             }
             Effect::Report | Effect::Refuse { .. } | Effect::Tidy { .. } => {}
@@ -469,12 +469,56 @@ fn a_committed_bundle_whose_files_rot_is_replaced_by_the_one_before_or_fetched_a
     let _ = with_fallback.handle(Event::Started, 0);
     let effects = with_fallback.handle(rotten, 0);
     let other = Pointer { slot: pointer.slot.other(), generation: 2 };
-    assert_eq!(effects, [Effect::Persist, Effect::Tell, Effect::LoadCommitted(other)]);
+    // It serves before anything has to be written: the disk may be full.
+    assert_eq!(effects, [Effect::LoadCommitted(other)]);
     assert_eq!(with_fallback.record().update_report().state, UpdateState::Reverted);
+    let effects = with_fallback.clone().handle(Event::CommittedLoaded, 0);
+    assert_eq!(effects, [Effect::Serve(other), Effect::Persist, Effect::Tell]);
     // Neither can be loaded, though the bytes are right: nothing is thrown away.
     let unloadable = Event::CommittedUnusable { reason: "no runtime".into(), damaged: vec![] };
     let _ = with_fallback.handle(unloadable, 0);
     assert_eq!(with_fallback.record().committed, Some(other));
+}
+
+#[test]
+fn a_lost_manifest_is_taken_from_the_assignment_said_again() {
+    let mut world = World::new();
+    world.happens(offer(1, Some(0), true), None);
+    world.runs_to_the_end();
+    let pointer = world.record.committed.unwrap();
+    let lost = Event::CommittedManifestLost { reason: "it is missing".into() };
+    let start = || {
+        let mut machine = Machine::new(world.record.clone());
+        assert_eq!(machine.handle(Event::Started, 0), [Effect::LoadCommitted(pointer)]);
+        assert_eq!(machine.handle(lost.clone(), 0), [Effect::Persist, Effect::Tell, Effect::Report]);
+        assert_eq!(machine.record().committed, Some(pointer), "nothing is given up");
+        machine.told(1);
+        machine
+    };
+    let mut machine = start();
+    let again = [Effect::StoreManifest(digest(0)), Effect::LoadCommitted(pointer)];
+    assert_eq!(machine.handle(offer(1, Some(0), true), 0), again);
+    assert_eq!(machine.handle(Event::CommittedLoaded, 0), [Effect::Serve(pointer), Effect::Report]);
+    assert_eq!(machine.handle(offer(1, Some(0), true), 0), [Effect::Report], "once is enough");
+
+    // Under another generation it is checked and tried like any bundle, without fetching.
+    let mut machine = start();
+    let effects = machine.handle(offer(2, Some(0), true), 0);
+    assert!(effects.starts_with(&[Effect::StopFetching, Effect::StoreManifest(digest(0)), Effect::Persist]));
+    assert_eq!(effects.last(), Some(&Effect::CheckFiles { slot: pointer.slot, generation: 2 }));
+}
+
+#[test]
+fn a_start_serves_before_it_writes_or_tells() {
+    let mut world = World::new();
+    world.happens(offer(1, Some(0), true), None);
+    world.runs_to_the_end();
+    let pointer = world.record.committed.unwrap();
+    let mut record = world.record.clone();
+    record.untold.push(Untold { kind: DeviceEventKind::Committed, generation: 1, bundle: None, detail: "left".into() });
+    let mut machine = Machine::new(record);
+    assert_eq!(machine.handle(Event::Started, 0), [Effect::LoadCommitted(pointer)]);
+    assert_eq!(machine.handle(Event::CommittedLoaded, 0), [Effect::Serve(pointer), Effect::Tell]);
 }
 
 #[test]

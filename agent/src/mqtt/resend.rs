@@ -88,11 +88,11 @@ mod tests {
     fn everything_goes_once_in_order_and_again_after_silence() {
         let folder = tempfile::tempdir().unwrap();
         let bounds = Bounds { max_bytes: 1 << 20, max_events: 1_000 };
-        let (outbox, _) = Outbox::open(folder.path(), bounds, Metrics::new()).unwrap();
+        let outbox = Outbox::open(folder.path(), bounds, Metrics::new());
         let mut resend = Resend::new(100);
         assert!(drain(&mut resend, &outbox, 0).is_empty());
         assert_eq!(resend.deadline_ms(), None);
-        outbox.state(&StateReport::default()).unwrap();
+        outbox.state(&StateReport::default());
         outbox.event(&event(1)).unwrap();
         outbox.event(&event(2)).unwrap();
         let all = [(Stream::Event, 1), (Stream::Event, 2), (Stream::State, 1)];
@@ -116,7 +116,7 @@ mod tests {
     fn a_silent_controller_is_not_buried() {
         let folder = tempfile::tempdir().unwrap();
         let bounds = Bounds { max_bytes: 1 << 20, max_events: 1_000 };
-        let (outbox, _) = Outbox::open(folder.path(), bounds, Metrics::new()).unwrap();
+        let outbox = Outbox::open(folder.path(), bounds, Metrics::new());
         for n in 0..u64::from(UNANSWERED) + 10 {
             outbox.event(&event(n)).unwrap();
         }

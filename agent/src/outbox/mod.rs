@@ -3,73 +3,33 @@
 //! A message is durable before anybody is told that it exists, and stays until the controller acknowledges it. What is
 //! given up when there is no room is decided by [`muster_agent_core::outbox::Ledger`].
 
+mod backlog;
+mod error;
 mod store;
 
-use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use muster_agent_core::outbox::{Bounds, Ledger, TooLarge};
-use muster_shared::limits::MAX_PACKET_BYTES;
-use muster_shared::messages::{Ack, DeviceEvent, Position, Sequenced, StateReport, Stream};
+use muster_agent_core::outbox::{Bounds, Ledger};
+use muster_shared::limits::{MAX_PACKET_BYTES, bounded_text};
+use muster_shared::messages::{Ack, DeviceEvent, DeviceEventKind, Position, Sequenced, StateReport, Stream};
 use muster_shared::sketch::SketchWindow;
 use muster_shared::topics::Up;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use self::backlog::Backlog;
+pub(crate) use self::error::OutboxError;
 use self::store::Store;
-use crate::files::FileError;
+use crate::causes::with_source;
 use crate::metrics::Metrics;
 use crate::monitor::ClosedWindow;
+use crate::time::{Steady, wall_ms};
 
 /// Room for the topic, the position and the packet's header.
 const PACKET_MARGIN_BYTES: usize = 1_024;
-
-/// Why a message could not be kept.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OutboxError {
-    /// Its folder cannot be used.
-    #[error("the outbox cannot be used")]
-    File(#[from] FileError),
-    /// The store refuses.
-    #[error("the outbox cannot store a message: {0}")]
-    Store(#[from] sled::Error),
-    /// The message is larger than anything that can be sent.
-    #[error("a message of {bytes} bytes is larger than a packet may be")]
-    Packet {
-        /// Its size, in bytes.
-        bytes: usize,
-    },
-    /// The message is larger than the whole outbox.
-    #[error(transparent)]
-    TooLarge(#[from] TooLarge),
-    /// The store has forgotten what it held.
-    #[error("it is empty and should not be")]
-    Emptied,
-    /// No random number for a new outbox.
-    #[error("the system gives no random numbers: {0}")]
-    Random(String),
-}
-
-impl OutboxError {
-    /// Whether the store itself is to blame, and a new one would do.
-    fn is_damage(&self) -> bool {
-        match self {
-            Self::Emptied => true,
-            Self::Store(sled::Error::Io(error)) => {
-                let in_use = error.to_string().contains("could not acquire lock");
-                !in_use && !matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::StorageFull)
-            }
-            Self::Store(
-                sled::Error::CollectionNotFound(_)
-                | sled::Error::Unsupported(_)
-                | sled::Error::ReportableBug(_)
-                | sled::Error::Corruption { .. },
-            ) => true,
-            Self::File(_) | Self::Packet { .. } | Self::TooLarge(_) | Self::Random(_) => false,
-        }
-    }
-}
+/// Pause between attempts to open a store that does not open, in milliseconds: each may read all of it.
+const OPEN_AGAIN_MS: u64 = 2_000;
 
 /// The outbox. Cloning gives another handle to the same one.
 #[derive(Clone)]
@@ -81,12 +41,26 @@ struct Inner {
     state: Mutex<State>,
     changed: Notify,
     metrics: Metrics,
+    data_dir: PathBuf,
+    bounds: Bounds,
+    clock: Steady,
 }
 
 struct State {
+    /// `None` while it does not open.
+    open: Option<Open>,
+    open_again_ms: u64,
+    /// Why the store that was closed is not to be opened again.
+    condemned: Option<String>,
+    /// Why nothing is taken; said once, and once more when it is over.
+    trouble: Option<String>,
+    backlog: Backlog,
+    last_state: Option<StateReport>,
+}
+
+struct Open {
     ledger: Ledger,
     store: Store,
-    last_state: Option<StateReport>,
 }
 
 /// A message on its way.
@@ -108,17 +82,29 @@ pub(crate) fn topic(stream: Stream) -> Up {
 }
 
 impl Outbox {
-    /// Opens the outbox below `data_dir`, and says what had to be repaired.
-    pub(crate) fn open(data_dir: &Path, bounds: Bounds, metrics: Metrics) -> Result<(Self, Vec<String>), OutboxError> {
-        let (store, mut alarms) = Store::open(data_dir)?;
-        let (ledger, missing) = store.ledger(bounds)?;
-        if missing > 0 {
-            alarms.push(format!("the outbox was damaged: {missing} undelivered messages are lost"));
-        }
-        let state = State { ledger, store, last_state: None };
-        let outbox = Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), metrics }) };
-        outbox.show(&outbox.lock());
-        Ok((outbox, alarms))
+    /// Opens the outbox below `data_dir`. One that does not open takes messages all the same, into memory, and is tried again:
+    /// a device whose disk is full has to go on serving. What had to be repaired is told as an event.
+    pub(crate) fn open(data_dir: &Path, bounds: Bounds, metrics: Metrics) -> Self {
+        let state = State {
+            open: None,
+            open_again_ms: 0,
+            condemned: None,
+            trouble: None,
+            backlog: Backlog::new(),
+            last_state: None,
+        };
+        let outbox = Self {
+            inner: Arc::new(Inner {
+                state: Mutex::new(state),
+                changed: Notify::new(),
+                metrics,
+                data_dir: data_dir.to_owned(),
+                bounds,
+                clock: Steady::start(),
+            }),
+        };
+        outbox.retry();
+        outbox
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -126,40 +112,129 @@ impl Outbox {
     }
 
     fn show(&self, state: &State) {
-        let messages = u64::try_from(state.ledger.total()).unwrap_or(u64::MAX);
-        self.inner.metrics.set_outbox(messages, state.ledger.bytes(), state.store.given_up());
+        let (messages, bytes) =
+            state.open.as_ref().map_or((0, 0), |open| (open.ledger.total() + state.backlog.len(), open.ledger.bytes()));
+        self.inner.metrics.set_outbox(u64::try_from(messages).unwrap_or(u64::MAX), bytes, state.given_up());
     }
 
-    /// Keeps an event; it is durable when this returns.
+    /// Keeps an event; it is durable when this returns. After an error the caller still has it, and may bring it again; it is
+    /// then told twice if the error came after the writing.
     pub(crate) fn event(&self, event: &DeviceEvent) -> Result<(), OutboxError> {
-        self.append(&mut self.lock(), Stream::Event, &json(event))
+        let state = &mut *self.lock();
+        self.drain(state).and_then(|()| self.append(state, Stream::Event, &json(event))).inspect_err(|error| {
+            self.say(state, error);
+        })
     }
 
-    /// Keeps the state in place of the one before, unless that says the same and still waits.
-    pub(crate) fn state(&self, report: &StateReport) -> Result<(), OutboxError> {
-        let mut state = self.lock();
-        let waits = state.ledger.count(Stream::State) > 0;
+    /// Keeps an event, in memory while it cannot be stored.
+    pub(crate) fn note(&self, event: &DeviceEvent) {
+        self.keep(&mut self.lock(), Stream::Event, json(event));
+    }
+
+    /// Keeps an alarm, in memory while it cannot be stored.
+    pub(crate) fn alarm(&self, text: &str) {
+        tracing::error!("{text}");
+        self.note(&alarm(text));
+    }
+
+    /// Keeps the state in place of the one before, unless that says the same and still waits; in memory while it cannot be
+    /// stored.
+    pub(crate) fn state(&self, report: &StateReport) {
+        let state = &mut *self.lock();
+        let waits = state.open.as_ref().is_some_and(|open| open.ledger.count(Stream::State) > 0);
         let same = state
             .last_state
             .as_ref()
             .is_some_and(|last| *last == StateReport { reported_at_ms: last.reported_at_ms, ..report.clone() });
         if waits && same {
-            return Ok(());
+            return;
         }
-        self.append(&mut state, Stream::State, &json(report))?;
         state.last_state = Some(report.clone());
-        Ok(())
+        self.keep(state, Stream::State, json(report));
     }
 
-    /// Keeps a closed window's counts.
-    pub(crate) fn window(&self, window: &ClosedWindow) -> Result<(), OutboxError> {
-        let mut state = self.lock();
-        self.append(&mut state, Stream::Telemetry, &json(&window.telemetry))?;
+    /// Keeps a closed window's counts, in memory while they cannot be stored.
+    pub(crate) fn window(&self, window: &ClosedWindow) {
+        let state = &mut *self.lock();
+        self.keep(state, Stream::Telemetry, json(&window.telemetry));
         if let Some(sketch) = &window.sketch {
             let unplaced = Position { epoch: 0, sequence: 0, oldest: 0 };
             let body = Sequenced { position: unplaced, body: sketch.clone() }.encode();
-            self.append(&mut state, Stream::Sketch, &body)?;
+            self.keep(state, Stream::Sketch, body);
         }
+    }
+
+    /// Stores what waits in memory, if that is possible by now. To be called now and then.
+    pub(crate) fn retry(&self) {
+        let state = &mut *self.lock();
+        if let Err(error) = self.drain(state) {
+            self.say(state, &error);
+        }
+    }
+
+    fn keep(&self, state: &mut State, stream: Stream, body: Vec<u8>) {
+        let Err(error) = self.drain(state).and_then(|()| self.append(state, stream, &body)) else { return };
+        if error.is_about_the_message() {
+            tracing::error!(?stream, %error, "a message could not be kept");
+            return;
+        }
+        self.say(state, &error);
+        if let Err(error) = state.backlog.add(stream, body) {
+            tracing::error!(?stream, %error, "a message could not be kept");
+        }
+        self.show(state);
+    }
+
+    /// Says why nothing can be stored, when that is news; the controller learns of it as soon as something can be.
+    fn say(&self, state: &mut State, error: &OutboxError) {
+        if state.trouble.is_some() || error.is_about_the_message() {
+            return;
+        }
+        let text = format!("messages to the controller cannot be stored, and wait in memory: {}", with_source(error));
+        tracing::error!("{text}");
+        // The body is small: it fits.
+        let _ = state.backlog.add(Stream::Event, json(&alarm(&text)));
+        state.trouble = Some(text);
+    }
+
+    /// Opens the store where it is closed, and stores what waits in memory.
+    fn drain(&self, state: &mut State) -> Result<(), OutboxError> {
+        self.ensure_open(state)?;
+        while let Some((stream, sequence, body)) = state.backlog.next() {
+            let body = body.to_vec();
+            match self.append(state, stream, &body) {
+                Ok(()) => {}
+                Err(error) if error.is_about_the_message() => {
+                    tracing::error!(?stream, %error, "a message could not be kept");
+                }
+                Err(error) => return Err(error),
+            }
+            state.backlog.stored(stream, sequence);
+        }
+        if state.trouble.take().is_some() {
+            tracing::info!("messages to the controller can be stored again");
+        }
+        Ok(())
+    }
+
+    fn ensure_open(&self, state: &mut State) -> Result<(), OutboxError> {
+        if state.open.is_some() {
+            return Ok(());
+        }
+        let now_ms = self.inner.clock.now_ms();
+        if now_ms < state.open_again_ms {
+            return Err(OutboxError::Closed(state.trouble.clone().unwrap_or_default()));
+        }
+        state.open_again_ms = now_ms.saturating_add(OPEN_AGAIN_MS);
+        let (store, ledger, alarms) = Store::open(&self.inner.data_dir, self.inner.bounds, state.condemned.as_deref())?;
+        state.condemned = None;
+        state.open = Some(Open { ledger, store });
+        for text in alarms {
+            tracing::error!("{text}");
+            let _ = state.backlog.add(Stream::Event, json(&alarm(&text)));
+        }
+        self.show(state);
+        self.inner.changed.notify_one();
         Ok(())
     }
 
@@ -167,11 +242,20 @@ impl Outbox {
         if body.len() + PACKET_MARGIN_BYTES > MAX_PACKET_BYTES {
             return Err(OutboxError::Packet { bytes: body.len() });
         }
-        // The ledger is changed on a copy: if the store refuses, nothing has happened.
-        let mut ledger = state.ledger.clone();
+        let Some(open) = &mut state.open else { return Err(OutboxError::Closed(String::new())) };
+        // The ledger is changed on a copy: if there is no room, nothing has happened.
+        let mut ledger = open.ledger.clone();
         let added = ledger.add(stream, body.len() as u64)?;
-        state.store.put(stream, added.held, body, &added.removed, added.given_up)?;
-        state.ledger = ledger;
+        let given_up = added.given_up.saturating_add(state.backlog.given_up());
+        if let Err(error) = open.store.put(stream, added.held, body, &added.removed, given_up) {
+            if !matches!(error, OutboxError::Full { .. }) {
+                // What has been written is only known once it is read again.
+                state.close(&error);
+            }
+            return Err(error);
+        }
+        open.ledger = ledger;
+        state.backlog.note_given_up();
         self.show(state);
         self.inner.changed.notify_one();
         Ok(())
@@ -180,11 +264,12 @@ impl Outbox {
     /// The first message of `stream` after `sequence`, as it goes on the wire. One that cannot be read back is dropped.
     pub(crate) fn next_after(&self, stream: Stream, sequence: u64) -> Option<Outgoing> {
         let state = self.lock();
+        let open = state.open.as_ref()?;
         let mut after = sequence;
         loop {
-            let sequence = state.ledger.next_after(stream, after)?;
-            let position = Position { epoch: state.store.epoch(), sequence, oldest: state.ledger.oldest(stream) };
-            match state.store.get(stream, sequence).map(|body| on_the_wire(stream, position, &body)) {
+            let sequence = open.ledger.next_after(stream, after)?;
+            let position = Position { epoch: open.store.epoch(), sequence, oldest: open.ledger.oldest(stream) };
+            match open.store.get(stream, sequence).map(|body| on_the_wire(stream, position, &body)) {
                 Ok(Some(payload)) => return Some(Outgoing { stream, sequence, payload }),
                 Ok(None) => {
                     tracing::error!(?stream, sequence, "a message of the outbox is damaged and was passed over")
@@ -198,35 +283,65 @@ impl Outbox {
     /// Forgets what the controller has stored; true when that was news.
     pub(crate) fn acknowledged(&self, ack: &Ack) -> bool {
         let mut state = self.lock();
-        if ack.epoch != state.store.epoch() || ack.sequence >= state.ledger.next_sequence(ack.stream) {
+        let Some(open) = &mut state.open else { return false };
+        if ack.epoch != open.store.epoch() || ack.sequence >= open.ledger.next_sequence(ack.stream) {
             return false;
         }
-        let removed = state.ledger.acknowledged(ack.stream, ack.sequence);
+        let removed = open.ledger.acknowledged(ack.stream, ack.sequence);
         if removed.is_empty() {
             return false;
         }
         // Not made durable: a message that comes back after a crash is sent once more, which harms nothing.
-        if let Err(error) = state.store.forget(ack.stream, &removed) {
-            tracing::error!(%error, "acknowledged messages could not be removed from the outbox");
+        match open.store.forget(ack.stream, &removed) {
+            Ok(()) | Err(OutboxError::Full { .. }) => {}
+            Err(error) => {
+                tracing::error!(%error, "acknowledged messages could not be removed from the outbox; they are sent again");
+                state.close(&error);
+            }
         }
         self.show(&state);
         self.inner.changed.notify_one();
         true
     }
 
-    /// Whether anything waits.
+    /// Whether nothing waits to be sent.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().ledger.total() == 0
+        self.lock().open.as_ref().is_none_or(|open| open.ledger.total() == 0)
     }
 
     /// Messages given up for want of space since the outbox was made.
     pub(crate) fn given_up(&self) -> u64 {
-        self.lock().store.given_up()
+        self.lock().given_up()
     }
 
     /// Waits until something was added or removed.
     pub(crate) async fn changed(&self) {
         self.inner.changed.notified().await;
+    }
+}
+
+impl State {
+    /// Lets the store go after `error`; one that is damaged would only fail again.
+    fn close(&mut self, error: &OutboxError) {
+        self.condemned = error.is_damage().then(|| error.to_string());
+        if let Some(open) = self.open.take() {
+            open.store.close();
+        }
+    }
+
+    fn given_up(&self) -> u64 {
+        let stored = self.open.as_ref().map_or(0, |open| open.store.given_up());
+        stored.saturating_add(self.backlog.given_up())
+    }
+}
+
+fn alarm(text: &str) -> DeviceEvent {
+    DeviceEvent {
+        at_ms: wall_ms(),
+        kind: DeviceEventKind::Alarm,
+        generation: 0,
+        bundle: None,
+        detail: bounded_text(text),
     }
 }
 

@@ -10,9 +10,12 @@ use std::path::{Path, PathBuf};
 
 use muster_agent_core::outbox::{Bounds, Held, Ledger};
 use muster_shared::messages::Stream;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
-use super::OutboxError;
+use super::error::{OutboxError, guarded};
 use crate::files::{self, FileError};
+use crate::resources;
 
 const META: u8 = 0;
 const EPOCH: [u8; 2] = [META, 1];
@@ -25,12 +28,22 @@ const CACHE_BYTES: u64 = 256 * 1024;
 const SEGMENT_BYTES: usize = 64 * 1024;
 /// Starts that may die while the store is opened before it is taken for the cause.
 const MAX_OPENINGS: usize = 3;
+/// Room that must be free before anything is written. After one write that failed, sled refuses every other until it is opened
+/// again, and it may wait for ever for one that failed on a thread of its own; so it must not meet a full disk.
+const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
+/// Room taken behind the end of the log before each write.
+const AHEAD_BYTES: u64 = 1024 * 1024;
+const MAX_NOTE_BYTES: u64 = 64;
 
 pub(super) struct Store {
     db: sled::Db,
     dir: PathBuf,
     file: File,
     synced_blobs: HashSet<OsString>,
+    /// Messages that nobody needs any more, to go with the next write.
+    unneeded: Vec<[u8; 9]>,
+    /// A write was begun and sled has not come back from it, or only with an error.
+    unfinished: bool,
     epoch: u64,
     given_up: u64,
 }
@@ -54,51 +67,85 @@ fn be_u64(bytes: &[u8]) -> Option<u64> {
     bytes.get(..8)?.try_into().ok().map(u64::from_be_bytes)
 }
 
+fn full(dir: &Path) -> OutboxError {
+    let free_bytes = resources::disk_free_bytes(dir);
+    OutboxError::Full { path: dir.to_owned(), free_bytes, need_bytes: RESERVE_BYTES }
+}
+
+fn check_room(dir: &Path) -> Result<(), OutboxError> {
+    if resources::disk_free_bytes(dir) < RESERVE_BYTES { Err(full(dir)) } else { Ok(()) }
+}
+
 impl Store {
-    /// Opens the store, and says what had to be repaired. A store that cannot be opened is set aside and a new one begun.
-    pub(super) fn open(data_dir: &Path) -> Result<(Self, Vec<String>), OutboxError> {
+    /// Opens the store with the list of what it holds, and says what had to be repaired. A store that cannot be read is set
+    /// aside and a new one begun; so is one that is `condemned`, for the reason given.
+    pub(super) fn open(
+        data_dir: &Path,
+        bounds: Bounds,
+        condemned: Option<&str>,
+    ) -> Result<(Self, Ledger, Vec<String>), OutboxError> {
+        check_room(data_dir)?;
         let dir = data_dir.join("outbox");
         let marker = data_dir.join("outbox.opening");
+        let noted = data_dir.join("outbox.epoch");
         let mut alarms = Vec::new();
         let dir_was_there = dir.exists();
-        // sled may end the process over a damaged file instead of saying so; the marker tells that from the outside.
-        let openings = files::read_bounded(&marker, 64)?.map_or(0, |bytes| bytes.len());
-        if openings >= MAX_OPENINGS && dir.exists() {
-            alarms.push(Self::begin_anew(&dir, "the agent did not survive opening it")?);
-        } else {
-            files::write_durably(&marker, &vec![b'.'; openings + 1])?;
-        }
         // sled may also take a damaged file for an empty one; the epoch is noted beside it to tell.
-        let noted = data_dir.join("outbox.epoch");
-        let expected =
-            files::read_bounded(&noted, 64)?.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse::<u64>().ok());
-        let opened = Self::try_open(&dir).and_then(|store| {
-            let emptied = dir_was_there && expected.is_some_and(|epoch| epoch != store.epoch);
-            if emptied { Err(OutboxError::Emptied) } else { Ok(store) }
-        });
-        let store = match opened {
-            Ok(store) => store,
-            Err(error) if error.is_damage() => {
-                alarms.push(Self::begin_anew(&dir, &error.to_string())?);
-                Self::try_open(&dir)?
-            }
-            Err(error) => return Err(error),
+        let expected = files::read_start(&noted, MAX_NOTE_BYTES)?
+            .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse::<u64>().ok());
+        let set_aside = |why: &str| -> Result<String, FileError> {
+            let alarm = Self::set_aside(&dir, why)?;
+            // The note was about the store that is gone.
+            files::remove(&noted)?;
+            Ok(alarm)
         };
-        if expected != Some(store.epoch) {
+        // sled may end the process over a damaged file instead of saying so; the marker tells that from the outside.
+        let openings = files::read_start(&marker, MAX_NOTE_BYTES)?.map_or(0, |bytes| match bytes.as_slice() {
+            dots if dots.iter().all(|byte| *byte == b'.') => dots.len(),
+            // Not what this program writes, so it tells nothing.
+            _ => 1,
+        });
+        let condemned =
+            condemned.or_else(|| (openings >= MAX_OPENINGS).then_some("the agent did not survive opening it"));
+        if let Some(why) = condemned
+            && dir_was_there
+        {
+            alarms.push(set_aside(why)?);
+        } else {
+            files::write_durably(&marker, &vec![b'.'; openings.min(MAX_OPENINGS) + 1])?;
+        }
+        let opened = guarded(|| {
+            let store = Self::try_open(&dir)?;
+            if dir_was_there && alarms.is_empty() && expected.is_some_and(|epoch| epoch != store.epoch) {
+                return Err(OutboxError::Emptied);
+            }
+            let (ledger, missing) = store.ledger(bounds)?;
+            Ok((store, ledger, missing))
+        });
+        let (store, ledger, missing) = match opened {
+            Err(error) if error.is_damage() => {
+                alarms.push(set_aside(&error.to_string())?);
+                let store = guarded(|| Self::try_open(&dir))?;
+                (store, Ledger::new(bounds), 0)
+            }
+            other => other?,
+        };
+        if missing > 0 {
+            alarms.push(format!("the outbox {} was damaged: {missing} undelivered messages are lost", dir.display()));
+        }
+        if !alarms.is_empty() || expected != Some(store.epoch) {
             files::write_durably(&noted, store.epoch.to_string().as_bytes())?;
         }
         files::remove(&marker)?;
-        Ok((store, alarms))
+        Ok((store, ledger, alarms))
     }
 
-    fn begin_anew(dir: &Path, why: &str) -> Result<String, FileError> {
+    fn set_aside(dir: &Path, why: &str) -> Result<String, FileError> {
         let aside = files::set_aside(dir)?;
-        let alarm = format!(
+        Ok(format!(
             "the outbox was damaged ({why}) and set aside as {}: undelivered messages are there",
             aside.display()
-        );
-        tracing::error!("{alarm}");
-        Ok(alarm)
+        ))
     }
 
     fn try_open(dir: &Path) -> Result<Self, OutboxError> {
@@ -111,14 +158,16 @@ impl Store {
             .flush_every_ms(None)
             .open()?;
         let path = dir.join("db");
-        let file = File::open(&path).map_err(FileError::io("open", &path))?;
+        let file = File::options().write(true).open(&path).map_err(FileError::io("open", &path))?;
         let given_up = db.get(GIVEN_UP)?.and_then(|v| be_u64(&v)).unwrap_or_default();
         let stored_epoch = db.get(EPOCH)?.and_then(|v| be_u64(&v));
         let epoch = match stored_epoch {
             Some(epoch) => epoch,
             None => getrandom::u64().map_err(|error| OutboxError::Random(error.to_string()))?,
         };
-        let mut store = Self { db, dir: dir.to_owned(), file, synced_blobs: HashSet::new(), epoch, given_up };
+        let (synced_blobs, unneeded) = (HashSet::new(), Vec::new());
+        let unfinished = false;
+        let mut store = Self { db, dir: dir.to_owned(), file, synced_blobs, unneeded, unfinished, epoch, given_up };
         if stored_epoch.is_none() {
             store.db.insert(EPOCH, &epoch.to_be_bytes())?;
             store.make_durable()?;
@@ -129,7 +178,7 @@ impl Store {
 
     /// The list of what the store holds, and how many messages are missing from it: messages go from the front only, so
     /// a gap is damage.
-    pub(super) fn ledger(&self, bounds: Bounds) -> Result<(Ledger, u64), OutboxError> {
+    fn ledger(&self, bounds: Bounds) -> Result<(Ledger, u64), OutboxError> {
         let mut ledger = Ledger::new(bounds);
         let mut missing = 0u64;
         for stream in Stream::ALL {
@@ -160,7 +209,8 @@ impl Store {
         self.given_up
     }
 
-    /// Stores a message and removes others, all or nothing; durable when this returns.
+    /// Stores a message and removes others, all or nothing; durable when this returns. After an error other than
+    /// [`OutboxError::Full`] nobody knows what was written: the store must be opened again.
     pub(super) fn put(
         &mut self,
         stream: Stream,
@@ -169,6 +219,7 @@ impl Store {
         removed: &[(Stream, u64)],
         given_up: u64,
     ) -> Result<(), OutboxError> {
+        self.check_room()?;
         let mut batch = sled::Batch::default();
         let mut value = held.order.to_be_bytes().to_vec();
         value.extend_from_slice(body);
@@ -176,29 +227,67 @@ impl Store {
         for (stream, sequence) in removed {
             batch.remove(&key(*stream, *sequence));
         }
+        for key in &self.unneeded {
+            batch.remove(key);
+        }
         let total = self.given_up.saturating_add(given_up);
         batch.insert(&GIVEN_UP, &total.to_be_bytes());
         batch.insert(&[META, NEXT, number(stream)], &held.sequence.saturating_add(1).to_be_bytes());
-        self.db.apply_batch(batch)?;
-        self.make_durable()?;
+        self.apply(batch)?;
+        guarded(|| self.make_durable())?;
         self.given_up = total;
+        self.unneeded.clear();
         Ok(())
     }
 
     /// The body of a message; empty when it is not there.
-    pub(super) fn get(&self, stream: Stream, sequence: u64) -> Result<Vec<u8>, sled::Error> {
-        let value = self.db.get(key(stream, sequence))?;
+    pub(super) fn get(&self, stream: Stream, sequence: u64) -> Result<Vec<u8>, OutboxError> {
+        let value = guarded(|| Ok(self.db.get(key(stream, sequence))?))?;
         Ok(value.and_then(|v| v.get(ORDER_BYTES..).map(<[u8]>::to_vec)).unwrap_or_default())
     }
 
-    /// Removes messages; not durably.
+    /// Removes messages; not durably, and where there is no room for that, with the next message that is stored.
     pub(super) fn forget(&mut self, stream: Stream, sequences: &[u64]) -> Result<(), OutboxError> {
+        self.unneeded.extend(sequences.iter().map(|sequence| key(stream, *sequence)));
+        self.check_room()?;
         let mut batch = sled::Batch::default();
-        for sequence in sequences {
-            batch.remove(&key(stream, *sequence));
+        for key in std::mem::take(&mut self.unneeded) {
+            batch.remove(&key);
         }
-        self.db.apply_batch(batch)?;
+        self.apply(batch)
+    }
+
+    fn apply(&mut self, batch: sled::Batch) -> Result<(), OutboxError> {
+        self.unfinished = true;
+        guarded(|| Ok(self.db.apply_batch(batch)?))?;
+        self.unfinished = false;
         Ok(())
+    }
+
+    /// Lets the store go. Where a write failed half-way, sled would wait for ever for the rest of it, even while it is dropped;
+    /// then it stays as it is, locked, until the agent ends.
+    pub(super) fn close(self) {
+        if self.unfinished {
+            tracing::error!("the outbox stays closed until the agent is started again, unless it is set aside");
+            std::mem::forget(self);
+        } else {
+            let _ = guarded(|| {
+                drop(self);
+                Ok(())
+            });
+        }
+    }
+
+    /// Looks whether there is room, and takes what the log may need next before others fill the disk with it.
+    fn check_room(&self) -> Result<(), OutboxError> {
+        check_room(&self.dir)?;
+        let end = self.file.metadata().map_err(FileError::io("look at", &self.dir))?.len();
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, end, AHEAD_BYTES) {
+            // Not every file system can reserve; the free space was looked at before.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(Errno::NOSPC | Errno::DQUOT) => Err(full(&self.dir)),
+            Err(error) => Err(OutboxError::File(FileError::io("reserve room for", &self.dir)(error.into()))),
+        }
     }
 
     fn make_durable(&mut self) -> Result<(), OutboxError> {

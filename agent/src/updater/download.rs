@@ -124,6 +124,8 @@ mod tests {
 
     use super::super::slot_files::tests::manifest;
     use super::*;
+    use crate::causes::with_source;
+    use crate::tiny_disk::TinyDisk;
 
     #[test]
     fn only_what_the_manifest_describes_is_written_and_only_where_it_says() {
@@ -152,5 +154,30 @@ mod tests {
         assert_eq!(download.flush().unwrap(), [0, 1, 2]);
         assert_eq!(download.next(3), Step::Done);
         slots.check(Slot::A, &manifest).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_is_full_after_all_is_named_and_the_chunk_is_wanted_again() {
+        let name = "updater::download::tests::a_disk_that_is_full_after_all_is_named_and_the_chunk_is_wanted_again";
+        TinyDisk::run(name, 16, |disk| {
+            let slots = SlotFiles::new(disk.dir());
+            let model = vec![7; CHUNK_BYTES];
+            let manifest = manifest(&[(GOLDEN_PATH, b"{}"), (MODEL_PATH, &model)]);
+            slots.prepare(Slot::A, &manifest).unwrap();
+            // Not every file system can reserve room.
+            let path = disk.dir().join("slots/a/files").join(MODEL_PATH);
+            File::create(&path).unwrap().set_len(model.len() as u64).unwrap();
+            disk.fill();
+            let digest = Digest::of(b"m");
+            let plan = FetchPlan::new(ChunkSet::empty(2), 1_000, true);
+            let mut download = Download::new(&slots, Slot::A, 1, digest, &manifest, plan);
+            let frame = ChunkFrame { manifest: digest, index: 1, encoding: ChunkEncoding::Plain, bytes: &model };
+            let text = with_source(&download.take(&frame, 1).unwrap_err());
+            assert!(text.contains(MODEL_PATH) && text.contains("No space left"), "{text}");
+            assert_eq!(download.flush().unwrap(), Vec::<u32>::new());
+            disk.empty();
+            assert_eq!(download.take(&frame, 2).unwrap(), Taken::Written(CHUNK_BYTES));
+            assert_eq!(download.flush().unwrap(), [1]);
+        });
     }
 }

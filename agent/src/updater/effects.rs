@@ -10,11 +10,12 @@ use muster_shared::ids::Digest;
 use muster_shared::messages::{DeviceEvent, DeviceEventKind, StateReport, UpdateState};
 
 use super::download::Download;
-use super::{Done, Updater, guarded, model, with_source};
+use super::{Done, Updater, guarded, model};
+use crate::causes::with_source;
 use crate::time::wall_ms;
 
 /// Pause between attempts to write the record, in milliseconds.
-const WRITE_AGAIN_MS: u64 = 1_000;
+const WRITE_AGAIN_MS: u64 = 500;
 
 impl Updater {
     /// Carries `effect` out; what follows from it comes back.
@@ -51,15 +52,25 @@ impl Updater {
         Ok(None)
     }
 
-    /// Writes the record, for as long as it takes: nothing may go on that is not written down. Serving does, meanwhile.
+    /// Writes the record, for as long as it takes: nothing may go on that is not written down. Serving does, meanwhile: whatever
+    /// can serve does so before this is asked for at a start.
     fn persist(&mut self) -> Result<(), String> {
+        let mut said = None;
         loop {
-            match self.records.save(self.machine.record()) {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    tracing::error!(device = %self.parts.device, error = %with_source(&error), "the record of installed bundles cannot be written; trying again");
+            let error = match self.records.save(self.machine.record()) {
+                Ok(()) => {
+                    if said.is_some() {
+                        tracing::info!(device = %self.parts.device, "the record of installed bundles is written");
+                    }
+                    return Ok(());
                 }
+                Err(error) => with_source(&error),
+            };
+            if said.as_ref() != Some(&error) {
+                tracing::error!(device = %self.parts.device, %error, "updates stand still: the record of installed bundles cannot be written; trying again");
+                said = Some(error);
             }
+            self.is_ready();
             self.heartbeat.beat();
             if self.stopping() {
                 return Err("the agent stopped before the record could be written".to_owned());
@@ -68,7 +79,8 @@ impl Updater {
         }
     }
 
-    fn tell_untold(&mut self) -> Result<(), String> {
+    pub(super) fn tell_untold(&mut self) -> Result<(), String> {
+        let mut told = 0;
         for untold in &self.machine.record().untold {
             tracing::info!(
                 device = %self.parts.device,
@@ -87,9 +99,10 @@ impl Updater {
             };
             if let Err(error) = self.parts.outbox.event(&event) {
                 // It stays in the record and is told next time.
-                tracing::error!(error = %with_source(&error), "an event could not be kept");
-                return Ok(());
+                tracing::debug!(error = %with_source(&error), "an event waits to be told");
+                break;
             }
+            told += 1;
             let finished = match untold.kind {
                 DeviceEventKind::Committed => Some(UpdateState::Committed),
                 DeviceEventKind::Reverted => Some(UpdateState::Reverted),
@@ -108,7 +121,10 @@ impl Updater {
                 self.parts.metrics.update_finished(state);
             }
         }
-        self.machine.told();
+        if told == 0 {
+            return Ok(());
+        }
+        self.machine.told(told);
         self.persist()
     }
 
@@ -127,9 +143,7 @@ impl Updater {
             dropped_messages: self.parts.outbox.given_up(),
             starts: self.parts.starts,
         };
-        if let Err(error) = self.parts.outbox.state(&report) {
-            tracing::error!(error = %with_source(&error), "the state could not be reported");
-        }
+        self.parts.outbox.state(&report);
     }
 
     /// The manifest of what `slot` holds, with its digest.
@@ -203,7 +217,10 @@ impl Updater {
         };
         let (digest, manifest) = match self.manifest_of(pointer.slot) {
             Ok(found) => found,
-            Err(reason) => return unusable(reason, Vec::new()),
+            Err(reason) => {
+                tracing::error!(%reason, "the committed bundle cannot be loaded before its manifest comes again");
+                return Event::CommittedManifestLost { reason };
+            }
         };
         if let Ok(Some((envelope, _))) = self.records.manifest(&digest)
             && let Err(error) = self.parts.trust.root().verify_undated_manifest(&envelope)

@@ -6,7 +6,8 @@ use muster_shared::messages::{Command, DeviceEventKind, RootDelivery};
 use muster_shared::topics::Down;
 
 use super::download::Taken;
-use super::{Done, Updater, guarded, with_source};
+use super::{Done, Updater, guarded};
+use crate::causes::with_source;
 use crate::mqtt::Told;
 
 impl Updater {

@@ -36,8 +36,9 @@ use self::model::Loaded;
 use self::records::Records;
 pub(crate) use self::records::RecordsError;
 use self::slot_files::SlotFiles;
+use crate::causes::with_source;
 use crate::files::FileError;
-use crate::host::ModelHost;
+use crate::host::{ModelHost, ServedModel};
 use crate::metrics::Metrics;
 use crate::mqtt::{LinkState, Told};
 use crate::outbox::Outbox;
@@ -114,6 +115,10 @@ pub(crate) struct Updater {
     inbox: SyncSender<Input>,
     stop: Arc<AtomicBool>,
     heartbeat: Heartbeat,
+    /// Told once what can serve serves.
+    ready: Option<oneshot::Sender<()>>,
+    /// When what has not reached the outbox is brought to it again, by `clock`.
+    tell_again_ms: u64,
 }
 
 /// When the updater last showed signs of life. Cloning gives another handle to the same.
@@ -180,6 +185,8 @@ impl Updater {
             inbox,
             stop: Arc::new(AtomicBool::new(false)),
             heartbeat: Heartbeat { clock, last_ms: Arc::new(AtomicU64::new(0)) },
+            ready: None,
+            tell_again_ms: 0,
             parts,
         };
         let exposed = updater.machine.record().exposed_bundle();
@@ -202,9 +209,10 @@ impl Updater {
         let thread = std::thread::Builder::new()
             .name("updater".to_owned())
             .spawn(move || {
+                self.ready = Some(ready);
                 self.dispatch(Event::Started);
                 self.report();
-                let _ = ready.send(());
+                self.is_ready();
                 self.run(&input);
             })
             .map_err(UpdaterError::Thread)?;
@@ -215,6 +223,7 @@ impl Updater {
         while !self.stopping() {
             self.heartbeat.beat();
             self.look_at_link();
+            self.tell_again();
             let fetch_ms = self.drive_download();
             let now_ms = self.clock.now_ms();
             let watch_ms = self.machine.is_watching().then_some(now_ms + WATCH_MS);
@@ -230,6 +239,24 @@ impl Updater {
             }
         }
         self.dispatch(Event::Stopping);
+    }
+
+    fn is_ready(&mut self) {
+        if let Some(ready) = self.ready.take() {
+            // Whoever waited may have been told to stop.
+            let _ = ready.send(());
+        }
+    }
+
+    /// Brings to the outbox what it did not take before.
+    fn tell_again(&mut self) {
+        let now_ms = self.clock.now_ms();
+        if self.machine.record().untold.is_empty() || now_ms < self.tell_again_ms {
+            return;
+        }
+        self.tell_again_ms = now_ms.saturating_add(IDLE_MS);
+        // Ended early by a stop, it is told at the next start.
+        let _ = self.tell_untold();
     }
 
     fn stopping(&self) -> bool {
@@ -299,6 +326,8 @@ impl Updater {
             for effect in self.machine.handle(event, self.clock.now_ms()) {
                 match self.carry_out(effect) {
                     Ok(follows) => events.extend(follows),
+                    // It is no failure of the update, which goes on at the next start from the record as it is.
+                    Err(_) if self.stopping() => return,
                     Err(reason) => {
                         let generation = self.machine.record().update.as_ref().map_or(0, |u| u.generation);
                         events.push_back(Event::Obstructed { generation, reason });
@@ -324,9 +353,7 @@ impl Updater {
 
     fn put(&self, kind: DeviceEventKind, generation: u64, bundle: Option<BundleRef>, detail: &str) {
         let event = DeviceEvent { at_ms: wall_ms(), kind, generation, bundle, detail: bounded_text(detail) };
-        if let Err(error) = self.parts.outbox.event(&event) {
-            tracing::error!(?kind, error = %with_source(&error), "an event could not be kept");
-        }
+        self.parts.outbox.note(&event);
     }
 
     fn data_dir(&self) -> &Path {
@@ -334,15 +361,22 @@ impl Updater {
     }
 }
 
-/// An error with its cause, for one line.
-fn with_source(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
+/// The committed bundle, for an agent that can do nothing but serve it; none where nothing is committed.
+///
+/// # Errors
+/// Why it cannot be loaded.
+pub(crate) fn load_committed(data_dir: &Path) -> Result<Option<ServedModel>, String> {
+    let mut records = Records::open(data_dir).map_err(|error| with_source(&error))?;
+    let (record, alarms) = records.load().map_err(|error| with_source(&error))?;
+    alarms.iter().for_each(|alarm| tracing::error!("{alarm}"));
+    let Some((pointer, committed)) = record.committed.zip(record.committed_bundle()) else { return Ok(None) };
+    let manifest = records.manifest(&committed.manifest).map_err(|error| with_source(&error))?;
+    let (_, manifest) =
+        manifest.ok_or_else(|| format!("the manifest of {} is missing or damaged", committed.bundle))?;
+    let slots = SlotFiles::new(data_dir);
+    let load =
+        || model::load(&slots, pointer.slot, committed.manifest, &manifest, None).map_err(|damage| damage.reason);
+    guarded(load).map(|(loaded, _)| Some(loaded.served(pointer.generation)))
 }
 
 /// Turns a panic of `work` into its error.

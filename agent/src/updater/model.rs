@@ -11,7 +11,7 @@ use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::profile::Profile;
 
 use super::slot_files::SlotFiles;
-use super::with_source;
+use crate::causes::with_source;
 use crate::host::ServedModel;
 
 /// A model that has been loaded and has passed its golden examples.

@@ -5,6 +5,7 @@ use muster_agent_core::update::Event;
 use muster_shared::messages::{AssignmentDelivery, DeviceEventKind};
 
 use super::Updater;
+use crate::causes::with_source;
 use crate::{attributes, resources};
 
 impl Updater {
@@ -33,7 +34,7 @@ impl Updater {
         };
         let made_at_ms = verified.as_ref().map_or(0, |v| v.manifest.created_at_ms).max(assignment.issued_at_ms);
         if let Err(error) = self.parts.trust.learn_time(made_at_ms) {
-            tracing::error!(%error, "the time floor could not be raised");
+            tracing::error!(error = %with_source(&error), "the time floor could not be raised");
         }
         let offer = Offer {
             assignment,

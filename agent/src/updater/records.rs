@@ -11,10 +11,12 @@ use muster_shared::ids::Digest;
 use muster_shared::limits::MAX_DOCUMENT_BYTES;
 use muster_shared::trust::{DocumentKind, Envelope};
 
+use crate::causes::with_source;
 use crate::files::{self, FileError};
 
 /// Two bitmaps of the largest bundles, in hexadecimal, and the rest.
 const MAX_RECORD_BYTES: u64 = 1024 * 1024;
+const MAX_BARRIER_BYTES: u64 = 4_096;
 const MAX_MANIFEST_BYTES: u64 = MAX_DOCUMENT_BYTES as u64 * 2;
 
 /// Why the record cannot be used.
@@ -44,6 +46,8 @@ pub(super) struct Records {
     barrier: PathBuf,
     manifests: PathBuf,
     stored_barrier: Option<Barrier>,
+    /// The strictest that is known: a record that was recovered stands before the last generation.
+    strictest: Barrier,
 }
 
 impl Records {
@@ -54,6 +58,7 @@ impl Records {
             barrier: trust.join("barrier.json"),
             manifests: slots.join("manifests"),
             stored_barrier: None,
+            strictest: Barrier::default(),
         };
         files::make_folder(&records.manifests)?;
         files::make_folder(&trust)?;
@@ -62,41 +67,80 @@ impl Records {
 
     /// The record, and what had to be repaired.
     pub(super) fn load(&mut self) -> Result<(Record, Vec<String>), RecordsError> {
-        let barrier: Option<Barrier> =
-            files::read_bounded(&self.barrier, 4_096)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let (barrier, barrier_problem) = match files::read_start(&self.barrier, MAX_BARRIER_BYTES) {
+            Ok(None) => (None, None),
+            Ok(Some(bytes)) => match serde_json::from_slice::<Barrier>(&bytes) {
+                Ok(barrier) => (Some(barrier), None),
+                Err(error) => (None, Some(error.to_string())),
+            },
+            Err(error) => (None, Some(with_source(&error))),
+        };
+        // One that is damaged differs from whatever is right, so it is written again with the record.
         self.stored_barrier = barrier;
-        let problem = match files::read_bounded(&self.record, MAX_RECORD_BYTES) {
-            Ok(None) if barrier.is_none() => return Ok((Record::default(), Vec::new())),
-            Ok(None) => "missing".to_owned(),
+        let (problem, salvaged) = match files::read_bounded(&self.record, MAX_RECORD_BYTES) {
+            Ok(None) if barrier.is_none() && barrier_problem.is_none() => return Ok((Record::default(), Vec::new())),
+            Ok(None) => ("missing".to_owned(), None),
             Ok(Some(bytes)) => match Record::from_json(&bytes) {
-                Ok(record) => return Ok((record, Vec::new())),
+                Ok(record) => {
+                    self.strictest = record.barrier();
+                    let alarm = barrier_problem.map(|problem| {
+                        format!(
+                            "{} was damaged ({problem}); what it said is in {} too",
+                            self.barrier.display(),
+                            self.record.display()
+                        )
+                    });
+                    return Ok((record, alarm.into_iter().collect()));
+                }
                 Err(source @ RecordError::Format(_)) => {
                     return Err(RecordsError::Newer { path: self.record.clone(), source });
                 }
-                Err(error) => error.to_string(),
+                Err(error) => (error.to_string(), Record::salvaged(&bytes)),
             },
-            Err(error @ FileError::TooLarge { .. }) => error.to_string(),
+            Err(error @ FileError::TooLarge { .. }) => (error.to_string(), None),
             Err(error) => return Err(error.into()),
         };
-        if self.record.exists() {
-            files::set_aside(&self.record)?;
-        }
-        let alarm = format!(
-            "the record of installed bundles was damaged ({problem}): nothing is installed any more, and nothing older than before will be"
+        let mut alarm = format!(
+            "the record of installed bundles {} was damaged ({problem}): nothing is installed any more",
+            self.record.display()
         );
-        tracing::error!("{alarm}");
-        Ok((Record::recovered(barrier.unwrap_or_default()), vec![alarm]))
+        if barrier.or(salvaged).is_some() {
+            alarm.push_str(", and nothing older than before will be");
+        } else {
+            let why = barrier_problem.as_deref().unwrap_or("missing");
+            alarm.push_str(&format!(
+                ", and {} that kept older assignments and releases out is lost as well ({why}): hold what this device is assigned next against what it ran",
+                self.barrier.display()
+            ));
+        }
+        self.strictest = barrier.or(salvaged).unwrap_or_default();
+        let record = Record::recovered(self.strictest);
+        let mut alarms = vec![alarm];
+        let damaged = [(&self.record, true), (&self.barrier, barrier_problem.is_some())];
+        for (path, _) in damaged.into_iter().filter(|(path, damaged)| *damaged && path.exists()) {
+            files::keep_aside(path)?;
+        }
+        // At once, so that what was salvaged is there at the next start; until then it can be salvaged again.
+        if let Err(error) = self.save(&record) {
+            alarms.push(with_source(&error));
+        }
+        Ok((record, alarms))
     }
 
     /// Makes `record` durable.
     pub(super) fn save(&mut self, record: &Record) -> Result<(), RecordsError> {
         let bytes = record.to_json().map_err(|error| RecordsError::Serialise(error.to_string()))?;
         files::write_durably(&self.record, &bytes)?;
-        let barrier = record.barrier();
+        let now = record.barrier();
+        let barrier = Barrier {
+            generation: now.generation.max(self.strictest.generation),
+            security_floor: now.security_floor.max(self.strictest.security_floor),
+        };
         if self.stored_barrier != Some(barrier) {
             let bytes = serde_json::to_vec(&barrier).map_err(|error| RecordsError::Serialise(error.to_string()))?;
             files::write_durably(&self.barrier, &bytes)?;
             self.stored_barrier = Some(barrier);
+            self.strictest = barrier;
         }
         Ok(())
     }
@@ -113,7 +157,7 @@ impl Records {
 
     /// A kept manifest: the one with this digest or none. Signatures are the caller's matter.
     pub(super) fn manifest(&self, digest: &Digest) -> Result<Option<(Envelope, Manifest)>, FileError> {
-        let Some(bytes) = files::read_bounded(&self.manifest_path(digest), MAX_MANIFEST_BYTES)? else {
+        let Some(bytes) = files::read_start(&self.manifest_path(digest), MAX_MANIFEST_BYTES)? else {
             return Ok(None);
         };
         let parsed = serde_json::from_slice::<Envelope>(&bytes).ok().and_then(|envelope| {
@@ -138,27 +182,143 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use muster_shared::bundle::{GOLDEN_PATH, MODEL_PATH};
+    use muster_shared::trust::sign_document;
+    use proptest::prelude::*;
 
-    #[test]
-    fn a_damaged_record_costs_the_bundles_and_not_the_barrier() {
+    use super::super::slot_files::tests::manifest;
+    use super::*;
+    use crate::tiny_disk::TinyDisk;
+    use crate::trust_store::tests::signer;
+
+    /// Records in a folder of their own that hold generation 7 and floor 3.
+    fn stored() -> (tempfile::TempDir, Records, Record) {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::open(folder.path()).unwrap();
         assert_eq!(records.load().unwrap(), (Record::default(), vec![]));
         let record = Record { generation: 7, security_floor: 3, ..Record::default() };
         records.save(&record).unwrap();
+        (folder, records, record)
+    }
+
+    fn stored_manifest(records: &Records) -> (Digest, PathBuf) {
+        let manifest = manifest(&[(GOLDEN_PATH, b"{}"), (MODEL_PATH, b"model")]);
+        let envelope = sign_document(DocumentKind::Manifest, &manifest, [&signer()]).unwrap();
+        let digest = Digest::of(&envelope.payload_bytes().unwrap());
+        records.store_manifest(&digest, &envelope).unwrap();
+        assert_eq!(records.manifest(&digest).unwrap(), Some((envelope, manifest)));
+        (digest, records.manifest_path(&digest))
+    }
+
+    #[test]
+    fn a_damaged_record_costs_the_bundles_and_not_the_barrier() {
+        let (folder, mut records, record) = stored();
         assert_eq!(records.load().unwrap().0, record);
         let path = folder.path().join("slots/record.json");
         for rubbish in [&b"{"[..], &[0; 2_000_000], b"{\"format\":1}"] {
             std::fs::write(&path, rubbish).unwrap();
             let (recovered, alarms) = records.load().unwrap();
             assert_eq!((recovered.generation, recovered.security_floor, alarms.len()), (6, 3, 1));
+            assert!(alarms[0].contains("record.json") && alarms[0].contains("nothing older"), "{alarms:?}");
         }
-        // Removed altogether, it is no fresh start either.
-        assert_eq!(records.load().unwrap().0.generation, 6);
+        assert!(folder.path().join("slots/record.json.damaged").exists());
+        // Removed altogether, it is no fresh start either, however often.
+        for _ in 0..3 {
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(records.load().unwrap().0.generation, 6);
+        }
         let newer = serde_json::to_string(&record).unwrap().replace("\"format\":1", "\"format\":2");
         std::fs::write(&path, newer).unwrap();
         assert!(matches!(records.load(), Err(RecordsError::Newer { .. })));
         assert!(path.exists(), "a newer agent's record is left alone");
+    }
+
+    #[test]
+    fn a_damaged_barrier_is_never_passed_over_in_silence() {
+        for rubbish in [&b"{"[..], b"", b"{\"generation\":-1}", &[b'1'; 10_000]] {
+            let (folder, mut records, record) = stored();
+            let barrier = folder.path().join("trust/barrier.json");
+            std::fs::write(&barrier, rubbish).unwrap();
+            let (read, alarms) = records.load().unwrap();
+            assert_eq!(read, record);
+            assert!(alarms.len() == 1 && alarms[0].contains("barrier.json"), "{alarms:?}");
+            records.save(&record).unwrap();
+            assert_eq!(records.load().unwrap(), (record, vec![]), "it is right again after the next change");
+
+            std::fs::write(&barrier, rubbish).unwrap();
+            std::fs::remove_file(folder.path().join("slots/record.json")).unwrap();
+            let (read, alarms) = records.load().unwrap();
+            assert_eq!(read, Record::default());
+            assert!(alarms.len() == 1 && alarms[0].contains("is lost as well"), "{alarms:?}");
+            assert!(folder.path().join("trust/barrier.json.damaged").exists());
+        }
+    }
+
+    #[test]
+    fn a_record_that_contradicts_itself_still_says_what_to_keep_out() {
+        let (folder, mut records, record) = stored();
+        std::fs::write(folder.path().join("trust/barrier.json"), "rubbish").unwrap();
+        let json = String::from_utf8(record.to_json().unwrap()).unwrap();
+        let torn = json.replace("\"committed\":null", "\"committed\":{\"slot\":\"a\",\"generation\":7}");
+        assert_ne!(torn, json);
+        std::fs::write(folder.path().join("slots/record.json"), torn).unwrap();
+        let (recovered, alarms) = records.load().unwrap();
+        assert_eq!((recovered.generation, recovered.security_floor), (6, 3));
+        assert!(alarms[0].contains("nothing older"), "{alarms:?}");
+        // It is there at the next start, too.
+        let mut records = Records::open(folder.path()).unwrap();
+        assert_eq!(records.load().unwrap(), (recovered, vec![]));
+    }
+
+    #[test]
+    fn a_full_disk_is_named_and_leaves_what_was_there() {
+        TinyDisk::run("updater::records::tests::a_full_disk_is_named_and_leaves_what_was_there", 1, |disk| {
+            let mut records = Records::open(disk.dir()).unwrap();
+            let record = Record { generation: 7, security_floor: 3, ..Record::default() };
+            records.save(&record).unwrap();
+            let (digest, _) = stored_manifest(&records);
+            disk.fill();
+            let next = Record { generation: 8, ..record.clone() };
+            let text = with_source(&records.save(&next).unwrap_err());
+            assert!(text.contains("record.json") && text.contains("No space left"), "{text}");
+            let (envelope, _) = records.manifest(&digest).unwrap().unwrap();
+            let text = with_source(&records.store_manifest(&Digest::of(b"other"), &envelope).unwrap_err());
+            assert!(text.contains("manifests/") && text.contains("No space left"), "{text}");
+            assert_eq!(records.load().unwrap(), (record, vec![]));
+            disk.empty();
+            records.save(&next).unwrap();
+            assert_eq!(records.load().unwrap(), (next, vec![]));
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn any_files_are_a_record_or_said_to_be_none(record: Option<Vec<u8>>, barrier: Option<Vec<u8>>) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut records = Records::open(folder.path()).unwrap();
+            for (path, content) in [("slots/record.json", &record), ("trust/barrier.json", &barrier)] {
+                if let Some(content) = content {
+                    std::fs::write(folder.path().join(path), content).unwrap();
+                }
+            }
+            let (read, alarms) = records.load().unwrap();
+            prop_assert_eq!(alarms.is_empty(), record.is_none() && barrier.is_none());
+            prop_assert_eq!(read, Record::default());
+        }
+
+        #[test]
+        fn a_manifest_is_the_one_with_the_digest_or_none(at: prop::sample::Index, byte: u8, cut: bool) {
+            let (_folder, records, _) = stored();
+            let (digest, path) = stored_manifest(&records);
+            let good = std::fs::read(&path).unwrap();
+            let (whole, mut bytes) = (records.manifest(&digest).unwrap().unwrap(), good);
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] = byte }
+            std::fs::write(&path, bytes).unwrap();
+            if let Some((_, manifest)) = records.manifest(&digest).unwrap() {
+                // Damage to a signature is its checker's to find.
+                prop_assert_eq!(manifest, whole.1);
+            }
+        }
     }
 }

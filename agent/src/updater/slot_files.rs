@@ -184,6 +184,8 @@ pub(super) mod tests {
     use muster_shared::bundle::{DataType, GOLDEN_PATH, Lineage, MODEL_PATH, ModelSignature, TensorSpec};
 
     use super::*;
+    use crate::causes::with_source;
+    use crate::tiny_disk::TinyDisk;
 
     /// A manifest of two files, the first of three chunks.
     pub(in super::super) fn manifest(files: &[(&str, &[u8])]) -> Manifest {
@@ -243,5 +245,25 @@ pub(super) mod tests {
         manifest.files[1].length = u64::MAX / 2;
         let text = SlotFiles::new(folder.path()).prepare(Slot::A, &manifest).unwrap_err().to_string();
         assert!(text.contains("bytes of disk"), "{text}");
+    }
+
+    #[test]
+    fn a_full_disk_is_named_where_room_is_reserved() {
+        TinyDisk::run("updater::slot_files::tests::a_full_disk_is_named_where_room_is_reserved", 16, |disk| {
+            let slots = SlotFiles::new(disk.dir());
+            let model = vec![7; 3 * CHUNK_BYTES];
+            let manifest = manifest(&[(GOLDEN_PATH, b"{}"), (MODEL_PATH, &model)]);
+            slots.prepare(Slot::A, &manifest).unwrap();
+            let path = disk.dir().join("slots/a/files").join(MODEL_PATH);
+            std::fs::remove_file(&path).unwrap();
+            disk.fill();
+            let have = ChunkSet::empty(4);
+            let text = with_source(&slots.missing(Slot::A, &manifest, &have).unwrap_err());
+            assert!(text.contains(MODEL_PATH) && text.contains("No space left"), "{text}");
+            let text = slots.prepare(Slot::B, &manifest).unwrap_err().to_string();
+            assert!(text.contains("bytes of disk"), "{text}");
+            disk.empty();
+            slots.missing(Slot::A, &manifest, &have).unwrap();
+        });
     }
 }

@@ -20,6 +20,8 @@ use crate::monitor::{Monitor, Served};
 use crate::time::EffectiveTime;
 use crate::trust_store::tests::{pin, root, signer};
 
+mod damage;
+
 const PADDING_CHUNKS: usize = 40;
 
 struct Bundle {
@@ -89,7 +91,7 @@ impl Rig {
         let (trust, _) = TrustStore::open(data_dir, pin(), EffectiveTime::default()).unwrap();
         let metrics = Metrics::new();
         let bounds = Bounds { max_bytes: 1 << 20, max_events: 1_000 };
-        let (outbox, _) = Outbox::open(data_dir, bounds, metrics.clone()).unwrap();
+        let outbox = Outbox::open(data_dir, bounds, metrics.clone());
         let host = ModelHost::new(HostLimits { max_concurrency: 1, max_queue: 1 }, Monitor::new(3_600_000));
         let (inbox, input) = std::sync::mpsc::sync_channel(INBOX);
         let (ask, requests) = mpsc::channel(8);

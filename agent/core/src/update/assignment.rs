@@ -31,7 +31,7 @@ impl Machine {
             }
         };
         if admission == Admission::Refresh {
-            return vec![Effect::Report];
+            return self.refresh(offer);
         }
         let on_trial = self.slot_on_trial();
         let before = self.record.update.take().map(|u| u.phase);
@@ -58,7 +58,11 @@ impl Machine {
         if let Some(pointer) = self.record.committed
             && self.record.slots.get(pointer.slot).is_some_and(|c| c.manifest == manifest.digest)
         {
-            return self.keep_committed(update, pointer);
+            if !std::mem::take(&mut self.run.manifest_lost) {
+                return self.keep_committed(update, pointer);
+            }
+            // It cannot serve without the manifest that has just come, so it is brought up like any other.
+            self.record.committed = None;
         }
         if let (Some(slot), Some(Phase::Trial { tries_left, .. })) = (on_trial, before)
             && self.record.slots.get(slot).is_some_and(|c| c.manifest == manifest.digest)
@@ -72,6 +76,19 @@ impl Machine {
             return vec![Effect::Persist, serve, Effect::Tell, Effect::Report];
         }
         self.stage(update, manifest, on_trial)
+    }
+
+    /// What is known already changes nothing, but it may bring what was lost.
+    fn refresh(&self, offer: &Offer) -> Vec<Effect> {
+        let committed = self.record.committed.filter(|_| self.run.manifest_lost);
+        match (committed, &offer.manifest) {
+            (Some(pointer), Some(manifest))
+                if self.record.slots.get(pointer.slot).is_some_and(|c| c.manifest == manifest.digest) =>
+            {
+                vec![Effect::StoreManifest(manifest.digest), Effect::LoadCommitted(pointer)]
+            }
+            (Some(_) | None, _) => vec![Effect::Report],
+        }
     }
 
     pub(super) fn withdraw(&mut self, update: Update) -> Vec<Effect> {

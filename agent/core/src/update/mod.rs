@@ -2,7 +2,9 @@
 //!
 //! [`Machine::handle`] takes what happened and answers with effects, to be carried out in order; an effect that fails
 //! ends its list. [`Effect::Persist`] stands before everything that rests on what was decided, so at whatever point the
-//! process dies, starting again from the last record written leads on: every effect may be carried out twice.
+//! process dies, starting again from the last record written leads on: every effect may be carried out twice. Only the bundle
+//! a start serves comes before that, so that a disk that takes nothing does not keep it from serving: the next start would
+//! decide the same.
 //!
 //! Times given here are of a clock that does not jump, as durations are all that is asked of it. Whether a document is
 //! in date is decided by [`crate::admit`], and whether bytes and signatures are right by whoever carries effects out.
@@ -39,6 +41,11 @@ pub enum Event {
         reason: String,
         /// Chunks whose bytes are no longer right; empty when the bytes are not to blame.
         damaged: Vec<u32>,
+    },
+    /// The manifest of the committed bundle is not there, or not what it was: a third answer.
+    CommittedManifestLost {
+        /// What is the matter with it.
+        reason: String,
     },
     /// A verified assignment came.
     Offered(Box<Offer>),
@@ -146,7 +153,8 @@ pub enum Effect {
         /// The update's generation.
         generation: u64,
     },
-    /// Load the committed bundle; [`Event::CommittedLoaded`] or [`Event::CommittedUnusable`] answers.
+    /// Load the committed bundle; [`Event::CommittedLoaded`], [`Event::CommittedUnusable`] or [`Event::CommittedManifestLost`]
+    /// answers.
     LoadCommitted(Pointer),
     /// Let the loaded model of a slot answer requests.
     Serve(Pointer),
@@ -175,6 +183,10 @@ struct Run {
     unusable: BTreeSet<Slot>,
     /// Whether the committed bundle is loaded.
     committed_loaded: bool,
+    /// Whether the record does not say yet that the bundle before is the committed one again.
+    fell_back: bool,
+    /// Whether the committed bundle's manifest has to come once more.
+    manifest_lost: bool,
 }
 
 impl Machine {
@@ -190,9 +202,9 @@ impl Machine {
         &self.record
     }
 
-    /// What [`Record::untold`] lists has reached the outbox.
-    pub fn told(&mut self) {
-        self.record.untold.clear();
+    /// The first `count` of what [`Record::untold`] lists have reached the outbox.
+    pub fn told(&mut self, count: usize) {
+        self.record.untold.drain(..count.min(self.record.untold.len()));
     }
 
     /// Whether [`Event::Tick`] is wanted.
@@ -208,6 +220,7 @@ impl Machine {
             Event::Started => self.start(),
             Event::CommittedLoaded => self.committed_loaded(),
             Event::CommittedUnusable { reason, damaged } => self.committed_unusable(&reason, &damaged),
+            Event::CommittedManifestLost { reason } => self.committed_manifest_lost(&reason),
             Event::Offered(offer) => self.offered(&offer, now_ms),
             Event::ChunksDurable { generation, chunks } => self.chunks_durable(generation, &chunks),
             Event::ChunksLost { generation, chunks } => self.chunks_lost(generation, &chunks),

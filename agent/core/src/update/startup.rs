@@ -10,20 +10,39 @@ use crate::slots::{Pointer, Slot};
 
 impl Machine {
     pub(super) fn start(&mut self) -> Vec<Effect> {
-        let next = match self.record.committed {
+        match self.record.committed {
+            // Before anything is written or told: a disk that takes nothing must not keep the bundle from serving.
             Some(pointer) => vec![Effect::LoadCommitted(pointer)],
-            None => self.resume(),
-        };
-        // What resuming noted is told after it is written, and everything left from before along with it.
+            None => self.tell_and_resume(),
+        }
+    }
+
+    pub(super) fn committed_loaded(&mut self) -> Vec<Effect> {
+        let Some(pointer) = self.record.committed else { return self.tell_and_resume() };
+        self.run.committed_loaded = true;
+        let mut effects = vec![Effect::Serve(pointer)];
+        if std::mem::take(&mut self.run.fell_back) {
+            effects.push(Effect::Persist);
+        }
+        if std::mem::take(&mut self.run.manifest_lost) {
+            effects.push(Effect::Report);
+        }
+        effects.extend(self.tell_and_resume());
+        effects
+    }
+
+    /// What resuming noted is told after it is written, and everything left from before along with it.
+    fn tell_and_resume(&mut self) -> Vec<Effect> {
+        let next = self.resume();
         let tell = (!self.record.untold.is_empty() && !next.contains(&Effect::Tell)).then_some(Effect::Tell);
         tell.into_iter().chain(next).collect()
     }
 
-    pub(super) fn committed_loaded(&mut self) -> Vec<Effect> {
-        let Some(pointer) = self.record.committed else { return self.resume() };
-        self.run.committed_loaded = true;
-        let mut effects = vec![Effect::Serve(pointer)];
-        effects.extend(self.resume());
+    /// The manifest comes with every delivery of the assignment, so nothing is given up for good.
+    pub(super) fn committed_manifest_lost(&mut self, reason: &str) -> Vec<Effect> {
+        let lost = self.record.committed;
+        let effects = self.committed_unusable(reason, &[]);
+        self.run.manifest_lost = lost.is_some() && self.record.committed == lost;
         effects
     }
 
@@ -34,7 +53,7 @@ impl Machine {
             self.run.unusable.insert(pointer.slot);
         }
         self.lose_chunks(pointer.slot, damaged);
-        let mut effects = Vec::new();
+        self.run.fell_back = false;
         let other = pointer.slot.other();
         let working = self.record.update.as_ref().and_then(|u| u.phase.working_slot());
         let fallback = self.record.slots.get(other).is_some_and(|content| {
@@ -50,9 +69,8 @@ impl Machine {
             if working.is_none() {
                 self.set_phase(Phase::Reverted { reason: bounded_text(reason) });
             }
-            effects.extend([Effect::Persist, Effect::Tell]);
-            effects.extend(self.record.committed.map(Effect::LoadCommitted));
-            return effects;
+            self.run.fell_back = true;
+            return self.record.committed.map(Effect::LoadCommitted).into_iter().collect();
         }
         if !damaged.is_empty() {
             // What is left cannot serve, so there is nothing to lose by fetching it again in its own place.
@@ -71,7 +89,7 @@ impl Machine {
                 });
             }
         }
-        effects.extend([Effect::Persist, Effect::Tell, Effect::Report]);
+        let mut effects = vec![Effect::Persist, Effect::Tell, Effect::Report];
         effects.extend(self.resume());
         effects
     }
