@@ -3,6 +3,7 @@
 //! `agent.example.toml` documents every setting; a test holds it against this file.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,11 @@ use muster_shared::limits::{MAX_LABEL_BYTES, MAX_LABELS};
 use muster_shared::token::{EnrolmentToken, TokenError};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
+
+/// Larger than any configuration that names each setting once.
+const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
+/// Room for a token and white space around it.
+const MAX_TOKEN_FILE_BYTES: u64 = 16 * 1024;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +29,12 @@ pub(crate) enum ConfigError {
         /// What the system says.
         #[source]
         source: std::io::Error,
+    },
+    /// The file is no text.
+    #[error("the configuration {path} is not UTF-8 text of at most {MAX_CONFIG_BYTES} bytes: is it the right file?")]
+    NotText {
+        /// The file.
+        path: PathBuf,
     },
     /// The file is not valid TOML, or names a setting that does not exist.
     #[error("the configuration {path} is malformed")]
@@ -44,13 +56,22 @@ pub(crate) enum ConfigError {
         problem: String,
     },
     /// The enrolment token cannot be read from its file.
-    #[error("cannot read enrolment-token-file {path}")]
+    #[error("cannot read enrolment-token-file {path}: put into it what `muster token create` printed")]
     TokenFile {
         /// The file.
         path: PathBuf,
         /// What the system says.
         #[source]
         source: std::io::Error,
+    },
+    /// What is in the enrolment token's file is no token.
+    #[error("enrolment-token-file {path} holds no enrolment token")]
+    TokenInFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: TokenError,
     },
     /// The enrolment token is not one.
     #[error("the configured enrolment token cannot be used")]
@@ -243,9 +264,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] naming the file and, where one is to blame, the line and the setting.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        let bytes =
+            read_start(path, MAX_CONFIG_BYTES).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = String::from_utf8(bytes).ok().filter(|text| text.len() as u64 <= MAX_CONFIG_BYTES);
+        Self::parse(&text.ok_or_else(|| ConfigError::NotText { path: path.to_owned() })?, path)
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -305,14 +327,17 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] when its file cannot be read or it is not a token.
     pub(crate) fn enrolment_token(&self) -> Result<Option<EnrolmentToken>, ConfigError> {
-        let text = match (&self.enrolment_token, &self.enrolment_token_file) {
-            (Some(Secret(text)), _) => text.clone(),
+        match (&self.enrolment_token, &self.enrolment_token_file) {
+            (Some(Secret(text)), _) => Ok(Some(text.parse()?)),
             (None, Some(path)) => {
-                std::fs::read_to_string(path).map_err(|source| ConfigError::TokenFile { path: path.clone(), source })?
+                let bytes = read_start(path, MAX_TOKEN_FILE_BYTES)
+                    .map_err(|source| ConfigError::TokenFile { path: path.clone(), source })?;
+                // Whatever is no text has not the beginning of a token either.
+                let token = String::from_utf8_lossy(&bytes).parse();
+                token.map(Some).map_err(|source| ConfigError::TokenInFile { path: path.clone(), source })
             }
-            (None, None) => return Ok(None),
-        };
-        Ok(Some(text.parse()?))
+            (None, None) => Ok(None),
+        }
     }
 
     /// Threads that drive connections; inference runs on threads of its own.
@@ -320,6 +345,13 @@ impl Config {
     pub(crate) fn worker_threads(&self) -> usize {
         std::thread::available_parallelism().map_or(1, |n| n.get().min(2))
     }
+}
+
+/// Reads at most one byte more than `max_bytes`. Links are followed: the file is the operator's.
+fn read_start(path: &Path, max_bytes: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl LogConfig {
@@ -407,7 +439,64 @@ mod tests {
         assert!(error.contains("muster1.") && !error.contains("hunter2"), "{error}");
     }
 
+    #[test]
+    fn a_token_file_is_named_whatever_is_wrong_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let config = parse(&format!("enrolment-token-file = {path:?}")).unwrap();
+        let told = || chain(&config.enrolment_token().unwrap_err());
+        assert!(told().contains(path.to_str().unwrap()) && told().contains("No such file"), "{}", told());
+        let token = EnrolmentToken {
+            url: "https://c:1".into(),
+            ca_sha256: muster_shared::ids::Digest::of(b"ca"),
+            root_sha256: muster_shared::ids::Digest::of(b"root"),
+            secret: "hunter2".into(),
+        };
+        let whole = token.to_token_string();
+        let huge = whole.repeat(100_000);
+        for content in [&b""[..], b"hunter2", &[0xff, 0xfe, 0x68], &whole.as_bytes()[..20], huge.as_bytes()] {
+            std::fs::write(&path, content).unwrap();
+            assert!(told().contains(path.to_str().unwrap()) && !told().contains("hunter2"), "{}", told());
+        }
+        std::fs::write(&path, format!("  {whole}\n")).unwrap();
+        assert_eq!(config.enrolment_token().unwrap(), Some(token));
+    }
+
+    #[test]
+    fn a_configuration_that_is_no_text_is_said_to_be_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        for content in [vec![0xff, 0xfe, b'x'], vec![b'\n'; 2_000_000]] {
+            std::fs::write(&path, content).unwrap();
+            let text = chain(&Config::load(&path).unwrap_err());
+            assert!(text.contains("agent.toml") && text.contains("UTF-8 text of at most"), "{text}");
+        }
+        let text = chain(&Config::load(folder.path()).unwrap_err());
+        assert!(text.contains("cannot read the configuration") && text.contains("directory"), "{text}");
+    }
+
     proptest::proptest! {
+        #[test]
+        fn a_damaged_example_is_right_or_refused_by_name(at: proptest::sample::Index, text in ".{0,3}", cut in 0..20usize) {
+            // Settings that are commented out for want of a default count, too; of the two tokens there may be one.
+            let example: String = include_str!("../agent.example.toml")
+                .lines()
+                .map(|line| line.strip_prefix("# ").filter(|l| l.contains(" = ")).unwrap_or(line))
+                .filter(|line| !line.starts_with("enrolment-token ="))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            proptest::prop_assert!(parse(&example).is_ok(), "{:?}", parse(&example));
+            let mut chars: Vec<char> = example.chars().collect();
+            let at = at.index(chars.len());
+            let end = (at + cut).min(chars.len());
+            chars.splice(at..end, text.chars());
+            let damaged: String = chars.into_iter().collect();
+            if let Err(error) = parse(&damaged) {
+                let told = chain(&error);
+                proptest::prop_assert!(told.contains("agent.toml") || told.contains("log.filter"), "{}", told);
+            }
+        }
+
         #[test]
         fn any_text_is_a_configuration_or_refused(text in "[a-z\\[\\]=\".0-9\n-]{0,120}") {
             let _ = parse(&text);

@@ -51,7 +51,7 @@ fn root_path(dir: &Path, version: u64) -> PathBuf {
 }
 
 fn read_root(dir: &Path, version: u64) -> Result<Option<Envelope>, FileError> {
-    let bytes = files::read_bounded(&root_path(dir, version), MAX_FILE_BYTES)?;
+    let bytes = files::read_start(&root_path(dir, version), MAX_FILE_BYTES)?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
@@ -95,7 +95,7 @@ impl TrustStore {
         let mut root = first;
         loop {
             let path = root_path(&dir, root.root().version.saturating_add(1));
-            let Some(bytes) = files::read_bounded(&path, MAX_FILE_BYTES)? else { break };
+            let Some(bytes) = files::read_start(&path, MAX_FILE_BYTES)? else { break };
             let next = serde_json::from_slice::<Envelope>(&bytes).ok().and_then(|envelope| root.next(envelope).ok());
             match next {
                 Some(next) => root = next,
@@ -120,7 +120,7 @@ impl TrustStore {
     }
 
     fn read_floor(dir: &Path) -> Result<Option<TimeFloor>, FileError> {
-        let Some(bytes) = files::read_bounded(&floor_path(dir), 64)? else { return Ok(Some(TimeFloor::default())) };
+        let Some(bytes) = files::read_start(&floor_path(dir), 64)? else { return Ok(Some(TimeFloor::default())) };
         Ok(std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()).map(TimeFloor::new))
     }
 
@@ -265,5 +265,58 @@ pub(crate) mod tests {
         std::fs::write(folder.path().join("trust/time-floor"), "soon").unwrap();
         let (store, alarms) = open(folder.path()).unwrap();
         assert!(store.now_ms() < later && alarms[0].contains("time floor"), "{alarms:?}");
+    }
+
+    #[test]
+    fn files_that_are_too_large_are_as_good_as_damaged_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        TrustStore::install(folder.path(), &[root(1, u64::MAX), root(2, 50)], pin()).unwrap();
+        let large = vec![b'1'; usize::try_from(MAX_FILE_BYTES).unwrap() + 10];
+        for name in ["root-2.json", "time-floor"] {
+            std::fs::write(folder.path().join("trust").join(name), &large).unwrap();
+        }
+        let (store, alarms) = open(folder.path()).unwrap();
+        assert_eq!((store.root().root().version, alarms.len()), (1, 2), "{alarms:?}");
+        std::fs::write(folder.path().join("trust/root-1.json"), &large).unwrap();
+        assert!(open(folder.path()).unwrap_err().to_string().contains("enrol again"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_the_files_say_nothing_but_the_signed_chain_is_trusted(
+            first: Option<Vec<u8>>,
+            second: Option<Vec<u8>>,
+            floor: Option<Vec<u8>>,
+            at: proptest::sample::Index,
+            byte: u8,
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            TrustStore::install(folder.path(), &[root(1, u64::MAX), root(2, 50)], pin()).unwrap();
+            let trust = folder.path().join("trust");
+            for (name, content) in [("root-1.json", &first), ("root-2.json", &second), ("time-floor", &floor)] {
+                if let Some(content) = content {
+                    std::fs::write(trust.join(name), content).unwrap();
+                }
+            }
+            // And a good one with one byte changed.
+            if second.is_none() {
+                let path = trust.join("root-2.json");
+                let mut good = std::fs::read(&path).unwrap();
+                let at = at.index(good.len());
+                good[at] = byte;
+                std::fs::write(path, good).unwrap();
+            }
+            match open(folder.path()) {
+                Ok((store, alarms)) => {
+                    let root = store.root().root();
+                    proptest::prop_assert!(root.version == 1 || (root.version == 2 && root.expires_ms == 50));
+                    proptest::prop_assert!(root.version == 2 || !alarms.is_empty());
+                }
+                Err(error) => {
+                    proptest::prop_assert!(first.is_some(), "{}", error);
+                    proptest::prop_assert!(error.to_string().contains("root-1.json"));
+                }
+            }
+        }
     }
 }

@@ -71,3 +71,64 @@ fn a_device_that_cannot_enrol_says_what_to_do() {
     let error = start("enrolment-token = \"muster1.rubbish\"");
     assert!(error.contains("damaged") && !error.contains("rubbish"), "{error}");
 }
+
+#[test]
+fn a_configuration_that_is_no_text_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    std::fs::write(&path, [0xff, 0xfe, 0x00, 0x41]).unwrap();
+    let output = agent(&["--config", path.to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("agent.toml") && error.contains("UTF-8"), "{error}");
+}
+
+#[test]
+fn a_token_file_is_named_whatever_is_wrong_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, token) = (folder.path().join("agent.toml"), folder.path().join("token.txt"));
+    let config = format!(
+        "data-dir = {:?}\nenrolment-token-file = {token:?}\n[serve]\nlisten = \"127.0.0.1:0\"\n",
+        folder.path().join("data")
+    );
+    std::fs::write(&path, config).unwrap();
+    for content in [None, Some(vec![0xff; 40]), Some(vec![b'm'; 5_000_000])] {
+        if let Some(content) = content {
+            std::fs::write(&token, content).unwrap();
+        }
+        let output = agent(&["--config", path.to_str().unwrap()]);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("token.txt") && error.contains("muster token create"), "{error}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let config = format!("data-dir = {:?}\n[serve]\nlisten = \"{address}\"\n", folder.path().join("data"));
+    std::fs::write(&path, config).unwrap();
+    let output = agent(&["--config", path.to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    for part in [address.to_string().as_str(), "in use", "[serve] listen"] {
+        assert!(error.contains(part), "{error:?} does not name {part:?}");
+    }
+}
+
+#[test]
+fn a_damaged_identity_is_named_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    let data_dir = folder.path().join("data");
+    std::fs::create_dir_all(data_dir.join("identity")).unwrap();
+    std::fs::write(data_dir.join("identity/identity.json"), "{\"device\":").unwrap();
+    std::fs::write(&path, format!("data-dir = {data_dir:?}\n[serve]\nlisten = \"127.0.0.1:0\"\n")).unwrap();
+    let output = agent(&["--config", path.to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("identity.json") && error.contains("enrol again"), "{error}");
+}

@@ -10,6 +10,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::token::EnrolmentToken;
 use muster_shared::trust::Envelope;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use reqwest::StatusCode;
 
 use super::papers::{self, PapersError};
 use super::{Identity, IdentityError, IdentityStore, pin};
@@ -155,11 +156,19 @@ async fn attempt(
         BodyError::Http(error) => failed(&url, &error),
         BodyError::TooLarge => EnrolError::Away { url: url.clone(), reason: "its answer is too large".to_owned() },
     })?;
-    if status.is_server_error() || status == 429 || status == 408 {
+    let response = read_answer(&url, status, &body)?;
+    let papers = papers::check(token, &key, response).map_err(|source| EnrolError::Papers { url, source })?;
+    Ok(Enrolled { papers })
+}
+
+/// What the controller's answer says.
+fn read_answer(url: &str, status: StatusCode, body: &[u8]) -> Result<EnrolResponse, EnrolError> {
+    let url = url.to_owned();
+    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT {
         return Err(EnrolError::Away { url, reason: format!("it answered {status}") });
     }
     if !status.is_success() {
-        let detail = serde_json::from_slice::<Problem>(&body).map_or_else(
+        let detail = serde_json::from_slice::<Problem>(body).map_or_else(
             |_| {
                 "no reason given; a token that was used up or has expired is replaced with `muster token create`"
                     .to_owned()
@@ -168,10 +177,7 @@ async fn attempt(
         );
         return Err(EnrolError::Refused { url, status: status.as_u16(), detail });
     }
-    let response: EnrolResponse = serde_json::from_slice(&body)
-        .map_err(|_| EnrolError::Papers { url: url.clone(), source: PapersError::Parse("answer") })?;
-    let papers = papers::check(token, &key, response).map_err(|source| EnrolError::Papers { url, source })?;
-    Ok(Enrolled { papers })
+    serde_json::from_slice(body).map_err(|_| EnrolError::Papers { url, source: PapersError::Parse("answer") })
 }
 
 fn csr(key: &KeyPair, wish: Option<&DeviceId>) -> Result<String, String> {
@@ -312,5 +318,19 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let wish = DeviceId::new("press-7").unwrap();
         assert!(csr(&key, Some(&wish)).unwrap().starts_with("-----BEGIN CERTIFICATE REQUEST-----"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_answer_is_papers_or_says_who_gave_it(status in 100..1_000u16, body: Vec<u8>, detail in ".{0,900}") {
+            let status = StatusCode::from_u16(status).unwrap();
+            let problem = serde_json::json!({"type": "t", "title": "t", "status": 403, "detail": detail}).to_string();
+            for body in [body.as_slice(), problem.as_bytes(), b"{}"] {
+                let error = read_answer("https://c:1", status, body).unwrap_err();
+                let text = error.to_string();
+                proptest::prop_assert!(text.contains("https://c:1") && text.chars().count() < 600, "{}", text);
+                proptest::prop_assert!(!error.is_temporary() || !status.is_success());
+            }
+        }
     }
 }

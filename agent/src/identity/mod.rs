@@ -88,7 +88,7 @@ impl IdentityStore {
 
     fn read(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
         let path = self.path(name);
-        match files::read_bounded(&path, MAX_FILE_BYTES)? {
+        match files::read_start(&path, MAX_FILE_BYTES)? {
             Some(bytes) => Ok(Zeroizing::new(bytes)),
             None => Err(IdentityError::Damaged { path, problem: "is missing".to_owned() }),
         }
@@ -97,7 +97,7 @@ impl IdentityStore {
     /// Who this device is; `None` before it is enrolled.
     pub(crate) fn load(&self) -> Result<Option<Identity>, IdentityError> {
         let path = self.path("identity.json");
-        let Some(bytes) = files::read_bounded(&path, MAX_FILE_BYTES)? else { return Ok(None) };
+        let Some(bytes) = files::read_start(&path, MAX_FILE_BYTES)? else { return Ok(None) };
         let identity = serde_json::from_slice(&bytes)
             .map_err(|error| IdentityError::Damaged { path, problem: format!("is damaged ({error})") })?;
         Ok(Some(identity))
@@ -107,7 +107,7 @@ impl IdentityStore {
     fn key(&self) -> Result<KeyPair, IdentityError> {
         files::make_folder(&self.dir)?;
         let path = self.path("device.key");
-        if let Some(bytes) = files::read_bounded(&path, MAX_FILE_BYTES)? {
+        if let Some(bytes) = files::read_start(&path, MAX_FILE_BYTES)? {
             let pem = Zeroizing::new(bytes);
             return std::str::from_utf8(&pem)
                 .ok()
@@ -149,11 +149,14 @@ impl IdentityStore {
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(&self.read("device.pem")?)
             .collect::<Result<_, _>>()
             .map_err(|_| damaged("device.pem", "is not a certificate"))?;
+        if certificates.is_empty() {
+            return Err(damaged("device.pem", "is not a certificate"));
+        }
         let key = PrivateKeyDer::from_pem_slice(&self.read("device.key")?)
             .map_err(|_| damaged("device.key", "is not a private key"))?;
         let tls = |error: &dyn std::fmt::Display| IdentityError::Tls(error.to_string());
         let mut roots = RootCertStore::empty();
-        roots.add(ca).map_err(|e| tls(&e))?;
+        roots.add(ca).map_err(|e| damaged("ca.pem", &format!("is not a CA's certificate ({e})")))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
@@ -164,7 +167,9 @@ impl IdentityStore {
             .with_webpki_verifier(verifier)
             .with_client_auth_cert(certificates, key)
             .map(Arc::new)
-            .map_err(|e| tls(&e))
+            .map_err(|e| {
+                damaged("device.pem", &format!("and device.key beside it do not make a certificate with its key ({e})"))
+            })
     }
 }
 
@@ -183,13 +188,15 @@ mod tests {
         assert_eq!(store.key().unwrap().serialize_der(), first.serialize_der());
         let path = folder.path().join("identity/device.key");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        std::fs::write(&path, "rubbish").unwrap();
-        let text = store.key().unwrap_err().to_string();
-        assert!(text.contains("device.key") && text.contains("enrol again"), "{text}");
+        for rubbish in [&b"rubbish"[..], b"", &[0xff; 10], &[b'-'; 300_000]] {
+            std::fs::write(&path, rubbish).unwrap();
+            let text = store.key().unwrap_err().to_string();
+            assert!(text.contains("device.key") && text.contains("enrol again"), "{text}");
+        }
     }
 
-    #[test]
-    fn an_enrolled_device_can_connect_and_a_damaged_one_says_which_file() {
+    /// A device that is enrolled, in a folder of its own.
+    fn enrolled() -> (tempfile::TempDir, IdentityStore, Identity) {
         let folder = tempfile::tempdir().unwrap();
         let store = IdentityStore::new(folder.path());
         assert_eq!(store.load().unwrap(), None);
@@ -197,21 +204,65 @@ mod tests {
         let key = store.key().unwrap();
         let papers = papers::check(&controller.token(), &key, controller.enrol(&key)).unwrap();
         let identity = store.install(&papers, 7).unwrap();
+        (folder, store, identity)
+    }
+
+    #[test]
+    fn an_enrolled_device_can_connect_and_a_damaged_one_says_which_file() {
+        let (folder, store, identity) = enrolled();
         assert_eq!(store.load().unwrap(), Some(identity.clone()));
         assert_eq!(identity.device, device());
         let time = EffectiveTime::default();
         store.tls(&identity, &time).unwrap();
+        let (stranger, _, _) = enrolled();
         for name in ["ca.pem", "device.pem", "device.key"] {
             let path = folder.path().join("identity").join(name);
             let good = std::fs::read(&path).unwrap();
-            std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n").unwrap();
-            let text = store.tls(&identity, &time).unwrap_err().to_string();
-            assert!(text.contains(name) || text.contains("certificate"), "{text}");
+            let not_der = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
+            let not_base64 = b"-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n".to_vec();
+            let another = std::fs::read(stranger.path().join("identity").join(name)).unwrap();
+            for content in [not_der, not_base64, Vec::new(), vec![0xff; 50], vec![b'x'; 300_000], another] {
+                std::fs::write(&path, content).unwrap();
+                let text = store.tls(&identity, &time).unwrap_err().to_string();
+                assert!(text.contains(name) && text.contains("enrol again"), "{name}: {text}");
+            }
             std::fs::remove_file(&path).unwrap();
-            assert!(store.tls(&identity, &time).unwrap_err().to_string().contains("is missing"));
+            let text = store.tls(&identity, &time).unwrap_err().to_string();
+            assert!(text.contains(name) && text.contains("is missing"), "{text}");
             std::fs::write(&path, good).unwrap();
         }
-        std::fs::write(folder.path().join("identity/identity.json"), "{").unwrap();
-        assert!(store.load().unwrap_err().to_string().contains("identity.json"));
+        for rubbish in [&b"{"[..], b"", &[0; 300_000]] {
+            std::fs::write(folder.path().join("identity/identity.json"), rubbish).unwrap();
+            let text = store.load().unwrap_err().to_string();
+            assert!(text.contains("identity.json") && text.contains("enrol again"), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+        #[test]
+        fn whatever_the_files_say_the_identity_is_whole_or_a_file_is_named(
+            which in 0..4usize,
+            at: proptest::sample::Index,
+            byte: u8,
+            rubbish: Option<Vec<u8>>,
+        ) {
+            let (folder, store, identity) = enrolled();
+            let name = ["identity.json", "ca.pem", "device.pem", "device.key"][which];
+            let path = folder.path().join("identity").join(name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            std::fs::write(&path, rubbish.unwrap_or(bytes)).unwrap();
+            let used = store.load().and_then(|identity| match identity {
+                Some(identity) => store.tls(&identity, &EffectiveTime::default()).map(drop),
+                None => Ok(()),
+            });
+            let made = store.key().map(drop);
+            for error in [used, made].into_iter().filter_map(Result::err) {
+                proptest::prop_assert!(error.to_string().contains("identity/"), "{}", error);
+            }
+            let _ = store.tls(&identity, &EffectiveTime::default());
+        }
     }
 }

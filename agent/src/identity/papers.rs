@@ -214,4 +214,49 @@ pub(super) mod tests {
             assert_eq!(check_changed(change), Err(expected));
         }
     }
+
+    /// Keys and signatures are the same for every case, since making them takes long.
+    fn good() -> &'static (EnrolmentToken, KeyPair, EnrolResponse) {
+        static GOOD: std::sync::LazyLock<(EnrolmentToken, KeyPair, EnrolResponse)> = std::sync::LazyLock::new(|| {
+            let (controller, key) = (Controller::new(), KeyPair::generate().unwrap());
+            let response = controller.enrol(&key);
+            (controller.token(), key, response)
+        });
+        &GOOD
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn damaged_papers_are_the_same_papers_or_none(at: proptest::sample::Index, text in ".{0,3}", cut in 0..30usize) {
+            let (token, key, response) = good();
+            let whole: Vec<char> = serde_json::to_string(response).unwrap().chars().collect();
+            let at = at.index(whole.len());
+            let mut damaged = whole.clone();
+            damaged.splice(at..(at + cut).min(whole.len()), text.chars());
+            let damaged: String = damaged.into_iter().collect();
+            if let Ok(response) = serde_json::from_str::<EnrolResponse>(&damaged)
+                && let Ok(papers) = check(token, key, response)
+            {
+                // Names of the broker are not signed, as TLS tells the right one from others.
+                proptest::prop_assert_eq!(papers.device, device());
+                proptest::prop_assert_eq!((papers.ca_sha256, papers.root_sha256), (token.ca_sha256, token.root_sha256));
+                proptest::prop_assert!(!papers.broker_host.is_empty() && papers.broker_host.len() <= MAX_HOST_BYTES);
+            }
+        }
+
+        #[test]
+        fn any_papers_are_refused(certificate in ".{0,80}", ca in ".{0,80}", body in "([A-Za-z0-9+/]{4}){0,60}") {
+            let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+            let (token, key, response) = good();
+            for (certificate_pem, ca_pem) in [
+                (certificate.clone(), ca.clone()),
+                (certificate, response.ca_pem.clone()),
+                (pem.clone(), response.ca_pem.clone()),
+                (response.certificate_pem.clone(), pem.clone()),
+            ] {
+                let response = EnrolResponse { certificate_pem, ca_pem, ..response.clone() };
+                proptest::prop_assert!(check(token, key, response).is_err());
+            }
+        }
+    }
 }

@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use muster_shared::ids::DeviceId;
 use muster_shared::limits::{CHUNK_WINDOW, MAX_PACKET_BYTES};
 use muster_shared::messages::{Ack, ChunkRequest, Presence};
 use muster_shared::topics::{Down, Kind, Topic, Up};
@@ -17,6 +19,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::resend::Resend;
 use super::{Link, Told};
+use crate::causes::with_source;
 use crate::outbox;
 use crate::time::Steady;
 
@@ -52,6 +55,38 @@ struct Shared {
     subscribed: Notify,
 }
 
+/// What a message brings.
+#[derive(Debug)]
+enum Heard {
+    /// Something is stored at the controller.
+    Ack(Ack),
+    /// Something for the updater.
+    Told(Told),
+}
+
+/// Why a message is passed over.
+#[derive(Debug, thiserror::Error)]
+enum Unheard {
+    /// It is not for this device to hear.
+    #[error("the broker sent {0:?}, which this device did not ask for: check the broker's access rules")]
+    Topic(String),
+    /// Its body is no acknowledgement.
+    #[error("an acknowledgement does not parse: {0}")]
+    Ack(serde_json::Error),
+}
+
+/// Reads a message that came in; what it tells the updater is that one's to parse.
+fn heard(device: &DeviceId, topic: &str, payload: Bytes) -> Result<Heard, Unheard> {
+    let parsed = topic.parse::<Topic>().ok().filter(|topic| topic.device == *device);
+    match parsed.map(|topic| topic.kind) {
+        Some(Kind::Down(Down::Ack)) => serde_json::from_slice(&payload).map(Heard::Ack).map_err(Unheard::Ack),
+        Some(Kind::Down(kind @ (Down::Assignment | Down::Chunk | Down::Command | Down::Root))) => {
+            Ok(Heard::Told(Told { kind, payload }))
+        }
+        Some(Kind::Up(_)) | None => Err(Unheard::Topic(topic.chars().take(100).collect())),
+    }
+}
+
 /// Connects, and keeps the connection until it ends.
 pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> Ended {
     let (client, mut events) = match client(link) {
@@ -72,23 +107,15 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
     let listen = async {
         loop {
             match events.poll().await {
-                Ok(Event::Incoming(Packet::Publish(publish))) => {
-                    let topic = publish.topic.parse::<Topic>().ok().filter(|t| t.device == *device);
-                    match topic.map(|t| t.kind) {
-                        Some(Kind::Down(Down::Ack)) => match serde_json::from_slice::<Ack>(&publish.payload) {
-                            Ok(ack) => {
-                                // Even one that brings no news shows that somebody listens.
-                                shared.acks.fetch_add(1, Ordering::Relaxed);
-                                outbox.acknowledged(&ack);
-                            }
-                            Err(error) => tracing::warn!(%error, "an acknowledgement does not parse"),
-                        },
-                        Some(Kind::Down(kind @ (Down::Assignment | Down::Chunk | Down::Command | Down::Root))) => {
-                            inbox.deliver(Told { kind, payload: publish.payload })
-                        }
-                        Some(Kind::Up(_)) | None => tracing::warn!("a message on a topic that is not ours"),
+                Ok(Event::Incoming(Packet::Publish(publish))) => match heard(device, &publish.topic, publish.payload) {
+                    Ok(Heard::Ack(ack)) => {
+                        // Even one that brings no news shows that somebody listens.
+                        shared.acks.fetch_add(1, Ordering::Relaxed);
+                        outbox.acknowledged(&ack);
                     }
-                }
+                    Ok(Heard::Told(told)) => inbox.deliver(told),
+                    Err(error) => tracing::warn!(%device, %error, "a message was passed over"),
+                },
                 Ok(Event::Incoming(Packet::PubAck(_))) => shared.in_flight.add_permits(1),
                 Ok(Event::Incoming(Packet::SubAck(ack))) => {
                     if ack.return_codes.iter().any(|code| matches!(code, SubscribeReasonCode::Failure)) {
@@ -191,7 +218,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
 fn client(link: &Link) -> Result<(AsyncClient, EventLoop), String> {
     let Link { identity, store, time, config, .. } = link;
     // Read anew for every connection, so that a renewed certificate needs no restart.
-    let tls = store.tls(identity, time).map_err(|error| error.to_string())?;
+    let tls = store.tls(identity, time).map_err(|error| with_source(&error))?;
     let host = config.host.clone().unwrap_or_else(|| identity.broker_host.clone());
     let port = config.port.unwrap_or(identity.broker_port);
     let device = &identity.device;
@@ -247,4 +274,67 @@ fn words(error: &ConnectionError) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_shared::messages::Stream;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn device() -> DeviceId {
+        DeviceId::new("press-7").unwrap()
+    }
+
+    fn hear(topic: &str, payload: &[u8]) -> Result<Heard, Unheard> {
+        heard(&device(), topic, Bytes::copy_from_slice(payload))
+    }
+
+    #[test]
+    fn what_is_said_to_this_device_is_heard() {
+        let ack = Ack { stream: Stream::Event, epoch: 3, sequence: 4 };
+        let topic = |kind: Down| Topic::down(&device(), kind).to_string();
+        let payload = serde_json::to_vec(&ack).unwrap();
+        assert!(matches!(hear(&topic(Down::Ack), &payload), Ok(Heard::Ack(heard)) if heard == ack));
+        for kind in [Down::Assignment, Down::Chunk, Down::Command, Down::Root] {
+            let heard = hear(&topic(kind), b"anything");
+            assert!(matches!(heard, Ok(Heard::Told(told)) if told.kind == kind && &told.payload[..] == b"anything"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_for_this_device_is_named() {
+        let foreign = Topic::down(&DeviceId::new("press-8").unwrap(), Down::Command).to_string();
+        let own_voice = Topic::up(&device(), Up::Presence).to_string();
+        for topic in [foreign.as_str(), &own_voice, "", "$SYS/broker", "muster/v9/press-7/down/command"] {
+            let text = hear(topic, b"{}").unwrap_err().to_string();
+            assert!(text.contains(&format!("{topic:?}")), "{text}");
+        }
+        let long = hear(&"x".repeat(60_000), b"{}").unwrap_err().to_string();
+        assert!(long.len() < 300, "{}", long.len());
+    }
+
+    #[test]
+    fn an_acknowledgement_that_is_none_says_what_is_wrong() {
+        let topic = Topic::down(&device(), Down::Ack).to_string();
+        for payload in [&b""[..], b"{}", b"[1,2]", br#"{"stream":"event","epoch":-1,"sequence":1}"#, &[0xff; 8]] {
+            let text = hear(&topic, payload).unwrap_err().to_string();
+            assert!(text.contains("acknowledgement does not parse: "), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_topic_and_body_are_heard_or_passed_over(
+            topic in "(muster/v1/)?(press-7|[a-z0-9/+#$-]{0,20})/(down|up)?/?[a-z-]{0,12}",
+            payload: Vec<u8>,
+        ) {
+            match hear(&topic, &payload) {
+                Ok(Heard::Told(told)) => prop_assert_eq!(&told.payload[..], &payload[..]),
+                Ok(Heard::Ack(_)) => {}
+                Err(error) => prop_assert!(!error.to_string().is_empty()),
+            }
+        }
+    }
 }
