@@ -155,19 +155,23 @@ impl TrustStore {
     /// # Errors
     /// Why the first that was not taken is refused.
     pub(crate) fn extend(&mut self, roots: Vec<Envelope>) -> Result<bool, RootRefusal> {
-        let mut extended = false;
-        for envelope in roots.into_iter().take(MAX_ROOTS_AT_ONCE) {
+        let mut taken = 0;
+        for envelope in roots {
             // Unverified, and good for nothing but to pass over what is known already.
             let claimed = envelope.payload_bytes().ok().and_then(|p| serde_json::from_slice::<Claimed>(&p).ok());
             if claimed.is_some_and(|c| c.version <= self.root.root().version) {
                 continue;
             }
+            // The rest comes again with the next connection; each step is written, and flash is not endless.
+            if taken == MAX_ROOTS_AT_ONCE {
+                break;
+            }
             let next = self.root.next(envelope)?;
             write_root(&self.dir, &next)?;
             self.root = next;
-            extended = true;
+            taken += 1;
         }
-        Ok(extended)
+        Ok(taken > 0)
     }
 }
 
@@ -238,6 +242,21 @@ pub(crate) mod tests {
         forged.signatures.clear();
         assert!(matches!(store.extend(vec![forged]), Err(RootRefusal::Trust(TrustError::Threshold { .. }))));
         assert_eq!(open(folder.path()).unwrap().0.root().root().version, 3);
+    }
+
+    #[test]
+    fn a_chain_longer_than_one_message_brings_is_walked_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        TrustStore::install(folder.path(), &[root(1, u64::MAX)], pin()).unwrap();
+        let (mut store, _) = open(folder.path()).unwrap();
+        let last = MAX_ROOTS_AT_ONCE as u64 * 2 + 5;
+        // The controller sends the whole chain each time.
+        let chain: Vec<Envelope> = (1..=last).map(|version| root(version, 60)).collect();
+        for reached in [MAX_ROOTS_AT_ONCE as u64 + 1, MAX_ROOTS_AT_ONCE as u64 * 2 + 1, last] {
+            assert!(store.extend(chain.clone()).unwrap());
+            assert_eq!(store.root().root().version, reached);
+        }
+        assert!(!store.extend(chain).unwrap());
     }
 
     #[test]

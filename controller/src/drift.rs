@@ -136,7 +136,10 @@ fn column_drift(column: &Column, devices: &[&ColumnSketch]) -> ColumnDrift {
     let score = psi(&reference, &current);
     let critical = psi_critical(occupied_cells(&reference, &current), n_reference, n_effective, ALPHA);
     let (missing, unexpected) = match &sum {
-        ColumnSketch::Numeric(s) => (s.missing, [s.below_min, s.above_max, s.nan, s.pos_inf, s.neg_inf].iter().sum()),
+        ColumnSketch::Numeric(s) => (
+            s.missing,
+            [s.below_min, s.above_max, s.nan, s.pos_inf, s.neg_inf].into_iter().fold(0, u64::saturating_add),
+        ),
         ColumnSketch::Class(s) => (s.missing, s.other),
     };
     let n = sum.total();

@@ -74,7 +74,9 @@ fn keys_are_replaced_under_a_running_fleet_and_a_dropped_one_installs_nothing_mo
         let refused = fleet.release("by-the-old-key", &description).await.unwrap_err().to_string();
         ensure!(refused.contains("release") && refused.contains("0 of 1"), "{refused}");
         // What it signed before goes on answering, also after a restart.
-        fleet.device("dev-1")?.restart().await?;
+        let device = fleet.device("dev-1")?;
+        device.kill()?;
+        device.restart().await?;
         fleet.wait_online(1).await?;
         fleet.wait_committed("dev-1", "1.0.0").await?;
 

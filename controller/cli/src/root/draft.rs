@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{read_envelope, read_trusted_root, root_text, trust_words, view};
 use crate::command::Context;
 use crate::failure::Failure;
-use crate::{key_file, output};
+use crate::key_file;
 
 /// A root document, signed or not, and the one before it where that was given.
 pub(super) struct Draft {
@@ -48,8 +48,8 @@ impl Draft {
     pub(super) fn new(path: &Path, envelope: Envelope, previous: Option<TrustedRoot>) -> Result<Self, Failure> {
         let fault = |reason: String| Failure::input(format!("{}: {reason}", path.display()));
         let payload = envelope.payload_bytes().map_err(|error| fault(trust_words(&error)))?;
-        if envelope.payload_type != DocumentKind::Root.payload_type() {
-            return Err(fault(format!("it is a document of type {:?}, not a root document", envelope.payload_type)));
+        if let Err(error) = envelope.signers(DocumentKind::Root, []) {
+            return Err(Failure::unmet(format!("{}: {}", path.display(), trust_words(&error))));
         }
         let root: Root =
             serde_json::from_slice(&payload).map_err(|error| fault("it is no root document".into()).because(error))?;
@@ -120,11 +120,11 @@ impl Draft {
         self.previous.as_ref().map(TrustedRoot::root).into_iter().chain([&self.root]).map(of).collect()
     }
 
-    /// Shows the document, and what it lacks.
+    /// Shows the document, and what it lacks. Says whether that is nothing.
     ///
     /// # Errors
     /// [`Failure`] when it cannot be shown.
-    pub(super) fn show(&self, context: &Context) -> Result<(), Failure> {
+    pub(super) fn show(&self, context: &Context) -> Result<bool, Failure> {
         let signatures = self.owed()?;
         let complete = signatures.iter().all(|owed| owed.missing.is_empty());
         let shown = DraftView { document: view(&self.root, &self.envelope), signatures, complete };
@@ -147,9 +147,6 @@ impl Draft {
             }
             lines.join("\n")
         })?;
-        if !complete {
-            output::warn("nobody trusts this document before the missing signatures are there: muster root sign");
-        }
-        Ok(())
+        Ok(complete)
     }
 }

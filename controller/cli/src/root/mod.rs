@@ -21,6 +21,7 @@ mod draft;
 mod rotate;
 
 const MAX_ROOT_BYTES: u64 = 1024 * 1024;
+const INCOMPLETE: &str = "nobody trusts the document before the missing signatures are there";
 const DAY_MS: u64 = 86_400_000;
 
 #[derive(Debug, Subcommand)]
@@ -119,6 +120,14 @@ pub(crate) fn read_envelope(path: &Path) -> Result<Envelope, Failure> {
 pub(crate) fn read_trusted_root(path: &Path) -> Result<TrustedRoot, Failure> {
     TrustedRoot::first(read_envelope(path)?, None)
         .map_err(|error| Failure::unmet(format!("{}: {}", path.display(), trust_words(&error))))
+}
+
+/// Shows a document that may still have signers to come.
+fn show_on_its_way(context: &Context, draft: &Draft) -> Result<(), Failure> {
+    if !draft.show(context)? {
+        output::warn(&format!("{INCOMPLETE}: muster root sign"));
+    }
+    Ok(())
 }
 
 fn write(path: &Path, envelope: &Envelope, existing: Existing) -> Result<(), Failure> {
@@ -233,7 +242,7 @@ pub(crate) fn run(context: &Context, command: RootCommand) -> Result<(), Failure
         RootCommand::Rotate(args) => {
             let draft = rotate::build(&args, output::now_ms())?;
             write(&args.out, draft.envelope(), Existing::from_force(args.force))?;
-            draft.show(context)
+            show_on_its_way(context, &draft)
         }
         RootCommand::Sign { file, key, previous } => {
             let mut draft = Draft::read(&file, previous.as_deref())?;
@@ -241,14 +250,17 @@ pub(crate) fn run(context: &Context, command: RootCommand) -> Result<(), Failure
                 draft.sign(path)?;
             }
             write(&file, draft.envelope(), Existing::Replace)?;
-            draft.show(context)
+            show_on_its_way(context, &draft)
         }
         RootCommand::Show { file, previous } => {
             let draft = Draft::read(&file, previous.as_deref())?;
             if draft.root().expires_ms <= output::now_ms() {
                 output::warn(&format!("the root expired at {}", output::time(draft.root().expires_ms)));
             }
-            draft.show(context)
+            match draft.show(context)? {
+                true => Ok(()),
+                false => Err(Failure::unmet(format!("{}: {INCOMPLETE}", file.display()))),
+            }
         }
         RootCommand::Push { file } => {
             // Every root document is signed by its own keys, whether or not it is the first.

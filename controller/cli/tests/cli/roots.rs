@@ -29,7 +29,9 @@ fn keys_are_replaced_by_signers_one_after_another() {
     desk.run("root sign root-2.json --key release.key --previous root.json").assert(2, &["no root key"]);
     let signed = desk.ok("--output json root sign root-2.json --key root.key --previous root.json").json();
     assert_eq!((missing(&signed), signed["complete"].as_bool()), (vec![(1, 0), (2, 1)], Some(false)));
-    let text = desk.ok("root show root-2.json --previous root.json").stdout;
+    let shown = desk.run("root show root-2.json --previous root.json");
+    shown.assert(1, &["root-2.json", "missing signatures"]);
+    let text = shown.stdout;
     assert!(text.contains("root keys of version 2: 1 of 2 required signatures; 1 more of"), "{text}");
     let signed = desk.ok("--output json root sign root-2.json --key third.key --previous root.json").json();
     assert_eq!((missing(&signed), signed["complete"].as_bool()), (vec![(1, 0), (2, 0)], Some(true)));
