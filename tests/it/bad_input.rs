@@ -108,3 +108,33 @@ fn a_token_that_is_no_token_is_refused_without_repeating_it() {
         Ok(())
     });
 }
+
+#[test]
+fn bytes_that_are_no_tls_leave_the_doors_open_for_others() {
+    use std::io::{Read as _, Write as _};
+
+    stage::run(async |binaries, folder| {
+        let fleet = stage::fleet(&binaries, &folder, 1).await?;
+        let endpoints = &fleet.controller.endpoints;
+        let api = endpoints.api_url.trim_start_matches("https://").to_owned();
+        let broker = format!("{}:{}", endpoints.broker_host, endpoints.broker_port);
+        let noise: Vec<u8> = (0..20_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        // Plain HTTP, a TLS handshake that ends in noise, MQTT without TLS, and noise alone.
+        let starts: [&[u8]; 4] =
+            [b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0xf0, 1, 0, 1, 0xec, 3, 3], &[0x10, 0x20, 0, 4], &[]];
+        for address in [&api, &broker] {
+            for start in starts {
+                let mut socket = std::net::TcpStream::connect(address)?;
+                // The other side may hang up before it has read all of it.
+                let _ = socket.write_all(&[start, &noise].concat());
+                let _ = socket.shutdown(std::net::Shutdown::Write);
+                let _ = socket.read_to_end(&mut Vec::new());
+            }
+        }
+        fleet.operator.run(&["device", "list"]).await?;
+        fleet.wait_online(1).await?;
+        fleet.release_digits("1.0.0").await?;
+        fleet.roll_out(&[&["--bundle", "digits@1.0.0", "--selector", "*"], &stage::PACE[..]].concat()).await?;
+        fleet.wait_committed("dev-1", "1.0.0").await
+    });
+}

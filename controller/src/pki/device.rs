@@ -152,11 +152,6 @@ mod tests {
         let mut forged = der.to_vec();
         // The last byte belongs to the signature.
         *forged.last_mut().unwrap() ^= 1;
-        let pem = |der: &[u8]| {
-            use base64::Engine as _;
-            let text = base64::engine::general_purpose::STANDARD.encode(der);
-            format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n")
-        };
         assert_eq!(DeviceKey::from_request(&pem(&forged)), Err(CsrError::Signature));
         assert_eq!(DeviceKey::from_request(&pem(&[&der, [0].as_slice()].concat())), Err(CsrError::Malformed));
         assert_eq!(DeviceKey::from_request(&pem(b"noise")), Err(CsrError::Malformed));
@@ -165,7 +160,20 @@ mod tests {
         assert!(DeviceKey::from_request(&good).is_ok());
     }
 
+    fn pem(der: &[u8]) -> String {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n")
+    }
+
     proptest! {
+        #[test]
+        fn any_text_and_any_bytes_are_no_request(text in ".{0,200}", der in prop::collection::vec(any::<u8>(), 0..200)) {
+            for request in [text, pem(&der), pem(&[&[0x30, 0x82][..], &der].concat())] {
+                prop_assert_eq!(DeviceKey::from_request(&request), Err(CsrError::Malformed));
+            }
+        }
+
         #[test]
         fn any_damage_to_a_request_is_refused_or_changes_nothing_that_counts(at in 0_usize..300, value: u8) {
             let good = request(&PKCS_ECDSA_P256_SHA256, "x");
@@ -174,11 +182,8 @@ mod tests {
             let at = at % der.len();
             prop_assume!(der[at] != value);
             der[at] = value;
-            use base64::Engine as _;
-            let text = base64::engine::general_purpose::STANDARD.encode(&der);
-            let pem = format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n");
             // The tag of the signature's algorithm is outside of what is signed, and the parser is lenient about it.
-            if let Ok(read) = DeviceKey::from_request(&pem) {
+            if let Ok(read) = DeviceKey::from_request(&pem(&der)) {
                 prop_assert_eq!(read, whole);
             }
         }
