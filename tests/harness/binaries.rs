@@ -44,6 +44,13 @@ impl Binaries {
         if !cfg!(debug_assertions) {
             command.arg("--release");
         }
+        // What cargo tells a program it runs would make build scripts that ask for it run again, and all that rests on them.
+        for (name, _) in std::env::vars_os() {
+            let told = name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_"));
+            if told {
+                command.env_remove(name);
+            }
+        }
         let status = command.status().context("cargo cannot be started")?;
         ensure!(status.success(), "the programs could not be built");
         Ok(())
