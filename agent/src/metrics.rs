@@ -115,6 +115,7 @@ struct Inner {
     windows_closed: Counter,
     chunks_received: Counter,
     chunk_bytes_received: Counter,
+    chunks_copied: Counter,
     outbox_messages: Gauge<u64, AtomicU64>,
     outbox_bytes: Gauge<u64, AtomicU64>,
     outbox_dropped: Counter,
@@ -153,7 +154,9 @@ impl Metrics {
         let chunks_received = Counter::default();
         registry.register("chunks_received", "Chunks of bundles received and verified", chunks_received.clone());
         let chunk_bytes_received = Counter::default();
-        registry.register("chunk_bytes_received", "Bytes of those chunks", chunk_bytes_received.clone());
+        registry.register("chunk_bytes_received", "Bytes of those chunks, as they came", chunk_bytes_received.clone());
+        let chunks_copied = Counter::default();
+        registry.register("chunks_copied", "Chunks taken from the bundle before", chunks_copied.clone());
         let outbox_messages = Gauge::default();
         registry.register(
             "outbox_messages",
@@ -178,6 +181,7 @@ impl Metrics {
                 windows_closed,
                 chunks_received,
                 chunk_bytes_received,
+                chunks_copied,
                 outbox_messages,
                 outbox_bytes,
                 outbox_dropped,
@@ -222,7 +226,12 @@ impl Metrics {
         self.inner.windows_closed.inner().store(total, Ordering::Relaxed);
     }
 
-    /// Counts a chunk of `bytes` bytes that was received and verified.
+    /// Counts chunks that were found on the device.
+    pub(crate) fn chunks_copied(&self, chunks: u64) {
+        self.inner.chunks_copied.inc_by(chunks);
+    }
+
+    /// Counts a chunk that came as `bytes` bytes and was verified.
     pub(crate) fn chunk_received(&self, bytes: usize) {
         self.inner.chunks_received.inc();
         self.inner.chunk_bytes_received.inc_by(bytes as u64);

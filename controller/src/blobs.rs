@@ -126,6 +126,14 @@ impl Blobs {
         }
     }
 
+    /// Opens a file for work that may wait.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn open_blocking(&self, digest: &Digest) -> io::Result<std::fs::File> {
+        std::fs::File::open(self.path(digest))
+    }
+
     /// `length` bytes of a file from `offset` on.
     ///
     /// # Errors

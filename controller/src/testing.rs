@@ -295,6 +295,7 @@ impl TestApp {
             public_key_sha256: Digest::of(name.as_bytes()),
             revoked: false,
             desired: None,
+            assigned: Vec::new(),
         };
         let change = Records::put(Table::Devices, name, Expect::Absent, &record).unwrap();
         self.app.records.commit(vec![change]).await.unwrap();
@@ -334,14 +335,14 @@ impl TestApp {
     /// Says that the device shall run `manifest`, as a rollout would.
     pub(crate) async fn desire(&self, device: &DeviceId, manifest: Option<Digest>, generation: u64) {
         let stored = self.app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await.unwrap().unwrap();
-        let desired = Desired {
+        let mut record = stored.value;
+        record.assign(Desired {
             manifest,
             generation,
             rollout: RolloutId::new("r1").unwrap(),
             watch: WatchPolicy::default(),
             since_ms: 1,
-        };
-        let record = DeviceRecord { desired: Some(desired), ..stored.value };
+        });
         let change = Records::put(Table::Devices, device.as_str(), Expect::Version(stored.version), &record).unwrap();
         self.app.records.commit(vec![change]).await.unwrap();
         self.app.fleet.update_record(&record, stored.version + 1);

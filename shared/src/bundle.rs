@@ -125,6 +125,18 @@ pub struct Chunk {
     pub length: u32,
 }
 
+impl Chunk {
+    fn of(bytes: &[u8]) -> Self {
+        Self { sha256: Digest::of(bytes), length: u32::try_from(bytes.len()).unwrap_or(u32::MAX) }
+    }
+
+    /// Whether `bytes` are this chunk.
+    #[must_use]
+    pub fn describes(&self, bytes: &[u8]) -> bool {
+        bytes.len() == self.length as usize && Digest::of(bytes) == self.sha256
+    }
+}
+
 /// One file of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,10 +156,26 @@ impl BundleFile {
     /// Describes `content` as the file `path`, cut into pieces of [`CHUNK_BYTES`].
     #[must_use]
     pub fn describe(path: impl Into<String>, content: &[u8]) -> Self {
-        let chunks = content
-            .chunks(CHUNK_BYTES)
-            .map(|piece| Chunk { sha256: Digest::of(piece), length: u32::try_from(piece.len()).unwrap_or(u32::MAX) })
+        let pieces = content.chunks(CHUNK_BYTES).map(Chunk::of).collect();
+        Self { path: path.into(), length: content.len() as u64, sha256: Digest::of(content), chunks: pieces }
+    }
+
+    /// Describes `content` as the file `path`, cut into pieces of these `lengths`, in bytes; what they leave over is one more
+    /// piece. That no piece is too long is for [`Manifest::validate`] to say.
+    #[must_use]
+    pub fn describe_cut(path: impl Into<String>, content: &[u8], lengths: &[usize]) -> Self {
+        let mut rest = content;
+        let mut chunks: Vec<Chunk> = lengths
+            .iter()
+            .map(|length| {
+                let (piece, after) = rest.split_at(rest.len().min(*length));
+                rest = after;
+                Chunk::of(piece)
+            })
             .collect();
+        if !rest.is_empty() {
+            chunks.push(Chunk::of(rest));
+        }
         Self { path: path.into(), length: content.len() as u64, sha256: Digest::of(content), chunks }
     }
 }

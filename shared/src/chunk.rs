@@ -123,11 +123,28 @@ impl TryFrom<ChunkSetWire> for ChunkSet {
     }
 }
 
-/// How the bytes of a chunk are written in its frame.
+/// How the bytes of a chunk are written in its frame. `muster-delta` packs and unpacks them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChunkEncoding {
     /// As they are.
     Plain,
+    /// In a short form, which may take the base that the request named to read it.
+    Packed,
+}
+
+/// How a device takes the chunks that it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accepts {
+    /// As they are.
+    #[default]
+    Plain,
+    /// In a short form, or as they are where no form is shorter.
+    Packed {
+        /// Digest of the manifest of a bundle that the device holds. A chunk may be written as what differs from the file of the
+        /// same path in that bundle.
+        base: Option<Digest>,
+    },
 }
 
 /// One chunk on its way to a device: version, encoding, manifest digest (32 bytes), chunk number (4 bytes, big
@@ -163,6 +180,7 @@ pub enum ChunkFrameError {
 const HEADER_BYTES: usize = 1 + 1 + 32 + 4;
 const FRAME_VERSION: u8 = 1;
 const ENCODING_PLAIN: u8 = 0;
+const ENCODING_PACKED: u8 = 1;
 
 impl<'a> ChunkFrame<'a> {
     /// The frame as bytes.
@@ -172,6 +190,7 @@ impl<'a> ChunkFrame<'a> {
         out.push(FRAME_VERSION);
         out.push(match self.encoding {
             ChunkEncoding::Plain => ENCODING_PLAIN,
+            ChunkEncoding::Packed => ENCODING_PACKED,
         });
         out.extend_from_slice(self.manifest.as_bytes());
         out.extend_from_slice(&self.index.to_be_bytes());
@@ -188,20 +207,17 @@ impl<'a> ChunkFrame<'a> {
             return Err(ChunkFrameError::Short(frame.len()));
         };
         let [version, encoding, rest @ ..] = header;
-        if (*version, *encoding) != (FRAME_VERSION, ENCODING_PLAIN) {
-            return Err(ChunkFrameError::Unknown { version: *version, encoding: *encoding });
-        }
+        let encoding = match (*version, *encoding) {
+            (FRAME_VERSION, ENCODING_PLAIN) => ChunkEncoding::Plain,
+            (FRAME_VERSION, ENCODING_PACKED) => ChunkEncoding::Packed,
+            (version, encoding) => return Err(ChunkFrameError::Unknown { version, encoding }),
+        };
         let (digest, index) = rest.split_at(32);
         let mut manifest = [0; 32];
         manifest.copy_from_slice(digest);
         let mut number = [0; 4];
         number.copy_from_slice(index);
-        Ok(Self {
-            manifest: Digest::from_bytes(manifest),
-            index: u32::from_be_bytes(number),
-            encoding: ChunkEncoding::Plain,
-            bytes,
-        })
+        Ok(Self { manifest: Digest::from_bytes(manifest), index: u32::from_be_bytes(number), encoding, bytes })
     }
 }
 
@@ -234,10 +250,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_frame_or_refused(known: bool, bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn any_bytes_are_a_frame_or_refused(known: bool, encoding in ENCODING_PLAIN..=ENCODING_PACKED, bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let mut bytes = bytes;
             if known {
-                bytes.iter_mut().zip([FRAME_VERSION, ENCODING_PLAIN]).for_each(|(byte, known)| *byte = known);
+                bytes.iter_mut().zip([FRAME_VERSION, encoding]).for_each(|(byte, known)| *byte = known);
             }
             match ChunkFrame::decode(&bytes) {
                 Ok(frame) => {
@@ -245,7 +261,7 @@ mod tests {
                     prop_assert_eq!(frame.bytes.len(), bytes.len() - HEADER_BYTES);
                 }
                 Err(ChunkFrameError::Short(length)) => prop_assert!(length == bytes.len() && length < HEADER_BYTES),
-                Err(ChunkFrameError::Unknown { .. }) => prop_assert_ne!(&bytes[..2], [FRAME_VERSION, ENCODING_PLAIN]),
+                Err(ChunkFrameError::Unknown { .. }) => prop_assert!(bytes[0] != FRAME_VERSION || bytes[1] > ENCODING_PACKED),
             }
         }
 
@@ -259,8 +275,9 @@ mod tests {
         }
 
         #[test]
-        fn frames_round_trip(index: u32, bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let frame = ChunkFrame { manifest: Digest::of(&bytes), index, encoding: ChunkEncoding::Plain, bytes: &bytes };
+        fn frames_round_trip(index: u32, packed: bool, bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let encoding = if packed { ChunkEncoding::Packed } else { ChunkEncoding::Plain };
+            let frame = ChunkFrame { manifest: Digest::of(&bytes), index, encoding, bytes: &bytes };
             let encoded = frame.encode();
             prop_assert_eq!(ChunkFrame::decode(&encoded).unwrap(), frame);
         }

@@ -2,7 +2,7 @@
 
 /// Largest MQTT packet either side sends or accepts, in bytes.
 pub const MAX_PACKET_BYTES: usize = 1024 * 1024;
-/// Size every chunk of a file has, except a file's last one, in bytes.
+/// Longest chunk of a file, in bytes.
 pub const CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks a device asks for at once.
 pub const CHUNK_WINDOW: usize = 8;

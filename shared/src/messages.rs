@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chunk::ChunkSet;
+use crate::chunk::{Accepts, ChunkSet};
 use crate::ids::{BundleRef, Digest};
 use crate::sketch::LatencySketch;
 use crate::trust::Envelope;
@@ -293,6 +293,9 @@ pub struct ChunkRequest {
     pub first: u32,
     /// Which, relative to `first`; at most [`crate::limits::CHUNK_WINDOW`] of them are answered.
     pub wanted: ChunkSet,
+    /// How they may be written.
+    #[serde(default)]
+    pub accepts: Accepts,
 }
 
 /// Whether a device is there. The offline form is its will.
@@ -408,6 +411,7 @@ mod tests {
         };
         let mut wanted = ChunkSet::empty(11);
         wanted.insert(9);
+        let accepts = Accepts::Packed { base: Some(Digest::of(b"earlier")) };
         let position = window().position;
         let delivery = AssignmentDelivery {
             assignment: envelope(DocumentKind::Assignment),
@@ -418,7 +422,7 @@ mod tests {
             serde_json::to_value(window()),
             serde_json::to_value(Sequenced { position, body: report }),
             serde_json::to_value(Sequenced { position, body: event }),
-            serde_json::to_value(ChunkRequest { manifest: Digest::of(b"m"), first: 8, wanted }),
+            serde_json::to_value(ChunkRequest { manifest: Digest::of(b"m"), first: 8, wanted, accepts }),
             serde_json::to_value(Presence { online: true }),
             serde_json::to_value(delivery),
             serde_json::to_value(roots),

@@ -2,16 +2,19 @@
 //!
 //! One window at a time: at most [`CHUNK_WINDOW`] chunks are outstanding, and the next ones are asked for once those
 //! that came are durable and noted so. Whether the bytes of a chunk are right is checked before it is given here.
+//! One that came out wrong is asked for as it is, after the others: what the device unpacked it with may have rotted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_shared::chunk::ChunkSet;
+use muster_shared::chunk::{Accepts, ChunkSet};
 use muster_shared::limits::CHUNK_WINDOW;
 
 use crate::backoff::{Backoff, Pauses};
 
 /// How often the bytes of one chunk may be wrong before the source is given up.
 pub const MAX_CORRUPT: u32 = 5;
+/// How many chunks may come out of packing wrong before all are asked for as they are.
+pub const MAX_MISPACKED: u32 = 3;
 /// The longest wait for a window, as a multiple of the first.
 const LONGEST_WAIT: u64 = 16;
 
@@ -24,6 +27,8 @@ pub enum Step {
         first: u32,
         /// Which, relative to `first`.
         wanted: ChunkSet,
+        /// How they may be written.
+        accepts: Accepts,
     },
     /// Make what came durable, then call [`FetchPlan::durable`].
     Flush,
@@ -50,13 +55,16 @@ pub struct FetchPlan {
     wait_ms: u64,
     backoff: Backoff,
     corrupt: BTreeMap<u32, u32>,
+    accepts: Accepts,
+    mispacked: u32,
     connected: bool,
 }
 
 impl FetchPlan {
-    /// A plan for what `have` lacks. A window is waited for `wait_ms` milliseconds at first.
+    /// A plan for what `have` lacks, written as the device `accepts` it. A window is waited for `wait_ms` milliseconds at
+    /// first.
     #[must_use]
-    pub fn new(have: ChunkSet, wait_ms: u64, connected: bool) -> Self {
+    pub fn new(have: ChunkSet, accepts: Accepts, wait_ms: u64, connected: bool) -> Self {
         Self {
             have,
             arrived: BTreeSet::new(),
@@ -65,6 +73,8 @@ impl FetchPlan {
             wait_ms,
             backoff: Backoff::new(Pauses { first_ms: wait_ms, longest_ms: wait_ms.saturating_mul(LONGEST_WAIT) }),
             corrupt: BTreeMap::new(),
+            accepts,
+            mispacked: 0,
             connected,
         }
     }
@@ -89,10 +99,15 @@ impl FetchPlan {
         true
     }
 
-    /// Wrong bytes have come for chunk `index`.
-    pub fn corrupt(&mut self, index: u32) {
-        if self.wants(index) {
-            *self.corrupt.entry(index).or_default() += 1;
+    /// Wrong bytes have come for chunk `index`, `packed` or as they are.
+    pub fn corrupt(&mut self, index: u32, packed: bool) {
+        if !self.wants(index) {
+            return;
+        }
+        *self.corrupt.entry(index).or_default() += 1;
+        self.mispacked += u32::from(packed);
+        if self.mispacked >= MAX_MISPACKED {
+            self.accepts = Accepts::Plain;
         }
     }
 
@@ -126,7 +141,13 @@ impl FetchPlan {
         if !self.arrived.is_empty() {
             return Step::Flush;
         }
-        let window: Vec<u32> = self.have.missing().take(CHUNK_WINDOW).collect();
+        let sound = self.have.missing().filter(|index| !self.corrupt.contains_key(index));
+        let mut window: Vec<u32> = sound.take(CHUNK_WINDOW).collect();
+        let mut accepts = self.accepts;
+        if window.is_empty() {
+            window = self.have.missing().take(CHUNK_WINDOW).collect();
+            accepts = Accepts::Plain;
+        }
         let (Some(first), Some(last)) = (window.first().copied(), window.last().copied()) else {
             return Step::Done;
         };
@@ -145,7 +166,7 @@ impl FetchPlan {
             self.wait_ms.max(self.backoff.failed(jitter))
         };
         self.deadline_ms = now_ms.saturating_add(wait_ms);
-        Step::Request { first, wanted }
+        Step::Request { first, wanted, accepts }
     }
 }
 
@@ -155,9 +176,11 @@ mod tests {
 
     use super::*;
 
+    const PACKED: Accepts = Accepts::Packed { base: None };
+
     fn asked(step: &Step) -> Vec<u32> {
         match step {
-            Step::Request { first, wanted } => wanted.iter().map(|i| i + first).collect(),
+            Step::Request { first, wanted, .. } => wanted.iter().map(|i| i + first).collect(),
             Step::Flush | Step::WaitUntil(_) | Step::Disconnected | Step::Done | Step::GiveUp { .. } => {
                 panic!("{step:?}")
             }
@@ -168,7 +191,7 @@ mod tests {
     fn a_window_is_asked_for_again_until_it_has_come() {
         let mut have = ChunkSet::empty(20);
         have.insert(1);
-        let mut plan = FetchPlan::new(have, 100, true);
+        let mut plan = FetchPlan::new(have, PACKED, 100, true);
         assert_eq!(asked(&plan.next(0, 0)), [0, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(plan.next(1, 0), Step::WaitUntil(100));
         assert!(plan.arrived(2, 50) && !plan.arrived(2, 50) && !plan.arrived(1, 50) && !plan.arrived(20, 50));
@@ -187,7 +210,7 @@ mod tests {
 
     #[test]
     fn without_a_connection_nothing_is_asked_for_and_nothing_is_lost() {
-        let mut plan = FetchPlan::new(ChunkSet::empty(3), 100, true);
+        let mut plan = FetchPlan::new(ChunkSet::empty(3), PACKED, 100, true);
         let _ = plan.next(0, 0);
         plan.arrived(0, 1);
         plan.connection(false);
@@ -200,18 +223,46 @@ mod tests {
 
     #[test]
     fn a_source_that_sends_rubbish_is_given_up() {
-        let mut plan = FetchPlan::new(ChunkSet::empty(3), 100, true);
+        let mut plan = FetchPlan::new(ChunkSet::empty(3), PACKED, 100, true);
         for _ in 0..MAX_CORRUPT {
-            plan.corrupt(1);
+            plan.corrupt(1, false);
         }
         assert_eq!(plan.next(0, 0), Step::GiveUp { chunk: 1 });
-        assert_eq!(FetchPlan::new(ChunkSet::empty(0), 1, true).next(0, 0), Step::Done);
+        assert_eq!(FetchPlan::new(ChunkSet::empty(0), PACKED, 1, true).next(0, 0), Step::Done);
+    }
+
+    #[test]
+    fn what_came_out_of_packing_wrong_is_asked_for_as_it_is() {
+        let asked_how = |plan: &mut FetchPlan| match plan.next(0, 0) {
+            Step::Request { accepts, .. } => accepts,
+            step => panic!("{step:?}"),
+        };
+        let mut plan = FetchPlan::new(ChunkSet::empty(12), PACKED, 100, true);
+        assert_eq!(asked_how(&mut plan), PACKED);
+        plan.corrupt(0, true);
+        plan.connection(true);
+        // The others first, as before.
+        let step = plan.next(0, 0);
+        assert_eq!(asked(&step), [1, 2, 3, 4, 5, 6, 7, 8]);
+        for index in 1..12 {
+            plan.arrived(index, 0);
+        }
+        plan.durable();
+        let Step::Request { first: 0, accepts: Accepts::Plain, .. } = plan.next(0, 0) else { panic!() };
+        // Where it happens again and again, packing is given up.
+        let mut plan = FetchPlan::new(ChunkSet::empty(12), PACKED, 100, true);
+        for index in 0..MAX_MISPACKED {
+            assert_eq!(asked_how(&mut plan), PACKED);
+            plan.corrupt(index, true);
+            plan.connection(true);
+        }
+        assert_eq!(asked_how(&mut plan), Accepts::Plain);
     }
 
     #[derive(Debug, Clone)]
     enum Happens {
         Arrives(u32),
-        Corrupt(u32),
+        Corrupt(u32, bool),
         Flushed,
         Connection(bool),
         Time(u64),
@@ -221,7 +272,7 @@ mod tests {
     fn happening() -> impl Strategy<Value = Happens> {
         prop_oneof![
             8 => (0u32..45).prop_map(Happens::Arrives),
-            1 => (0u32..45).prop_map(Happens::Corrupt),
+            1 => (0u32..45, any::<bool>()).prop_map(|(index, packed)| Happens::Corrupt(index, packed)),
             2 => Just(Happens::Flushed),
             1 => any::<bool>().prop_map(Happens::Connection),
             2 => (0u64..500).prop_map(Happens::Time),
@@ -235,7 +286,7 @@ mod tests {
         #[test]
         fn it_asks_for_what_is_missing_and_no_more(total in 0u32..40, events in prop::collection::vec(happening(), 0..120)) {
             let mut durable = ChunkSet::empty(total);
-            let mut plan = FetchPlan::new(durable.clone(), 100, true);
+            let mut plan = FetchPlan::new(durable.clone(), PACKED, 100, true);
             let mut arrived: BTreeSet<u32> = BTreeSet::new();
             let mut now_ms = 0;
             for event in events {
@@ -245,7 +296,7 @@ mod tests {
                         prop_assert_eq!(plan.arrived(index, now_ms), wanted);
                         if wanted { arrived.insert(index); }
                     }
-                    Happens::Corrupt(index) => plan.corrupt(index),
+                    Happens::Corrupt(index, packed) => plan.corrupt(index, packed),
                     Happens::Flushed => {
                         let noted = plan.durable();
                         prop_assert_eq!(noted.iter().copied().collect::<BTreeSet<_>>(), std::mem::take(&mut arrived));
@@ -254,12 +305,12 @@ mod tests {
                     Happens::Connection(up) => plan.connection(up),
                     Happens::Time(ms) => now_ms += ms,
                     Happens::Crash => {
-                        plan = FetchPlan::new(durable.clone(), 100, true);
+                        plan = FetchPlan::new(durable.clone(), PACKED, 100, true);
                         arrived.clear();
                     }
                 }
                 match plan.next(now_ms, 500) {
-                    Step::Request { first, wanted } => {
+                    Step::Request { first, wanted, .. } => {
                         prop_assert!(wanted.count() as usize <= CHUNK_WINDOW && wanted.count() > 0);
                         for index in wanted.iter().map(|i| i + first) {
                             prop_assert!(index < total && !durable.contains(index) && !arrived.contains(&index));
@@ -271,10 +322,10 @@ mod tests {
                     Step::Disconnected | Step::GiveUp { .. } => {}
                 }
             }
-            let mut plan = FetchPlan::new(durable.clone(), 100, true);
+            let mut plan = FetchPlan::new(durable.clone(), PACKED, 100, true);
             for _ in 0..200 {
                 match plan.next(now_ms, 0) {
-                    Step::Request { first, wanted } => {
+                    Step::Request { first, wanted, .. } => {
                         for index in wanted.iter() { plan.arrived(index + first, now_ms); }
                     }
                     Step::Flush => for index in plan.durable() { prop_assert!(durable.insert(index)); },

@@ -1,32 +1,48 @@
 //! One download: chunk frames in, durable chunks out.
 //!
 //! Every chunk is held against the signed manifest before a byte of it is written, and written where the manifest says;
-//! nothing is counted as there before its file has reached the disk. When to ask for what is
-//! [`muster_agent_core::fetch::FetchPlan`]'s decision.
+//! nothing is counted as there before its file has reached the disk. What the bundle before has in common is taken from there. When
+//! to ask for what is [`muster_agent_core::fetch::FetchPlan`]'s decision.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use muster_agent_core::fetch::{FetchPlan, Step};
 use muster_agent_core::slots::Slot;
+use muster_delta::Decoder;
 use muster_shared::bundle::{Chunk, Manifest};
-use muster_shared::chunk::ChunkFrame;
+use muster_shared::chunk::{ChunkEncoding, ChunkFrame};
 use muster_shared::ids::Digest;
+use muster_shared::limits::CHUNK_BYTES;
 
+use super::base::Base;
 use super::slot_files::SlotFiles;
+use crate::causes::with_source;
 use crate::files::{self, FileError};
 use crate::time::jitter;
+
+const _: () = assert!(CHUNK_BYTES <= muster_delta::MAX_CHUNK_BYTES);
 
 pub(super) struct Download {
     pub(super) generation: u64,
     pub(super) manifest: Digest,
     places: Vec<Place>,
-    paths: Vec<PathBuf>,
-    open: BTreeMap<usize, File>,
-    unsynced: BTreeSet<usize>,
+    targets: Vec<Target>,
     plan: FetchPlan,
+    base: Option<Base>,
+    /// Made when the first packed chunk comes.
+    decoder: Option<Decoder>,
+}
+
+/// A file that is written.
+struct Target {
+    /// Its path in the bundle.
+    name: String,
+    path: PathBuf,
+    open: Option<File>,
+    unsynced: bool,
 }
 
 struct Place {
@@ -38,12 +54,12 @@ struct Place {
 /// What a frame was worth.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// The chunk is written, its length in bytes.
-    Written(usize),
+    /// The chunk is written.
+    Written,
     /// It is not wanted, or not any more.
     Unwanted,
-    /// Its bytes are not those the manifest describes.
-    Wrong(u32),
+    /// Its bytes are not those the manifest describes; in words.
+    Wrong(String),
 }
 
 impl Download {
@@ -54,6 +70,7 @@ impl Download {
         digest: Digest,
         manifest: &Manifest,
         plan: FetchPlan,
+        base: Option<Base>,
     ) -> Self {
         let mut places = Vec::new();
         for (file, of) in manifest.files.iter().enumerate() {
@@ -67,10 +84,10 @@ impl Download {
             generation,
             manifest: digest,
             places,
-            paths: manifest.files.iter().map(|file| slots.path(slot, file)).collect(),
-            open: BTreeMap::new(),
-            unsynced: BTreeSet::new(),
+            targets: manifest.files.iter().map(|file| Target::new(file.path.clone(), slots.path(slot, file))).collect(),
             plan,
+            base,
+            decoder: None,
         }
     }
 
@@ -80,34 +97,69 @@ impl Download {
         let Some(place) = place.filter(|_| frame.manifest == self.manifest && self.plan.wants(frame.index)) else {
             return Ok(Taken::Unwanted);
         };
-        if frame.bytes.len() != place.chunk.length as usize || Digest::of(frame.bytes) != place.chunk.sha256 {
-            self.plan.corrupt(frame.index);
-            return Ok(Taken::Wrong(frame.index));
-        }
-        let path = &self.paths[place.file];
-        let file = match self.open.entry(place.file) {
-            std::collections::btree_map::Entry::Occupied(open) => open.into_mut(),
-            std::collections::btree_map::Entry::Vacant(closed) => closed.insert(files::open_for_writing(path, false)?),
+        let target = &mut self.targets[place.file];
+        let (packed, content) = match frame.encoding {
+            ChunkEncoding::Plain => (false, Ok(Cow::Borrowed(frame.bytes))),
+            ChunkEncoding::Packed => {
+                let old = self.base.as_ref().and_then(|base| base.file(&target.name));
+                let unpacked = unpack(&mut self.decoder, frame.bytes, place, old);
+                (
+                    true,
+                    unpacked.map(Cow::Owned).map_err(|why| format!("chunk {} cannot be unpacked: {why}", frame.index)),
+                )
+            }
         };
-        file.write_all_at(frame.bytes, place.start).map_err(FileError::io("write", path))?;
-        self.unsynced.insert(place.file);
-        self.plan.arrived(frame.index, now_ms);
-        Ok(Taken::Written(frame.bytes.len()))
+        let content = content.and_then(|bytes| match place.chunk.describes(&bytes) {
+            true => Ok(bytes),
+            false => Err(format!("chunk {} is not what the manifest describes", frame.index)),
+        });
+        match content {
+            Ok(bytes) => {
+                target.write(&bytes, place.start)?;
+                self.plan.arrived(frame.index, now_ms);
+                Ok(Taken::Written)
+            }
+            Err(reason) => {
+                self.plan.corrupt(frame.index, packed);
+                Ok(Taken::Wrong(reason))
+            }
+        }
+    }
+
+    /// Takes chunk `index` from the bundle before, if it is there and whole.
+    fn copy(&mut self, index: u32, now_ms: u64) -> Result<bool, FileError> {
+        let place = usize::try_from(index).ok().and_then(|index| self.places.get(index));
+        let found = place.zip(self.base.as_ref()).and_then(|(place, base)| Some((place, base.chunk(&place.chunk)?)));
+        let Some((place, bytes)) = found else { return Ok(false) };
+        self.targets[place.file].write(&bytes, place.start)?;
+        Ok(self.plan.arrived(index, now_ms))
     }
 
     /// Makes what was written durable, and says which chunks that are.
     pub(super) fn flush(&mut self) -> Result<Vec<u32>, FileError> {
-        for file in std::mem::take(&mut self.unsynced) {
-            if let Some(open) = self.open.get(&file) {
-                open.sync_data().map_err(FileError::io("make durable", &self.paths[file]))?;
-            }
-        }
+        self.targets.iter_mut().try_for_each(Target::sync)?;
         Ok(self.plan.durable())
     }
 
-    /// What to do next.
-    pub(super) fn next(&mut self, now_ms: u64) -> Step {
-        self.plan.next(now_ms, jitter())
+    /// What to do next, and how many chunks were found on the device meanwhile.
+    pub(super) fn next(&mut self, now_ms: u64) -> Result<(Step, u64), FileError> {
+        match self.plan.next(now_ms, jitter()) {
+            Step::Request { first, mut wanted, accepts } => {
+                let mut copied = 0;
+                for offset in wanted.clone().iter() {
+                    if self.copy(first + offset, now_ms)? {
+                        wanted.remove(offset);
+                        copied += 1;
+                    }
+                }
+                let step = match wanted.count() {
+                    0 => self.plan.next(now_ms, jitter()),
+                    _ => Step::Request { first, wanted, accepts },
+                };
+                Ok((step, copied))
+            }
+            step => Ok((step, 0)),
+        }
     }
 
     /// The connection came or went.
@@ -116,68 +168,39 @@ impl Download {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use muster_shared::bundle::{GOLDEN_PATH, MODEL_PATH};
-    use muster_shared::chunk::{ChunkEncoding, ChunkSet};
-    use muster_shared::limits::CHUNK_BYTES;
-
-    use super::super::slot_files::tests::manifest;
-    use super::*;
-    use crate::causes::with_source;
-    use crate::tiny_disk::TinyDisk;
-
-    #[test]
-    fn only_what_the_manifest_describes_is_written_and_only_where_it_says() {
-        let folder = tempfile::tempdir().unwrap();
-        let slots = SlotFiles::new(folder.path());
-        let model = vec![7; CHUNK_BYTES + 9];
-        let manifest = manifest(&[(GOLDEN_PATH, b"{}"), (MODEL_PATH, &model)]);
-        slots.prepare(Slot::A, &manifest).unwrap();
-        let digest = Digest::of(b"m");
-        let plan = FetchPlan::new(ChunkSet::empty(3), 1_000, true);
-        let mut download = Download::new(&slots, Slot::A, 1, digest, &manifest, plan);
-        assert!(matches!(download.next(0), Step::Request { first: 0, .. }));
-        let mut take = |manifest: Digest, index: u32, bytes: &[u8]| {
-            let frame = ChunkFrame { manifest, index, encoding: ChunkEncoding::Plain, bytes };
-            download.take(&frame, 1).unwrap()
-        };
-        assert_eq!(take(digest, 0, b"{!"), Taken::Wrong(0));
-        assert_eq!(take(digest, 0, b"{}longer than signed"), Taken::Wrong(0));
-        assert_eq!(take(Digest::of(b"other"), 0, b"{}"), Taken::Unwanted);
-        assert_eq!(take(digest, 3, b"{}"), Taken::Unwanted);
-        assert_eq!(take(digest, 0, b"{}"), Taken::Written(2));
-        assert_eq!(take(digest, 0, b"{}"), Taken::Unwanted);
-        assert_eq!(take(digest, 2, &model[CHUNK_BYTES..]), Taken::Written(9));
-        assert_eq!(take(digest, 1, &model[..CHUNK_BYTES]), Taken::Written(CHUNK_BYTES));
-        assert_eq!(download.next(2), Step::Flush);
-        assert_eq!(download.flush().unwrap(), [0, 1, 2]);
-        assert_eq!(download.next(3), Step::Done);
-        slots.check(Slot::A, &manifest).unwrap();
+impl Target {
+    fn new(name: String, path: PathBuf) -> Self {
+        Self { name, path, open: None, unsynced: false }
     }
 
-    #[test]
-    fn a_disk_that_is_full_after_all_is_named_and_the_chunk_is_wanted_again() {
-        let name = "updater::download::tests::a_disk_that_is_full_after_all_is_named_and_the_chunk_is_wanted_again";
-        TinyDisk::run(name, 16, |disk| {
-            let slots = SlotFiles::new(disk.dir());
-            let model = vec![7; CHUNK_BYTES];
-            let manifest = manifest(&[(GOLDEN_PATH, b"{}"), (MODEL_PATH, &model)]);
-            slots.prepare(Slot::A, &manifest).unwrap();
-            // Not every file system can reserve room.
-            let path = disk.dir().join("slots/a/files").join(MODEL_PATH);
-            File::create(&path).unwrap().set_len(model.len() as u64).unwrap();
-            disk.fill();
-            let digest = Digest::of(b"m");
-            let plan = FetchPlan::new(ChunkSet::empty(2), 1_000, true);
-            let mut download = Download::new(&slots, Slot::A, 1, digest, &manifest, plan);
-            let frame = ChunkFrame { manifest: digest, index: 1, encoding: ChunkEncoding::Plain, bytes: &model };
-            let text = with_source(&download.take(&frame, 1).unwrap_err());
-            assert!(text.contains(MODEL_PATH) && text.contains("No space left"), "{text}");
-            assert_eq!(download.flush().unwrap(), Vec::<u32>::new());
-            disk.empty();
-            assert_eq!(download.take(&frame, 2).unwrap(), Taken::Written(CHUNK_BYTES));
-            assert_eq!(download.flush().unwrap(), [1]);
-        });
+    fn write(&mut self, bytes: &[u8], start: u64) -> Result<(), FileError> {
+        let file = match &mut self.open {
+            Some(file) => file,
+            closed => closed.insert(files::open_for_writing(&self.path, false)?),
+        };
+        self.unsynced = true;
+        file.write_all_at(bytes, start).map_err(FileError::io("write", &self.path))
+    }
+
+    fn sync(&mut self) -> Result<(), FileError> {
+        if std::mem::take(&mut self.unsynced)
+            && let Some(file) = &self.open
+        {
+            file.sync_data().map_err(FileError::io("make durable", &self.path))?;
+        }
+        Ok(())
     }
 }
+
+/// The chunk at `place` from its short form, or what is wrong with that.
+fn unpack(decoder: &mut Option<Decoder>, packed: &[u8], place: &Place, old: Option<&File>) -> Result<Vec<u8>, String> {
+    let decoder = match decoder {
+        Some(decoder) => decoder,
+        none => none.insert(Decoder::new().map_err(|error| format!("there is no memory to unpack it: {error}"))?),
+    };
+    let length = place.chunk.length as usize;
+    decoder.decode(packed, place.start, length, old).map_err(|error| with_source(&error))
+}
+
+#[cfg(test)]
+mod tests;

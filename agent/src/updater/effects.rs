@@ -6,9 +6,11 @@ use muster_agent_core::fetch::FetchPlan;
 use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event};
 use muster_shared::bundle::Manifest;
+use muster_shared::chunk::Accepts;
 use muster_shared::ids::Digest;
 use muster_shared::messages::{DeviceEvent, DeviceEventKind, StateReport, UpdateState};
 
+use super::base::Base;
 use super::download::Download;
 use super::{Done, Updater, guarded, model};
 use crate::causes::with_source;
@@ -174,9 +176,18 @@ impl Updater {
         let (have, total) = (content.have.count(), content.have.length());
         tracing::info!(device = %self.parts.device, bundle = %content.bundle, generation, have, total, "fetching");
         let connected = self.link_epoch % 2 == 1;
-        let plan = FetchPlan::new(content.have.clone(), self.parts.chunk_timeout_ms, connected);
-        self.download = Some(Download::new(&self.slots, slot, generation, digest, &manifest, plan));
+        let base = self.base(slot.other());
+        let accepts = Accepts::Packed { base: base.as_ref().map(Base::manifest) };
+        let plan = FetchPlan::new(content.have.clone(), accepts, self.parts.chunk_timeout_ms, connected);
+        self.download = Some(Download::new(&self.slots, slot, generation, digest, &manifest, plan, base));
         Ok(())
+    }
+
+    /// The bundle in `slot`, if it is there whole.
+    fn base(&self, slot: Slot) -> Option<Base> {
+        self.machine.record().slots.get(slot).filter(|content| content.have.is_full())?;
+        let (digest, manifest) = self.manifest_of(slot).ok()?;
+        Some(Base::open(&self.slots, slot, digest, &manifest))
     }
 
     fn check_files(&mut self, slot: Slot, generation: u64) -> Result<(), String> {

@@ -40,11 +40,11 @@ impl Updater {
         let Some(download) = &mut self.download else { return };
         let generation = download.generation;
         match download.take(&frame, now_ms) {
-            Ok(Taken::Written(bytes)) => self.parts.metrics.chunk_received(bytes),
+            Ok(Taken::Written) => self.parts.metrics.chunk_received(frame.bytes.len()),
             Ok(Taken::Unwanted) => {}
-            Ok(Taken::Wrong(chunk)) => {
+            Ok(Taken::Wrong(reason)) => {
                 let bundle = self.machine.record().update.as_ref().and_then(|u| u.bundle.clone());
-                self.refuse(generation, bundle, &format!("chunk {chunk} is not what the manifest describes"));
+                self.refuse(generation, bundle, &reason);
             }
             Err(error) => self.dispatch(Event::Obstructed { generation, reason: with_source(&error) }),
         }

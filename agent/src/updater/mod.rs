@@ -4,6 +4,7 @@
 //! by two. What takes long (checking files, loading a model) runs on a thread of its own and comes back as one more
 //! input. Serving goes on meanwhile: the model in [`ModelHost`] is replaced only once its successor has passed its test.
 
+mod base;
 mod download;
 mod effects;
 mod inputs;
@@ -284,11 +285,19 @@ impl Updater {
             let now_ms = self.clock.now_ms();
             let download = self.download.as_mut()?;
             let generation = download.generation;
-            match download.next(now_ms) {
+            let (step, copied) = match download.next(now_ms) {
+                Ok(next) => next,
+                Err(error) => {
+                    self.dispatch(Event::Obstructed { generation, reason: with_source(&error) });
+                    continue;
+                }
+            };
+            self.parts.metrics.chunks_copied(copied);
+            match step {
                 Step::WaitUntil(at_ms) => return Some(at_ms),
                 Step::Disconnected | Step::Done => return None,
-                Step::Request { first, wanted } => {
-                    let request = ChunkRequest { manifest: download.manifest, first, wanted };
+                Step::Request { first, wanted, accepts } => {
+                    let request = ChunkRequest { manifest: download.manifest, first, wanted, accepts };
                     // One that finds no room is asked for again when its time is up.
                     let _ = self.parts.requests.try_send(request);
                 }

@@ -135,6 +135,7 @@ fn first(
         public_key_sha256: key.sha256(),
         revoked: false,
         desired: None,
+        assigned: Vec::new(),
     };
     let used = EnrolmentTokenRecord { uses_left, ..token.value.clone() };
     let token_key = token.value.secret_sha256.to_string();

@@ -19,6 +19,8 @@ pub(crate) struct Piece {
     pub(crate) sha256: Digest,
     /// The digest of the file it is part of.
     pub(crate) file: Digest,
+    /// That file's number in the manifest.
+    pub(crate) file_number: usize,
     /// Where it starts in the file, in bytes.
     pub(crate) start_bytes: u64,
     /// Its length, in bytes.
@@ -41,12 +43,16 @@ pub(crate) struct Listed {
 
 impl Listed {
     fn new(record: BundleRecord) -> Self {
+        let numbers =
+            record.manifest.files.iter().enumerate().flat_map(|(number, file)| file.chunks.iter().map(move |_| number));
         let pieces = record
             .manifest
             .chunks()
-            .map(|(file, start_bytes, chunk)| Piece {
+            .zip(numbers)
+            .map(|((file, start_bytes, chunk), file_number)| Piece {
                 sha256: chunk.sha256,
                 file: file.sha256,
+                file_number,
                 start_bytes,
                 length_bytes: chunk.length,
             })

@@ -1,21 +1,21 @@
 //! Chunks for devices: who may have which, how fast, and from where.
 //!
-//! A device gets chunks of the one bundle it shall run and of no other. What it asks for beyond a window is not
-//! answered; what all devices get together stays within a budget of bytes per second; what one device does not read
+//! A device gets chunks of the one bundle it shall run and of no other, packed against what it was assigned before where it says
+//! that it holds that: a difference would tell it of any other bundle. What it asks for beyond a window is not answered; what all devices get together stays within a budget of bytes per second; what one device does not read
 //! stays within the broker's bound. A request that cannot be served is forgotten: the device asks again. Whether the
 //! bytes are right is the device's to decide; a damaged file is noticed here all the same, so that an operator hears
 //! of it.
 
 mod budget;
-mod cache;
 mod catalogue;
+mod forms;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use muster_shared::chunk::{ChunkEncoding, ChunkFrame};
+use muster_shared::chunk::{Accepts, ChunkFrame};
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::limits::CHUNK_WINDOW;
 use muster_shared::messages::ChunkRequest;
@@ -29,13 +29,13 @@ use crate::clock;
 use crate::state::App;
 use crate::store::StoreError;
 use budget::Budget;
-use cache::ChunkCache;
+use forms::{FormError, Forms, Written};
 
 /// Requests served at once.
 const WORKERS: usize = 4;
 /// Requests waiting for one worker; more are forgotten.
 const QUEUE: usize = 256;
-/// Chunks kept in memory, in bytes: a rollout sends the same ones to many devices.
+/// Chunks kept in memory as they are sent, in bytes: a rollout sends the same ones to many devices.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
 /// Why a request is not served.
@@ -135,7 +135,7 @@ fn report(device: &DeviceId, outcome: &Result<usize, ContentError>) {
 
 /// What answering needs besides the app.
 struct Content {
-    cache: Mutex<ChunkCache>,
+    forms: Forms,
     budget: tokio::sync::Mutex<Budget>,
 }
 
@@ -143,7 +143,7 @@ impl Content {
     fn new(app: &App) -> Self {
         let config = &app.config.content;
         let budget = Budget::new(config.send_bytes_per_s, config.burst_bytes, clock::now_ms());
-        Self { cache: Mutex::new(ChunkCache::new(CACHE_BYTES)), budget: tokio::sync::Mutex::new(budget) }
+        Self { forms: Forms::new(app.blobs.clone(), CACHE_BYTES), budget: tokio::sync::Mutex::new(budget) }
     }
 
     /// Sends what is asked for, at most a window of it. Returns how many chunks were sent.
@@ -153,13 +153,15 @@ impl Content {
             return Err(ContentError::NotAssigned { asked: manifest });
         }
         let listed = app.catalogue.get(&manifest).await?.ok_or(ContentError::UnknownManifest(manifest))?;
+        let base = base(app, device, request.accepts).await?;
         let topic = Topic::down(device, Down::Chunk);
         let wanted = request.wanted.iter().filter_map(|offset| request.first.checked_add(offset));
         let mut sent = 0;
         for index in wanted.take(CHUNK_WINDOW) {
-            let Some(bytes) = self.chunk(app, &listed, index).await? else { continue };
+            let written = self.written(&listed, index, request.accepts, base.as_deref()).await?;
+            let Some(Written { encoding, bytes }) = written else { continue };
             self.pay(bytes.len()).await;
-            let frame = ChunkFrame { manifest, index, encoding: ChunkEncoding::Plain, bytes: &bytes };
+            let frame = ChunkFrame { manifest, index, encoding, bytes: &bytes };
             app.broker.publish(&topic, Bytes::from(frame.encode())).await?;
             app.metrics.chunk_sent(bytes.len());
             sent += 1;
@@ -178,25 +180,36 @@ impl Content {
         }
     }
 
-    /// The bytes of chunk `index`; none when the bundle has no such chunk.
-    async fn chunk(&self, app: &App, listed: &Listed, index: u32) -> Result<Option<Bytes>, ContentError> {
+    /// Chunk `index` for a device that holds `base`; none when the bundle has no such chunk.
+    async fn written(
+        &self,
+        listed: &Listed,
+        index: u32,
+        accepts: Accepts,
+        base: Option<&Listed>,
+    ) -> Result<Option<Written>, ContentError> {
         let Some(piece) = listed.piece(index) else { return Ok(None) };
-        let key = piece.sha256;
-        if let Some(bytes) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return Ok(Some(bytes));
-        }
+        let written = match accepts {
+            Accepts::Plain => self.forms.plain(piece).await,
+            Accepts::Packed { .. } => {
+                let path = listed.manifest.files.get(piece.file_number).map(|file| &file.path);
+                let old = path.zip(base).and_then(|(path, base)| base.manifest.file(path));
+                self.forms.packed(piece, old.map(|file| file.sha256)).await
+            }
+        };
         let (manifest, file) = (listed.digest, piece.file);
-        let bytes = app
-            .blobs
-            .read_at(&file, piece.start_bytes, piece.length_bytes)
-            .await
-            .map_err(|error| ContentError::File { manifest, index, file, reason: format!("{error:#}") })?;
-        if Digest::of(&bytes) != key {
-            return Err(ContentError::Damaged { manifest, index, file });
-        }
-        let bytes = Bytes::from(bytes);
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, bytes.clone());
-        Ok(Some(bytes))
+        written.map(Some).map_err(|error| match error {
+            FormError::File(error) => ContentError::File { manifest, index, file, reason: format!("{error:#}") },
+            FormError::Damaged => ContentError::Damaged { manifest, index, file },
+        })
+    }
+}
+
+/// The bundle that `device` says it holds, if it was ever told to run it.
+async fn base(app: &App, device: &DeviceId, accepts: Accepts) -> Result<Option<Arc<Listed>>, StoreError> {
+    match accepts {
+        Accepts::Packed { base: Some(base) } if app.fleet.was_assigned(device, &base) => app.catalogue.get(&base).await,
+        Accepts::Packed { .. } | Accepts::Plain => Ok(None),
     }
 }
 

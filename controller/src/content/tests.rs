@@ -1,17 +1,23 @@
 //! What devices get, and what they do not.
 
-use muster_shared::chunk::ChunkSet;
+use muster_delta::Decoder;
+use muster_shared::bundle::Manifest;
+use muster_shared::chunk::{ChunkEncoding, ChunkSet};
 use muster_shared::limits::CHUNK_BYTES;
 
 use super::*;
 use crate::testing::{TestApp, app, digest_of};
 
 fn request(manifest: Digest, first: u32, wanted: impl IntoIterator<Item = u32>) -> ChunkRequest {
+    request_as(Accepts::Plain, manifest, first, wanted)
+}
+
+fn request_as(accepts: Accepts, manifest: Digest, first: u32, wanted: impl IntoIterator<Item = u32>) -> ChunkRequest {
     let mut set = ChunkSet::empty(u32::from(u16::MAX));
     for index in wanted {
         set.insert(index);
     }
-    ChunkRequest { manifest, first, wanted: set }
+    ChunkRequest { manifest, first, wanted: set, accepts }
 }
 
 /// Chunks published, in order, after a look at their frames.
@@ -92,10 +98,81 @@ async fn a_damaged_file_is_noticed_and_not_sent() {
     assert!(test.broker.take().is_empty());
 }
 
+/// The chunks sent last, unpacked against `base`, and how many bytes they took.
+fn unpacked(test: &TestApp, manifest: &Manifest, base: Option<&[u8]>) -> (Vec<Vec<u8>>, usize) {
+    let places: Vec<(u64, u32)> = manifest.chunks().map(|(_, start, chunk)| (start, chunk.length)).collect();
+    let mut decoder = Decoder::new().unwrap();
+    let mut bytes = 0;
+    let chunks = test.broker.take().into_iter().map(|(_, payload)| {
+        let frame = ChunkFrame::decode(&payload).unwrap();
+        bytes += frame.bytes.len();
+        let (start, length) = places[frame.index as usize];
+        match frame.encoding {
+            ChunkEncoding::Plain => frame.bytes.to_vec(),
+            ChunkEncoding::Packed => decoder.decode(frame.bytes, start, length as usize, base).unwrap(),
+        }
+    });
+    (chunks.collect(), bytes)
+}
+
+#[tokio::test]
+async fn a_device_that_holds_the_version_before_gets_what_differs() {
+    let test = app().await;
+    let device = test.enrol("dev-1", &[]).await;
+    // The model's bytes move by the length of the version; half of them are new.
+    let old = test.bundle("digits", "1.0.0", 2 * CHUNK_BYTES).await;
+    let new = test.bundle("digits", "1.0.1", 3 * CHUNK_BYTES).await;
+    let other = test.bundle("secret", "1.0.10", 3 * CHUNK_BYTES).await;
+    let content = Content::new(&test.app);
+    let digest = digest_of(&new);
+    let model = |manifest: &Manifest| {
+        let digest = manifest.files[0].sha256.to_string();
+        std::fs::read(test.folder.path().join("blobs").join(&digest[..2]).join(&digest)).unwrap()
+    };
+    let expected: Vec<Vec<u8>> = model(&new).chunks(CHUNK_BYTES).map(<[u8]>::to_vec).collect();
+    test.desire(&device, Some(digest_of(&old)), 1).await;
+    test.desire(&device, Some(digest), 2).await;
+    let mut sizes = Vec::new();
+    for base in [Some(&old), None, Some(&other)] {
+        let accepts = Accepts::Packed { base: base.map(digest_of) };
+        let wanted = request_as(accepts, digest, 0, 0..3);
+        assert_eq!(content.serve(&test.app, &device, &wanted).await.unwrap(), 3);
+        // What it was never told to run is no base, so that a difference tells it nothing.
+        let base = base.filter(|base| base.name == old.name).map(model);
+        let (chunks, bytes) = unpacked(&test, &new, base.as_deref());
+        assert_eq!(chunks, expected);
+        sizes.push(bytes);
+    }
+    assert!(sizes[0] < 3 * CHUNK_BYTES && sizes[1] < 3 * CHUNK_BYTES, "{sizes:?}");
+    assert_eq!(sizes[2], sizes[1]);
+    // A base that is gone from the disk costs the saving and nothing else.
+    let gone = old.files[0].sha256.to_string();
+    std::fs::remove_file(test.folder.path().join("blobs").join(&gone[..2]).join(&gone)).unwrap();
+    let content = Content::new(&test.app);
+    let wanted = request_as(Accepts::Packed { base: Some(digest_of(&old)) }, digest, 0, 0..3);
+    assert_eq!(content.serve(&test.app, &device, &wanted).await.unwrap(), 3);
+    assert_eq!(unpacked(&test, &new, None).0, expected);
+}
+
+#[tokio::test]
+async fn however_many_ask_at_once_a_chunk_is_read_and_packed_once() {
+    let test = app().await;
+    let manifest = test.bundle("digits", "1.0.0", CHUNK_BYTES).await;
+    let listed = test.app.catalogue.get(&digest_of(&manifest)).await.unwrap().unwrap();
+    let forms = Forms::new(test.app.blobs.clone(), CACHE_BYTES);
+    let piece = listed.piece(0).unwrap();
+    let all = futures_util::future::join_all((0..50).map(|_| forms.packed(piece, None))).await;
+    let first = all[0].as_ref().unwrap();
+    assert_eq!(first.encoding, ChunkEncoding::Packed);
+    // The same bytes in memory: nobody made them again.
+    assert!(all.iter().all(|written| written.as_ref().unwrap().bytes.as_ptr() == first.bytes.as_ptr()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn more_than_the_budget_waits() {
     let budget = Budget::new(1_000, 1_000, clock::now_ms());
-    let content = Content { cache: Mutex::new(ChunkCache::new(0)), budget: tokio::sync::Mutex::new(budget) };
+    let test = app().await;
+    let content = Content { budget: tokio::sync::Mutex::new(budget), ..Content::new(&test.app) };
     content.pay(1_000).await;
     assert!(content.budget.lock().await.take(1_000, clock::now_ms()).is_err());
 }

@@ -166,8 +166,7 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
                 continue;
             }
             let watch = rollout.spec.watch;
-            record.desired =
-                Some(Desired { manifest, generation, rollout: rollout.id.clone(), watch, since_ms: now_ms });
+            record.assign(Desired { manifest, generation, rollout: rollout.id.clone(), watch, since_ms: now_ms });
         }
         let due = !known || app.schedule.is_due(&device, generation, now_ms);
         if let (true, true, Some(desired)) = (due, app.fleet.is_online(&device), &record.desired) {

@@ -161,6 +161,11 @@ impl FleetIndex {
         self.read().devices.get(device).and_then(|entry| entry.record.desired.clone())
     }
 
+    /// Whether the device was told to run the bundle with this manifest, as far as that is remembered.
+    pub(crate) fn was_assigned(&self, device: &DeviceId, manifest: &Digest) -> bool {
+        self.read().devices.get(device).is_some_and(|entry| entry.record.assigned.contains(manifest))
+    }
+
     /// The device's value of a label, else of an attribute.
     pub(crate) fn label(&self, device: &DeviceId, label: &str) -> Option<String> {
         let inner = self.read();

@@ -33,6 +33,26 @@ pub(crate) struct DeviceRecord {
     pub(crate) revoked: bool,
     /// What it shall run.
     pub(crate) desired: Option<Desired>,
+    /// Digests of the manifests it was told to run, the last at the end; at most [`MAX_ASSIGNED`].
+    #[serde(default)]
+    pub(crate) assigned: Vec<Digest>,
+}
+
+/// Bundles remembered of a device: the one it holds is among its last.
+const MAX_ASSIGNED: usize = 8;
+
+impl DeviceRecord {
+    /// Gives it something else to run.
+    pub(crate) fn assign(&mut self, desired: Desired) {
+        let before = self.desired.take().and_then(|before| before.manifest);
+        for manifest in [before, desired.manifest].into_iter().flatten() {
+            self.assigned.retain(|known| *known != manifest);
+            self.assigned.push(manifest);
+        }
+        let over = self.assigned.len().saturating_sub(MAX_ASSIGNED);
+        self.assigned.drain(..over);
+        self.desired = Some(desired);
+    }
 }
 
 /// What a device shall run.

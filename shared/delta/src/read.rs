@@ -1,6 +1,7 @@
 //! Reading a file where it is wanted, without having it in memory.
 
 use std::io;
+use std::os::unix::fs::FileExt as _;
 
 /// Bytes that can be read anywhere.
 pub trait ReadAt {
@@ -44,5 +45,20 @@ impl ReadAt for Vec<u8> {
 
     fn read_at(&self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.as_slice().read_at(start, buffer)
+    }
+}
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "whoever opened it decided on reading; both sides read their files this way"
+)]
+impl ReadAt for std::fs::File {
+    /// None where the system does not say: then there is nothing to read.
+    fn length(&self) -> u64 {
+        self.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(buffer, start)
     }
 }
