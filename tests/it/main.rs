@@ -3,6 +3,7 @@
 mod bad_input;
 mod controller_full_disk;
 mod crashes;
+mod deltas;
 mod full_disk;
 mod main_job;
 mod operators;

@@ -21,6 +21,8 @@ use crate::output;
 
 const MAX_MODEL_BYTES: u64 = MAX_CHUNKS as u64 * CHUNK_BYTES as u64;
 const DAY_MS: u64 = 86_400_000;
+/// Chunks below which their number does not matter: they take some 200 kB of the manifest.
+const MAX_EXTRA_CHUNKS: usize = 2_048;
 
 fn tensors(specs: &[TensorSpec]) -> String {
     let tensor = |spec: &TensorSpec| format!("{} {} {:?}", spec.name, spec.datatype, spec.shape);
@@ -100,6 +102,16 @@ struct Built<'a> {
     memory_bytes: u64,
 }
 
+/// How the manifest describes `files`: cut where the next version is likely to be cut too, so that it shares chunks with this one;
+/// evenly where that would be far more chunks than it takes, since every one costs a place in the manifest.
+fn describe(files: &[(String, Vec<u8>)]) -> Vec<BundleFile> {
+    let even = files.iter().map(|(path, content)| BundleFile::describe(path, content));
+    let cut = files.iter().map(|(path, content)| BundleFile::describe_cut(path, content, &muster_delta::cut(content)));
+    let (even, cut): (Vec<_>, Vec<_>) = (even.collect(), cut.collect());
+    let chunks = |files: &[BundleFile]| files.iter().map(|file| file.chunks.len()).sum::<usize>();
+    if chunks(&cut) > (chunks(&even) * 5 / 4).max(MAX_EXTRA_CHUNKS) { even } else { cut }
+}
+
 /// Reads the attachments, each to lie in the bundle under its own file name.
 fn read_attachments(description: &Description) -> Result<Vec<(String, Vec<u8>)>, Failure> {
     let named = |path: &Path| {
@@ -169,7 +181,7 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         expires_ms: created_at_ms.saturating_add(u64::from(description.expires_days) * DAY_MS),
         requirements: description.requirements(),
         budgets: description.budgets(),
-        files: files.iter().map(|(path, content)| BundleFile::describe(path, content)).collect(),
+        files: describe(&files),
         signature: model.signature().clone(),
         profile,
         lineage: description.lineage(),
