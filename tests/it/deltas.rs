@@ -73,7 +73,7 @@ fn a_device_fetches_what_is_new_and_takes_the_rest_from_the_version_before() {
         content[middle] ^= 1;
         std::fs::write(&rotten, &content)?;
         let third = update(&mut fleet, &http, "1.2.0").await?;
-        ensure!(third.copied == second.copied - 1.0, "{third:?} after {second:?}");
+        ensure!((second.copied - third.copied - 1.0).abs() < 0.5, "{third:?} after {second:?}");
         let model = std::fs::read(muster_tests::fixtures::digits().join("digits-1.2.0.onnx"))?;
         let whole = calibration_beside(&fleet.device("dev-1")?.folder().join("data"), &model)?;
         ensure!(std::fs::read(whole)? == std::fs::read(&set)?);

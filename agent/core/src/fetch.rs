@@ -233,9 +233,9 @@ mod tests {
 
     #[test]
     fn what_came_out_of_packing_wrong_is_asked_for_as_it_is() {
-        let asked_how = |plan: &mut FetchPlan| match plan.next(0, 0) {
-            Step::Request { accepts, .. } => accepts,
-            step => panic!("{step:?}"),
+        let asked_how = |plan: &mut FetchPlan| {
+            let Step::Request { accepts, .. } = plan.next(0, 0) else { panic!("nothing is asked for") };
+            accepts
         };
         let mut plan = FetchPlan::new(ChunkSet::empty(12), PACKED, 100, true);
         assert_eq!(asked_how(&mut plan), PACKED);

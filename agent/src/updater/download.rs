@@ -158,7 +158,9 @@ impl Download {
                 };
                 Ok((step, copied))
             }
-            step => Ok((step, 0)),
+            step @ (Step::Flush | Step::WaitUntil(_) | Step::Disconnected | Step::Done | Step::GiveUp { .. }) => {
+                Ok((step, 0))
+            }
         }
     }
 
