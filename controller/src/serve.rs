@@ -20,7 +20,7 @@ use crate::auth::{self, AuthError};
 use crate::blobs::Blobs;
 use crate::broker::{self, BrokerError};
 use crate::config::Config;
-use crate::content::Catalogue;
+use crate::content::{self, Catalogue};
 use crate::director::{Director, DirectorError};
 use crate::durable::{self, FileError};
 use crate::endpoints::Endpoints;
@@ -139,7 +139,8 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     });
 
     let (stop, stopping) = watch::channel(false);
-    let ingest = ingest::spawn(Arc::clone(&app), started.events, stopping.clone());
+    let chunks = content::spawn(&app, started.room, stopping.clone());
+    let ingest = ingest::spawn(Arc::clone(&app), started.events, chunks, stopping.clone());
     let executor = executor::spawn(Arc::clone(&app), stopping);
     let handle = Handle::new();
     let mut server = axum_server::from_tcp_rustls(listener, tls).map_err(ServeError::Api)?.handle(handle.clone());

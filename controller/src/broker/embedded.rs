@@ -14,7 +14,7 @@ use bytes::Bytes;
 use muster_shared::acl::{Action, Identity, authorize};
 use muster_shared::ids::DeviceId;
 use muster_shared::limits::{CHUNK_BYTES, CHUNK_WINDOW, MAX_PACKET_BYTES};
-use muster_shared::topics::Topic;
+use muster_shared::topics::{Down, Kind, Topic};
 use rmqtt::context::ServerContext;
 use rmqtt::net::Builder;
 use rmqtt::server::MqttServer;
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{Admit, Broker, BrokerError, Started, TlsFiles};
 use crate::config::BrokerConfig;
-use connections::{Connections, Room};
+use connections::{Bound, Connections, Room};
 use gate::{Gate, HOOKS};
 
 /// Events waiting for the controller. When they are this many, devices wait.
@@ -34,6 +34,11 @@ const DEVICE_QUEUE: usize = 64;
 /// Bytes on their way to one device that it has not acknowledged. A device that asks and does not read must not fill
 /// our memory.
 const DEVICE_UNACKNOWLEDGED_BYTES: usize = 2 * MAX_PACKET_BYTES + 2 * CHUNK_WINDOW * CHUNK_BYTES;
+/// Bytes of chunks on their way to all devices, that none has acknowledged, and one chunk more for each device. Devices that
+/// take the same bundle at the same time share the bytes.
+const CHUNKS_UNACKNOWLEDGED_BYTES: usize = 64 * 1024 * 1024;
+/// Devices that have taken something, and nobody has looked at it.
+const ROOM_QUEUE: usize = 4_096;
 /// QoS 1 messages to one device without an acknowledgement: a window of chunks and some control messages.
 const DEVICE_INFLIGHT: NonZeroU16 = NonZeroU16::new(32).expect("not zero");
 /// Time for the TLS handshake, and again for the MQTT CONNECT.
@@ -65,8 +70,9 @@ pub(crate) async fn start_embedded(
     let scx = ServerContext::new().busy_check_enable(false).mqtt_max_sessions(max_sessions).build().await;
 
     let (sender, events) = mpsc::channel(EVENT_QUEUE);
+    let (room_sender, room) = mpsc::channel(ROOM_QUEUE);
     let insecure = config.insecure_dev;
-    let gate = Gate { admit, events: sender, connections: Connections::default(), insecure };
+    let gate = Gate { admit, events: sender, connections: Connections::new(room_sender), insecure };
     let hooks = scx.extends.hook_mgr().register();
     for hook in HOOKS {
         hooks.add(hook, Box::new(gate.clone())).await;
@@ -118,7 +124,7 @@ pub(crate) async fn start_embedded(
             tracing::error!(reason = %format!("{error:#}"), "the broker stopped");
         }
     });
-    Ok(Started { broker: Arc::new(broker), events, local_addr, task })
+    Ok(Started { broker: Arc::new(broker), events, room, local_addr, task })
 }
 
 fn into_io(error: rmqtt::net::Error) -> std::io::Error {
@@ -142,7 +148,15 @@ impl Broker for Embedded {
         if !authorize(&Identity::Controller, Action::Publish, &name) {
             return Err(BrokerError::Publish { topic: topic.clone(), reason: "not one of our topics".into() });
         }
-        match self.connections.reserve(&topic.device, bytes, DEVICE_UNACKNOWLEDGED_BYTES) {
+        let bound = match topic.kind {
+            Kind::Down(Down::Chunk) => {
+                Bound::Shared { device: DEVICE_UNACKNOWLEDGED_BYTES, all: CHUNKS_UNACKNOWLEDGED_BYTES }
+            }
+            Kind::Down(Down::Assignment | Down::Ack | Down::Command | Down::Root) | Kind::Up(_) => {
+                Bound::Device(DEVICE_UNACKNOWLEDGED_BYTES)
+            }
+        };
+        match self.connections.reserve(&topic.device, bytes, bound) {
             Room::Reserved => {}
             Room::Away => return Ok(()),
             Room::Full(waiting_bytes) => return Err(BrokerError::Congested { topic: topic.clone(), waiting_bytes }),

@@ -136,6 +136,8 @@ pub(crate) struct Started {
     pub(crate) broker: Arc<dyn Broker>,
     /// What devices say. Bounded: a slow reader slows devices down and loses nothing.
     pub(crate) events: mpsc::Receiver<BrokerEvent>,
+    /// Devices that have taken something that was on its way to them. Not all: what finds no room here is left out.
+    pub(crate) room: mpsc::Receiver<DeviceId>,
     /// Where it listens, the port filled in.
     pub(crate) local_addr: SocketAddr,
     /// Runs until it is aborted; ends early only when the broker fails.

@@ -1,7 +1,7 @@
 //! How a chunk is written for those who take it: as it is, or packed against a file that they hold.
 //!
-//! Each form is made once, however many ask for it at the same time, and kept within a number of bytes. Who may have which, and
-//! against what, is decided elsewhere.
+//! Each frame is made once, however many ask for it at the same time, and kept within a number of bytes; all who get it share its
+//! memory. Who may have which, and against what, is decided elsewhere.
 
 use std::fs::File;
 use std::io;
@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use muster_delta::{Alignment, Encoder};
-use muster_shared::chunk::ChunkEncoding;
+use muster_shared::chunk::{ChunkEncoding, ChunkFrame};
 use muster_shared::ids::Digest;
 use muster_shared::limits::CHUNK_BYTES;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::catalogue::Piece;
+use super::catalogue::{Listed, Piece};
 use crate::blobs::{BlobError, Blobs};
 
 const _: () = assert!(CHUNK_BYTES <= muster_delta::MAX_CHUNK_BYTES);
@@ -36,34 +36,31 @@ pub(super) enum FormError {
     Damaged,
 }
 
-/// A chunk as it goes on the wire.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Written {
-    pub(super) encoding: ChunkEncoding,
-    pub(super) bytes: Bytes,
+/// For whom a chunk is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum For {
+    /// For all: as it is.
+    All,
+    /// For those who can unpack it, and hold this file where there is one.
+    Unpacking(Option<Digest>),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Form {
-    /// By the digest of the chunk.
-    Plain(Digest),
-    /// Of the chunk that begins at `start_bytes` of `file`, for those who hold `base`.
-    Packed { file: Digest, start_bytes: u64, base: Option<Digest> },
-}
+/// A bundle's manifest, the chunk's number, and for whom.
+type Key = (Digest, u32, For);
 
 #[derive(Debug, Clone)]
 struct ByBytes;
 
-impl Weighter<Form, Written> for ByBytes {
-    fn weight(&self, _: &Form, written: &Written) -> u64 {
-        (written.bytes.len() + ENTRY_BYTES) as u64
+impl Weighter<Key, Bytes> for ByBytes {
+    fn weight(&self, _: &Key, frame: &Bytes) -> u64 {
+        (frame.len() + ENTRY_BYTES) as u64
     }
 }
 
 /// The forms in use.
 pub(super) struct Forms {
     blobs: Blobs,
-    written: Cache<Form, Written, ByBytes>,
+    frames: Cache<Key, Bytes, ByBytes>,
     alignments: Cache<(Digest, Option<Digest>), Arc<Alignment>>,
     /// Those not at work; each has a megabyte of working memory.
     encoders: Mutex<Vec<Encoder>>,
@@ -74,46 +71,48 @@ impl Forms {
     pub(super) fn new(blobs: Blobs, capacity_bytes: usize) -> Self {
         Self {
             blobs,
-            written: Cache::with_weighter(capacity_bytes / CHUNK_BYTES, capacity_bytes as u64, ByBytes),
+            frames: Cache::with_weighter(capacity_bytes / CHUNK_BYTES, capacity_bytes as u64, ByBytes),
             alignments: Cache::new(ALIGNMENTS),
             encoders: Mutex::default(),
         }
     }
 
-    /// The chunk as it is.
+    /// The frame with `piece`, which is chunk `index` of the bundle `listed`, in its shortest form. One that cannot be packed goes as
+    /// it is.
     ///
     /// # Errors
-    /// [`FormError`].
-    pub(super) async fn plain(&self, piece: Piece) -> Result<Written, FormError> {
-        self.written.get_or_insert_async(&Form::Plain(piece.sha256), self.read(piece)).await
-    }
-
-    /// The chunk in its shortest form for those who hold the file `base`.
-    ///
-    /// # Errors
-    /// [`FormError`] when the chunk itself cannot be read. One that cannot be packed is given as it is.
-    pub(super) async fn packed(&self, piece: Piece, base: Option<Digest>) -> Result<Written, FormError> {
-        let form = Form::Packed { file: piece.file, start_bytes: piece.start_bytes, base };
+    /// [`FormError`] when the chunk itself cannot be read.
+    pub(super) async fn frame(
+        &self,
+        listed: &Listed,
+        index: u32,
+        piece: Piece,
+        reader: For,
+    ) -> Result<Bytes, FormError> {
         let make = async {
             let plain = self.read(piece).await?;
-            match self.pack(piece, base, plain.bytes.clone()).await {
-                Ok(Some(bytes)) => Ok(Written { encoding: ChunkEncoding::Packed, bytes }),
-                Ok(None) => Ok(plain),
-                Err(error) => {
-                    tracing::warn!(file = %piece.file, base = ?base, %error, "a chunk cannot be packed and goes as it is");
-                    Ok(plain)
-                }
-            }
+            let packed = match reader {
+                For::All => None,
+                For::Unpacking(base) => self.pack(piece, base, plain.clone()).await.unwrap_or_else(|error| {
+                    tracing::warn!(file = %piece.file, ?base, %error, "a chunk cannot be packed and goes as it is");
+                    None
+                }),
+            };
+            let (encoding, bytes) = match &packed {
+                Some(bytes) => (ChunkEncoding::Packed, bytes),
+                None => (ChunkEncoding::Plain, &plain),
+            };
+            Ok(ChunkFrame { manifest: listed.digest, index, encoding, bytes }.encode().into())
         };
-        self.written.get_or_insert_async(&form, make).await
+        self.frames.get_or_insert_async(&(listed.digest, index, reader), make).await
     }
 
-    async fn read(&self, piece: Piece) -> Result<Written, FormError> {
+    async fn read(&self, piece: Piece) -> Result<Bytes, FormError> {
         let bytes = self.blobs.read_at(&piece.file, piece.start_bytes, piece.length_bytes).await?;
         if Digest::of(&bytes) != piece.sha256 {
             return Err(FormError::Damaged);
         }
-        Ok(Written { encoding: ChunkEncoding::Plain, bytes: bytes.into() })
+        Ok(bytes.into())
     }
 
     async fn pack(&self, piece: Piece, base: Option<Digest>, plain: Bytes) -> io::Result<Option<Bytes>> {

@@ -1,26 +1,24 @@
 //! Chunks for devices: who may have which, how fast, and from where.
 //!
 //! A device gets chunks of the one bundle it shall run and of no other, packed against what it was assigned before where it says
-//! that it holds that: a difference would tell it of any other bundle. What it asks for beyond a window is not answered; what all devices get together stays within a budget of bytes per second; what one device does not read
-//! stays within the broker's bound. A request that cannot be served is forgotten: the device asks again. Whether the
-//! bytes are right is the device's to decide; a damaged file is noticed here all the same, so that an operator hears
-//! of it.
+//! that it holds that: a difference would tell it of any other bundle. What it asks for beyond a window is not answered; all get
+//! one chunk in turn ([`queue`]); what they get together stays within a budget of bytes per second, and what is on its way within
+//! the broker's bound. A request that cannot be served is forgotten: the device asks again. Whether the bytes are right is the
+//! device's to decide; a damaged file is noticed here all the same, so that an operator hears of it.
 
 mod budget;
 mod catalogue;
 mod forms;
+mod queue;
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use muster_shared::chunk::{Accepts, ChunkFrame};
+use muster_shared::chunk::Accepts;
 use muster_shared::ids::{DeviceId, Digest};
-use muster_shared::limits::CHUNK_WINDOW;
 use muster_shared::messages::ChunkRequest;
 use muster_shared::topics::{Down, Topic};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) use catalogue::{Catalogue, Listed};
 
@@ -29,14 +27,15 @@ use crate::clock;
 use crate::state::App;
 use crate::store::StoreError;
 use budget::Budget;
-use forms::{FormError, Forms, Written};
+use forms::{For, FormError, Forms};
+use queue::{Outcome, Queue, Turn};
 
-/// Requests served at once.
+/// Chunks under way to the broker at once; packing one takes a core.
 const WORKERS: usize = 4;
-/// Requests waiting for one worker; more are forgotten.
-const QUEUE: usize = 256;
-/// Chunks kept in memory as they are sent, in bytes: a rollout sends the same ones to many devices.
+/// Frames kept in memory, in bytes: a rollout sends the same ones to many devices.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// How often those who wait for room are tried again even if nobody has told of any.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a request is not served.
 #[derive(Debug, thiserror::Error)]
@@ -81,54 +80,98 @@ pub(crate) enum ContentError {
 }
 
 /// Where requests go. Clones go to the same place.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Requests {
-    workers: Vec<mpsc::Sender<(DeviceId, ChunkRequest)>>,
+    inner: Arc<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    queue: Mutex<Queue>,
+    /// Somebody is in line.
+    ready: Notify,
 }
 
 impl Requests {
-    /// Queues a request; false when it is forgotten because too many wait.
-    pub(crate) fn submit(&self, device: DeviceId, request: ChunkRequest) -> bool {
-        let mut hasher = DefaultHasher::new();
-        device.hash(&mut hasher);
-        let at = usize::try_from(hasher.finish() % WORKERS as u64).unwrap_or(0);
-        self.workers.get(at).is_some_and(|worker| worker.try_send((device, request)).is_ok())
+    /// Queues a request, in place of the device's last one.
+    pub(crate) fn submit(&self, device: DeviceId, request: &ChunkRequest) {
+        self.inner.lock().submit(device, request);
+        self.inner.ready.notify_one();
     }
 }
 
-/// Starts answering requests.
-pub(crate) fn spawn(app: &Arc<App>, shutdown: &watch::Receiver<bool>) -> Requests {
-    let content = Arc::new(Content::new(app));
-    let workers = (0..WORKERS)
-        .map(|_| {
-            let (sender, mut requests) = mpsc::channel::<(DeviceId, ChunkRequest)>(QUEUE);
-            let (app, content, mut shutdown) = (Arc::clone(app), Arc::clone(&content), shutdown.clone());
-            tokio::spawn(async move {
-                loop {
-                    let next = tokio::select! {
-                        next = requests.recv() => next,
-                        _ = shutdown.wait_for(|stop| *stop) => None,
-                    };
-                    let Some((device, request)) = next else { return };
-                    report(&device, &content.serve(&app, &device, &request).await);
-                }
-            });
-            sender
-        })
-        .collect();
-    Requests { workers }
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn next(&self) -> Turn {
+        loop {
+            if let Some(turn) = self.lock().next() {
+                // There may be work for another one.
+                self.ready.notify_one();
+                return turn;
+            }
+            self.ready.notified().await;
+        }
+    }
 }
 
-fn report(device: &DeviceId, outcome: &Result<usize, ContentError>) {
-    match outcome {
-        Ok(_) => {}
+/// Starts answering requests. `room` tells which devices have taken something.
+pub(crate) fn spawn(
+    app: &Arc<App>,
+    mut room: mpsc::Receiver<DeviceId>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Requests {
+    let requests = Requests::default();
+    let content = Arc::new(Content::new(app));
+    for _ in 0..WORKERS {
+        let (app, content, waiting) = (Arc::clone(app), Arc::clone(&content), Arc::clone(&requests.inner));
+        let mut shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            loop {
+                let turn = tokio::select! {
+                    turn = waiting.next() => turn,
+                    _ = shutdown.wait_for(|stop| *stop) => return,
+                };
+                let outcome = outcome(&turn, &content.serve(&app, &turn).await);
+                waiting.lock().done(turn, outcome);
+            }
+        });
+    }
+    let waiting = Arc::clone(&requests.inner);
+    tokio::spawn(async move {
+        let mut retry = tokio::time::interval(RETRY_EVERY);
+        loop {
+            tokio::select! {
+                device = room.recv() => match device {
+                    Some(device) => waiting.lock().room(&device),
+                    None => return,
+                },
+                _ = retry.tick() => waiting.lock().retry(),
+                _ = shutdown.wait_for(|stop| *stop) => return,
+            }
+            waiting.ready.notify_one();
+        }
+    });
+    requests
+}
+
+/// What `served` means for the request, after what is to be said of it.
+fn outcome(turn: &Turn, served: &Result<usize, ContentError>) -> Outcome {
+    let device = &turn.device;
+    match served {
+        Ok(_) => Outcome::Over,
+        Err(ContentError::Broker(BrokerError::Congested { .. })) => Outcome::Full,
         Err(error @ (ContentError::File { .. } | ContentError::Damaged { .. } | ContentError::Store(_))) => {
             tracing::error!(%device, %error, "chunks cannot be served");
+            Outcome::Refused
         }
         Err(
             error @ (ContentError::NotAssigned { .. } | ContentError::UnknownManifest(_) | ContentError::Broker(_)),
         ) => {
             tracing::debug!(%device, %error, "chunks not served");
+            Outcome::Refused
         }
     }
 }
@@ -146,27 +189,36 @@ impl Content {
         Self { forms: Forms::new(app.blobs.clone(), CACHE_BYTES), budget: tokio::sync::Mutex::new(budget) }
     }
 
-    /// Sends what is asked for, at most a window of it. Returns how many chunks were sent.
-    async fn serve(&self, app: &App, device: &DeviceId, request: &ChunkRequest) -> Result<usize, ContentError> {
-        let manifest = request.manifest;
-        if app.fleet.desired(device).and_then(|desired| desired.manifest) != Some(manifest) {
-            return Err(ContentError::NotAssigned { asked: manifest });
+    /// Sends what `turn` asks for. Returns how many bytes that were, none when the bundle has no such chunk.
+    async fn serve(&self, app: &App, turn: &Turn) -> Result<usize, ContentError> {
+        let Turn { device, manifest, accepts, index, .. } = turn;
+        if app.fleet.desired(device).and_then(|desired| desired.manifest) != Some(*manifest) {
+            return Err(ContentError::NotAssigned { asked: *manifest });
         }
-        let listed = app.catalogue.get(&manifest).await?.ok_or(ContentError::UnknownManifest(manifest))?;
-        let base = base(app, device, request.accepts).await?;
-        let topic = Topic::down(device, Down::Chunk);
-        let wanted = request.wanted.iter().filter_map(|offset| request.first.checked_add(offset));
-        let mut sent = 0;
-        for index in wanted.take(CHUNK_WINDOW) {
-            let written = self.written(&listed, index, request.accepts, base.as_deref()).await?;
-            let Some(Written { encoding, bytes }) = written else { continue };
-            self.pay(bytes.len()).await;
-            let frame = ChunkFrame { manifest, index, encoding, bytes: &bytes };
-            app.broker.publish(&topic, Bytes::from(frame.encode())).await?;
-            app.metrics.chunk_sent(bytes.len());
-            sent += 1;
-        }
-        Ok(sent)
+        let listed = app.catalogue.get(manifest).await?.ok_or(ContentError::UnknownManifest(*manifest))?;
+        let Some(piece) = listed.piece(*index) else { return Ok(0) };
+        let reader = match accepts {
+            Accepts::Plain => For::All,
+            Accepts::Packed { base } => {
+                let path = listed.manifest.files.get(piece.file_number).map(|file| &file.path);
+                let base = held(app, device, base.as_ref()).await?;
+                let old = path.zip(base.as_deref()).and_then(|(path, base)| base.manifest.file(path));
+                For::Unpacking(old.map(|file| file.sha256))
+            }
+        };
+        let frame = self.forms.frame(&listed, *index, piece, reader).await.map_err(|error| {
+            let (manifest, index, file) = (*manifest, *index, piece.file);
+            match error {
+                FormError::File(error) => ContentError::File { manifest, index, file, reason: format!("{error:#}") },
+                FormError::Damaged => ContentError::Damaged { manifest, index, file },
+            }
+        })?;
+        let bytes = frame.len();
+        app.broker.publish(&Topic::down(device, Down::Chunk), frame).await?;
+        app.metrics.chunk_sent(bytes);
+        // Only now: what finds no room has cost nothing.
+        self.pay(bytes).await;
+        Ok(bytes)
     }
 
     /// Waits until `bytes` are within the budget. Those who wait are served in turn.
@@ -179,37 +231,13 @@ impl Content {
             }
         }
     }
-
-    /// Chunk `index` for a device that holds `base`; none when the bundle has no such chunk.
-    async fn written(
-        &self,
-        listed: &Listed,
-        index: u32,
-        accepts: Accepts,
-        base: Option<&Listed>,
-    ) -> Result<Option<Written>, ContentError> {
-        let Some(piece) = listed.piece(index) else { return Ok(None) };
-        let written = match accepts {
-            Accepts::Plain => self.forms.plain(piece).await,
-            Accepts::Packed { .. } => {
-                let path = listed.manifest.files.get(piece.file_number).map(|file| &file.path);
-                let old = path.zip(base).and_then(|(path, base)| base.manifest.file(path));
-                self.forms.packed(piece, old.map(|file| file.sha256)).await
-            }
-        };
-        let (manifest, file) = (listed.digest, piece.file);
-        written.map(Some).map_err(|error| match error {
-            FormError::File(error) => ContentError::File { manifest, index, file, reason: format!("{error:#}") },
-            FormError::Damaged => ContentError::Damaged { manifest, index, file },
-        })
-    }
 }
 
 /// The bundle that `device` says it holds, if it was ever told to run it.
-async fn base(app: &App, device: &DeviceId, accepts: Accepts) -> Result<Option<Arc<Listed>>, StoreError> {
-    match accepts {
-        Accepts::Packed { base: Some(base) } if app.fleet.was_assigned(device, &base) => app.catalogue.get(&base).await,
-        Accepts::Packed { .. } | Accepts::Plain => Ok(None),
+async fn held(app: &App, device: &DeviceId, base: Option<&Digest>) -> Result<Option<Arc<Listed>>, StoreError> {
+    match base {
+        Some(base) if app.fleet.was_assigned(device, base) => app.catalogue.get(base).await,
+        _ => Ok(None),
     }
 }
 

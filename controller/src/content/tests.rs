@@ -2,8 +2,8 @@
 
 use muster_delta::Decoder;
 use muster_shared::bundle::Manifest;
-use muster_shared::chunk::{ChunkEncoding, ChunkSet};
-use muster_shared::limits::CHUNK_BYTES;
+use muster_shared::chunk::{ChunkEncoding, ChunkFrame, ChunkSet};
+use muster_shared::limits::{CHUNK_BYTES, CHUNK_WINDOW};
 
 use super::*;
 use crate::testing::{TestApp, app, digest_of};
@@ -18,6 +18,24 @@ fn request_as(accepts: Accepts, manifest: Digest, first: u32, wanted: impl IntoI
         set.insert(index);
     }
     ChunkRequest { manifest, first, wanted: set, accepts }
+}
+
+/// Serves a request to its end, as the workers do. Returns how many chunks were sent.
+async fn serve_all(
+    content: &Content,
+    app: &App,
+    device: &DeviceId,
+    request: &ChunkRequest,
+) -> Result<usize, ContentError> {
+    let mut queue = Queue::default();
+    queue.submit(device.clone(), request);
+    let mut sent = 0;
+    while let Some(turn) = queue.next() {
+        let served = content.serve(app, &turn).await;
+        queue.done(turn.clone(), outcome(&turn, &served));
+        sent += usize::from(served? > 0);
+    }
+    Ok(sent)
 }
 
 /// Chunks published, in order, after a look at their frames.
@@ -46,7 +64,7 @@ async fn the_chunks_asked_for_are_the_ones_of_the_manifest() {
     assert_eq!(expected.len(), 5);
     for _ in 0..2 {
         // The second time from memory.
-        assert_eq!(content.serve(&test.app, &device, &request(digest, 1, [0, 2, 3])).await.unwrap(), 3);
+        assert_eq!(serve_all(&content, &test.app, &device, &request(digest, 1, [0, 2, 3])).await.unwrap(), 3);
         let chunks = sent(&test, &device, digest);
         assert_eq!(chunks.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [1, 3, 4]);
         for (index, bytes) in chunks {
@@ -54,8 +72,8 @@ async fn the_chunks_asked_for_are_the_ones_of_the_manifest() {
         }
     }
     // Past the end there is nothing, and numbers that overflow are past the end.
-    assert_eq!(content.serve(&test.app, &device, &request(digest, 4, [0, 1, 2])).await.unwrap(), 1);
-    assert_eq!(content.serve(&test.app, &device, &request(digest, u32::MAX, [0, 1, 2])).await.unwrap(), 0);
+    assert_eq!(serve_all(&content, &test.app, &device, &request(digest, 4, [0, 1, 2])).await.unwrap(), 1);
+    assert_eq!(serve_all(&content, &test.app, &device, &request(digest, u32::MAX, [0, 1, 2])).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -65,17 +83,17 @@ async fn a_device_gets_a_window_of_its_own_bundle_only() {
     let own = digest_of(&test.bundle("digits", "1.0.0", 20 * CHUNK_BYTES).await);
     let foreign = digest_of(&test.bundle("secret", "1.0.0", 10).await);
     let content = Content::new(&test.app);
-    let refused = content.serve(&test.app, &device, &request(own, 0, [0])).await;
+    let refused = serve_all(&content, &test.app, &device, &request(own, 0, [0])).await;
     assert!(matches!(refused, Err(ContentError::NotAssigned { asked }) if asked == own), "{refused:?}");
     test.desire(&device, Some(own), 1).await;
-    let refused = content.serve(&test.app, &device, &request(foreign, 0, [0])).await;
+    let refused = serve_all(&content, &test.app, &device, &request(foreign, 0, [0])).await;
     assert!(matches!(refused, Err(ContentError::NotAssigned { asked }) if asked == foreign), "{refused:?}");
     assert!(test.broker.take().is_empty());
-    assert_eq!(content.serve(&test.app, &device, &request(own, 0, 0..20)).await.unwrap(), CHUNK_WINDOW);
+    assert_eq!(serve_all(&content, &test.app, &device, &request(own, 0, 0..20)).await.unwrap(), CHUNK_WINDOW);
     assert_eq!(sent(&test, &device, own).len(), CHUNK_WINDOW);
     let gone = Digest::of(b"gone");
     test.desire(&device, Some(gone), 2).await;
-    let refused = content.serve(&test.app, &device, &request(gone, 0, [0])).await;
+    let refused = serve_all(&content, &test.app, &device, &request(gone, 0, [0])).await;
     assert!(matches!(refused, Err(ContentError::UnknownManifest(_))), "{refused:?}");
 }
 
@@ -90,10 +108,10 @@ async fn a_damaged_file_is_noticed_and_not_sent() {
     let path = test.folder.path().join("blobs").join(&file[..2]).join(&file);
     std::fs::write(&path, vec![0; 100]).unwrap();
     let content = Content::new(&test.app);
-    let damaged = content.serve(&test.app, &device, &request(digest, 0, [0])).await;
+    let damaged = serve_all(&content, &test.app, &device, &request(digest, 0, [0])).await;
     assert!(matches!(damaged, Err(ContentError::Damaged { index: 0, .. })), "{damaged:?}");
     std::fs::remove_file(&path).unwrap();
-    let missing = content.serve(&test.app, &device, &request(digest, 0, [0])).await;
+    let missing = serve_all(&content, &test.app, &device, &request(digest, 0, [0])).await;
     assert!(matches!(missing, Err(ContentError::File { index: 0, .. })), "{missing:?}");
     assert!(test.broker.take().is_empty());
 }
@@ -136,7 +154,7 @@ async fn a_device_that_holds_the_version_before_gets_what_differs() {
     for base in [Some(&old), None, Some(&other)] {
         let accepts = Accepts::Packed { base: base.map(digest_of) };
         let wanted = request_as(accepts, digest, 0, 0..3);
-        assert_eq!(content.serve(&test.app, &device, &wanted).await.unwrap(), 3);
+        assert_eq!(serve_all(&content, &test.app, &device, &wanted).await.unwrap(), 3);
         // What it was never told to run is no base, so that a difference tells it nothing.
         let base = base.filter(|base| base.name == old.name).map(model);
         let (chunks, bytes) = unpacked(&test, &new, base.as_deref());
@@ -150,7 +168,7 @@ async fn a_device_that_holds_the_version_before_gets_what_differs() {
     std::fs::remove_file(test.folder.path().join("blobs").join(&gone[..2]).join(&gone)).unwrap();
     let content = Content::new(&test.app);
     let wanted = request_as(Accepts::Packed { base: Some(digest_of(&old)) }, digest, 0, 0..3);
-    assert_eq!(content.serve(&test.app, &device, &wanted).await.unwrap(), 3);
+    assert_eq!(serve_all(&content, &test.app, &device, &wanted).await.unwrap(), 3);
     assert_eq!(unpacked(&test, &new, None).0, expected);
 }
 
@@ -161,11 +179,12 @@ async fn however_many_ask_at_once_a_chunk_is_read_and_packed_once() {
     let listed = test.app.catalogue.get(&digest_of(&manifest)).await.unwrap().unwrap();
     let forms = Forms::new(test.app.blobs.clone(), CACHE_BYTES);
     let piece = listed.piece(0).unwrap();
-    let all = futures_util::future::join_all((0..50).map(|_| forms.packed(piece, None))).await;
+    let reader = For::Unpacking(None);
+    let all = futures_util::future::join_all((0..50).map(|_| forms.frame(&listed, 0, piece, reader))).await;
     let first = all[0].as_ref().unwrap();
-    assert_eq!(first.encoding, ChunkEncoding::Packed);
+    assert_eq!(ChunkFrame::decode(first).unwrap().encoding, ChunkEncoding::Packed);
     // The same bytes in memory: nobody made them again.
-    assert!(all.iter().all(|written| written.as_ref().unwrap().bytes.as_ptr() == first.bytes.as_ptr()));
+    assert!(all.iter().all(|frame| frame.as_ref().unwrap().as_ptr() == first.as_ptr()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::broker::BrokerEvent;
-use crate::content;
+use crate::content::Requests;
 use crate::state::App;
 use worker::Worker;
 
@@ -30,14 +30,14 @@ const QUEUE: usize = 256;
 /// Events that share one commit.
 const BATCH: usize = 128;
 
-/// Starts taking in what `events` brings. The task ends when the broker does, or when told to.
+/// Starts taking in what `events` brings; wishes for chunks go to `chunks`. The task ends when the broker does, or when told to.
 pub(crate) fn spawn(
     app: Arc<App>,
     mut events: mpsc::Receiver<BrokerEvent>,
+    chunks: Requests,
     shutdown: watch::Receiver<bool>,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let chunks = content::spawn(&app, &shutdown);
         let mut tasks = JoinSet::new();
         let workers: Vec<_> = (0..WORKERS)
             .map(|_| {

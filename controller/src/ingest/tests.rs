@@ -29,7 +29,7 @@ struct Intake {
 fn start(app: &Arc<App>) -> Intake {
     let (events, receiver) = mpsc::channel(1_024);
     let (stop, stopping) = watch::channel(false);
-    Intake { events, _stop: stop, task: spawn(Arc::clone(app), receiver, stopping) }
+    Intake { events, _stop: stop, task: spawn(Arc::clone(app), receiver, Requests::default(), stopping) }
 }
 
 impl Intake {

@@ -217,10 +217,12 @@ mod grammar {
 /// Enough of `net` to make certificates that a client trusting its server could show.
 fn net_parts(net: &Net) -> Net {
     let (_, events) = mpsc::channel(1);
+    let (_, room) = mpsc::channel(1);
     Net {
         started: Started {
             broker: Arc::clone(&net.started.broker),
             events,
+            room,
             local_addr: net.started.local_addr,
             task: tokio::spawn(async {}),
         },
