@@ -6,6 +6,8 @@
 
 mod agent;
 mod controller;
+mod crowd;
+mod delivery;
 mod http;
 mod inference;
 mod programs;
@@ -31,7 +33,7 @@ struct Arguments {
     /// What to measure.
     #[arg(value_enum, default_value_t = Part::All)]
     part: Part,
-    /// Simulated devices of the controller's part.
+    /// Simulated devices of the controller's and the delivery part.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     devices: u32,
     /// Requests of each kind in the inference part.
@@ -58,6 +60,8 @@ enum Part {
     Inference,
     /// The controller with many devices.
     Controller,
+    /// Bundles on their way to 1, 100 and many devices, beside mosquitto.
+    Delivery,
     /// All of it.
     All,
 }
@@ -80,7 +84,8 @@ fn main() -> ExitCode {
 
 /// Runs the parts asked for and tells whether all of them could be measured.
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    programs::build()?;
+    let with_agent = arguments.agent.is_none() && !matches!(arguments.part, Part::Controller | Part::Delivery);
+    programs::build(with_agent)?;
     let mut binaries = Binaries::beside_this_one()?;
     if let Some(agent) = &arguments.agent {
         binaries.agent = agent.canonicalize().with_context(|| format!("--agent {}", agent.display()))?;
@@ -96,7 +101,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let window = Duration::from_secs(arguments.window_s);
     let mut complete = true;
-    for part in [Part::Agent, Part::Inference, Part::Controller] {
+    for part in [Part::Agent, Part::Inference, Part::Controller, Part::Delivery] {
         if arguments.part != part && arguments.part != Part::All {
             continue;
         }
@@ -107,6 +112,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 Part::Agent | Part::All => agent::measure(&binaries, &place, window).await,
                 Part::Inference => inference::measure(&binaries, &place, arguments.requests).await,
                 Part::Controller => controller::measure(&binaries, &place, arguments.devices, window).await,
+                Part::Delivery => delivery::measure(&binaries, &place, arguments.devices).await,
             }
         });
         match measured {

@@ -7,16 +7,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors the bench and the controller need besides one for each device.
 const OTHER_DESCRIPTORS: u64 = 256;
 
-/// Builds the three programs in the way this one was built.
+/// Builds the programs in the way this one was built, the agent where `with_agent` says so.
 ///
 /// The agent is built once more by itself, as its packages are: in one build with the controller it gets the features that
 /// the controller asks of shared libraries, a second cryptography library among them, and would be measured with it.
 ///
 /// # Errors
 /// When they do not build.
-pub(crate) fn build() -> anyhow::Result<()> {
+pub(crate) fn build(with_agent: bool) -> anyhow::Result<()> {
     Binaries::build(&["muster-controller", "muster"])?;
-    Binaries::build(&["muster-agent"])
+    if with_agent { Binaries::build(&["muster-agent"]) } else { Ok(()) }
 }
 
 /// Lets this process, and the controller that inherits it, hold a connection to each of `devices`.

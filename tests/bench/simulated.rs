@@ -1,6 +1,7 @@
 //! A simulated device: real papers and a real mTLS connection, and of an agent only as much as a rollout needs to count on it.
 //!
-//! It enrols, subscribes, says that it is there and how it is, and reports every assignment as accepted. It fetches nothing.
+//! It enrols, subscribes, says that it is there and how it is, and reports every assignment as accepted. Where it is told to, it
+//! fetches the bundle's chunks as an agent does, a window at a time, and throws them away.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -9,10 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use muster_shared::api::{EnrolRequest, EnrolResponse};
-use muster_shared::ids::DeviceId;
-use muster_shared::limits::MAX_PACKET_BYTES;
+use muster_shared::bundle::Manifest;
+use muster_shared::chunk::{Accepts, ChunkFrame, ChunkSet};
+use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::limits::{CHUNK_WINDOW, MAX_PACKET_BYTES};
 use muster_shared::messages::{
-    Ack, AssignmentDelivery, Position, Presence, Sequenced, StateReport, Stream, UpdateReport, UpdateState,
+    Ack, AssignmentDelivery, ChunkRequest, Position, Presence, Sequenced, StateReport, Stream, UpdateReport,
+    UpdateState,
 };
 use muster_shared::token::EnrolmentToken;
 use muster_shared::topics::{Down, Kind, Topic, Up};
@@ -51,6 +55,13 @@ pub(crate) enum Note {
     },
     /// It got an assignment once more.
     AssignedAgain,
+    /// It has all chunks of the bundle.
+    Fetched {
+        /// When the last one was there.
+        at: Instant,
+        /// Bytes of the frames.
+        bytes: u64,
+    },
     /// Its connection broke; it tries again.
     Lost {
         /// Why.
@@ -61,6 +72,17 @@ pub(crate) enum Note {
         /// Which device, and why.
         reason: String,
     },
+}
+
+/// What a device does about bundles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fetching {
+    /// Nothing.
+    Never,
+    /// Fetches what it is assigned.
+    Assigned,
+    /// Fetches so many chunks of this bundle as soon as it is connected.
+    AtOnce(Digest, u32),
 }
 
 /// Makes a key and gets a certificate for it.
@@ -100,10 +122,23 @@ pub(crate) async fn enrol(
     Ok(Papers { device, key_pem: key.serialize_pem(), response })
 }
 
+impl Papers {
+    /// The same papers for another broker on this machine.
+    pub(crate) fn at_port(mut self, port: u16) -> Self {
+        self.response.broker_port = port;
+        self
+    }
+}
+
 /// Connects with `papers` and stays, telling `notes` what happens. Only so many devices connect at once as `connecting` lets.
-pub(crate) async fn live(papers: Papers, connecting: Arc<Semaphore>, notes: mpsc::UnboundedSender<Note>) {
+pub(crate) async fn live(
+    papers: Papers,
+    fetching: Fetching,
+    connecting: Arc<Semaphore>,
+    notes: mpsc::UnboundedSender<Note>,
+) {
     let mut failures = 0;
-    let mut device = Simulated::new(&papers, notes.clone());
+    let mut device = Simulated::new(&papers, fetching, notes.clone());
     let (client, mut connection) = AsyncClient::new(options(&papers), 16);
     // A closed semaphore would only mean that nothing limits us.
     let mut turn = connecting.acquire().await.ok();
@@ -165,11 +200,55 @@ struct Simulated {
     generation: u64,
     update: UpdateReport,
     attributes: BTreeMap<String, String>,
+    fetching: Fetching,
+    fetch: Option<Fetch>,
     notes: mpsc::UnboundedSender<Note>,
 }
 
+/// A download under way: windows come whole and in order, or are asked for again.
+struct Fetch {
+    manifest: Digest,
+    chunks: u32,
+    /// The first chunk of the window.
+    first: u32,
+    outstanding: ChunkSet,
+    bytes: u64,
+}
+
+impl Fetch {
+    fn new(manifest: Digest, chunks: u32) -> Self {
+        let mut fetch = Self { manifest, chunks, first: 0, outstanding: ChunkSet::empty(0), bytes: 0 };
+        fetch.open_window(0);
+        fetch
+    }
+
+    fn open_window(&mut self, first: u32) {
+        self.first = first;
+        let length = (self.chunks - first).min(u32::try_from(CHUNK_WINDOW).unwrap_or(u32::MAX));
+        self.outstanding = ChunkSet::empty(length);
+        for offset in 0..length {
+            self.outstanding.insert(offset);
+        }
+    }
+
+    fn request(&self) -> ChunkRequest {
+        let accepts = Accepts::Packed { base: None };
+        ChunkRequest { manifest: self.manifest, first: self.first, wanted: self.outstanding.clone(), accepts }
+    }
+
+    /// Takes a chunk; true when that was the last of a window.
+    fn take(&mut self, frame: &ChunkFrame<'_>, frame_bytes: usize) -> bool {
+        let offset = frame.index.wrapping_sub(self.first);
+        if frame.manifest != self.manifest || !self.outstanding.remove(offset) {
+            return false;
+        }
+        self.bytes += frame_bytes as u64;
+        self.outstanding.count() == 0
+    }
+}
+
 impl Simulated {
-    fn new(papers: &Papers, notes: mpsc::UnboundedSender<Note>) -> Self {
+    fn new(papers: &Papers, fetching: Fetching, notes: mpsc::UnboundedSender<Note>) -> Self {
         let attributes = [
             ("arch", std::env::consts::ARCH.to_owned()),
             ("os", std::env::consts::OS.to_owned()),
@@ -184,6 +263,8 @@ impl Simulated {
             generation: 0,
             update: UpdateReport::default(),
             attributes: attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            fetching,
+            fetch: None,
             notes,
         }
     }
@@ -196,6 +277,10 @@ impl Simulated {
             ensure!(granted, "the broker refused the device's own topics");
             self.publish(client, Up::Presence, json(&Presence { online: true }))?;
             self.report(client)?;
+            if let (Fetching::AtOnce(manifest, chunks), None) = (self.fetching, &self.fetch) {
+                self.fetch = Some(Fetch::new(manifest, chunks));
+            }
+            self.ask(client)?;
         } else if let Packet::Publish(message) = packet {
             self.hear(client, &message)?;
         }
@@ -210,6 +295,21 @@ impl Simulated {
             if ack.stream == Stream::State && ack.epoch == self.epoch && ack.sequence >= 1 && !self.known {
                 self.known = true;
                 self.tell(Note::Known);
+            }
+        } else if kind == Kind::Down(Down::Chunk) {
+            let frame = ChunkFrame::decode(&message.payload)?;
+            let Some(fetch) = &mut self.fetch else { return Ok(()) };
+            if !fetch.take(&frame, message.payload.len()) {
+                return Ok(());
+            }
+            let next = fetch.first + fetch.outstanding.length();
+            if next < fetch.chunks {
+                fetch.open_window(next);
+                self.ask(client)?;
+            } else {
+                let bytes = fetch.bytes;
+                self.fetch = None;
+                self.tell(Note::Fetched { at, bytes });
             }
         } else if kind == Kind::Down(Down::Assignment) {
             let delivery: AssignmentDelivery = serde_json::from_slice(&message.payload)?;
@@ -228,8 +328,21 @@ impl Simulated {
                 ..UpdateReport::default()
             };
             self.report(client)?;
+            if let (Fetching::Assigned, Some(digest), Some(envelope)) =
+                (self.fetching, assignment.manifest, &delivery.manifest)
+            {
+                let manifest: Manifest = serde_json::from_slice(&envelope.payload_bytes()?)?;
+                self.fetch = Some(Fetch::new(digest, manifest.chunk_count()));
+                self.ask(client)?;
+            }
         }
         Ok(())
+    }
+
+    /// Asks for the window that is outstanding, if there is one.
+    fn ask(&self, client: &AsyncClient) -> anyhow::Result<()> {
+        let Some(fetch) = &self.fetch else { return Ok(()) };
+        self.publish(client, Up::ChunkRequest, json(&fetch.request()))
     }
 
     /// Reports the state, as a new message each time: only the last one counts.

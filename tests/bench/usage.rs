@@ -72,6 +72,23 @@ pub(crate) fn memory(process: u32) -> anyhow::Result<Memory> {
     })
 }
 
+/// Makes [`peak_resident`] begin anew.
+///
+/// # Errors
+/// When it has ended, or the system refuses.
+pub(crate) fn forget_peak(process: u32) -> anyhow::Result<()> {
+    let path = format!("/proc/{process}/clear_refs");
+    std::fs::write(&path, "5").with_context(|| path)
+}
+
+/// The most memory that `process` had resident since [`forget_peak`], in bytes.
+///
+/// # Errors
+/// When it has ended, or the system does not tell.
+pub(crate) fn peak_resident(process: u32) -> anyhow::Result<u64> {
+    Ok(field(&read(process, "status")?, "VmHWM")? * 1024)
+}
+
 /// What `process` has used up until now.
 ///
 /// # Errors

@@ -110,15 +110,29 @@ impl Fleet {
     /// # Errors
     /// When a step fails.
     pub async fn release_large_digits(&self, version: &str, copies: usize) -> anyhow::Result<()> {
+        let write = |path: &Path| fixtures::write_calibration_set(path, copies);
+        self.release_digits_with(version, "calibration.npy", write).await
+    }
+
+    /// Releases the digits model of `version` with the file beside it that `write` writes.
+    ///
+    /// # Errors
+    /// When a step fails.
+    pub async fn release_digits_with(
+        &self,
+        version: &str,
+        attachment: &str,
+        write: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let folder = self.folder.join("descriptions").join(version);
         std::fs::create_dir_all(&folder)?;
         let description = std::fs::read_to_string(fixtures::digits().join(format!("bundle-{version}.toml")))?;
         for file in ["reference.csv".to_owned(), format!("golden-{version}.json"), format!("digits-{version}.onnx")] {
             std::fs::copy(fixtures::digits().join(&file), folder.join(&file))?;
         }
-        fixtures::write_calibration_set(&folder.join("calibration.npy"), copies)?;
+        write(&folder.join(attachment))?;
         let path = folder.join("bundle.toml");
-        std::fs::write(&path, format!("attachments = [\"calibration.npy\"]\n{description}"))?;
+        std::fs::write(&path, format!("attachments = [{attachment:?}]\n{description}"))?;
         self.release(&format!("digits-{version}"), &path).await
     }
 
