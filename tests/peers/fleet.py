@@ -86,13 +86,20 @@ class Controller:
 
     def muster(self, *arguments):
         """Runs `muster` and gives what it printed."""
+        return self._run(0, arguments).stdout
+
+    def muster_refuses(self, status, *arguments):
+        """Runs `muster`, which must end with `status`, and gives what it said against it."""
+        return self._run(status, arguments).stderr
+
+    def _run(self, status, arguments):
         command = [self._muster, *(str(argument) for argument in arguments)]
         done = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
         shown = " ".join(["muster", *command[1:]])
-        expect(done.returncode == 0, f"{shown} ended with {done.returncode}: {done.stdout}{done.stderr}")
-        return done.stdout
+        expect(done.returncode == status, f"{shown} ended with {done.returncode}: {done.stdout}{done.stderr}")
+        return done
 
     def device(self, device):
         """A device as the controller knows it."""

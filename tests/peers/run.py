@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import envelopes
 import fleet
 import inference
 import topics
@@ -31,6 +32,7 @@ def main():
 
     report = fleet.Report()
     with tempfile.TemporaryDirectory(prefix="muster-peers-") as folder:
+        envelopes.check(report, controller, Path(folder))
         topics.check(report, controller, stopped, attacked, Path(folder))
         inference.check(report, controller, serving, Path(folder))
     print(f"{report.passed} passed, {report.failed} failed")
