@@ -26,7 +26,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make and show signing keys.
+    /// Make, show and protect signing keys.
     #[command(subcommand)]
     Key(key::KeyCommand),
     /// Make, show and push root documents: who may sign what.

@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
 use crate::failure::Failure;
 
@@ -64,6 +65,87 @@ pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, Failure> 
     })
 }
 
+/// A file with a secret in it, and who else may see or change it.
+#[derive(Debug)]
+pub(crate) struct Secret {
+    /// The content; wiped when it is dropped.
+    pub(crate) content: SecretText,
+    /// What others may do with the file.
+    pub(crate) exposure: Exposure,
+}
+
+/// Text that is shown nowhere and wiped when it is dropped.
+pub(crate) struct SecretText(Zeroizing<String>);
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText(..)")
+    }
+}
+
+impl std::ops::Deref for SecretText {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What users other than its owner may do with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exposure {
+    /// They may read it.
+    pub(crate) readable: bool,
+    /// They may change it.
+    pub(crate) writable: bool,
+    /// Whether the owner is who runs this, and so could put that right.
+    pub(crate) own: bool,
+}
+
+#[cfg(unix)]
+fn exposure(metadata: &fs::Metadata) -> Exposure {
+    use std::os::unix::fs::MetadataExt as _;
+    let mode = metadata.mode();
+    // What is no file, as the pipe of a shell's <(...), has no rights that mean anything.
+    Exposure {
+        readable: metadata.is_file() && mode & 0o044 != 0,
+        writable: metadata.is_file() && mode & 0o022 != 0,
+        own: metadata.uid() == rustix::process::geteuid().as_raw(),
+    }
+}
+
+#[cfg(not(unix))]
+fn exposure(_: &fs::Metadata) -> Exposure {
+    Exposure { readable: false, writable: false, own: true }
+}
+
+/// Reads a text file of at most `max_bytes` that holds a secret, leaving no copy of it in memory.
+///
+/// # Errors
+/// [`Failure`] when it cannot be read, is longer, or is not UTF-8. None of its content is in there.
+pub(crate) fn read_secret(path: &Path, max_bytes: usize) -> Result<Secret, Failure> {
+    let mut file = File::open(path).map_err(|error| cannot("open", path, error))?;
+    let exposure = exposure(&file.metadata().map_err(|error| cannot("read", path, error))?);
+    // All the room at once: a buffer that grows leaves its content behind where it was.
+    let mut content = Zeroizing::new(vec![0; max_bytes.saturating_add(1)]);
+    let mut length = 0;
+    while length < content.len() {
+        match file.read(&mut content[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(cannot("read", path, error)),
+        }
+    }
+    if length > max_bytes {
+        return Err(Failure::input(format!("{} is longer than {max_bytes} bytes", path.display())));
+    }
+    let text = std::str::from_utf8(&content[..length]).map_err(|error| {
+        let line = content[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        Failure::input(format!("{}, line {line}: this is not UTF-8 text", path.display()))
+    })?;
+    Ok(Secret { content: SecretText(Zeroizing::new(text.to_owned())), exposure })
+}
+
 /// Reads TOML that holds a secret. The fault names its line and does not repeat it, as the parser's own words would.
 pub(crate) fn parse_secret_toml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
@@ -109,6 +191,8 @@ impl Pending {
             fs::rename(&self.written, &self.place).map_err(|error| cannot("write", &self.place, error))?;
         }
         self.committed = true;
+        // The content is durable; its name is so from here on, where the file system can promise that at all.
+        let _ = File::open(folder_of(&self.place)).and_then(|folder| folder.sync_all());
         Ok(())
     }
 }

@@ -19,9 +19,11 @@ mod key;
 mod key_file;
 mod output;
 mod pairs;
+mod passphrase;
 mod rollout;
 mod root;
 mod settings;
+mod signer;
 mod token;
 mod trust;
 

@@ -100,11 +100,35 @@ impl Envelope {
     /// # Errors
     /// [`TrustError::Envelope`] when the content is not base64.
     pub fn add_signature(&mut self, key: &SigningKey) -> Result<(), TrustError> {
-        let message = pre_authentication_encoding(&self.payload_type, &self.payload_bytes()?);
-        let keyid = key.public().id().to_string();
-        self.signatures.retain(|s| s.keyid != keyid);
-        self.signatures.push(Signature { keyid, sig: STANDARD.encode(key.sign(&message)) });
+        let signature = key.sign(&self.signing_input()?);
+        self.put_signature(&key.public(), &signature);
         Ok(())
+    }
+
+    /// What a signature is made over: type and content in DSSE's pre-authentication encoding. For keys that are kept elsewhere.
+    ///
+    /// # Errors
+    /// [`TrustError`] when the content is too large or not base64.
+    pub fn signing_input(&self) -> Result<Vec<u8>, TrustError> {
+        Ok(pre_authentication_encoding(&self.payload_type, &self.payload_bytes()?))
+    }
+
+    /// Adds a signature that was made elsewhere over [`Self::signing_input`]; an earlier one of the same key is replaced.
+    ///
+    /// # Errors
+    /// [`TrustError::Signature`] when it is not one of `key`'s over this content.
+    pub fn insert_signature(&mut self, key: &PublicKey, signature: &[u8; 64]) -> Result<(), TrustError> {
+        if !key.verifies(&self.signing_input()?, signature) {
+            return Err(TrustError::Signature(key.id()));
+        }
+        self.put_signature(key, signature);
+        Ok(())
+    }
+
+    fn put_signature(&mut self, key: &PublicKey, signature: &[u8; 64]) {
+        let keyid = key.id().to_string();
+        self.signatures.retain(|s| s.keyid != keyid);
+        self.signatures.push(Signature { keyid, sig: STANDARD.encode(signature) });
     }
 
     /// The content, *unverified*: for showing and storing, never for deciding.
@@ -142,7 +166,7 @@ impl Envelope {
         if self.signatures.len() > MAX_SIGNATURES {
             return Err(TrustError::TooManySignatures);
         }
-        let message = pre_authentication_encoding(&self.payload_type, &self.payload_bytes()?);
+        let message = self.signing_input()?;
         let keys: Vec<(KeyId, String, &PublicKey)> =
             keys.into_iter().map(|k| (k.id(), k.id().to_string(), k)).collect();
         let mut signers: BTreeSet<KeyId> = BTreeSet::new();
@@ -225,6 +249,23 @@ mod tests {
 
         let stranger = signed(DocumentKind::Root, b"x", &[9]);
         assert!(matches!(stranger.verify(DocumentKind::Root, &keys, 1), Err(TrustError::Threshold { valid: 0, .. })));
+    }
+
+    #[test]
+    fn a_signature_made_elsewhere_is_taken_once_it_verifies() {
+        let (one, other) = (key(1), key(2));
+        let mut envelope = Envelope::unsigned(DocumentKind::Root, b"x");
+        let message = envelope.signing_input().unwrap();
+        assert_eq!(message, b"DSSEv1 35 application/vnd.muster.root.v1+json 1 x");
+        for wrong in [other.sign(&message), one.sign(b"x"), [0; 64]] {
+            let refused = envelope.insert_signature(&one.public(), &wrong);
+            assert_eq!(refused, Err(TrustError::Signature(one.public().id())));
+        }
+        assert!(envelope.signatures.is_empty());
+        for _ in 0..2 {
+            envelope.insert_signature(&one.public(), &one.sign(&message)).unwrap();
+        }
+        assert_eq!(envelope, signed(DocumentKind::Root, b"x", &[1]));
     }
 
     #[test]

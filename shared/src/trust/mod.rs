@@ -98,6 +98,9 @@ pub enum TrustError {
         /// The device it is for.
         found: DeviceId,
     },
+    /// A signature made elsewhere that is none.
+    #[error("this is no signature of the key {0} over the document")]
+    Signature(KeyId),
     /// Text that is not a key.
     #[error("not an ed25519 key: {0}")]
     Key(String),

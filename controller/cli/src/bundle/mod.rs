@@ -17,6 +17,7 @@ use clap::Subcommand;
 
 use crate::command::Context;
 use crate::failure::Failure;
+use crate::passphrase::Unlock;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BundleCommand {
@@ -31,13 +32,15 @@ pub(crate) enum BundleCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Sign a bundle. The private key never leaves this machine.
+    /// Sign a bundle. The private key never leaves this machine, or the device that a command asks for the signature.
     Sign {
         /// The bundle's folder.
         dir: PathBuf,
         /// Private release keys.
         #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
         key: Vec<PathBuf>,
+        #[command(flatten)]
+        unlock: Unlock,
     },
     /// Check a bundle: signatures, files, manifest, golden examples.
     Verify {
@@ -69,7 +72,7 @@ pub(crate) enum BundleCommand {
 pub(crate) fn run(context: &Context, command: BundleCommand) -> Result<(), Failure> {
     match command {
         BundleCommand::Build { description, out, force } => build::run(context, &description, &out, force),
-        BundleCommand::Sign { dir, key } => sign::run(context, &dir, &key),
+        BundleCommand::Sign { dir, key, unlock } => sign::run(context, &dir, &key, &unlock),
         BundleCommand::Verify { dir, root } => verify::run(context, &dir, root.as_deref()),
         BundleCommand::Push { dir } => push::run(context, &dir),
         BundleCommand::List => list::run(context),

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use muster_shared::ids::{BundleRef, Digest};
-use muster_shared::trust::{KeyId, SigningKey};
+use muster_shared::trust::KeyId;
 use serde::Serialize;
 
 use super::folder::Folder;
 use crate::command::Context;
 use crate::failure::Failure;
 use crate::key_file;
+use crate::passphrase::Unlock;
+use crate::signer::Signer;
 
 #[derive(Serialize)]
 struct Signed {
@@ -24,16 +26,13 @@ struct Signed {
 ///
 /// # Errors
 /// [`Failure`] when a key or the bundle is wrong.
-pub(super) fn run(context: &Context, dir: &Path, keys: &[PathBuf]) -> Result<(), Failure> {
+pub(super) fn run(context: &Context, dir: &Path, keys: &[PathBuf], unlock: &Unlock) -> Result<(), Failure> {
     let folder = Folder::open(dir)?;
     let mut local = folder.manifest()?;
     folder.check_files(&local.manifest)?;
-    let keys: Vec<SigningKey> = keys.iter().map(|path| key_file::read_private(path)).collect::<Result<_, _>>()?;
+    let keys: Vec<Signer> = keys.iter().map(|path| key_file::read_signer(path, unlock)).collect::<Result<_, _>>()?;
     for key in &keys {
-        local
-            .envelope
-            .add_signature(key)
-            .map_err(|error| Failure::unmet("the manifest cannot be signed").because(error))?;
+        key.sign(&mut local.envelope)?;
     }
     folder.write_envelope(&local.envelope)?;
     let signed = Signed {

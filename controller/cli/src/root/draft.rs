@@ -10,6 +10,7 @@ use super::{read_envelope, read_trusted_root, root_text, trust_words, view};
 use crate::command::Context;
 use crate::failure::Failure;
 use crate::key_file;
+use crate::passphrase::Unlock;
 
 /// A root document, signed or not, and the one before it where that was given.
 pub(super) struct Draft {
@@ -82,9 +83,9 @@ impl Draft {
     /// Signs with the private key in the file `key`.
     ///
     /// # Errors
-    /// [`Failure`] when it is no key, or one whose signature would count for nothing.
-    pub(super) fn sign(&mut self, key: &Path) -> Result<(), Failure> {
-        let signing = key_file::read_private(key)?;
+    /// [`Failure`] when it is no key, cannot be used, or is one whose signature would count for nothing.
+    pub(super) fn sign(&mut self, key: &Path, unlock: &Unlock) -> Result<(), Failure> {
+        let signing = key_file::read_signer(key, unlock)?;
         let id = signing.public().id();
         let names = |root: &Root| root.roles.get(&Role::Root).is_some_and(|keys| keys.key_ids.contains(&id));
         if !names(&self.root) && !self.previous.as_ref().is_some_and(|previous| names(previous.root())) {
@@ -99,9 +100,7 @@ impl Draft {
                 self.path.display()
             )));
         }
-        self.envelope
-            .add_signature(&signing)
-            .map_err(|error| Failure::unmet("the document cannot be signed").because(error))
+        signing.sign(&mut self.envelope)
     }
 
     fn owed(&self) -> Result<Vec<Owed>, Failure> {

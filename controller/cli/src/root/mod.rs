@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use muster_shared::api::{PushRoot, TrustView};
 use muster_shared::ids::Digest;
 use muster_shared::trust::{
-    DocumentKind, Envelope, KeyId, PublicKey, Role, RoleKeys, Root, SigningKey, TrustError, TrustedRoot, sign_document,
+    DocumentKind, Envelope, KeyId, PublicKey, Role, RoleKeys, Root, TrustError, TrustedRoot, sign_document,
 };
 use serde::Serialize;
 
@@ -15,6 +15,8 @@ use self::draft::Draft;
 use crate::command::{Context, block_on};
 use crate::disk::{self, Existing, Privacy};
 use crate::failure::Failure;
+use crate::passphrase::Unlock;
+use crate::signer::Signer;
 use crate::{key_file, output};
 
 mod draft;
@@ -37,6 +39,8 @@ pub(crate) enum RootCommand {
         /// Private root keys, of the document itself or of the one before.
         #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
         key: Vec<PathBuf>,
+        #[command(flatten)]
+        unlock: Unlock,
         /// The document before it, to see whose signatures are missing, and to sign with a key that the new one drops.
         #[arg(long, value_name = "FILE")]
         previous: Option<PathBuf>,
@@ -76,6 +80,8 @@ pub(crate) struct InitArgs {
     /// Days until the document must be replaced.
     #[arg(long, default_value_t = 365, value_name = "N")]
     expires_days: u32,
+    #[command(flatten)]
+    unlock: Unlock,
     /// Where to write the document.
     #[arg(long, default_value = "root.json", value_name = "FILE")]
     out: PathBuf,
@@ -99,6 +105,7 @@ pub(crate) fn trust_words(error: &TrustError) -> String {
         | TrustError::RootPin
         | TrustError::Manifest(_)
         | TrustError::Device { .. }
+        | TrustError::Signature(_)
         | TrustError::Key(_) => error.to_string(),
     }
 }
@@ -156,11 +163,13 @@ fn check_director_apart(root: &Root) -> Result<(), Failure> {
 }
 
 fn build(args: &InitArgs, now_ms: u64) -> Result<Envelope, Failure> {
-    let signers: Vec<SigningKey> = args.root_key.iter().map(|p| key_file::read_private(p)).collect::<Result<_, _>>()?;
-    let root_keys: Vec<PublicKey> = signers.iter().map(SigningKey::public).collect();
+    let unlock = &args.unlock;
+    let signers: Vec<Signer> =
+        args.root_key.iter().map(|p| key_file::read_signer(p, unlock)).collect::<Result<_, _>>()?;
+    let root_keys: Vec<PublicKey> = signers.iter().map(Signer::public).collect();
     let release_keys: Vec<PublicKey> =
-        args.release_key.iter().map(|p| key_file::read_public(p)).collect::<Result<_, _>>()?;
-    let director = key_file::read_public_or_digits(&args.director_key)?;
+        args.release_key.iter().map(|p| key_file::read_public(p, unlock)).collect::<Result<_, _>>()?;
+    let director = key_file::read_public_or_digits(&args.director_key, unlock)?;
     let ids = |keys: &[PublicKey]| keys.iter().map(PublicKey::id).collect();
     let root = Root {
         version: 1,
@@ -174,9 +183,13 @@ fn build(args: &InitArgs, now_ms: u64) -> Result<Envelope, Failure> {
     };
     check_director_apart(&root)?;
     root.validate().map_err(|error| Failure::input("these keys make no root document").because(error))?;
-    sign_document(DocumentKind::Root, &root, &signers)
-        .and_then(|envelope| TrustedRoot::first(envelope.clone(), None).map(|_| envelope))
-        .map_err(|error| Failure::input("these keys make no root document").because(error))
+    let unfit = |error: TrustError| Failure::input("these keys make no root document").because(error);
+    let mut envelope = sign_document(DocumentKind::Root, &root, []).map_err(unfit)?;
+    for signer in &signers {
+        signer.sign(&mut envelope)?;
+    }
+    TrustedRoot::first(envelope.clone(), None).map_err(unfit)?;
+    Ok(envelope)
 }
 
 #[derive(Serialize)]
@@ -244,10 +257,10 @@ pub(crate) fn run(context: &Context, command: RootCommand) -> Result<(), Failure
             write(&args.out, draft.envelope(), Existing::from_force(args.force))?;
             show_on_its_way(context, &draft)
         }
-        RootCommand::Sign { file, key, previous } => {
+        RootCommand::Sign { file, key, unlock, previous } => {
             let mut draft = Draft::read(&file, previous.as_deref())?;
             for path in &key {
-                draft.sign(path)?;
+                draft.sign(path, &unlock)?;
             }
             write(&file, draft.envelope(), Existing::Replace)?;
             show_on_its_way(context, &draft)
@@ -289,7 +302,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let make = |name: &str| {
             let path = folder.path().join(name);
-            key_file::generate(&path, Existing::Keep).unwrap();
+            key_file::generate(&path, None, Existing::Keep).unwrap();
             path
         };
         let (root, release, director) = (make("root"), make("release"), make("director"));
@@ -300,6 +313,7 @@ mod tests {
             release_threshold: 1,
             director_key: key_file::public_path(&director).to_str().unwrap().to_owned(),
             expires_days: 1,
+            unlock: Unlock::default(),
             out: PathBuf::new(),
             force: false,
         };

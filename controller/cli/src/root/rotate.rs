@@ -10,6 +10,7 @@ use super::draft::Draft;
 use super::{DAY_MS, check_director_apart, read_trusted_root};
 use crate::failure::Failure;
 use crate::key_file;
+use crate::passphrase::Unlock;
 
 #[derive(Debug, Args)]
 pub(crate) struct RotateArgs {
@@ -42,6 +43,8 @@ pub(crate) struct RotateArgs {
     /// Private root keys to sign with at once; others can follow with `muster root sign`.
     #[arg(long, num_args = 0.., value_name = "FILE")]
     sign_with: Vec<PathBuf>,
+    #[command(flatten)]
+    unlock: Unlock,
     /// Where to write the document.
     #[arg(long, value_name = "FILE")]
     pub(super) out: PathBuf,
@@ -62,10 +65,11 @@ pub(super) fn build(args: &RotateArgs, now_ms: u64) -> Result<Draft, Failure> {
         .checked_add(1)
         .ok_or_else(|| Failure::input(format!("{} has the last version there is", args.previous.display())))?;
     root.expires_ms = now_ms.saturating_add(u64::from(args.expires_days) * DAY_MS);
-    change(&mut root, Role::Root, &args.add_root_key, &args.remove_root_key, args.root_threshold)?;
-    change(&mut root, Role::Release, &args.add_release_key, &args.remove_release_key, args.release_threshold)?;
+    let unlock = &args.unlock;
+    change(&mut root, Role::Root, &args.add_root_key, &args.remove_root_key, args.root_threshold, unlock)?;
+    change(&mut root, Role::Release, &args.add_release_key, &args.remove_release_key, args.release_threshold, unlock)?;
     if let Some(text) = &args.director_key {
-        let key = key_file::read_public_or_digits(text)?;
+        let key = key_file::read_public_or_digits(text, unlock)?;
         let id = key.id();
         root.keys.insert(id, key);
         root.roles.insert(Role::Director, RoleKeys { key_ids: [id].into(), threshold: 1 });
@@ -78,7 +82,7 @@ pub(super) fn build(args: &RotateArgs, now_ms: u64) -> Result<Draft, Failure> {
         .map_err(|error| Failure::input("these keys make no root document").because(error))?;
     let mut draft = Draft::new(&args.out, envelope, Some(previous))?;
     for key in &args.sign_with {
-        draft.sign(key)?;
+        draft.sign(key, unlock)?;
     }
     Ok(draft)
 }
@@ -89,6 +93,7 @@ fn change(
     add: &[String],
     remove: &[String],
     threshold: Option<u32>,
+    unlock: &Unlock,
 ) -> Result<(), Failure> {
     let mut keys = root
         .roles
@@ -96,7 +101,7 @@ fn change(
         .cloned()
         .ok_or_else(|| Failure::input(format!("the document before names no keys for the role {role}")))?;
     for text in add {
-        let key = key_file::read_public_or_digits(text)?;
+        let key = key_file::read_public_or_digits(text, unlock)?;
         if !keys.key_ids.insert(key.id()) {
             return Err(Failure::input(format!("{text} is a {role} key already")));
         }
@@ -105,7 +110,7 @@ fn change(
     for text in remove {
         let id = match keys.key_ids.iter().find(|id| id.to_string() == text.trim()) {
             Some(id) => *id,
-            None => PublicKey::id(&key_file::read_public_or_digits(text)?),
+            None => PublicKey::id(&key_file::read_public_or_digits(text, unlock)?),
         };
         if !keys.key_ids.remove(&id) {
             return Err(Failure::input(format!("{text} is no {role} key of the document before")));

@@ -92,6 +92,16 @@ fn both_halves_of_a_key_are_replaced_or_neither() {
 }
 
 #[test]
+fn a_key_in_the_clear_stays_until_the_encrypted_one_is_whole() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let desk = Desk::new();
+    desk.write("passphrase", "correct horse battery\n");
+    fs::set_permissions(desk.path("passphrase"), fs::Permissions::from_mode(0o600)).unwrap();
+    let encrypt = "key encrypt disk/a.key --key-passphrase-file passphrase";
+    loses_nothing(&desk, 0, "key generate --out disk/a.key", encrypt, "disk/a.key");
+}
+
+#[test]
 fn a_bundle_is_kept_until_its_successor_is_whole() {
     let desk = Desk::new();
     let (old, new) = (desk.digits("1.0.0"), desk.digits("1.1.0"));

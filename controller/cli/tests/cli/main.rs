@@ -6,7 +6,13 @@ mod bad_input;
 mod bundles;
 #[cfg(target_os = "linux")]
 mod full_disk;
+#[cfg(target_os = "linux")]
+mod keys;
 mod online;
 mod roots;
 mod run;
 mod server;
+#[cfg(target_os = "linux")]
+mod signers;
+#[cfg(target_os = "linux")]
+mod terminal;
