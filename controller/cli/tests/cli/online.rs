@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::run::{Desk, Ended};
@@ -214,6 +216,30 @@ fn trust_is_fetched_and_given() {
     assert!(run(&desk, &server, "trust show").stdout.contains("1 of 1 must sign"));
     run(&desk, &server, "root push root.json").assert(0, &[]);
     assert_eq!(server.requests().pop().unwrap().json(), json!({"root": root}));
+}
+
+#[test]
+fn a_token_that_names_another_root_document_is_not_printed() {
+    let desk = Desk::new();
+    desk.trust();
+    let digest = desk.ok("--output json root show root.json").json()["digest"].as_str().unwrap().to_owned();
+    let server_for = |root_sha256: &str| {
+        let content =
+            json!({"url": "https://c.example", "ca_sha256": "0".repeat(64), "root_sha256": root_sha256, "secret": "s"});
+        let token = format!("muster1.{}", URL_SAFE_NO_PAD.encode(content.to_string()));
+        (token.clone(), Server::start(move |_| (201, json!({"token": token, "expires_ms": 1_700_000_000_000u64}))))
+    };
+    let (token, server) = server_for(&digest);
+    let made = run(&desk, &server, "token create --root root.json");
+    assert_eq!((made.code, made.stdout), (0, format!("{token}\n")));
+    let (token, server) = server_for(&"1".repeat(64));
+    let refused = run(&desk, &server, "token create --root root.json");
+    refused.assert(1, &["names the root document 111111111111", "not printed"]);
+    assert!(!format!("{refused:?}").contains(&token));
+    desk.ok("root rotate root.json --sign-with root.key --out root-2.json");
+    run(&desk, &server, "token create --root root-2.json").assert(2, &["root-2.json is root document 2", "version 1"]);
+    run(&desk, &server, "token create --root release.key.pub").assert(2, &["release.key.pub"]);
+    assert_eq!(server.requests().len(), 1, "nothing was asked for before the document was read");
 }
 
 #[test]
