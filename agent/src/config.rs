@@ -86,6 +86,29 @@ pub(crate) enum ConfigError {
     },
 }
 
+/// Where an enrolment token may lie when the configuration names none.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TokenPlaces {
+    /// The file that `MUSTER_AGENT_ENROLMENT_TOKEN_FILE` names.
+    pub(crate) file: Option<PathBuf>,
+    /// The folder into which systemd puts this service's credentials; that of the token is `enrolment-token`.
+    pub(crate) credentials: Option<PathBuf>,
+}
+
+impl TokenPlaces {
+    /// As this process's environment says.
+    pub(crate) fn of_environment() -> Self {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self { file: set("MUSTER_AGENT_ENROLMENT_TOKEN_FILE"), credentials: set("CREDENTIALS_DIRECTORY") }
+    }
+
+    fn find(&self) -> Option<PathBuf> {
+        let credential = || self.credentials.as_ref().map(|folder| folder.join("enrolment-token"));
+        // A service may have other credentials and not this one; a file that was named must be there.
+        self.file.clone().or_else(|| credential().filter(|path| path.exists()))
+    }
+}
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -322,15 +345,15 @@ impl Config {
         Ok(())
     }
 
-    /// The enrolment token, from wherever it is configured; `None` where it is not.
+    /// The enrolment token, from wherever it is configured, or else from `places`; `None` where there is none.
     ///
     /// # Errors
     /// [`ConfigError`] when its file cannot be read or it is not a token.
-    pub(crate) fn enrolment_token(&self) -> Result<Option<EnrolmentToken>, ConfigError> {
-        match (&self.enrolment_token, &self.enrolment_token_file) {
+    pub(crate) fn enrolment_token(&self, places: &TokenPlaces) -> Result<Option<EnrolmentToken>, ConfigError> {
+        match (&self.enrolment_token, self.enrolment_token_file.clone().or_else(|| places.find())) {
             (Some(Secret(text)), _) => Ok(Some(text.parse()?)),
             (None, Some(path)) => {
-                let bytes = read_start(path, MAX_TOKEN_FILE_BYTES)
+                let bytes = read_start(&path, MAX_TOKEN_FILE_BYTES)
                     .map_err(|source| ConfigError::TokenFile { path: path.clone(), source })?;
                 // Whatever is no text has not the beginning of a token either.
                 let token = String::from_utf8_lossy(&bytes).parse();
@@ -388,7 +411,7 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.serve.listen.to_string(), "127.0.0.1:8600");
         assert_eq!(config.monitor.window_ms, 3_600_000);
-        assert!(config.enrolment_token().unwrap().is_none());
+        assert!(config.enrolment_token(&TokenPlaces::default()).unwrap().is_none());
     }
 
     /// The example documents every setting and its default: uncommented, it is what an empty file gives.
@@ -435,7 +458,7 @@ mod tests {
     fn a_token_never_shows() {
         let config = parse("enrolment-token = \"hunter2\"").unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
-        let error = chain(&config.enrolment_token().unwrap_err());
+        let error = chain(&config.enrolment_token(&TokenPlaces::default()).unwrap_err());
         assert!(error.contains("muster1.") && !error.contains("hunter2"), "{error}");
     }
 
@@ -444,7 +467,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         let config = parse(&format!("enrolment-token-file = {path:?}")).unwrap();
-        let told = || chain(&config.enrolment_token().unwrap_err());
+        let told = || chain(&config.enrolment_token(&TokenPlaces::default()).unwrap_err());
         assert!(told().contains(path.to_str().unwrap()) && told().contains("No such file"), "{}", told());
         let token = EnrolmentToken {
             url: "https://c:1".into(),
@@ -459,7 +482,35 @@ mod tests {
             assert!(told().contains(path.to_str().unwrap()) && !told().contains("hunter2"), "{}", told());
         }
         std::fs::write(&path, format!("  {whole}\n")).unwrap();
-        assert_eq!(config.enrolment_token().unwrap(), Some(token));
+        assert_eq!(config.enrolment_token(&TokenPlaces::default()).unwrap(), Some(token));
+    }
+
+    #[test]
+    fn a_token_may_lie_where_the_environment_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let token = |secret: &str| EnrolmentToken {
+            url: "https://c:1".into(),
+            ca_sha256: muster_shared::ids::Digest::of(b"ca"),
+            root_sha256: muster_shared::ids::Digest::of(b"root"),
+            secret: secret.into(),
+        };
+        let write = |name: &str| {
+            std::fs::write(folder.path().join(name), token(name).to_token_string()).unwrap();
+            folder.path().join(name)
+        };
+        let found = |config: &str, places: &TokenPlaces| {
+            parse(config).unwrap().enrolment_token(places).map(|token| token.map(|token| token.secret))
+        };
+        let (file, set) = (write("named"), write("set"));
+        let credentials = TokenPlaces { file: None, credentials: Some(folder.path().to_owned()) };
+        assert_eq!(found("", &credentials).unwrap(), None, "other credentials are no token");
+        write("enrolment-token");
+        assert_eq!(found("", &credentials).unwrap().as_deref(), Some("enrolment-token"));
+        let named = TokenPlaces { file: Some(file), ..credentials };
+        assert_eq!(found("", &named).unwrap().as_deref(), Some("named"));
+        assert_eq!(found(&format!("enrolment-token-file = {set:?}"), &named).unwrap().as_deref(), Some("set"));
+        let gone = TokenPlaces { file: Some(folder.path().join("gone")), ..named };
+        assert!(chain(&found("", &gone).unwrap_err()).contains("gone"));
     }
 
     #[test]

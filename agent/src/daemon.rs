@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::boot::Boot;
 use crate::causes::with_source;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, TokenPlaces};
 use crate::files::{self, FileError};
 use crate::host::{HostLimits, ModelHost};
 use crate::identity::{EnrolError, Identity, IdentityError, IdentityStore, enrol};
@@ -287,7 +287,7 @@ impl Base {
     }
 
     async fn enrol(&self) -> Result<Identity, DaemonError> {
-        let token = self.config.enrolment_token()?.ok_or(DaemonError::NoToken)?;
+        let token = self.config.enrolment_token(&TokenPlaces::of_environment())?.ok_or(DaemonError::NoToken)?;
         tracing::info!(url = %token.url, "enrolling");
         let enrolled = enrol(&self.store, &token, self.config.device_id.as_ref(), &self.time).await?;
         let keep = || {

@@ -104,6 +104,27 @@ fn a_token_file_is_named_whatever_is_wrong_with_it() {
 }
 
 #[test]
+fn a_token_may_be_a_credential_or_a_file_that_the_environment_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    let config = format!("data-dir = {:?}\n[serve]\nlisten = \"127.0.0.1:0\"\n", folder.path().join("data"));
+    std::fs::write(&path, config).unwrap();
+    let start = |variable: &str, value: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster-agent"));
+        let output = command.args(["--config", path.to_str().unwrap()]).env(variable, value).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    assert!(start("CREDENTIALS_DIRECTORY", folder.path()).contains("not enrolled"));
+    let token = folder.path().join("enrolment-token");
+    std::fs::write(&token, "muster1.rubbish").unwrap();
+    for error in [start("CREDENTIALS_DIRECTORY", folder.path()), start("MUSTER_AGENT_ENROLMENT_TOKEN_FILE", &token)] {
+        assert!(error.contains(token.to_str().unwrap()) && error.contains("damaged"), "{error}");
+        assert!(!error.contains("rubbish"), "{error}");
+    }
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent.toml");

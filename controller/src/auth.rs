@@ -3,7 +3,7 @@
 //! Only a token's digest is stored, and a token is found by its digest: no comparison takes longer the more of a guess is
 //! right.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use muster_shared::api::AccessRole;
 use muster_shared::ids::Digest;
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::durable::{self, Access, FileError};
 use crate::store::records::AccessTokenRecord;
-use crate::store::{Expect, Records, StoreError, Table};
+use crate::store::{Change, Expect, Records, StoreError, Table};
 
 /// Longest token looked at, in bytes.
 const MAX_TOKEN_BYTES: usize = 512;
@@ -23,8 +23,13 @@ pub(crate) enum AuthError {
     #[error(transparent)]
     File(#[from] FileError),
     /// Its file is empty or not text.
-    #[error("{0} holds no token: remove the file to get a new one, or restore it")]
+    #[error(
+        "{0} holds no token, which has 32 to {MAX_TOKEN_BYTES} characters: remove the file to get a new one, or restore it"
+    )]
     Damaged(String),
+    /// The file that was named is not there.
+    #[error("{0} is not there: put the administrator's token into it, or name no file")]
+    Missing(String),
     /// The store failed.
     #[error("the access tokens cannot be read or written")]
     Store(#[from] StoreError),
@@ -65,37 +70,72 @@ pub(crate) async fn caller(records: &Records, token: &str) -> Result<Option<Call
     Ok(record.map(|record| Caller { name: record.value.name, role: record.value.role }))
 }
 
-/// Makes the administrator's token at the first start, and takes over one whose file is there already. Where the store knows
-/// an administrator and the file is gone, somebody put it away, and nothing is made.
+/// Where the administrator's token comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AdminToken {
+    /// A file of ours, made at the first start.
+    Own(PathBuf),
+    /// A file that somebody else keeps.
+    Given(PathBuf),
+}
+
+impl AdminToken {
+    /// The file that is configured, or else the one that the environment names, or the credential that systemd brings, or our own.
+    pub(crate) fn locate(configured: Option<&Path>, data: &Path, set: impl Fn(&str) -> Option<PathBuf>) -> Self {
+        let credential =
+            || set("CREDENTIALS_DIRECTORY").map(|folder| folder.join("admin-token")).filter(|path| path.exists());
+        configured
+            .map(Path::to_owned)
+            .or_else(|| set("MUSTER_CONTROLLER_ADMIN_TOKEN_FILE"))
+            .or_else(credential)
+            .map_or_else(|| Self::Own(data.join("admin.token")), Self::Given)
+    }
+}
+
+fn parse(text: &[u8], path: &Path) -> Result<Zeroizing<String>, AuthError> {
+    let damaged = || AuthError::Damaged(path.display().to_string());
+    let text = std::str::from_utf8(text).map_err(|_| damaged())?.trim();
+    if text.len() < 32 || text.len() > MAX_TOKEN_BYTES {
+        return Err(damaged());
+    }
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Makes the administrator's token at the first start, and takes over what its file says. Another token in the file ends the
+/// one before. Where the store knows an administrator and our own file is gone, somebody put it away, and nothing is made.
 ///
 /// # Errors
 /// [`AuthError`].
-pub(crate) async fn ensure_admin(records: &Records, path: &Path, now_ms: u64) -> Result<(), AuthError> {
-    let token = match durable::read(path)?.map(Zeroizing::new) {
-        Some(text) => {
-            let damaged = || AuthError::Damaged(path.display().to_string());
-            let text = std::str::from_utf8(&text).map_err(|_| damaged())?.trim();
-            if text.len() < 32 || text.len() > MAX_TOKEN_BYTES {
-                return Err(damaged());
-            }
-            Zeroizing::new(text.to_owned())
-        }
-        None => {
-            let known = records.all::<AccessTokenRecord>(Table::AccessTokens, "").await?;
-            if known.iter().any(|(_, token)| token.value.role == AccessRole::Admin) {
-                return Ok(());
-            }
+pub(crate) async fn ensure_admin(records: &Records, from: &AdminToken, now_ms: u64) -> Result<(), AuthError> {
+    let known = records.all::<AccessTokenRecord>(Table::AccessTokens, "").await?;
+    let admins: Vec<String> =
+        known.into_iter().filter(|(_, token)| token.value.role == AccessRole::Admin).map(|(key, _)| key).collect();
+    let (AdminToken::Own(path) | AdminToken::Given(path)) = from;
+    let token = match (durable::read(path)?.map(Zeroizing::new), from) {
+        (Some(text), _) => parse(&text, path)?,
+        (None, AdminToken::Given(_)) => return Err(AuthError::Missing(path.display().to_string())),
+        (None, AdminToken::Own(_)) if !admins.is_empty() => return Ok(()),
+        (None, AdminToken::Own(_)) => {
             let token = new_secret().map_err(AuthError::Random)?;
             durable::write(path, token.as_bytes(), Access::Secret)?;
             token
         }
     };
-    let record = AccessTokenRecord { name: "admin".into(), role: AccessRole::Admin, created_at_ms: now_ms };
     let key = Digest::of(token.as_bytes()).to_string();
-    match records.commit(vec![Records::put(Table::AccessTokens, key, Expect::Absent, &record)?]).await {
-        Ok(()) | Err(StoreError::Conflict { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
+    let record = AccessTokenRecord { name: "admin".into(), role: AccessRole::Admin, created_at_ms: now_ms };
+    let is_new = !admins.contains(&key);
+    let mut changes: Vec<Change> = admins
+        .into_iter()
+        .filter(|admin| *admin != key)
+        .map(|admin| Records::delete(Table::AccessTokens, admin, Expect::Anything))
+        .collect();
+    if is_new {
+        changes.push(Records::put(Table::AccessTokens, key, Expect::Anything, &record)?);
     }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Ok(records.commit(changes).await?)
 }
 
 #[cfg(test)]
@@ -107,9 +147,10 @@ mod tests {
     async fn the_first_token_is_made_once_and_stored_as_a_digest() {
         let (records, folder) = records();
         let path = folder.path().join("admin.token");
-        ensure_admin(&records, &path, 1).await.unwrap();
+        let own = AdminToken::Own(path.clone());
+        ensure_admin(&records, &own, 1).await.unwrap();
         let token = std::fs::read_to_string(&path).unwrap();
-        ensure_admin(&records, &path, 2).await.unwrap();
+        ensure_admin(&records, &own, 2).await.unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), token);
         let known = records.all::<AccessTokenRecord>(Table::AccessTokens, "").await.unwrap();
         assert_eq!(known.len(), 1);
@@ -120,7 +161,7 @@ mod tests {
         }
         // Put away on purpose.
         std::fs::remove_file(&path).unwrap();
-        ensure_admin(&records, &path, 3).await.unwrap();
+        ensure_admin(&records, &own, 3).await.unwrap();
         assert!(!path.exists());
     }
 
@@ -130,8 +171,50 @@ mod tests {
         let path = folder.path().join("admin.token");
         for bad in ["", "short", "\u{0}"] {
             std::fs::write(&path, bad).unwrap();
-            let error = ensure_admin(&records, &path, 1).await.unwrap_err();
+            let error = ensure_admin(&records, &AdminToken::Own(path.clone()), 1).await.unwrap_err();
             assert!(error.to_string().contains("admin.token"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn another_token_in_the_file_ends_the_one_before() {
+        let (records, folder) = records();
+        let own = AdminToken::Own(folder.path().join("admin.token"));
+        ensure_admin(&records, &own, 1).await.unwrap();
+        let first = std::fs::read_to_string(folder.path().join("admin.token")).unwrap();
+        let path = folder.path().join("given");
+        let given = AdminToken::Given(path.clone());
+        let missing = ensure_admin(&records, &given, 2).await.unwrap_err().to_string();
+        assert!(missing.contains("given is not there"), "{missing}");
+        assert!(caller(&records, &first).await.unwrap().is_some(), "a failed start changes nothing");
+        for round in 0..2 {
+            let token = format!("{round}").repeat(40);
+            std::fs::write(&path, format!("{token}\n")).unwrap();
+            ensure_admin(&records, &given, 3).await.unwrap();
+            assert_eq!(caller(&records, &token).await.unwrap().unwrap().role, AccessRole::Admin);
+            assert_eq!(caller(&records, &first).await.unwrap(), None);
+            assert_eq!(records.all::<AccessTokenRecord>(Table::AccessTokens, "").await.unwrap().len(), 1);
+        }
+        assert_eq!(caller(&records, &"0".repeat(40)).await.unwrap(), None);
+    }
+
+    #[test]
+    fn a_token_comes_from_the_nearest_place_that_names_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = Path::new("/data");
+        let nothing = |_: &str| None;
+        assert_eq!(AdminToken::locate(None, data, nothing), AdminToken::Own("/data/admin.token".into()));
+        let credentials = |name: &str| (name == "CREDENTIALS_DIRECTORY").then(|| folder.path().to_owned());
+        assert_eq!(AdminToken::locate(None, data, credentials), AdminToken::Own("/data/admin.token".into()));
+        let credential = folder.path().join("admin-token");
+        std::fs::write(&credential, "x").unwrap();
+        assert_eq!(AdminToken::locate(None, data, credentials), AdminToken::Given(credential));
+        let both = |name: &str| match name {
+            "MUSTER_CONTROLLER_ADMIN_TOKEN_FILE" => Some(PathBuf::from("/named")),
+            other => credentials(other),
+        };
+        assert_eq!(AdminToken::locate(None, data, both), AdminToken::Given("/named".into()));
+        let configured = AdminToken::locate(Some(Path::new("/set")), data, both);
+        assert_eq!(configured, AdminToken::Given("/set".into()));
     }
 }

@@ -51,6 +51,8 @@ pub(crate) struct ApiConfig {
     pub(crate) listen: SocketAddr,
     /// How devices and people reach it; made from `listen` when absent.
     pub(crate) public_url: Option<String>,
+    /// A file that holds the administrator's token; the controller makes one when absent.
+    pub(crate) admin_token_file: Option<PathBuf>,
     /// Largest JSON body, in bytes.
     pub(crate) max_body_bytes: usize,
     /// Largest file of a bundle, in bytes.
@@ -64,6 +66,7 @@ impl Default for ApiConfig {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443),
             public_url: None,
+            admin_token_file: None,
             max_body_bytes: 2 * 1024 * 1024,
             max_file_bytes: 1024 * 1024 * 1024,
             request_timeout_ms: 30_000,

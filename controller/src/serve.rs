@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use sd_notify::NotifyState;
 use tokio::sync::{Notify, watch};
 
 use crate::admission::EnrolledDevices;
-use crate::auth::{self, AuthError};
+use crate::auth::{self, AdminToken, AuthError};
 use crate::blobs::Blobs;
 use crate::broker::{self, BrokerError};
 use crate::config::Config;
@@ -99,7 +99,9 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     remove_stale(&data.join("endpoints.json"))?;
     let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms())?;
     let director = Director::open(&data.join("director.key"))?;
-    auth::ensure_admin(&records, &data.join("admin.token"), clock::now_ms()).await?;
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let admin_token = AdminToken::locate(config.api.admin_token_file.as_deref(), &data, set);
+    auth::ensure_admin(&records, &admin_token, clock::now_ms()).await?;
     let idle_timeout = Duration::from_millis(config.api.request_timeout_ms);
     let blobs = Blobs::open(&data.join("blobs"), config.api.max_file_bytes, idle_timeout)?;
     let fleet = FleetIndex::load(&records).await?;

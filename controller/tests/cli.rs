@@ -43,3 +43,26 @@ fn a_malformed_configuration_is_refused_with_file_line_and_field() {
         }
     }
 }
+
+#[test]
+fn an_administrators_token_that_is_named_must_be_there_and_be_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("controller.toml");
+    let data = folder.path().join("data");
+    std::fs::write(&path, format!("data-dir = {data:?}\n")).unwrap();
+    let start = |variable: &str, value: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster-controller"));
+        command.args(["serve", "--config", path.to_str().unwrap()]).env(variable, value);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(!data.join("admin.token").exists(), "none is made beside the one that was named");
+        text(&output.stderr)
+    };
+    let token = folder.path().join("admin-token");
+    let error = start("MUSTER_CONTROLLER_ADMIN_TOKEN_FILE", &token);
+    assert!(error.contains("admin-token is not there"), "{error}");
+    std::fs::write(&token, "horse").unwrap();
+    for error in [start("MUSTER_CONTROLLER_ADMIN_TOKEN_FILE", &token), start("CREDENTIALS_DIRECTORY", folder.path())] {
+        assert!(error.contains("admin-token holds no token, which has 32") && !error.contains("horse"), "{error}");
+    }
+}

@@ -8,5 +8,6 @@ mod full_disk;
 mod main_job;
 mod operators;
 mod rotation;
+mod secrets;
 mod stage;
 mod topics;
