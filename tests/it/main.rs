@@ -9,5 +9,6 @@ mod main_job;
 mod operators;
 mod rotation;
 mod secrets;
+mod security_page;
 mod stage;
 mod topics;

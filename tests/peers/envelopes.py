@@ -10,6 +10,12 @@ import tomllib
 from base64 import b64decode, b64encode
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
@@ -19,7 +25,7 @@ from fleet import expect, fixtures
 VERSION = "1.0.0"
 MANIFEST_TYPE = "application/vnd.muster.manifest.v1+json"
 ROOT_TYPE = "application/vnd.muster.root.v1+json"
-UNMET, REFUSED = 1, 3
+UNMET, INPUT, REFUSED = 1, 2, 3
 
 
 def read(path):
@@ -234,6 +240,37 @@ def with_a_word_changed_root(document):
     return {**document, "payload": b64encode(json.dumps(root).encode()).decode()}
 
 
+def encrypted_keys_are_shared(desk):
+    """A key that muster encrypted signs there, and one that was encrypted there signs here."""
+    passphrase = b"correct horse battery"
+    file = desk.path("passphrase")
+    file.write_bytes(passphrase)
+    file.chmod(0o600)
+    ours = desk.path("release").read_bytes()
+    desk.muster("key", "encrypt", desk.path("release"), "--key-passphrase-file", file)
+    private = load_pem_private_key(desk.path("release").read_bytes(), passphrase)
+    desk.takes_bundle(desk.signed_there(CryptoSigner(private)))
+    desk.path("release").write_bytes(ours)
+
+    private = Ed25519PrivateKey.generate()
+    theirs = desk.path("theirs.pem")
+    encryption = BestAvailableEncryption(passphrase)
+    theirs.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    theirs.chmod(0o600)
+    write(desk.manifest, desk.unsigned)
+    desk.muster("bundle", "sign", desk.bundle, "--key", theirs, "--key-passphrase-file", file)
+    taken_there(read(desk.manifest), named_as_here(private))
+    file.write_bytes(b"incorrect horse battery")
+    said = desk.refuses(INPUT, "bundle", "sign", desk.bundle, "--key", theirs, "--key-passphrase-file", file)
+    expect("passphrase is wrong" in said, f"it was refused for another reason: {said}")
+
+
+def named_as_here(private):
+    """The public half under the name that Muster gives it."""
+    public = private.public_key().public_bytes_raw()
+    return SSlibKey(hashlib.sha256(public).hexdigest(), "ed25519", "ed25519", {"public": public.hex()})
+
+
 def fleet_takes_it(desk, controller):
     """The running controller, which trusts the demo's release key, used here from Python alone."""
     with open(controller.release_key, "rb") as file:
@@ -264,4 +301,5 @@ def check(report, controller, folder):
     run("both sign one manifest", both_sign_one_manifest)
     run("changed content, another type, a wrong key are refused here", changes_are_refused_here)
     run("a root document signed there follows one signed here", root_is_taken)
+    run("encrypted keys are read on both sides", encrypted_keys_are_shared)
     run("the controller takes a bundle signed there", fleet_takes_it, controller)

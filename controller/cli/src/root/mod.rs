@@ -1,6 +1,6 @@
 //! `muster root`: root documents, which say who may sign what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -198,7 +198,8 @@ pub(crate) struct RootView<'a> {
     digest: Digest,
     #[serde(flatten)]
     root: &'a Root,
-    signed_by: Vec<&'a str>,
+    /// Keys of the document whose signatures are good. What a signature says of its key is a hint that anybody can change.
+    signed_by: BTreeSet<KeyId>,
 }
 
 /// A root document for people.
@@ -211,7 +212,7 @@ fn view<'a>(root: &'a Root, envelope: &'a Envelope) -> RootView<'a> {
     RootView {
         digest: Digest::of(&payload),
         root,
-        signed_by: envelope.signatures.iter().map(|s| s.keyid.as_str()).collect(),
+        signed_by: envelope.signers(DocumentKind::Root, root.keys.values()).unwrap_or_default(),
     }
 }
 
@@ -227,10 +228,7 @@ pub(crate) fn root_text(view: &RootView<'_>) -> String {
         .roles
         .iter()
         .map(|(role, keys)| {
-            let name = |id: &KeyId| {
-                let signed = view.signed_by.contains(&id.to_string().as_str());
-                format!("{id}{}", if signed { " (signed)" } else { "" })
-            };
+            let name = |id: &KeyId| format!("{id}{}", if view.signed_by.contains(id) { " (signed)" } else { "" });
             let ids: Vec<String> = keys.key_ids.iter().map(name).collect();
             (format!("{role} keys"), format!("{} of {} must sign\n{}", keys.threshold, ids.len(), ids.join("\n")))
         })
@@ -318,6 +316,21 @@ mod tests {
             force: false,
         };
         build(&args, 0).unwrap()
+    }
+
+    #[test]
+    fn a_key_has_signed_when_its_signature_is_good_whatever_the_hint_says() {
+        let signed_by = |envelope: Envelope| {
+            let trusted = TrustedRoot::first(GOOD.clone(), None).unwrap();
+            let shown = view(trusted.root(), &envelope);
+            (shown.signed_by.len(), root_text(&shown).contains("(signed)"))
+        };
+        let mut renamed = GOOD.clone();
+        renamed.signatures[0].keyid = "another tool's name".into();
+        assert_eq!(signed_by(renamed), (1, true));
+        let mut forged = GOOD.clone();
+        forged.signatures[0].sig = "A".repeat(86) + "==";
+        assert_eq!(signed_by(forged), (0, false));
     }
 
     proptest! {

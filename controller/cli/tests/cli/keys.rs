@@ -1,9 +1,10 @@
 //! Encrypted keys: made, changed and used, by us and by OpenSSL, and what must be seen of them nowhere.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::run::{Desk, Ended};
 use crate::terminal::Terminal;
@@ -206,6 +207,16 @@ fn what_others_can_read_is_no_secret() {
     warned.assert(0, &["warning: others can read or change release.key", "only its passphrase"]);
     set_mode(&desk.path("passphrase"), 0o644);
     unlocked(&desk, sign).assert(2, &["others can read or change passphrase", "chmod 600"]);
+}
+
+#[test]
+fn a_passphrase_may_come_through_a_pipe() {
+    let desk = desk();
+    unlocked_ok(&desk, "key generate --encrypt --out a.key");
+    let mut command = desk.command("key decrypt a.key --key-passphrase-file /dev/stdin");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(PASSPHRASE.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]
