@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use muster_agent_core::clock::TimeFloor;
+use muster_agent_core::freshness::Freshness;
 use muster_shared::ids::Digest;
 use muster_shared::limits::MAX_DOCUMENT_BYTES;
 use muster_shared::messages::FreezeProtection;
@@ -19,6 +20,8 @@ use crate::time::{EffectiveTime, wall_ms};
 const MAX_FILE_BYTES: u64 = MAX_DOCUMENT_BYTES as u64 * 2;
 /// Root documents one message may bring.
 const MAX_ROOTS_AT_ONCE: usize = 64;
+
+const MAX_NUMBER_BYTES: u64 = 64;
 
 /// Why trust cannot be established.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,7 @@ pub(crate) struct TrustStore {
     root: TrustedRoot,
     floor: TimeFloor,
     time: EffectiveTime,
+    freshness: Freshness,
 }
 
 fn root_path(dir: &Path, version: u64) -> PathBuf {
@@ -116,12 +120,17 @@ impl TrustStore {
             }
         };
         time.raise(floor.floor_ms());
-        Ok((Self { dir, root, floor, time }, alarms))
+        // Damaged, it is as good as none: the controller renews it.
+        let freshness = Freshness::restored(read_number(&assignment_path(&dir))?);
+        Ok((Self { dir, root, floor, time, freshness }, alarms))
     }
 
     fn read_floor(dir: &Path) -> Result<Option<TimeFloor>, FileError> {
-        let Some(bytes) = files::read_start(&floor_path(dir), 64)? else { return Ok(Some(TimeFloor::default())) };
-        Ok(std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()).map(TimeFloor::new))
+        let path = floor_path(dir);
+        if files::read_start(&path, MAX_NUMBER_BYTES)?.is_none() {
+            return Ok(Some(TimeFloor::default()));
+        }
+        Ok(read_number(&path)?.map(TimeFloor::new))
     }
 
     /// The root documents in force.
@@ -148,6 +157,25 @@ impl TrustStore {
             self.time.raise(raised.floor_ms());
         }
         Ok(())
+    }
+
+    /// Learns that what the device shall run holds until `expires_ms`.
+    pub(crate) fn learn_assignment(&mut self, expires_ms: u64) -> Result<(), FileError> {
+        match self.freshness.renewed(expires_ms, self.now_ms()) {
+            Some(expires_ms) => files::write_durably(&assignment_path(&self.dir), expires_ms.to_string().as_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    /// When the last assignment ended, if that has passed, in milliseconds since the Unix epoch.
+    pub(crate) fn stale_since_ms(&self) -> Option<u64> {
+        self.freshness.stale_since_ms(self.now_ms())
+    }
+
+    /// [`Self::stale_since_ms`], once for each assignment that ends.
+    pub(crate) fn stale_news(&mut self) -> Option<u64> {
+        let now_ms = self.now_ms();
+        self.freshness.news(now_ms)
     }
 
     /// Takes the root documents that follow the one in force; older ones are passed over. Says whether there was one.
@@ -193,6 +221,16 @@ pub(crate) enum RootRefusal {
 
 fn floor_path(dir: &Path) -> PathBuf {
     dir.join("time-floor")
+}
+
+fn assignment_path(dir: &Path) -> PathBuf {
+    dir.join("assignment-ends")
+}
+
+/// The number a file holds; none when it holds none, or is not there.
+fn read_number(path: &Path) -> Result<Option<u64>, FileError> {
+    let bytes = files::read_start(path, MAX_NUMBER_BYTES)?;
+    Ok(bytes.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok()))
 }
 
 #[cfg(test)]

@@ -267,9 +267,9 @@ impl Config {
         )?;
         expect((10..=3_600_000).contains(&self.rollout.tick_ms), "rollout.tick-ms", "10 to 3600000 is expected")?;
         expect(
-            self.rollout.assignment_valid_for_ms >= 60_000,
+            self.rollout.assignment_valid_for_ms >= 10_000,
             "rollout.assignment-valid-for-ms",
-            "at least 60000 is expected, or devices get assignments that have expired",
+            "at least 10000 is expected, or devices get assignments that have expired",
         )?;
         expect(self.rollout.device_timeout_ms > 0, "rollout.device-timeout-ms", "it must be above 0")?;
         if let Some(name) = self.pki.names.iter().find(|name| !is_host(name)) {

@@ -150,6 +150,9 @@ pub struct StateReport {
     pub security_floor: u64,
     /// Whether it can tell that a document is out of date.
     pub freeze_protection: FreezeProtection,
+    /// When the last assignment ended, in milliseconds since the Unix epoch, if it was not renewed: the device has not heard from the
+    /// controller since, or is kept from hearing.
+    pub stale_since_ms: Option<u64>,
     /// Facts about the device: `arch`, `os`, `agent-version`, `memory-bytes` and whatever its configuration adds.
     pub attributes: BTreeMap<String, String>,
     /// Telemetry given up for want of space since the outbox was made.

@@ -4,6 +4,7 @@ mod bad_input;
 mod controller_full_disk;
 mod crashes;
 mod deltas;
+mod freshness;
 mod full_disk;
 mod main_job;
 mod operators;

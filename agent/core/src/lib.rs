@@ -19,6 +19,7 @@ pub mod admit;
 pub mod backoff;
 pub mod clock;
 pub mod fetch;
+pub mod freshness;
 pub mod outbox;
 pub mod record;
 pub mod refusals;

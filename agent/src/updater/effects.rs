@@ -141,6 +141,7 @@ impl Updater {
             committed: record.committed_bundle(),
             security_floor: record.security_floor,
             freeze_protection: self.parts.trust.protection(),
+            stale_since_ms: self.parts.trust.stale_since_ms(),
             attributes: self.parts.attributes.clone(),
             dropped_messages: self.parts.outbox.given_up(),
             starts: self.parts.starts,

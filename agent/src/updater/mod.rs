@@ -224,6 +224,7 @@ impl Updater {
         while !self.stopping() {
             self.heartbeat.beat();
             self.look_at_link();
+            self.check_assignment_date();
             self.tell_again();
             let fetch_ms = self.drive_download();
             let now_ms = self.clock.now_ms();

@@ -47,9 +47,37 @@ impl Updater {
                 now_ms,
             },
         };
+        let (generation, expires_ms) = (offer.assignment.generation, offer.assignment.expires_ms);
         self.offered = verified.map(|v| v.digest).zip(delivery.manifest);
         self.dispatch(Event::Offered(Box::new(offer)));
         self.offered = None;
+        if self.machine.record().generation == generation {
+            self.renew(expires_ms);
+        }
+    }
+
+    /// The last assignment holds until `expires_ms`.
+    fn renew(&mut self, expires_ms: u64) {
+        let was_stale = self.parts.trust.stale_since_ms().is_some();
+        if let Err(error) = self.parts.trust.learn_assignment(expires_ms) {
+            tracing::error!(error = %with_source(&error), "how long the assignment holds could not be stored");
+        }
+        if was_stale && self.parts.trust.stale_since_ms().is_none() {
+            tracing::info!(device = %self.parts.device, "the assignment is renewed");
+            self.report();
+        }
+    }
+
+    /// Says when the last assignment has ended. Serving goes on.
+    pub(super) fn check_assignment_date(&mut self) {
+        let Some(since_ms) = self.parts.trust.stale_news() else { return };
+        let reason = format!(
+            "the assignment ended at {since_ms} ms and was not renewed: the device serves on, and does not know whether it still should"
+        );
+        tracing::warn!(device = %self.parts.device, %reason, "stale metadata");
+        let generation = self.machine.record().generation;
+        self.put(DeviceEventKind::StaleMetadata, generation, None, &reason);
+        self.report();
     }
 
     /// Whether the root document is in date; says so when it is not.

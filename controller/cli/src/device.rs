@@ -129,6 +129,10 @@ fn show_text(device: &DeviceView) -> String {
             pairs.extend([
                 ("security floor", report.security_floor.to_string()),
                 ("freeze protection", output::word(&report.freeze_protection)),
+                (
+                    "assignment",
+                    report.stale_since_ms.map_or_else(|| "in date".into(), |at| format!("ended {}", output::time(at))),
+                ),
                 ("starts", report.starts.to_string()),
                 ("dropped messages", report.dropped_messages.to_string()),
                 ("attributes", or_dash(Some(joined(&report.attributes, "\n")))),

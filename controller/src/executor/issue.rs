@@ -24,6 +24,8 @@ use crate::store::{StoreError, Table};
 
 /// Devices told side by side.
 const TASKS: usize = 4;
+/// Assignments renewed in one pass: rollouts do not wait for a whole fleet's.
+const RENEWED_AT_ONCE: usize = 200;
 
 /// Why a device was not told. It is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +120,17 @@ pub(super) async fn remind(app: &Arc<App>) {
         }
     }
     deliver(app, due).await;
+}
+
+/// Renews assignments of connected devices when half of their time has passed, so that they do not end while all is well.
+pub(super) async fn renew(app: &Arc<App>) {
+    let now_ms = clock::now_ms();
+    let half_ms = app.config.rollout.assignment_valid_for_ms / 2;
+    let due = app.fleet.converged().into_iter().filter_map(|device| {
+        let desired = app.fleet.desired(&device)?;
+        app.schedule.is_untold_for(&device, desired.generation, now_ms, half_ms).then_some((device, desired))
+    });
+    deliver(app, due.take(RENEWED_AT_ONCE).collect()).await;
 }
 
 /// Tells every device of `assignments`, several at once.

@@ -47,6 +47,7 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
         app.fleet.compact(cuts.collect(), now_ms);
     }
     issue::remind(app).await;
+    issue::renew(app).await;
     wake_at_ms
 }
 

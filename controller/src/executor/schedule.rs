@@ -63,9 +63,14 @@ impl Schedule {
 
     /// Whether the device was not told of `generation`, or long enough ago to be told again.
     pub(super) fn is_due(&self, device: &DeviceId, generation: u64, now_ms: u64) -> bool {
+        self.is_untold_for(device, generation, now_ms, REPEAT_AFTER_MS)
+    }
+
+    /// Whether the device was not told of `generation` in the last `within_ms`.
+    pub(super) fn is_untold_for(&self, device: &DeviceId, generation: u64, now_ms: u64, within_ms: u64) -> bool {
         self.lock().issued.get(device).is_none_or(|(issued, at_ms)| {
             // A clock set back must not silence us.
-            *issued != generation || now_ms < *at_ms || now_ms - at_ms >= REPEAT_AFTER_MS
+            *issued != generation || now_ms < *at_ms || now_ms - at_ms >= within_ms
         })
     }
 

@@ -232,6 +232,15 @@ impl FleetIndex {
         behind.map(|(device, _)| device.clone()).collect()
     }
 
+    /// Connected devices that have accepted what they shall run.
+    pub(crate) fn converged(&self) -> Vec<DeviceId> {
+        let inner = self.read();
+        let converged = inner.devices.iter().filter(|(_, entry)| {
+            entry.online && !entry.record.revoked && entry.record.desired.is_some() && !entry.is_behind()
+        });
+        converged.map(|(device, _)| device.clone()).collect()
+    }
+
     /// Connected devices.
     pub(crate) fn online(&self) -> Vec<DeviceId> {
         let inner = self.read();
