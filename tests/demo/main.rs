@@ -28,6 +28,9 @@ struct Arguments {
     /// How many devices the fleet has.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(12..=200))]
     devices: u16,
+    /// Run this agent instead of the one built here, as target/dist/muster-agent.
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -49,7 +52,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
     stage.say("Building the controller, the agent and the command line");
     Binaries::build_with_workspace()?;
-    let binaries = Binaries::beside_this_one()?;
+    let mut binaries = Binaries::beside_this_one()?;
+    if let Some(agent) = &arguments.agent {
+        binaries.agent = agent.canonicalize().with_context(|| format!("--agent {}", agent.display()))?;
+    }
     let temporary = tempfile::Builder::new().prefix("muster-demo-").tempdir()?;
     let folder = match &arguments.data_dir {
         Some(folder) => {
