@@ -26,9 +26,9 @@ impl Admit for EnrolledDevices {
             Ok(Some(record)) => {
                 let record = record.value;
                 let same = certificate_serial.is_none_or(|serial| record.certificate_serial == serial);
-                let admitted = !record.revoked && same;
+                let admitted = !record.is_revoked() && same;
                 if !admitted {
-                    tracing::warn!(%device, revoked = record.revoked, certificate_serial, "a certificate is refused");
+                    tracing::warn!(%device, revoked = record.is_revoked(), certificate_serial, "a certificate is refused");
                 }
                 admitted
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
-use muster_shared::api::AccessRole;
+use muster_shared::api::{AccessRole, Revocation};
 use muster_shared::bundle::{
     BundleFile, DataType, GOLDEN_PATH, MODEL_PATH, Manifest, ModelSignature, Requirements, TensorSpec,
 };
@@ -293,7 +293,7 @@ impl TestApp {
             enrolled_at_ms: 1,
             certificate_serial: "1".into(),
             public_key_sha256: Digest::of(name.as_bytes()),
-            revoked: false,
+            revocation: None,
             desired: None,
             assigned: Vec::new(),
         };
@@ -301,6 +301,16 @@ impl TestApp {
         self.app.records.commit(vec![change]).await.unwrap();
         self.app.fleet.update_record(&record, 1);
         id
+    }
+
+    /// Shuts a device out, in the store and in what is kept in memory.
+    pub(crate) async fn revoke(&self, device: &DeviceId) {
+        let stored = self.app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await.unwrap().unwrap();
+        let revocation = Revocation { since_ms: 5, by: "admin".into(), reason: None };
+        let record = DeviceRecord { revocation: Some(revocation), ..stored.value };
+        let change = Records::put(Table::Devices, device.as_str(), Expect::Version(stored.version), &record).unwrap();
+        self.app.records.commit(vec![change]).await.unwrap();
+        self.app.fleet.update_record(&record, stored.version + 1);
     }
 
     /// A bundle taken in with its files, the model having `model_bytes`, and [`profile`].

@@ -120,6 +120,18 @@ pub struct DesiredView {
     pub rollout: RolloutId,
 }
 
+/// That a device is shut out: since when, by whom, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Revocation {
+    /// In milliseconds since the Unix epoch.
+    pub since_ms: u64,
+    /// The name of the token it was done with.
+    pub by: String,
+    /// In words.
+    pub reason: Option<String>,
+}
+
 /// A device as the controller knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -138,6 +150,9 @@ pub struct DeviceView {
     pub desired: Option<DesiredView>,
     /// What it says of itself.
     pub reported: Option<StateReport>,
+    /// Its certificate is no longer accepted; absent while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Revocation>,
 }
 
 /// A change of a device's labels: a value sets, null removes.

@@ -6,6 +6,7 @@ mod crashes;
 mod deltas;
 mod freshness;
 mod full_disk;
+mod identity;
 mod main_job;
 mod operators;
 mod rotation;

@@ -38,7 +38,7 @@ enum Command {
     /// Build, sign, verify and push bundles.
     #[command(subcommand)]
     Bundle(Box<bundle::BundleCommand>),
-    /// Show and label devices.
+    /// Show, label, revoke and reinstate devices.
     #[command(subcommand)]
     Device(device::DeviceCommand),
     /// Make enrolment tokens.

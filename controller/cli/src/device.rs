@@ -1,10 +1,10 @@
-//! `muster device`: devices and their labels.
+//! `muster device`: devices, their labels, and whether they may take part.
 
 use std::collections::BTreeMap;
 
 use clap::Subcommand;
 use comfy_table::Cell;
-use muster_shared::api::{DeviceView, LabelPatch};
+use muster_shared::api::{ActionReason, DeviceView, LabelPatch, Revocation};
 use muster_shared::ids::DeviceId;
 use muster_shared::messages::{StateReport, UpdateState};
 use muster_shared::selector::Selector;
@@ -34,6 +34,20 @@ pub(crate) enum DeviceCommand {
         /// key=value sets a label, key- removes it.
         #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
         changes: Vec<LabelChange>,
+    },
+    /// Shut a device out: its connection ends, its certificate is refused, and rollouts pass it over. What it runs goes on
+    /// answering its applications.
+    Revoke {
+        /// Its id.
+        id: DeviceId,
+        /// Why, for the records.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Let a revoked device in again, with the certificate it had.
+    Reinstate {
+        /// Its id.
+        id: DeviceId,
     },
 }
 
@@ -83,13 +97,36 @@ fn desired(device: &DeviceView) -> Option<String> {
     })
 }
 
+fn online_cell(device: &DeviceView) -> Cell {
+    match (&device.revoked, device.online) {
+        (Some(_), _) => toned("revoked", Tone::Bad),
+        (None, true) => toned("yes", Tone::Good),
+        (None, false) => toned("no", Tone::Bad),
+    }
+}
+
+fn revoked_text(revocation: &Revocation) -> String {
+    let by = format!("since {}, by {}", output::time(revocation.since_ms), revocation.by);
+    match &revocation.reason {
+        Some(reason) => format!("{by}: {reason}"),
+        None => by,
+    }
+}
+
+fn standing_text(device: &DeviceView) -> String {
+    match &device.revoked {
+        Some(revocation) => format!("{} is revoked {}", device.id, revoked_text(revocation)),
+        None => format!("{} is not revoked", device.id),
+    }
+}
+
 fn list_text(devices: &[DeviceView]) -> String {
     output::table(
         &["id", "online", "running", "desired", "update", "gen", "labels", "last seen"],
         devices.iter().map(|device| {
             vec![
                 cell(device.id.as_str()),
-                if device.online { toned("yes", Tone::Good) } else { toned("no", Tone::Bad) },
+                online_cell(device),
                 cell(or_dash(running(device))),
                 cell(or_dash(desired(device))),
                 update_cell(device.reported.as_ref()),
@@ -109,6 +146,7 @@ fn show_text(device: &DeviceView) -> String {
         ("enrolled", output::time(device.enrolled_at_ms)),
         ("labels", or_dash(Some(joined(&device.labels, "\n")))),
     ];
+    pairs.extend(device.revoked.as_ref().map(|revocation| ("revoked", revoked_text(revocation))));
     if let Some(wanted) = &device.desired {
         let text =
             format!("{} (generation {}, rollout {})", or_dash(desired(device)), wanted.generation, wanted.rollout);
@@ -172,6 +210,16 @@ pub(crate) fn run(context: &Context, command: DeviceCommand) -> Result<(), Failu
             context
                 .output
                 .show(&device, |device| format!("{} {}", device.id, or_dash(Some(joined(&device.labels, ",")))))
+        }
+        DeviceCommand::Revoke { id, reason } => {
+            let device: DeviceView =
+                block_on(client.post(&["devices", id.as_str(), "revoke"], &ActionReason { reason }))?;
+            context.output.show(&device, standing_text)
+        }
+        DeviceCommand::Reinstate { id } => {
+            let device: DeviceView =
+                block_on(client.post(&["devices", id.as_str(), "reinstate"], &ActionReason::default()))?;
+            context.output.show(&device, standing_text)
         }
     }
 }

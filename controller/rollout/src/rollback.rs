@@ -5,13 +5,24 @@
 //! taken back. Devices that had the bundle before the rollout came, and devices that a later rollout has taken,
 //! are left alone.
 
-use muster_shared::ids::DeviceId;
+use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::rollout::{RolloutStatus, Waiting};
 
 use crate::fleet::Fleet;
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout};
 use crate::standing::{Standing, fresh_generation, past, standing};
 use crate::wording::{counted, names};
+
+impl Rollout {
+    /// What the device was to go back to, if this rollout has gone back without it: while it was shut out, the rollout had no say
+    /// over it, so what it was told under `generation` still stands.
+    #[must_use]
+    pub fn way_back(&self, device: &DeviceId, generation: u64) -> Option<Option<Digest>> {
+        let target = self.targets.get(device).filter(|target| target.generation == generation)?;
+        let left_behind = self.status == RolloutStatus::RolledBack && target.errand == Errand::Forward;
+        (left_behind && target.previous != Some(self.bundle.manifest)).then_some(target.previous)
+    }
+}
 
 /// How far a rollout has gone back.
 #[derive(Debug, Default)]

@@ -76,6 +76,9 @@ impl Rollout {
 }
 
 fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DeviceProgress {
+    if facts.is_some_and(|facts| facts.revoked) {
+        return DeviceProgress::Revoked;
+    }
     let standing = match facts.map(|facts| standing(target, facts)) {
         // Gone, or about something else by now: what it had done counts.
         Some(Standing::Astray) | None if target.done_at_ms.is_some() => Standing::Done,

@@ -37,7 +37,7 @@ pub(super) struct ListDevices {
     cursor: Option<DeviceId>,
 }
 
-fn unknown(device: &DeviceId) -> ApiError {
+pub(super) fn unknown(device: &DeviceId) -> ApiError {
     ApiError::unknown("unknown-device", format!("there is no device {device}"))
 }
 

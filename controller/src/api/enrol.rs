@@ -26,7 +26,7 @@ const ATTEMPTS: usize = 64;
     responses(
         (status = 200, description = "The device's papers", body = EnrolResponse),
         (status = 401, description = "The secret is not known", body = Problem),
-        (status = 403, description = "The token has expired or is used up", body = Problem),
+        (status = 403, description = "The token has expired or is used up, or the device of that name is revoked", body = Problem),
         (status = 409, description = "The name is taken, or no root document is there yet", body = Problem),
         (status = 422, description = "The certificate request proves nothing", body = Problem),
     ),
@@ -133,7 +133,7 @@ fn first(
         enrolled_at_ms: now_ms,
         certificate_serial: certificate.serial.clone(),
         public_key_sha256: key.sha256(),
-        revoked: false,
+        revocation: None,
         desired: None,
         assigned: Vec::new(),
     };
@@ -154,7 +154,11 @@ fn again(
     certificate: &DeviceCertificate,
 ) -> ApiResult<(DeviceRecord, Vec<Change>)> {
     let device = &known.value.id;
-    if known.value.public_key_sha256 != key.sha256() || known.value.revoked {
+    if known.value.is_revoked() {
+        let detail = format!("the device {device} is revoked: `muster device reinstate {device}` lets it in again");
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "device-revoked", detail));
+    }
+    if known.value.public_key_sha256 != key.sha256() {
         let detail = format!("a device {device} has enrolled already: choose another name");
         return Err(ApiError::conflict("device-exists", detail));
     }

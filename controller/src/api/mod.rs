@@ -15,6 +15,7 @@ mod files;
 mod health;
 mod openapi;
 mod paging;
+mod revocation;
 mod rollouts;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,8 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/devices", get(devices::list)),
         ("/api/v1/devices/{id}", get(devices::show)),
         ("/api/v1/devices/{id}/labels", patch(devices::label)),
+        ("/api/v1/devices/{id}/revoke", post(revocation::revoke)),
+        ("/api/v1/devices/{id}/reinstate", post(revocation::reinstate)),
         ("/api/v1/trust", get(trust::show)),
         ("/api/v1/trust/root", post(trust::push)),
         ("/api/v1/bundles", get(bundles::list).post(bundles::push)),

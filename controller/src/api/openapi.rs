@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{bundles, devices, drift, enrol, events, files, health, rollouts, tokens, trust};
+use super::{bundles, devices, drift, enrol, events, files, health, revocation, rollouts, tokens, trust};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,6 +18,8 @@ use super::{bundles, devices, drift, enrol, events, files, health, rollouts, tok
         devices::list,
         devices::show,
         devices::label,
+        revocation::revoke,
+        revocation::reinstate,
         trust::show,
         trust::push,
         files::take,

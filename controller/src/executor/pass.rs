@@ -161,7 +161,7 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
         let now = record.desired.as_ref();
         let known = now.is_some_and(|d| (d.manifest, d.generation, &d.rollout) == (manifest, generation, &rollout.id));
         if !known {
-            if record.revoked || now.is_some_and(|desired| desired.generation >= generation) {
+            if record.is_revoked() || now.is_some_and(|desired| desired.generation >= generation) {
                 // Somebody was faster. The next plan sees it.
                 tracing::debug!(%device, rollout = %rollout.id, generation, "assignment overtaken");
                 continue;

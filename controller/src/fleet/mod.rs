@@ -55,7 +55,7 @@ impl Entry {
     fn is_behind(&self) -> bool {
         let accepted = self.report.as_ref().map_or(0, |report| report.generation);
         let desired = self.record.desired.as_ref();
-        !self.record.revoked && desired.is_some_and(|desired| desired.generation > accepted)
+        !self.record.is_revoked() && desired.is_some_and(|desired| desired.generation > accepted)
     }
 
     fn selected_by(&self, selector: &Selector) -> bool {
@@ -78,6 +78,7 @@ impl Entry {
                 rollout: desired.rollout.clone(),
             }),
             reported: self.report.clone(),
+            revoked: self.record.revocation.clone(),
         }
     }
 }
@@ -148,7 +149,7 @@ impl FleetIndex {
 
     /// Whether the device is enrolled and not revoked.
     pub(crate) fn is_member(&self, device: &DeviceId) -> bool {
-        self.read().devices.get(device).is_some_and(|entry| !entry.record.revoked)
+        self.read().devices.get(device).is_some_and(|entry| !entry.record.is_revoked())
     }
 
     /// Whether the device is connected.
@@ -268,7 +269,7 @@ impl FleetIndex {
                     attributes: entry.report.as_ref().map_or_else(BTreeMap::new, |r| r.attributes.clone()),
                     online: entry.online && entry.last_seen_ms.is_some_and(|seen| seen >= heard_since_ms),
                     last_seen_ms: entry.last_seen_ms,
-                    revoked: entry.record.revoked,
+                    revoked: entry.record.is_revoked(),
                     held_by: held_by.get(device).cloned(),
                     desired: entry.record.desired.as_ref().map(|desired| muster_rollout::Desired {
                         manifest: desired.manifest,

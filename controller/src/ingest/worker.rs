@@ -60,6 +60,7 @@ impl Worker {
         let mut batch = Batch::default();
         for event in events {
             match event {
+                BrokerEvent::Subscribed(device) if !self.app.fleet.is_member(&device) => self.cut_off(device),
                 BrokerEvent::Subscribed(device) => {
                     batch.news |= self.app.fleet.set_online(&device, true, now_ms);
                     batch.subscribed.insert(device);
@@ -133,6 +134,13 @@ impl Worker {
         }
     }
 
+    /// Ends the connection of a device that was revoked after it was let in, as when both happened at the same moment. That may
+    /// take a while, and others should not wait for it.
+    fn cut_off(&self, device: DeviceId) {
+        let app = Arc::clone(&self.app);
+        tokio::spawn(async move { app.broker.disconnect(&device).await });
+    }
+
     async fn message(
         &mut self,
         batch: &mut Batch,
@@ -143,9 +151,7 @@ impl Worker {
     ) -> Result<(), StoreError> {
         if !self.app.fleet.is_member(device) {
             self.app.metrics.ingested(kind, Ingested::Refused);
-            // Revoked while it was connected. Cutting it off may take a while, and others should not wait for that.
-            let (app, device) = (Arc::clone(&self.app), device.clone());
-            tokio::spawn(async move { app.broker.disconnect(&device).await });
+            self.cut_off(device.clone());
             return Ok(());
         }
         let said = match parse(kind, payload) {

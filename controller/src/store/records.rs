@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::engine::general_purpose::STANDARD;
-use muster_shared::api::{AccessRole, EventView};
+use muster_shared::api::{AccessRole, EventView, Revocation};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::messages::{Position, StateReport, Stream, TelemetryWindow, WindowKey};
@@ -29,8 +29,9 @@ pub(crate) struct DeviceRecord {
     pub(crate) certificate_serial: String,
     /// Digest of its public key (SubjectPublicKeyInfo, DER).
     pub(crate) public_key_sha256: Digest,
-    /// Whether it has been shut out.
-    pub(crate) revoked: bool,
+    /// Set while it is shut out.
+    #[serde(default)]
+    pub(crate) revocation: Option<Revocation>,
     /// What it shall run.
     pub(crate) desired: Option<Desired>,
     /// Digests of the manifests it was told to run, the last at the end; at most [`MAX_ASSIGNED`].
@@ -52,6 +53,13 @@ impl DeviceRecord {
         let over = self.assigned.len().saturating_sub(MAX_ASSIGNED);
         self.assigned.drain(..over);
         self.desired = Some(desired);
+    }
+}
+
+impl DeviceRecord {
+    /// Whether it is shut out.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revocation.is_some()
     }
 }
 

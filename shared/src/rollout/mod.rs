@@ -97,6 +97,8 @@ pub enum DeviceProgress {
     GoingBack,
     /// It is back on what it ran before.
     Back,
+    /// It is shut out, so it is neither waited for nor counted.
+    Revoked,
 }
 
 /// One wave as it stands.

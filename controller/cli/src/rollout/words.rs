@@ -67,14 +67,16 @@ pub(super) fn has_arrived(progress: DeviceProgress, status: RolloutStatus) -> bo
         | DeviceProgress::Updating
         | DeviceProgress::Trial
         | DeviceProgress::Failed
-        | DeviceProgress::GoingBack => false,
+        | DeviceProgress::GoingBack
+        | DeviceProgress::Revoked => false,
     }
 }
 
-/// Devices of a wave that have arrived, and all of them.
+/// Devices of a wave that have arrived, and all that can.
 pub(super) fn arrived(wave: &WaveView, status: RolloutStatus) -> (u64, u64) {
     let done = wave.devices.values().filter(|progress| has_arrived(**progress, status)).count();
-    (done as u64, wave.devices.len() as u64)
+    let all = wave.devices.values().filter(|progress| **progress != DeviceProgress::Revoked).count();
+    (done as u64, all as u64)
 }
 
 /// Devices of a wave by how far they are, as `3 committed, 1 trial`.

@@ -192,6 +192,39 @@ fn devices_are_listed_page_by_page_and_labelled() {
 }
 
 #[test]
+fn devices_are_revoked_and_reinstated() {
+    let device = |revoked: Value| {
+        json!({"id": "a", "labels": {}, "enrolled_at_ms": 0, "online": false, "last_seen_ms": null, "desired": null,
+               "reported": null, "revoked": revoked})
+    };
+    let revoked = json!({"since_ms": 1_700_000_000_000u64, "by": "admin", "reason": "stolen\u{1b}[2J"});
+    let desk = Desk::new();
+    let server = Server::start(move |request| match request.route().as_str() {
+        "GET /api/v1/devices" => page(&json!([device(revoked.clone())])),
+        "GET /api/v1/devices/a" | "POST /api/v1/devices/a/revoke" => (200, device(revoked.clone())),
+        "POST /api/v1/devices/a/reinstate" => (200, device(Value::Null)),
+        _ => not_found(request),
+    });
+    let done = run(&desk, &server, "device revoke a --reason stolen");
+    assert_eq!(
+        (done.code, done.stdout.matches("since 2023-11-14T22:13:20Z, by admin: stolen").count()),
+        (0, 1),
+        "{done:?}"
+    );
+    assert!(!done.stdout.contains('\u{1b}'), "{done:?}");
+    assert_eq!(server.requests().pop().unwrap().json(), json!({"reason": "stolen"}));
+    run(&desk, &server, "device revoke a").assert(0, &[]);
+    assert_eq!(server.requests().pop().unwrap().json(), json!({"reason": null}));
+    assert_eq!(run(&desk, &server, "--output json device revoke a").json()["revoked"]["by"], "admin");
+    assert!(run(&desk, &server, "device list").stdout.contains("a   revoked"));
+    assert!(run(&desk, &server, "device show a").stdout.contains("revoked    since 2023-11-14T22:13:20Z, by admin"));
+    assert_eq!(run(&desk, &server, "device reinstate a").stdout, "a is not revoked\n");
+    run(&desk, &server, "device revoke nobody").assert(3, &["/api/v1/devices/nobody/revoke"]);
+    run(&desk, &server, "device reinstate nobody").assert(3, &["/api/v1/devices/nobody/reinstate"]);
+    run(&desk, &server, "device revoke").assert(2, &["<ID>"]);
+}
+
+#[test]
 fn a_list_that_never_ends_is_left() {
     let desk = Desk::new();
     let server = Server::start(|_| (200, json!({"items": [], "next_cursor": "again"})));

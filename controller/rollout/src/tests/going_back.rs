@@ -160,6 +160,27 @@ fn revoked_and_vanished_devices_are_not_waited_for() {
 }
 
 #[test]
+fn what_a_device_was_told_before_it_was_shut_out_is_known_to_be_taken_back() {
+    let mut world = turned(&["back", "has-it", "revoked"]);
+    world.all_commit();
+    world.facts("revoked").revoked = true;
+    let given = world.facts("revoked").desired.as_ref().unwrap().generation;
+    assert_eq!(world.progress("revoked"), Some(DeviceProgress::Revoked));
+    let way_back = |world: &World, name: &str, generation| world.rollout.way_back(&device(name), generation);
+    assert_eq!(way_back(&world, "revoked", given), None, "the rollout still runs");
+    world.apply(OperatorAction::Rollback);
+    world.tick(1);
+    assert_eq!(way_back(&world, "revoked", given), None, "it may come back in time");
+    world.commits("back");
+    world.commits("has-it");
+    assert_eq!(world.tick(1).next.status, RolloutStatus::RolledBack);
+    assert_eq!(way_back(&world, "revoked", given), Some(Some(old())));
+    assert_eq!(way_back(&world, "revoked", given + 1), None, "something else was told to it since");
+    assert_eq!(way_back(&world, "back", given), None, "it was taken along");
+    assert_eq!(way_back(&world, "nobody", given), None);
+}
+
+#[test]
 fn a_device_that_cannot_go_back_is_told_a_few_times_and_then_named() {
     let mut world = turned(&["a", "b"]);
     world.commits("a");

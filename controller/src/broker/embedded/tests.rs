@@ -320,6 +320,27 @@ async fn a_revoked_device_is_cut_off_and_stays_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_waits_is_no_way_in_for_a_revoked_device() {
+    let mut net = Net::start().await;
+    let lasting = |net: &Net| {
+        let mut options = net.options("dev-1");
+        options.set_clean_session(false);
+        options
+    };
+    let mut client = net.connect_again(|| lasting(&net)).await;
+    assert_eq!(client.subscribe(&Topic::down_filter(&device("dev-1"))).await, [true]);
+    assert_eq!(net.event().await, BrokerEvent::Subscribed(device("dev-1")));
+    drop(client);
+    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("dev-1")));
+    net.admit.revoked.lock().unwrap().insert(device("dev-1"));
+    Client::start(lasting(&net)).refused().await;
+    // Let in again, it is as any other.
+    net.admit.revoked.lock().unwrap().clear();
+    net.connect_again(|| lasting(&net)).await;
+    assert_eq!(net.event().await, BrokerEvent::Subscribed(device("dev-1")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_controller_slows_devices_down_and_loses_nothing() {
     let mut net = Net::start().await;
     let client = net.join("dev-1").await;

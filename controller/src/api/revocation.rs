@@ -1,0 +1,145 @@
+//! Shutting a device out, and letting it in again.
+//!
+//! What counts is the record: once it is stored, no certificate of the device is accepted any more, whichever part asks. Only
+//! then its connection is cut, so that it cannot come back in between. Both ways can be asked for again without harm.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use muster_rollout::Rollout;
+use muster_shared::api::{ActionReason, DeviceView, Problem, Revocation};
+use muster_shared::ids::DeviceId;
+use muster_shared::limits::MAX_TEXT_BYTES;
+
+use super::devices::unknown;
+use super::extract::{Operator, OptionalJson, Segments};
+use crate::clock;
+use crate::events::NewEvent;
+use crate::problem::{ApiError, ApiResult};
+use crate::state::App;
+use crate::store::records::{Desired, DeviceRecord};
+use crate::store::{Expect, Records, StoreError, Stored, Table};
+
+/// Times a change is tried again because somebody else changed the device at the same moment.
+const ATTEMPTS: usize = 16;
+
+/// Shuts a device out: its connection ends, and none of its certificates is accepted from now on.
+#[utoipa::path(
+    post, path = "/api/v1/devices/{id}/revoke", tag = "devices", request_body = Option<ActionReason>,
+    params(("id" = DeviceId, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The device, revoked now or before", body = DeviceView),
+        (status = 404, description = "There is no such device", body = Problem),
+    ),
+)]
+pub(super) async fn revoke(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Segments(device): Segments<DeviceId>,
+    OptionalJson(why): OptionalJson<ActionReason>,
+) -> ApiResult<axum::Json<DeviceView>> {
+    if why.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
+        return Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")));
+    }
+    for _ in 0..ATTEMPTS {
+        let stored = load(&app, &device).await?;
+        if !stored.value.is_revoked() {
+            let revocation =
+                Revocation { since_ms: clock::now_ms(), by: caller.name.clone(), reason: why.reason.clone() };
+            let record = DeviceRecord { revocation: Some(revocation), ..stored.value };
+            let told = ("device.revoked", why.reason.clone().unwrap_or_default());
+            if !change(&app, &record, stored.version, &caller.name, told).await? {
+                continue;
+            }
+            tracing::warn!(%device, by = caller.name, reason = why.reason, "a device is revoked");
+        }
+        // Also where it was revoked before: whoever asks again has seen it connected.
+        app.broker.disconnect(&device).await;
+        return view(&app, &device);
+    }
+    Err(busy(&device))
+}
+
+/// Lets a revoked device in again, with the certificate it had.
+#[utoipa::path(
+    post, path = "/api/v1/devices/{id}/reinstate", tag = "devices",
+    params(("id" = DeviceId, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The device, reinstated now or never revoked", body = DeviceView),
+        (status = 404, description = "There is no such device", body = Problem),
+    ),
+)]
+pub(super) async fn reinstate(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Segments(device): Segments<DeviceId>,
+) -> ApiResult<axum::Json<DeviceView>> {
+    for _ in 0..ATTEMPTS {
+        let stored = load(&app, &device).await?;
+        let Some(revocation) = &stored.value.revocation else { return view(&app, &device) };
+        let detail = match &revocation.reason {
+            Some(reason) => format!("it was revoked by {}: {reason}", revocation.by),
+            None => format!("it was revoked by {}", revocation.by),
+        };
+        let desired = brought_up_to_date(&app, &stored.value).await?;
+        let record = DeviceRecord { revocation: None, desired, ..stored.value };
+        if change(&app, &record, stored.version, &caller.name, ("device.reinstated", detail)).await? {
+            tracing::info!(%device, by = caller.name, "a device is reinstated");
+            return view(&app, &device);
+        }
+    }
+    Err(busy(&device))
+}
+
+/// What the device shall run. A rollout that went back meanwhile passed it over; it must not be told to run what was taken back.
+async fn brought_up_to_date(app: &App, record: &DeviceRecord) -> Result<Option<Desired>, StoreError> {
+    let Some(desired) = &record.desired else { return Ok(None) };
+    let rollout = app.records.get::<Rollout>(Table::Rollouts, desired.rollout.as_str()).await?;
+    let Some(back) = rollout.and_then(|rollout| rollout.value.way_back(&record.id, desired.generation)) else {
+        return Ok(Some(desired.clone()));
+    };
+    let reported = app.fleet.view(&record.id).and_then(|view| view.reported).map_or(0, |report| report.generation);
+    let Some(generation) = desired.generation.max(reported).checked_add(1) else { return Ok(Some(desired.clone())) };
+    Ok(Some(Desired { manifest: back, generation, since_ms: clock::now_ms(), ..desired.clone() }))
+}
+
+async fn load(app: &App, device: &DeviceId) -> ApiResult<Stored<DeviceRecord>> {
+    app.records.get(Table::Devices, device.as_str()).await?.ok_or_else(|| unknown(device))
+}
+
+/// Stores the record with its entry in the history. False when somebody else was faster.
+async fn change(
+    app: &App,
+    record: &DeviceRecord,
+    version: u64,
+    actor: &str,
+    (kind, detail): (&str, String),
+) -> ApiResult<bool> {
+    let (event, _held) = app.events.prepare(NewEvent {
+        kind: kind.into(),
+        actor: actor.into(),
+        device: Some(record.id.clone()),
+        detail,
+        ..NewEvent::default()
+    })?;
+    let change = Records::put(Table::Devices, record.id.as_str(), Expect::Version(version), record)?;
+    match app.records.commit(vec![change, event]).await {
+        Ok(()) => {
+            app.fleet.update_record(record, version + 1);
+            app.nudge.notify_one();
+            Ok(true)
+        }
+        Err(StoreError::Conflict { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn view(app: &App, device: &DeviceId) -> ApiResult<axum::Json<DeviceView>> {
+    app.fleet.view(device).map(axum::Json).ok_or_else(|| unknown(device))
+}
+
+fn busy(device: &DeviceId) -> ApiError {
+    let detail = format!("device {device} is being changed by somebody else: try again");
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
+}
