@@ -1,43 +1,115 @@
-//! Which certificates may connect to the broker, after TLS has found them genuine.
+//! Which certificates of devices are accepted, after TLS has found them genuine.
+//!
+//! A device has one certificate in use. Those it was given since and has not shown yet are accepted beside it, since nobody knows
+//! which of them reached it; the first one it shows becomes the one in use, and every other is refused from then on.
 
 use async_trait::async_trait;
 use muster_shared::ids::DeviceId;
 
 use crate::broker::Admit;
+use crate::fleet::FleetIndex;
 use crate::store::records::DeviceRecord;
-use crate::store::{Records, Table};
+use crate::store::{Expect, Records, StoreError, Stored, Table};
 
-/// Admits devices that enrolled, are not revoked, and show the certificate they were given last.
+/// Times a change is tried again because somebody else changed the device at the same moment.
+const ATTEMPTS: usize = 16;
+
+/// Why a certificate is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// No such device.
+    #[error("there is no device of the certificate's name")]
+    Unknown,
+    /// The device is shut out.
+    #[error("the device is revoked")]
+    Revoked,
+    /// It was superseded, or never given out by this store.
+    #[error("the device has another certificate by now")]
+    Superseded,
+    /// It cannot be told.
+    #[error("the device's record cannot be read")]
+    Store(#[from] StoreError),
+}
+
+/// How the device stands once it has shown the certificate `serial`: none when it is to be refused, the same when nothing
+/// changes.
+fn shown(record: &DeviceRecord, serial: &str) -> Option<DeviceRecord> {
+    if record.certificate_serial == serial {
+        return Some(record.clone());
+    }
+    let taken_up = record.pending.iter().find(|pending| pending.serial == serial)?;
+    Some(DeviceRecord {
+        certificate_serial: taken_up.serial.clone(),
+        public_key_sha256: taken_up.public_key_sha256,
+        pending: Vec::new(),
+        ..record.clone()
+    })
+}
+
+/// The device's record, if the certificate `serial` is accepted; there is none where devices have no certificates. What
+/// showing it changes is stored.
+///
+/// # Errors
+/// [`Refusal`].
+pub(crate) async fn accept(
+    records: &Records,
+    fleet: &FleetIndex,
+    device: &DeviceId,
+    serial: Option<&str>,
+) -> Result<Stored<DeviceRecord>, Refusal> {
+    for _ in 0..ATTEMPTS {
+        let stored = records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?.ok_or(Refusal::Unknown)?;
+        if stored.value.is_revoked() {
+            return Err(Refusal::Revoked);
+        }
+        let Some(serial) = serial else { return Ok(stored) };
+        let record = shown(&stored.value, serial).ok_or(Refusal::Superseded)?;
+        if record == stored.value {
+            return Ok(stored);
+        }
+        let change = Records::put(Table::Devices, device.as_str(), Expect::Version(stored.version), &record)?;
+        match records.commit(vec![change]).await {
+            Ok(()) => {
+                let version = stored.version + 1;
+                fleet.update_record(&record, version);
+                tracing::info!(%device, certificate = serial, "a renewed certificate is in use");
+                return Ok(Stored { version, value: record });
+            }
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => {
+                // The certificate is as good as the one before it; that goes on being accepted, too.
+                tracing::error!(%device, %error, "that a renewed certificate is in use was not stored");
+                return Ok(stored);
+            }
+        }
+    }
+    Err(Refusal::Store(StoreError::Conflict { table: Table::Devices, key: device.to_string() }))
+}
+
+/// Admits devices that enrolled, are not revoked, and show a certificate that is accepted.
 pub(crate) struct EnrolledDevices {
     records: Records,
+    fleet: FleetIndex,
 }
 
 impl EnrolledDevices {
-    /// Over these records.
-    pub(crate) fn new(records: Records) -> Self {
-        Self { records }
+    /// Over these records, and the view of them that is to follow.
+    pub(crate) fn new(records: Records, fleet: FleetIndex) -> Self {
+        Self { records, fleet }
     }
 }
 
 #[async_trait]
 impl Admit for EnrolledDevices {
     async fn device_allowed(&self, device: &DeviceId, certificate_serial: Option<&str>) -> bool {
-        match self.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await {
-            Ok(Some(record)) => {
-                let record = record.value;
-                let same = certificate_serial.is_none_or(|serial| record.certificate_serial == serial);
-                let admitted = !record.is_revoked() && same;
-                if !admitted {
-                    tracing::warn!(%device, revoked = record.is_revoked(), certificate_serial, "a certificate is refused");
-                }
-                admitted
-            }
-            Ok(None) => {
-                tracing::warn!(%device, certificate_serial, "an unknown device is refused");
+        match accept(&self.records, &self.fleet, device, certificate_serial).await {
+            Ok(_) => true,
+            Err(Refusal::Store(error)) => {
+                tracing::error!(%device, %error, "a device is refused because its record cannot be read");
                 false
             }
-            Err(error) => {
-                tracing::error!(%device, %error, "a device is refused because its record cannot be read");
+            Err(refusal) => {
+                tracing::warn!(%device, certificate_serial, %refusal, "a certificate is refused");
                 false
             }
         }

@@ -9,6 +9,13 @@ use std::path::{Path, PathBuf};
 use muster_shared::limits::MAX_PACKET_BYTES;
 use serde::Deserialize;
 
+use crate::pki::DAY_MS;
+
+/// The shortest life of a device's certificate: certificates count in whole seconds.
+const MIN_DEVICE_CERTIFICATE_MS: u64 = 6_000;
+/// The longest: that of the authority is twenty years.
+const MAX_DEVICE_CERTIFICATE_MS: u64 = 10 * 365 * DAY_MS;
+
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -132,11 +139,17 @@ pub(crate) struct PkiConfig {
     pub(crate) names: Vec<String>,
     /// Addresses in the server's certificate.
     pub(crate) addresses: Vec<IpAddr>,
+    /// How long a device's certificate is good for, in milliseconds. Devices renew theirs at two thirds of that.
+    pub(crate) device_certificate_valid_for_ms: u64,
 }
 
 impl Default for PkiConfig {
     fn default() -> Self {
-        Self { names: vec!["localhost".into()], addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)] }
+        Self {
+            names: vec!["localhost".into()],
+            addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            device_certificate_valid_for_ms: 365 * DAY_MS,
+        }
     }
 }
 
@@ -278,6 +291,11 @@ impl Config {
                 reason: format!("{name:?} is not a host name; addresses belong in pki.addresses"),
             });
         }
+        expect(
+            (MIN_DEVICE_CERTIFICATE_MS..=MAX_DEVICE_CERTIFICATE_MS).contains(&self.pki.device_certificate_valid_for_ms),
+            "pki.device-certificate-valid-for-ms",
+            "6000 to 315360000000 (ten years) is expected",
+        )?;
         expect(self.telemetry.retention_ms > 0, "telemetry.retention-ms", "it must be above 0")?;
         expect(
             self.content.send_bytes_per_s >= 64 * 1024,
@@ -364,6 +382,7 @@ mod tests {
             ("[api]\npublic-url = 'http://x'", "api.public-url"),
             ("[api]\npublic-url = 'https://x/path'", "api.public-url"),
             ("[pki]\nnames = ['a b']", "pki.names"),
+            ("[pki]\ndevice-certificate-valid-for-ms = 5999", "pki.device-certificate-valid-for-ms"),
             ("[broker]\ninsecure-dev = true\nlisten = '0.0.0.0:1883'", "broker.insecure-dev"),
             ("[broker]\nmax-packet-bytes = 4294967295", "broker.max-packet-bytes"),
             ("[content]\nsend-bytes-per-s = 1", "content.send-bytes-per-s"),

@@ -120,7 +120,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
 
     let (listener, api_address) = bind(config.api.listen)?;
     let tls = RustlsConfig::from_config(Arc::new(pki.api_tls()?));
-    let admit = Arc::new(EnrolledDevices::new(records.clone()));
+    let admit = Arc::new(EnrolledDevices::new(records.clone(), fleet.clone()));
     let started = broker::start_embedded(&config.broker, pki.broker_files(), admit).await?;
     let endpoints = Endpoints::new(&config, api_address, started.local_addr, pki.ca_file());
     let app = Arc::new(App {
@@ -145,7 +145,10 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let ingest = ingest::spawn(Arc::clone(&app), started.events, chunks, stopping.clone());
     let executor = executor::spawn(Arc::clone(&app), stopping);
     let handle = Handle::new();
-    let mut server = axum_server::from_tcp_rustls(listener, tls).map_err(ServeError::Api)?.handle(handle.clone());
+    let mut server = axum_server::from_tcp_rustls(listener, tls)
+        .map_err(ServeError::Api)?
+        .map(api::AcceptDevices)
+        .handle(handle.clone());
     // Without a limit, clients that send half a header would be kept for ever.
     server.http_builder().http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(Some(idle_timeout));
     let mut api = tokio::spawn(server.serve(api::router(Arc::clone(&app)).into_make_service()));

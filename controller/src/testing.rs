@@ -293,6 +293,8 @@ impl TestApp {
             enrolled_at_ms: 1,
             certificate_serial: "1".into(),
             public_key_sha256: Digest::of(name.as_bytes()),
+            pending: Vec::new(),
+            renewed_at_ms: None,
             revocation: None,
             desired: None,
             assigned: Vec::new(),

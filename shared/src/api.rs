@@ -106,6 +106,23 @@ pub struct EnrolResponse {
     pub roots: Vec<Envelope>,
 }
 
+/// A device asking for its next certificate, over a connection on which it showed the one it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RenewRequest {
+    /// PKCS#10 certificate request in PEM, signed with the new key.
+    pub csr_pem: String,
+}
+
+/// A device's next certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RenewResponse {
+    /// In PEM. The certificate before it is accepted until this one is used.
+    pub certificate_pem: String,
+}
+
 /// What the controller was told to bring to a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -55,7 +55,10 @@ pub(super) async fn enrol(
         let now_ms = clock::now_ms();
         let token = token(&app.records, &secret_sha256).await?;
         let known = app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?;
-        let certificate = app.pki.issue(&device, &key, now_ms).map_err(|error| ApiError::internal(&error))?;
+        let certificate = app
+            .pki
+            .issue(&device, &key, now_ms, app.config.pki.device_certificate_valid_for_ms)
+            .map_err(|error| ApiError::internal(&error))?;
         let version = known.as_ref().map_or(0, |known| known.version) + 1;
         let (record, mut changes) = match known {
             Some(known) => again(known, &key, &certificate)?,
@@ -133,6 +136,8 @@ fn first(
         enrolled_at_ms: now_ms,
         certificate_serial: certificate.serial.clone(),
         public_key_sha256: key.sha256(),
+        pending: Vec::new(),
+        renewed_at_ms: None,
         revocation: None,
         desired: None,
         assigned: Vec::new(),
@@ -162,7 +167,8 @@ fn again(
         let detail = format!("a device {device} has enrolled already: choose another name");
         return Err(ApiError::conflict("device-exists", detail));
     }
-    let record = DeviceRecord { certificate_serial: certificate.serial.clone(), ..known.value.clone() };
+    let record =
+        DeviceRecord { certificate_serial: certificate.serial.clone(), pending: Vec::new(), ..known.value.clone() };
     let change = Records::put(Table::Devices, device.as_str(), Expect::Version(known.version), &record)?;
     Ok((record, vec![change]))
 }

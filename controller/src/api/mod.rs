@@ -15,6 +15,8 @@ mod files;
 mod health;
 mod openapi;
 mod paging;
+mod peer;
+mod renewal;
 mod revocation;
 mod rollouts;
 #[cfg(test)]
@@ -37,6 +39,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::problem::ApiError;
 use crate::state::App;
 
+pub(crate) use peer::AcceptDevices;
+
 type Route = (&'static str, MethodRouter<Arc<App>>);
 
 /// Paths whose requests are bounded in size and time.
@@ -47,6 +51,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/metrics", get(health::metrics)),
         ("/api/v1/openapi.json", get(openapi::document)),
         ("/api/v1/enrol", post(enrol::enrol)),
+        ("/api/v1/renew", post(renewal::renew)),
         ("/api/v1/tokens", post(tokens::create)),
         ("/api/v1/devices", get(devices::list)),
         ("/api/v1/devices/{id}", get(devices::show)),

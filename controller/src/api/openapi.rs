@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{bundles, devices, drift, enrol, events, files, health, revocation, rollouts, tokens, trust};
+use super::{bundles, devices, drift, enrol, events, files, health, renewal, revocation, rollouts, tokens, trust};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -14,6 +14,7 @@ use super::{bundles, devices, drift, enrol, events, files, health, revocation, r
         health::metrics,
         document,
         enrol::enrol,
+        renewal::renew,
         tokens::create,
         devices::list,
         devices::show,

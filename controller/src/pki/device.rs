@@ -13,10 +13,11 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
 use super::ca::Authority;
-use super::{BACKDATED_MS, DAY_MS, PkiError, date, random_serial};
+use super::{BACKDATED_MS, PkiError, date, random_serial};
 use crate::broker::serial_text;
 
-const VALID_FOR_MS: u64 = 365 * DAY_MS;
+/// What of a certificate's life may lie before it was given out: devices renew at a part of the whole.
+const BACKDATED_PART: u64 = 12;
 /// A request with a P-256 key has about 300 bytes; some tools add a page of extensions.
 const MAX_REQUEST_BYTES: usize = 16 * 1024;
 
@@ -87,6 +88,7 @@ pub(super) fn issue(
     device: &DeviceId,
     key: &DeviceKey,
     now_ms: u64,
+    valid_for_ms: u64,
 ) -> Result<DeviceCertificate, PkiError> {
     let serial = random_serial(device.as_str())?;
     let mut params = CertificateParams::default();
@@ -96,8 +98,8 @@ pub(super) fn issue(
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = date(now_ms.saturating_sub(BACKDATED_MS));
-    params.not_after = date(now_ms.saturating_add(VALID_FOR_MS));
+    params.not_before = date(now_ms.saturating_sub(BACKDATED_MS.min(valid_for_ms / BACKDATED_PART)));
+    params.not_after = date(now_ms.saturating_add(valid_for_ms));
     let certificate = params
         .signed_by(&key.key, ca.issuer())
         .map_err(|error| PkiError::Make { subject: device.to_string(), reason: error.to_string() })?;
@@ -112,6 +114,7 @@ mod tests {
     use x509_parser::prelude::X509Certificate;
 
     use super::*;
+    use crate::pki::DAY_MS;
 
     const NOW_MS: u64 = 1_790_000_000_000;
 
@@ -127,7 +130,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ca = Authority::open(folder.path(), NOW_MS).unwrap();
         let key = DeviceKey::from_request(&request(&PKCS_ECDSA_P256_SHA256, "admin")).unwrap();
-        let issued = issue(&ca, &DeviceId::new("dev-1").unwrap(), &key, NOW_MS).unwrap();
+        let issue = |days: u64| issue(&ca, &DeviceId::new("dev-1").unwrap(), &key, NOW_MS, days * DAY_MS).unwrap();
+        let issued = issue(365);
         let der = CertificateDer::from_pem_slice(issued.pem.as_bytes()).unwrap();
         let (_, certificate) = X509Certificate::from_der(&der).unwrap();
         assert_eq!(certificate.subject().to_string(), "CN=dev-1");
@@ -140,6 +144,19 @@ mod tests {
         assert_eq!(validity.not_after.timestamp().cast_unsigned(), NOW_MS / 1_000 + 365 * 86_400);
         let (_, ca_certificate) = X509Certificate::from_der(ca.der()).unwrap();
         certificate.verify_signature(Some(ca_certificate.public_key())).unwrap();
+
+        // A short life begins hardly before it is given, or it would be over for the most part.
+        let short = issue(1);
+        let der = CertificateDer::from_pem_slice(short.pem.as_bytes()).unwrap();
+        let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+        let seconds = |at: x509_parser::time::ASN1Time| at.timestamp().cast_unsigned();
+        let validity = certificate.validity();
+        assert_eq!(seconds(validity.not_after) - seconds(validity.not_before), 86_400 + 3_600);
+        let least = super::issue(&ca, &DeviceId::new("dev-1").unwrap(), &key, NOW_MS, 12_000).unwrap();
+        let der = CertificateDer::from_pem_slice(least.pem.as_bytes()).unwrap();
+        let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+        let validity = certificate.validity();
+        assert_eq!(seconds(validity.not_after) - seconds(validity.not_before), 13);
     }
 
     #[test]

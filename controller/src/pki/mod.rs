@@ -19,7 +19,7 @@ use crate::durable::FileError;
 
 /// Clocks of fresh devices may be behind: certificates are good from this long before now, in milliseconds.
 const BACKDATED_MS: u64 = 3_600_000;
-const DAY_MS: u64 = 24 * 3_600_000;
+pub(crate) const DAY_MS: u64 = 24 * 3_600_000;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -116,15 +116,21 @@ impl Pki {
     /// # Errors
     /// [`PkiError::Tls`].
     pub(crate) fn api_tls(&self) -> Result<rustls::ServerConfig, PkiError> {
-        self.server.api_tls()
+        self.server.api_tls(&self.ca)
     }
 
-    /// A client certificate for `device`, whose key has proven itself.
+    /// A client certificate for `device`, whose key has proven itself, good for so long from now on.
     ///
     /// # Errors
     /// [`PkiError::Make`].
-    pub(crate) fn issue(&self, device: &DeviceId, key: &DeviceKey, now_ms: u64) -> Result<DeviceCertificate, PkiError> {
-        device::issue(&self.ca, device, key, now_ms)
+    pub(crate) fn issue(
+        &self,
+        device: &DeviceId,
+        key: &DeviceKey,
+        now_ms: u64,
+        valid_for_ms: u64,
+    ) -> Result<DeviceCertificate, PkiError> {
+        device::issue(&self.ca, device, key, now_ms, valid_for_ms)
     }
 }
 

@@ -10,6 +10,8 @@ use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyUsagePurpose, PublicKeyData as _,
     SanType, SerialNumber,
 };
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
@@ -133,17 +135,24 @@ impl ServerFiles {
         Ok(())
     }
 
-    pub(super) fn api_tls(&self) -> Result<rustls::ServerConfig, PkiError> {
+    pub(super) fn api_tls(&self, ca: &Authority) -> Result<rustls::ServerConfig, PkiError> {
         let failed = |reason: String| PkiError::Tls { path: self.certificate.clone(), reason };
         let chain = CertificateDer::pem_file_iter(&self.certificate)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|error| failed(error.to_string()))?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| failed(error.to_string()))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).map_err(|error| failed(error.to_string()))?;
+        // People have tokens, devices that enrol have nothing yet: only those who renew show a certificate.
+        let devices = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| failed(error.to_string()))?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| failed(error.to_string()))?
-            .with_no_client_auth()
+            .with_client_cert_verifier(devices)
             .with_single_cert(chain, key)
             .map_err(|error| failed(error.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -190,7 +199,7 @@ mod tests {
         let ca = Authority::open(folder.path(), NOW_MS).unwrap();
         let current = |names: &ServerNames, now_ms: u64| {
             let files = ServerFiles::open(folder.path(), &ca, names, now_ms).unwrap();
-            files.api_tls().unwrap();
+            files.api_tls(&ca).unwrap();
             fs::read_to_string(files.certificate_file()).unwrap()
         };
         let first = current(&names(&["localhost"]), NOW_MS);

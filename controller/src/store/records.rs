@@ -25,10 +25,16 @@ pub(crate) struct DeviceRecord {
     pub(crate) labels: BTreeMap<String, String>,
     /// In milliseconds since the Unix epoch.
     pub(crate) enrolled_at_ms: u64,
-    /// Serial number of the one certificate it may use, in lower-case hexadecimal without leading zeros.
+    /// Serial number of the certificate it uses, in lower-case hexadecimal without leading zeros.
     pub(crate) certificate_serial: String,
-    /// Digest of its public key (SubjectPublicKeyInfo, DER).
+    /// Digest of that certificate's public key (SubjectPublicKeyInfo, DER).
     pub(crate) public_key_sha256: Digest,
+    /// Certificates it has been given since and has not shown yet, oldest first.
+    #[serde(default)]
+    pub(crate) pending: Vec<PendingCertificate>,
+    /// When it was last given one of these, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub(crate) renewed_at_ms: Option<u64>,
     /// Set while it is shut out.
     #[serde(default)]
     pub(crate) revocation: Option<Revocation>,
@@ -54,6 +60,15 @@ impl DeviceRecord {
         self.assigned.drain(..over);
         self.desired = Some(desired);
     }
+}
+
+/// A certificate given to a device that has not shown it yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PendingCertificate {
+    /// As [`DeviceRecord::certificate_serial`].
+    pub(crate) serial: String,
+    /// As [`DeviceRecord::public_key_sha256`].
+    pub(crate) public_key_sha256: Digest,
 }
 
 impl DeviceRecord {

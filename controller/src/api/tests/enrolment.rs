@@ -68,7 +68,7 @@ async fn a_device_joins_with_all_it_needs() {
     assert!(!device.online);
 
     let record = client.test.app.records.get::<DeviceRecord>(Table::Devices, "press-7").await.unwrap().unwrap().value;
-    let admit = EnrolledDevices::new(client.test.app.records.clone());
+    let admit = EnrolledDevices::new(client.test.app.records.clone(), client.test.app.fleet.clone());
     assert!(admit.device_allowed(&record.id, Some(&record.certificate_serial)).await);
     assert!(!admit.device_allowed(&record.id, Some("1")).await);
     assert!(!admit.device_allowed(&"stranger".parse().unwrap(), Some(&record.certificate_serial)).await);

@@ -1,16 +1,21 @@
-//! Devices that are shut out, and let in again.
+//! Devices that are shut out and let in again, and what renews their certificates.
 
 use muster_rollout::{BundleFacts, Rollout};
-use muster_shared::api::{DeviceView, EnrolResponse, EventView, Page};
+use muster_shared::api::{DeviceView, EnrolResponse, EventView, Page, RenewResponse};
 use muster_shared::ids::{DeviceId, Digest};
 use rcgen::KeyPair;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::super::peer::Shown;
 use super::enrolment::{one_use, request, request_of};
 use super::*;
 use crate::admission::EnrolledDevices;
-use crate::broker::Admit as _;
+use crate::broker::{Admit as _, serial_text};
 use crate::fleet::FleetIndex;
+use crate::pki::DeviceKey;
 use crate::store::records::DeviceRecord;
 use crate::store::{Expect, Records, Table};
 
@@ -36,7 +41,7 @@ async fn a_revoked_device_is_cut_off_after_that_is_stored_and_stays_out() {
     let key = KeyPair::generate().unwrap();
     let (client, device) = with_device(&key).await;
     let serial = record(&client).await.certificate_serial;
-    let admit = EnrolledDevices::new(client.test.app.records.clone());
+    let admit = EnrolledDevices::new(client.test.app.records.clone(), client.test.app.fleet.clone());
     assert!(admit.device_allowed(&device, Some(&serial)).await);
 
     let shown: DeviceView = client.post("/api/v1/devices/press-7/revoke", &json!({ "reason": "stolen" })).await.ok(200);
@@ -120,4 +125,96 @@ async fn a_device_that_returns_is_not_told_to_run_what_was_taken_back() {
     let shown: DeviceView = client.raw(Method::POST, "/api/v1/devices/press-7/reinstate", "").await.ok(200);
     let desired = shown.desired.unwrap();
     assert_eq!((desired.manifest, desired.generation, desired.rollout.as_str()), (Some(before), 5, "r1"));
+}
+
+/// Certificates that a device gets by showing the one it has.
+impl Client {
+    async fn renew(&self, shown: Option<&str>, csr: &str) -> Answer {
+        let mut request = Request::post("/api/v1/renew").header(header::CONTENT_TYPE, "application/json");
+        if let Some(pem) = shown {
+            request = request.extension(Shown(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()));
+        }
+        self.send(request.body(serde_json::to_vec(&json!({ "csr_pem": csr })).unwrap().into()).unwrap()).await
+    }
+
+    /// Takes the device to have waited since it was given its last certificate.
+    async fn rested(&self) {
+        let stored = self.test.app.records.get::<DeviceRecord>(Table::Devices, "press-7").await.unwrap().unwrap();
+        let record = DeviceRecord { renewed_at_ms: Some(1), ..stored.value };
+        let change = Records::put(Table::Devices, "press-7", Expect::Version(stored.version), &record).unwrap();
+        self.test.app.records.commit(vec![change]).await.unwrap();
+    }
+}
+
+fn serial(pem: &str) -> String {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+    assert_eq!(certificate.subject().to_string(), "CN=press-7");
+    serial_text(certificate.raw_serial())
+}
+
+async fn enrolled() -> (Client, String) {
+    let client = Client::new().await;
+    client.trust().await;
+    let secret = client.secret(&one_use()).await;
+    let papers: EnrolResponse = client.enrol(&secret, Some("press-7"), &request()).await.ok(200);
+    (client, papers.certificate_pem)
+}
+
+#[tokio::test]
+async fn the_first_new_certificate_that_is_shown_supersedes_all_others() {
+    let (client, first) = enrolled().await;
+    let admit = EnrolledDevices::new(client.test.app.records.clone(), client.test.app.fleet.clone());
+    let device: DeviceId = "press-7".parse().unwrap();
+    let allowed = async |pem: &str| admit.device_allowed(&device, Some(&serial(pem))).await;
+    let mut given = Vec::new();
+    // The answers may all have been lost, so each of the last few counts.
+    for _ in 0..5 {
+        let answer: RenewResponse = client.renew(Some(&first), &request()).await.ok(200);
+        given.push(answer.certificate_pem);
+        let said = client.renew(Some(&first), &request()).await.problem(429, "renewed-just-now");
+        assert!(said.contains("60000 ms"), "{said}");
+        client.rested().await;
+    }
+    assert!(!allowed(&given[0]).await, "only so many wait");
+    assert!(allowed(&first).await, "shown again, the one in use changes nothing");
+    assert!(allowed(&given[2]).await);
+    for superseded in [&first, &given[1], &given[3], &given[4]] {
+        assert!(!allowed(superseded).await);
+        client.renew(Some(superseded), &request()).await.problem(403, "certificate-refused");
+    }
+    assert!(allowed(&given[2]).await);
+    let record = record(&client).await;
+    assert_eq!((record.certificate_serial, record.pending.len()), (serial(&given[2]), 0));
+    let entries = kinds(&client).await;
+    assert!(entries.len() == 5 && entries.iter().all(|(kind, actor, _)| kind == "device.renewed" && actor == "device"));
+    // Shown to the API first, a new one counts just as well.
+    let next: RenewResponse = client.renew(Some(&given[2]), &request()).await.ok(200);
+    client.rested().await;
+    let _: RenewResponse = client.renew(Some(&next.certificate_pem), &request()).await.ok(200);
+    assert!(!allowed(&given[2]).await);
+}
+
+#[tokio::test]
+async fn only_a_certificate_that_is_accepted_is_renewed() {
+    let (client, first) = enrolled().await;
+    client.renew(None, &request()).await.problem(401, "no-client-certificate");
+    client.renew(Some(client.test.app.pki.ca_pem()), &request()).await.problem(401, "no-client-certificate");
+    let signed = |name: &str, now_ms: u64| {
+        let key = DeviceKey::from_request(&request()).unwrap();
+        client.test.app.pki.issue(&name.parse().unwrap(), &key, now_ms, 60_000).unwrap().pem
+    };
+    let now_ms = crate::clock::now_ms();
+    client.renew(Some(&signed("press-7", now_ms)), &request()).await.problem(403, "certificate-refused");
+    client.renew(Some(&signed("nobody", now_ms)), &request()).await.problem(403, "certificate-refused");
+    let expired = signed("press-7", now_ms - 120_000);
+    assert!(client.renew(Some(&expired), &request()).await.problem(401, "no-client-certificate").contains("expired"));
+    for bad in ["", "noise", &request().replace("CERTIFICATE REQUEST", "CERTIFICATE")] {
+        client.renew(Some(&first), bad).await.problem(422, "invalid-certificate-request");
+    }
+    let _: DeviceView = client.raw(Method::POST, "/api/v1/devices/press-7/revoke", "").await.ok(200);
+    let said = client.renew(Some(&first), &request()).await.problem(403, "certificate-refused");
+    assert!(said.contains("revoked"), "{said}");
+    let _: DeviceView = client.raw(Method::POST, "/api/v1/devices/press-7/reinstate", "").await.ok(200);
+    let _: RenewResponse = client.renew(Some(&first), &request()).await.ok(200);
 }
