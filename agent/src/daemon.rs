@@ -17,7 +17,7 @@ use crate::causes::with_source;
 use crate::config::{Config, ConfigError, TokenPlaces};
 use crate::files::{self, FileError};
 use crate::host::{HostLimits, ModelHost};
-use crate::identity::{EnrolError, Identity, IdentityError, IdentityStore, enrol};
+use crate::identity::{EnrolError, Identity, IdentityError, IdentityStore, Renewer, enrol};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::mqtt::{self, Inbox, Link, LinkState};
@@ -78,6 +78,9 @@ pub(crate) enum DaemonError {
     #[error("{0} ended by itself: the agent has to start again")]
     Ended(&'static str),
 }
+
+/// A link to be run, and what tells it of another certificate.
+type LinkParts = (watch::Sender<u64>, Link);
 
 /// The two signals that end the agent in order.
 struct Signals {
@@ -149,7 +152,9 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
         () = signals.stop() => true,
     };
     let (stop_link, link_stops) = watch::channel(false);
+    let (renewed, link) = link;
     let link = tokio::spawn(mqtt::run(link, link_stops.clone()));
+    let renewing = tokio::spawn(base.renewer(&identity, renewed).run());
     let pump = base.pump();
     let pumping = tokio::spawn(pump.clone().run(link_stops));
     let data_dir = base.config.data_dir.clone();
@@ -166,6 +171,7 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     };
     tracing::info!(device = %identity.device, "stopping");
     notify::stopping();
+    renewing.abort();
     publishing.abort();
     let _ = publishing.await;
     if let Err(error) = endpoints::withdraw(&data_dir) {
@@ -246,7 +252,7 @@ impl Base {
 
     /// Finds out who this device is, enrolling it where it is not yet, and starts what keeps its bundle up to date. The receiver
     /// tells when the committed bundle serves, or cannot.
-    async fn join(&self) -> Result<(Identity, Running, Link, oneshot::Receiver<()>), DaemonError> {
+    async fn join(&self) -> Result<(Identity, Running, LinkParts, oneshot::Receiver<()>), DaemonError> {
         let identity = match self.store.load()? {
             Some(identity) => identity,
             None => {
@@ -316,7 +322,7 @@ impl Base {
     }
 
     /// Starts the updater, with the link to be run. What comes with them tells when the committed bundle serves, or cannot.
-    fn start_updater(&self, identity: &Identity) -> Result<(Running, Link, oneshot::Receiver<()>), DaemonError> {
+    fn start_updater(&self, identity: &Identity) -> Result<(Running, LinkParts, oneshot::Receiver<()>), DaemonError> {
         let data_dir: PathBuf = self.config.data_dir.clone();
         let (trust, alarms) = TrustStore::open(&data_dir, identity.root_sha256, self.time.clone())?;
         alarms.iter().for_each(|alarm| self.outbox.alarm(alarm));
@@ -342,6 +348,7 @@ impl Base {
         }
         let (ready, is_ready) = oneshot::channel();
         let running = updater.start(input, ready)?;
+        let (renewed, renewals) = watch::channel(0);
         let link = Link {
             identity: identity.clone(),
             store: self.store.clone(),
@@ -352,8 +359,21 @@ impl Base {
             inbox: Inbox::new(inbox, |told| told.map_or(Input::Wake, Input::Told)),
             requests,
             state,
+            renewed: renewals,
         };
-        Ok((running, link, is_ready))
+        Ok((running, (renewed, link), is_ready))
+    }
+
+    fn renewer(&self, identity: &Identity, renewed: watch::Sender<u64>) -> Renewer {
+        // Devices that enrolled before the address was kept may still have their token.
+        let of_token = || self.config.enrolment_token().ok().flatten().map(|token| token.url);
+        Renewer {
+            api_url: identity.api_url.clone().or_else(of_token),
+            identity: identity.clone(),
+            store: self.store.clone(),
+            time: self.time.clone(),
+            renewed,
+        }
     }
 
     fn pump(&self) -> Pump {

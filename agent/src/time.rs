@@ -49,11 +49,15 @@ impl EffectiveTime {
     pub(crate) fn raise(&self, floor_ms: u64) {
         self.0.fetch_max(floor_ms, Ordering::Relaxed);
     }
+
+    /// Now, in milliseconds since the Unix epoch.
+    pub(crate) fn now_ms(&self) -> u64 {
+        wall_ms().max(self.0.load(Ordering::Relaxed))
+    }
 }
 
 impl TimeProvider for EffectiveTime {
     fn current_time(&self) -> Option<UnixTime> {
-        let now_ms = wall_ms().max(self.0.load(Ordering::Relaxed));
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(now_ms)))
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.now_ms())))
     }
 }

@@ -1,10 +1,14 @@
 //! Who a device is: it can be shut out and let in again, and it renews its certificate by itself.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use muster_shared::api::DeviceView;
+use muster_shared::messages::UpdateState;
 use muster_shared::rollout::RolloutStatus;
+use muster_tests::binaries::Binaries;
+use muster_tests::device::DeviceSetup;
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::traffic::Traffic;
 use muster_tests::wait;
@@ -108,5 +112,108 @@ fn a_revoked_device_is_cut_off_at_once_serves_on_and_comes_back_when_it_is_reins
         let lost = String::from_utf8_lossy(&log[other..]).matches("no connection to the broker").count();
         ensure!(lost <= 2, "dev-2 lost its connection for more than the controller's crash: {lost} times");
         stage::ensure_all_answered(&traffic)
+    });
+}
+
+/// Waits until the controller has signed `more` further certificates for `device`.
+async fn renewed(fleet: &Fleet, device: &str, more: usize) -> anyhow::Result<()> {
+    let count = async || {
+        anyhow::Ok(kinds(fleet, device).await?.iter().filter(|kind| kind.as_str() == "device.renewed").count())
+    };
+    let before = count().await?;
+    wait::until(&format!("{device} renews {more} times"), PATIENCE, async || {
+        Ok((count().await? >= before + more).then_some(()))
+    })
+    .await
+}
+
+/// The certificate in force on `device`, as it lies there.
+fn certificate(fleet: &mut Fleet, device: &str) -> anyhow::Result<Vec<u8>> {
+    let folder = fleet.device(device)?.folder().join("data/identity");
+    let renewed = folder.join("renewed.pem");
+    Ok(std::fs::read(if renewed.exists() { renewed } else { folder.join("device.pem") })?)
+}
+
+/// A fleet whose certificates last for seconds.
+async fn short_lived(binaries: &Binaries, folder: &Path, devices: usize) -> anyhow::Result<Fleet> {
+    let settings = "[rollout]\ntick-ms = 100\n[pki]\ndevice-certificate-valid-for-ms = 6000\n[content]\nsend-bytes-per-s = 400000\nburst-bytes = 131072\n";
+    let mut fleet = Fleet::found(binaries, folder, settings).await?;
+    let token = fleet.enrolment_token(devices).await?;
+    for index in 1..=devices {
+        let id = format!("dev-{index}");
+        let setup = DeviceSetup { id: &id, token: &token, window_ms: 500, settings: "" };
+        fleet.add_device(&setup, true).await?;
+    }
+    fleet.wait_online(devices).await?;
+    Ok(fleet)
+}
+
+#[test]
+fn certificates_are_renewed_again_and_again_while_a_bundle_comes_and_requests_are_answered() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = short_lived(&binaries, &folder, 2).await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+        let process = fleet.device("dev-1")?.process_id();
+        let first = certificate(&mut fleet, "dev-1")?;
+        let from = log_length(&mut fleet, "dev-1")?;
+        // Slow enough to be under way for several lives of a certificate.
+        fleet.release_large_digits("1.1.0", 96).await?;
+        let pace = ["--soak", "1s", "--max-duration", "120s", "--probation", "1s", "--max-latency-p99-ratio", "100"];
+        let create = [&["--bundle", "digits@1.1.0", "--selector", "*", "--wave", "100%"], &pace[..]].concat();
+        let rollout = fleet.roll_out(&create).await?;
+        wait::until("the bundle is on its way", PATIENCE, async || {
+            let reported = fleet.operator.device("dev-1").await?.reported;
+            Ok(reported.filter(|reported| reported.update.state == UpdateState::Fetching).map(|_| ()))
+        })
+        .await?;
+        renewed(&fleet, "dev-1", 2).await?;
+        fleet.wait_committed("dev-1", "1.1.0").await?;
+        fleet.wait_committed("dev-2", "1.1.0").await?;
+        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
+        renewed(&fleet, "dev-1", 1).await?;
+        // The connection was made anew with the new certificate, and by nobody but the agent that was there all the time.
+        logged(&mut fleet, "dev-1", "connected to the broker", from).await?;
+        ensure!(certificate(&mut fleet, "dev-1")? != first);
+        let device = fleet.device("dev-1")?;
+        device.process_mut().ensure_running()?;
+        ensure!(device.process_id() == process);
+        ensure!(fleet.operator.device("dev-1").await?.reported.is_some_and(|reported| reported.dropped_messages == 0));
+        let log = std::fs::read(fleet.device("dev-1")?.folder().join("agent.log"))?;
+        let lost = String::from_utf8_lossy(&log[from..]).matches("no connection to the broker").count();
+        ensure!(lost == 0, "the connection was lost {lost} times");
+
+        // Revoked, it gets no other, although it goes on asking; reinstated, it does.
+        let from = log_length(&mut fleet, "dev-2")?;
+        fleet.operator.run(&["device", "revoke", "dev-2"]).await?;
+        logged(&mut fleet, "dev-2", "the device is revoked", from).await?;
+        let before = certificate(&mut fleet, "dev-2")?;
+        ensure!(kinds(&fleet, "dev-2").await?.last().is_some_and(|kind| kind == "device.revoked"));
+        ensure!(certificate(&mut fleet, "dev-2")? == before);
+        fleet.operator.run(&["device", "reinstate", "dev-2"]).await?;
+        renewed(&fleet, "dev-2", 1).await?;
+        fleet.wait_online(2).await?;
+        stage::ensure_all_answered(&traffic)
+    });
+}
+
+#[test]
+fn an_agent_killed_while_it_renews_comes_back_as_itself() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = short_lived(&binaries, &folder, 1).await?;
+        for round in 0u64..6 {
+            // Killed when the controller has signed, which the agent may or may not have heard and stored, each time a little later.
+            renewed(&fleet, "dev-1", 1).await?;
+            let began = std::time::Instant::now();
+            wait::until("the moment has come", PATIENCE, async || {
+                Ok((began.elapsed() >= Duration::from_millis(round * 15)).then_some(()))
+            })
+            .await?;
+            fleet.device("dev-1")?.kill()?;
+            fleet.wait_online(0).await?;
+            fleet.device("dev-1")?.restart().await?;
+            fleet.wait_online(1).await?;
+        }
+        renewed(&fleet, "dev-1", 2).await
     });
 }

@@ -13,6 +13,7 @@
 //! | what is given up when the outbox is full? | [`outbox`] |
 //! | when is it tried again? | [`backoff`] |
 //! | what time is it, and how sure is that? | [`clock`] |
+//! | when is the certificate renewed? | [`renewal`] |
 //! | which refusals are worth telling? | [`refusals`] |
 
 pub mod admit;
@@ -23,5 +24,6 @@ pub mod freshness;
 pub mod outbox;
 pub mod record;
 pub mod refusals;
+pub mod renewal;
 pub mod slots;
 pub mod update;

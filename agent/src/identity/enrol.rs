@@ -180,7 +180,7 @@ fn read_answer(url: &str, status: StatusCode, body: &[u8]) -> Result<EnrolRespon
     serde_json::from_slice(body).map_err(|_| EnrolError::Papers { url, source: PapersError::Parse("answer") })
 }
 
-fn csr(key: &KeyPair, wish: Option<&DeviceId>) -> Result<String, String> {
+pub(super) fn csr(key: &KeyPair, wish: Option<&DeviceId>) -> Result<String, String> {
     let mut params = CertificateParams::new([]).map_err(|e| e.to_string())?;
     params.distinguished_name = DistinguishedName::new();
     // The controller decides on the name; this is what the device would like.
@@ -203,7 +203,7 @@ fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rus
 }
 
 /// The innermost words of an error, which say more than the layers around them.
-fn reason(error: &reqwest::Error) -> String {
+pub(super) fn reason(error: &reqwest::Error) -> String {
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {
         innermost = source;
@@ -211,12 +211,12 @@ fn reason(error: &reqwest::Error) -> String {
     innermost.to_string()
 }
 
-enum BodyError {
+pub(super) enum BodyError {
     Http(reqwest::Error),
     TooLarge,
 }
 
-async fn bounded_body(mut answer: reqwest::Response) -> Result<Vec<u8>, BodyError> {
+pub(super) async fn bounded_body(mut answer: reqwest::Response) -> Result<Vec<u8>, BodyError> {
     let mut body = Vec::new();
     while let Some(piece) = answer.chunk().await.map_err(BodyError::Http)? {
         if body.len() + piece.len() > MAX_RESPONSE_BYTES {

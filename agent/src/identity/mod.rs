@@ -2,14 +2,19 @@
 //!
 //! `identity/identity.json` is written last, so that it stands for the whole: without it the device is not enrolled,
 //! whatever else lies there. The key never leaves the folder.
+//!
+//! A certificate that has been renewed lies in `renewed.pem` together with its key, so that one rename exchanges both: at any
+//! moment the device has a key and the certificate for it. Until then they are `device.pem` and `device.key`.
 
 mod enrol;
 mod papers;
 mod pin;
+mod renew;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use muster_agent_core::renewal::Validity;
 use muster_shared::ids::{DeviceId, Digest};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::WebPkiServerVerifier;
@@ -20,11 +25,15 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub(crate) use self::enrol::{EnrolError, enrol};
+pub(crate) use self::renew::Renewer;
 use self::papers::Papers;
+use crate::causes::with_source;
 use crate::files::{self, FileError};
 use crate::time::EffectiveTime;
 
 const MAX_FILE_BYTES: u64 = 256 * 1024;
+/// Key and certificate since the first renewal.
+const RENEWED: &str = "renewed.pem";
 
 /// Who this device is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +51,17 @@ pub(crate) struct Identity {
     pub(crate) root_sha256: Digest,
     /// When it enrolled, in milliseconds since the Unix epoch.
     pub(crate) enrolled_at_ms: u64,
+    /// Base URL of the controller's API, which renews the certificate; devices that enrolled before there was that have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) api_url: Option<String>,
+}
+
+/// A certificate with what lies beside it in its file, and its key.
+struct Pair {
+    certificates: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    /// The file with the certificate, and that with the key.
+    files: (&'static str, &'static str),
 }
 
 /// Why the identity cannot be used.
@@ -106,7 +126,8 @@ impl IdentityStore {
     /// The device's key, made and stored where there is none yet: an enrolment that was broken off goes on with the same.
     fn key(&self) -> Result<KeyPair, IdentityError> {
         files::make_folder(&self.dir)?;
-        let path = self.path("device.key");
+        let renewed = self.path(RENEWED);
+        let path = if renewed.exists() { renewed } else { self.path("device.key") };
         if let Some(bytes) = files::read_start(&path, MAX_FILE_BYTES)? {
             let pem = Zeroizing::new(bytes);
             return std::str::from_utf8(&pem)
@@ -129,34 +150,76 @@ impl IdentityStore {
             ca_sha256: papers.ca_sha256,
             root_sha256: papers.root_sha256,
             enrolled_at_ms,
+            api_url: Some(papers.api_url.clone()),
         };
         files::write_durably(&self.path("ca.pem"), papers.ca_pem.as_bytes())?;
-        files::write_durably(&self.path("device.pem"), papers.certificate_pem.as_bytes())?;
+        if self.path(RENEWED).exists() {
+            self.exchange(&self.key()?, &papers.certificate_pem)?;
+        } else {
+            files::write_durably(&self.path("device.pem"), papers.certificate_pem.as_bytes())?;
+        }
         let json = serde_json::to_vec_pretty(&identity).map_err(|error| IdentityError::Key(error.to_string()))?;
         files::write_durably(&self.path("identity.json"), &json)?;
         Ok(identity)
     }
 
-    /// How the device connects to its broker: as itself, and to nobody but a server of its CA.
-    pub(crate) fn tls(&self, identity: &Identity, time: &EffectiveTime) -> Result<Arc<ClientConfig>, IdentityError> {
-        let damaged =
-            |name: &str, problem: &str| IdentityError::Damaged { path: self.path(name), problem: problem.to_owned() };
-        let ca = CertificateDer::from_pem_slice(&self.read("ca.pem")?)
-            .map_err(|_| damaged("ca.pem", "is not a certificate"))?;
-        if Digest::of(&ca) != identity.ca_sha256 {
-            return Err(damaged("ca.pem", "is not the CA this device enrolled with"));
+    /// Puts a new key and its certificate into force, both or neither.
+    fn exchange(&self, key: &KeyPair, certificate_pem: &str) -> Result<(), IdentityError> {
+        let both = Zeroizing::new(format!("{}\n{certificate_pem}", *Zeroizing::new(key.serialize_pem())));
+        files::write_durably(&self.path(RENEWED), both.as_bytes())?;
+        // Nobody asks for the first ones any more.
+        for name in ["device.pem", "device.key"] {
+            if let Err(error) = files::remove(&self.path(name)) {
+                tracing::warn!(error = %with_source(&error), "a superseded file of the identity stays");
+            }
         }
-        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&self.read("device.pem")?)
+        Ok(())
+    }
+
+    fn damaged(&self, name: &str, problem: &str) -> IdentityError {
+        IdentityError::Damaged { path: self.path(name), problem: problem.to_owned() }
+    }
+
+    fn pair(&self) -> Result<Pair, IdentityError> {
+        let files @ (file, key_file) =
+            if self.path(RENEWED).exists() { (RENEWED, RENEWED) } else { ("device.pem", "device.key") };
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&self.read(file)?)
             .collect::<Result<_, _>>()
-            .map_err(|_| damaged("device.pem", "is not a certificate"))?;
+            .map_err(|_| self.damaged(file, "is not a certificate"))?;
         if certificates.is_empty() {
-            return Err(damaged("device.pem", "is not a certificate"));
+            return Err(self.damaged(file, "is not a certificate"));
         }
-        let key = PrivateKeyDer::from_pem_slice(&self.read("device.key")?)
-            .map_err(|_| damaged("device.key", "is not a private key"))?;
+        let key = PrivateKeyDer::from_pem_slice(&self.read(key_file)?)
+            .map_err(|_| self.damaged(key_file, "is not a private key"))?;
+        Ok(Pair { certificates, key, files })
+    }
+
+    /// The CA this device enrolled with.
+    fn ca(&self, identity: &Identity) -> Result<CertificateDer<'static>, IdentityError> {
+        let ca = CertificateDer::from_pem_slice(&self.read("ca.pem")?)
+            .map_err(|_| self.damaged("ca.pem", "is not a certificate"))?;
+        if Digest::of(&ca) != identity.ca_sha256 {
+            return Err(self.damaged("ca.pem", "is not the CA this device enrolled with"));
+        }
+        Ok(ca)
+    }
+
+    /// From when until when the certificate in force is good.
+    fn validity(&self) -> Result<Validity, IdentityError> {
+        let Pair { certificates, files: (file, _), .. } = self.pair()?;
+        certificates
+            .first()
+            .and_then(|certificate| papers::validity(certificate))
+            .ok_or_else(|| self.damaged(file, "is not a certificate"))
+    }
+
+    /// How the device connects to its controller: as itself, and to nobody but a server of its CA.
+    pub(crate) fn tls(&self, identity: &Identity, time: &EffectiveTime) -> Result<Arc<ClientConfig>, IdentityError> {
+        let ca = self.ca(identity)?;
+        let Pair { certificates, key, files: (file, key_file) } = self.pair()?;
         let tls = |error: &dyn std::fmt::Display| IdentityError::Tls(error.to_string());
         let mut roots = RootCertStore::empty();
-        roots.add(ca).map_err(|e| damaged("ca.pem", &format!("is not a CA's certificate ({e})")))?;
+        roots.add(ca).map_err(|e| self.damaged("ca.pem", &format!("is not a CA's certificate ({e})")))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
@@ -168,7 +231,7 @@ impl IdentityStore {
             .with_client_auth_cert(certificates, key)
             .map(Arc::new)
             .map_err(|e| {
-                damaged("device.pem", &format!("and device.key beside it do not make a certificate with its key ({e})"))
+                self.damaged(file, &format!("does not make a certificate with its key, the one in {key_file} ({e})"))
             })
     }
 }
@@ -235,6 +298,53 @@ mod tests {
             std::fs::write(folder.path().join("identity/identity.json"), rubbish).unwrap();
             let text = store.load().unwrap_err().to_string();
             assert!(text.contains("identity.json") && text.contains("enrol again"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_renewed_pair_is_in_force_as_a_whole_whatever_breaks_it_off() {
+        let (folder, store, _) = enrolled();
+        let path = |name: &str| folder.path().join("identity").join(name);
+        let controller = Controller::new();
+        let key = store.key().unwrap();
+        let papers = papers::check(&controller.token(), &key, controller.enrol(&key)).unwrap();
+        let identity = store.install(&papers, 7).unwrap();
+        let time = EffectiveTime::default();
+        let first = (std::fs::read(path("device.pem")).unwrap(), std::fs::read(path("device.key")).unwrap());
+        let shown = |store: &IdentityStore| store.pair().unwrap().certificates[0].clone();
+        let before = shown(&store);
+        // Killed while it was writing: the one before counts.
+        files::write_durably(&path("renewed.pem.new"), b"-----BEGIN PRIV").unwrap();
+        store.tls(&identity, &time).unwrap();
+        assert_eq!(shown(&store), before);
+
+        let next = KeyPair::generate().unwrap();
+        store.exchange(&next, &controller.enrol(&next).certificate_pem).unwrap();
+        store.tls(&identity, &time).unwrap();
+        assert_ne!(shown(&store), before);
+        assert_eq!(std::fs::metadata(path(RENEWED)).unwrap().mode() & 0o777, 0o600);
+        assert!(!path("device.pem").exists() && !path("device.key").exists());
+        // Killed before the first ones were removed: the new one counts.
+        std::fs::write(path("device.pem"), first.0).unwrap();
+        std::fs::write(path("device.key"), first.1).unwrap();
+        store.tls(&identity, &time).unwrap();
+        assert_ne!(shown(&store), before);
+
+        // Enrolled again for want of identity.json, with the same key.
+        std::fs::remove_file(path("identity.json")).unwrap();
+        assert_eq!(store.key().unwrap().serialize_der(), next.serialize_der());
+        let papers = papers::check(&controller.token(), &next, controller.enrol(&next)).unwrap();
+        let identity = store.install(&papers, 8).unwrap();
+        store.tls(&identity, &time).unwrap();
+        assert_eq!(store.load().unwrap(), Some(identity.clone()));
+
+        let good = std::fs::read(path(RENEWED)).unwrap();
+        let another = KeyPair::generate().unwrap().serialize_pem();
+        let mixed = [another.as_bytes(), &papers.certificate_pem.clone().into_bytes()].concat();
+        for content in [&b""[..], b"rubbish", &good[..good.len() / 2], &[0xff; 300_000], &mixed] {
+            std::fs::write(path(RENEWED), content).unwrap();
+            let text = store.tls(&identity, &time).unwrap_err().to_string();
+            assert!(text.contains(RENEWED) && text.contains("enrol again"), "{text}");
         }
     }
 

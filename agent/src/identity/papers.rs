@@ -1,5 +1,6 @@
 //! Whether the papers an enrolment brought are this device's, and come from the controller the token names.
 
+use muster_agent_core::renewal::Validity;
 use muster_shared::api::EnrolResponse;
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::token::EnrolmentToken;
@@ -8,7 +9,10 @@ use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::parse_x509_certificate;
+use x509_parser::time::ASN1Time;
 
+/// Largest certificate in PEM, in bytes: one on P-256 has about 700.
+const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
 /// Longest host name, in bytes (RFC 1035).
 const MAX_HOST_BYTES: usize = 253;
 
@@ -22,6 +26,7 @@ pub(super) struct Papers {
     pub(super) root_sha256: Digest,
     pub(super) broker_host: String,
     pub(super) broker_port: u16,
+    pub(super) api_url: String,
     /// Every root document from version 1 on.
     pub(super) roots: Vec<Envelope>,
 }
@@ -52,21 +57,7 @@ pub(super) fn check(token: &EnrolmentToken, key: &KeyPair, response: EnrolRespon
     if Digest::of(&ca) != token.ca_sha256 {
         return Err(PapersError::Ca);
     }
-    let ours = CertificateDer::from_pem_slice(response.certificate_pem.as_bytes())
-        .map_err(|_| PapersError::Parse("certificate"))?;
-    let (_, ca) = parse_x509_certificate(&ca).map_err(|_| PapersError::Parse("CA"))?;
-    let (_, ours) = parse_x509_certificate(&ours).map_err(|_| PapersError::Parse("certificate"))?;
-    if ours.verify_signature(Some(ca.public_key())).is_err() {
-        return Err(PapersError::Certificate("is not signed by its CA"));
-    }
-    if ours.public_key().raw != key.subject_public_key_info() {
-        return Err(PapersError::Certificate("is for another key than this device's"));
-    }
-    let mut names = ours.subject().iter_common_name();
-    let name = names.next().and_then(|n| n.as_str().ok());
-    if name != Some(response.device.as_str()) || names.next().is_some() {
-        return Err(PapersError::Certificate("is for another name than the device's"));
-    }
+    certificate(&ca, &response.certificate_pem, key, &response.device)?;
     if response.broker_host.is_empty() || response.broker_host.len() > MAX_HOST_BYTES || response.broker_port == 0 {
         return Err(PapersError::Broker);
     }
@@ -79,8 +70,46 @@ pub(super) fn check(token: &EnrolmentToken, key: &KeyPair, response: EnrolRespon
         root_sha256: token.root_sha256,
         broker_host: response.broker_host,
         broker_port: response.broker_port,
+        api_url: token.url.clone(),
         roots: response.roots,
     })
+}
+
+/// Checks that `pem` is a certificate of `ca` for this device and this key. Gives how long it is good.
+pub(super) fn certificate(
+    ca: &CertificateDer<'_>,
+    pem: &str,
+    key: &KeyPair,
+    device: &DeviceId,
+) -> Result<Validity, PapersError> {
+    // It is stored as it came, so nothing may come along with it.
+    if pem.len() > MAX_CERTIFICATE_BYTES || pem.matches("-----BEGIN").count() != 1 {
+        return Err(PapersError::Parse("certificate"));
+    }
+    let ours = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| PapersError::Parse("certificate"))?;
+    let (_, ca) = parse_x509_certificate(ca).map_err(|_| PapersError::Parse("CA"))?;
+    let (_, parsed) = parse_x509_certificate(&ours).map_err(|_| PapersError::Parse("certificate"))?;
+    if parsed.verify_signature(Some(ca.public_key())).is_err() {
+        return Err(PapersError::Certificate("is not signed by its CA"));
+    }
+    if parsed.public_key().raw != key.subject_public_key_info() {
+        return Err(PapersError::Certificate("is for another key than this device's"));
+    }
+    let mut names = parsed.subject().iter_common_name();
+    let name = names.next().and_then(|n| n.as_str().ok());
+    if name != Some(device.as_str()) || names.next().is_some() {
+        return Err(PapersError::Certificate("is for another name than the device's"));
+    }
+    validity(&ours)
+        .filter(|validity| validity.not_before_ms < validity.not_after_ms)
+        .ok_or(PapersError::Certificate("is good at no time"))
+}
+
+/// From when until when a certificate is good; times before 1970 count as 1970.
+pub(super) fn validity(certificate: &CertificateDer<'_>) -> Option<Validity> {
+    let (_, parsed) = parse_x509_certificate(certificate).ok()?;
+    let ms = |at: ASN1Time| u64::try_from(at.timestamp()).unwrap_or(0).saturating_mul(1_000);
+    Some(Validity { not_before_ms: ms(parsed.validity().not_before), not_after_ms: ms(parsed.validity().not_after) })
 }
 
 fn chain(mut roots: impl Iterator<Item = Envelope>, pinned: Digest) -> Result<TrustedRoot, TrustError> {
@@ -187,7 +216,7 @@ pub(super) mod tests {
         assert_eq!(check_changed(&|_| {}).unwrap().device, device());
         let stranger = KeyPair::generate().unwrap();
         type Case<'a> = (&'a dyn Fn(&mut EnrolResponse), PapersError);
-        let cases: [Case<'_>; 9] = [
+        let cases: [Case<'_>; 11] = [
             (&|r| r.ca_pem = other.ca.pem(), PapersError::Ca),
             (&|r| r.ca_pem = "x".into(), PapersError::Parse("CA")),
             (&|r| r.certificate_pem = String::new(), PapersError::Parse("certificate")),
@@ -203,6 +232,11 @@ pub(super) mod tests {
                 &|r| r.certificate_pem = controller.enrol_as(&key, "press-8").certificate_pem,
                 PapersError::Certificate("is for another name than the device's"),
             ),
+            (
+                &|r| r.certificate_pem = [&*r.certificate_pem, &*r.certificate_pem].concat(),
+                PapersError::Parse("certificate"),
+            ),
+            (&|r| r.certificate_pem.push_str(&" ".repeat(300_000)), PapersError::Parse("certificate")),
             (&|r| r.broker_port = 0, PapersError::Broker),
             (&|r| r.roots.clear(), PapersError::Roots(TrustError::RootPin)),
             (

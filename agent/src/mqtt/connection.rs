@@ -3,7 +3,7 @@
 //! Two loops share it. One polls the client and never waits for anything else, the other publishes; a publish waits for
 //! a place in flight, of which there are fewer than the client has packet ids, so that ids never collide.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ const IN_FLIGHT: usize = 16;
 const ANSWER_S: u64 = 20;
 /// How long to go on delivering when the agent stops.
 const FAREWELL: Duration = Duration::from_millis(1_500);
+/// How long to look for a moment at which nothing is under way, once the device has another certificate.
+const QUIET: Duration = Duration::from_secs(5);
 /// Requests of the client waiting for its event loop.
 const CLIENT_QUEUE: usize = 4;
 
@@ -38,6 +40,8 @@ const CLIENT_QUEUE: usize = 4;
 pub(super) enum Ended {
     /// The agent stops.
     Stopped,
+    /// The device has another certificate, and nothing was under way.
+    Renewed,
     /// It broke, or never came about.
     Lost(String),
 }
@@ -53,6 +57,7 @@ struct Shared {
     in_flight: Semaphore,
     acks: AtomicU64,
     subscribed: Notify,
+    is_renewing: AtomicBool,
 }
 
 /// What a message brings.
@@ -89,6 +94,8 @@ fn heard(device: &DeviceId, topic: &str, payload: Bytes) -> Result<Heard, Unhear
 
 /// Connects, and keeps the connection until it ends.
 pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> Ended {
+    // What is changed from here on is not what this connection is made with.
+    link.renewed.mark_unchanged();
     let (client, mut events) = match client(link) {
         Ok(client) => client,
         Err(reason) => return Ended::Lost(reason),
@@ -101,8 +108,13 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         },
         _ = stop.changed() => return Ended::Stopped,
     }
-    let shared = Shared { in_flight: Semaphore::new(IN_FLIGHT), acks: AtomicU64::new(0), subscribed: Notify::new() };
-    let Link { identity, config, outbox, metrics, inbox, requests, state, .. } = link;
+    let shared = Shared {
+        in_flight: Semaphore::new(IN_FLIGHT),
+        acks: AtomicU64::new(0),
+        subscribed: Notify::new(),
+        is_renewing: AtomicBool::new(false),
+    };
+    let Link { identity, config, outbox, metrics, inbox, requests, state, renewed, .. } = link;
     let device = &identity.device;
     let listen = async {
         loop {
@@ -124,7 +136,10 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                     shared.subscribed.notify_one();
                 }
                 // Our own goodbye is on the wire.
-                Ok(Event::Outgoing(Outgoing::Disconnect)) => return Ended::Stopped,
+                Ok(Event::Outgoing(Outgoing::Disconnect)) => {
+                    let is_renewing = shared.is_renewing.load(Ordering::Relaxed);
+                    return if is_renewing { Ended::Renewed } else { Ended::Stopped };
+                }
                 Ok(Event::Incoming(_) | Event::Outgoing(_)) => {}
                 Err(error) => return Ended::Lost(words(&error)),
             }
@@ -153,6 +168,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         let mut resend = Resend::new(config.ack_timeout_ms);
         let mut answered = 0;
         let mut farewell_ms = None;
+        let mut renew_by_ms = None;
         loop {
             let now_ms = clock.now_ms();
             let acks = shared.acks.load(Ordering::Relaxed);
@@ -163,6 +179,13 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
             if let Some(until_ms) = farewell_ms
                 && (outbox.is_empty() || now_ms >= until_ms)
             {
+                break;
+            }
+            if let Some(by_ms) = renew_by_ms
+                && farewell_ms.is_none()
+                && ((outbox.is_empty() && requests.is_empty()) || now_ms >= by_ms)
+            {
+                shared.is_renewing.store(true, Ordering::Relaxed);
                 break;
             }
             // Chunks first: they are few, small and waited for.
@@ -177,7 +200,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                 }
                 continue;
             }
-            let wake_ms = [resend.deadline_ms(), farewell_ms].into_iter().flatten().min();
+            let wake_ms = [resend.deadline_ms(), farewell_ms, renew_by_ms].into_iter().flatten().min();
             let wake_in = Duration::from_millis(wake_ms.map_or(3_600_000, |at| at.saturating_sub(now_ms)));
             tokio::select! {
                 _ = stop.changed(), if farewell_ms.is_none() => {
@@ -188,6 +211,9 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                         return ended;
                     }
                 }
+                Ok(()) = renewed.changed(), if renew_by_ms.is_none() => {
+                    renew_by_ms = Some(now_ms + crate::time::millis(QUIET));
+                }
                 () = outbox.changed() => {}
                 () = tokio::time::sleep(wake_in) => {
                     if resend.deadline_ms().is_some_and(|at| at <= clock.now_ms()) {
@@ -196,9 +222,12 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                 }
             }
         }
+        let is_renewing = shared.is_renewing.load(Ordering::Relaxed);
         // The broker sends the will only where this is missing.
         let goodbye = async {
-            say(Up::Presence, presence(false)).await.ok();
+            if !is_renewing {
+                say(Up::Presence, presence(false)).await.ok();
+            }
             let all = u32::try_from(IN_FLIGHT).unwrap_or_default();
             drop(shared.in_flight.acquire_many(all).await);
             client.disconnect().await.ok();
@@ -206,7 +235,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
             std::future::pending::<()>().await;
         };
         let _ = tokio::time::timeout(FAREWELL / 3, goodbye).await;
-        Ended::Stopped
+        if is_renewing { Ended::Renewed } else { Ended::Stopped }
     };
     let ended = tokio::select! {
         ended = listen => ended,

@@ -74,6 +74,8 @@ pub(crate) struct Link {
     /// Chunks wanted.
     pub(crate) requests: mpsc::Receiver<ChunkRequest>,
     pub(crate) state: LinkState,
+    /// Changes whenever the identity has another certificate.
+    pub(crate) renewed: watch::Receiver<u64>,
 }
 
 /// The way into the updater.
@@ -117,6 +119,8 @@ pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
         link.inbox.wake();
         let reason = match ended {
             Ended::Stopped => return,
+            // The controller is there, so there is nothing to wait for.
+            Ended::Renewed => continue,
             Ended::Lost(reason) => reason,
         };
         if started.now_ms() >= GOOD_MS {

@@ -1,0 +1,223 @@
+//! The certificate's successor: fetched in good time, over and over until it is there.
+//!
+//! When, is `muster_agent_core::renewal`'s decision. A new key is made for every attempt and kept only together with its
+//! certificate, so whatever breaks off an attempt leaves the pair before it, which is accepted until the new one is shown.
+
+use std::time::Duration;
+
+use muster_agent_core::renewal::{Now, Renewal, Validity};
+use muster_shared::api::{Problem, RenewRequest, RenewResponse};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use tokio::sync::watch;
+
+use super::enrol::{BodyError, bounded_body, csr, reason};
+use super::papers::{self, PapersError};
+use super::{Identity, IdentityError, IdentityStore};
+use crate::causes::with_source;
+use crate::time::{EffectiveTime, Steady, jitter};
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the clock is looked at: it may have been set.
+const LOOK_MS: u64 = 60_000;
+/// Longest reason of a refusal that is repeated, in characters.
+const MAX_REASON: usize = 400;
+
+/// Why there is no new certificate. It is tried again, whatever it is: a refusal ends once the device is reinstated.
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    /// The device's own files are in the way.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The request could not be made.
+    #[error("no request for a certificate could be made: {0}")]
+    Request(String),
+    /// The controller cannot be reached, or does not take the certificate shown to it.
+    #[error("the controller at {url} cannot be reached: {reason}")]
+    Away {
+        /// Where it should be.
+        url: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The controller said no.
+    #[error("the controller at {url} does not renew this device's certificate ({status}): {detail}")]
+    Refused {
+        /// Where it is.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// Its reason.
+        detail: String,
+    },
+    /// What the controller answered cannot be used.
+    #[error("the controller at {url} gave a certificate that cannot be used")]
+    Papers {
+        /// Where it is.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: PapersError,
+    },
+}
+
+/// Renews the certificate of one device.
+pub(crate) struct Renewer {
+    pub(crate) identity: Identity,
+    pub(crate) store: IdentityStore,
+    pub(crate) time: EffectiveTime,
+    /// Where the controller's API is.
+    pub(crate) api_url: Option<String>,
+    /// Counted up whenever another certificate is in force.
+    pub(crate) renewed: watch::Sender<u64>,
+}
+
+impl Renewer {
+    /// Renews the certificate again and again. Ends only where that can never be done.
+    pub(crate) async fn run(self) {
+        let device = &self.identity.device;
+        let Some(api_url) = &self.api_url else {
+            return tracing::warn!(%device, "the certificate cannot be renewed: this device enrolled before it kept the address for that; set enrolment-token to any token of its controller");
+        };
+        let clock = Steady::start();
+        let now = || Now { wall_ms: self.time.now_ms(), steady_ms: clock.now_ms() };
+        let validity = match tokio::task::block_in_place(|| self.store.validity()) {
+            Ok(validity) => validity,
+            Err(error) => {
+                return tracing::error!(%device, error = %with_source(&error), "the certificate cannot be renewed");
+            }
+        };
+        let mut renewal = Renewal::found(validity, now(), jitter());
+        let mut told = None;
+        loop {
+            let wait_ms = renewal.wait_ms(now());
+            if wait_ms > 0 {
+                tokio::time::sleep(Duration::from_millis(wait_ms.min(LOOK_MS))).await;
+                continue;
+            }
+            match self.renew(api_url).await {
+                Ok(validity) => {
+                    told = None;
+                    renewal = Renewal::given(validity, now(), jitter());
+                    self.renewed.send_modify(|count| *count += 1);
+                    tracing::info!(%device, not_after_ms = validity.not_after_ms, "the certificate is renewed");
+                }
+                Err(error) => {
+                    renewal.failed(now(), jitter());
+                    let (error, pause_ms) = (with_source(&error), renewal.wait_ms(now()));
+                    // Weeks without a network are one thing that happened, not thousands.
+                    if told.as_ref() == Some(&error) {
+                        tracing::debug!(%device, %error, pause_ms, "the certificate is still not renewed");
+                    } else {
+                        tracing::warn!(%device, %error, pause_ms, "the certificate is not renewed yet");
+                        told = Some(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fetches a certificate for a new key and puts both into force.
+    async fn renew(&self, api_url: &str) -> Result<Validity, RenewError> {
+        let request = |error: &dyn ToString| RenewError::Request(error.to_string());
+        let device = &self.identity.device;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| request(&error))?;
+        let wish = RenewRequest { csr_pem: csr(&key, Some(device)).map_err(RenewError::Request)? };
+        let (ca, tls) = tokio::task::block_in_place(|| {
+            Ok::<_, IdentityError>((self.store.ca(&self.identity)?, self.store.tls(&self.identity, &self.time)?))
+        })?;
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured((*tls).clone())
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .map_err(|error| RenewError::Request(reason(&error)))?;
+        let url = format!("{}/api/v1/renew", api_url.trim_end_matches('/'));
+        let away = |reason: String| RenewError::Away { url: url.clone(), reason };
+        let answer = client.post(&url).json(&wish).send().await.map_err(|error| away(reason(&error)))?;
+        let status = answer.status();
+        let body = bounded_body(answer).await.map_err(|error| match error {
+            BodyError::Http(error) => away(reason(&error)),
+            BodyError::TooLarge => away("its answer is too large".to_owned()),
+        })?;
+        if !status.is_success() {
+            let detail = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail).unwrap_or_default();
+            let detail = detail.chars().take(MAX_REASON).collect();
+            return Err(RenewError::Refused { url, status: status.as_u16(), detail });
+        }
+        let unusable = |source| RenewError::Papers { url: url.clone(), source };
+        let RenewResponse { certificate_pem } =
+            serde_json::from_slice(&body).map_err(|_| unusable(PapersError::Parse("answer")))?;
+        let validity = papers::certificate(&ca, &certificate_pem, &key, device).map_err(unusable)?;
+        tokio::task::block_in_place(|| self.store.exchange(&key, &certificate_pem))?;
+        Ok(validity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::tokio_rustls::TlsAcceptor;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::super::papers::tests::Controller;
+    use super::*;
+
+    /// A controller that answers one request with `status` and `body`; gives where.
+    async fn answering(controller: &Controller, status: u16, body: Vec<u8>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let tls = TlsAcceptor::from(controller.server());
+        tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            // The client hangs up where it does not trust the server.
+            let Ok(mut stream) = tls.accept(socket).await else { return };
+            let mut request = vec![0; 64 * 1024];
+            let mut length = 0;
+            while !request[..length].ends_with(b"}") {
+                length += stream.read(&mut request[length..]).await.unwrap();
+            }
+            assert!(request.starts_with(b"POST /api/v1/renew HTTP/1.1"));
+            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            stream.write_all(&[head.into_bytes(), body].concat()).await.unwrap();
+            stream.shutdown().await.unwrap();
+        });
+        url
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whatever_is_answered_the_pair_in_force_stays_until_there_is_a_right_one() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(folder.path());
+        let controller = Controller::new();
+        let key = store.key().unwrap();
+        let papers = papers::check(&controller.token(), &key, controller.enrol(&key)).unwrap();
+        let identity = store.install(&papers, 7).unwrap();
+        let (renewed, _) = watch::channel(0);
+        let renewer =
+            Renewer { identity, store: store.clone(), time: EffectiveTime::default(), api_url: None, renewed };
+
+        let stranger = KeyPair::generate().unwrap();
+        let certificate = |pem: String| serde_json::to_vec(&RenewResponse { certificate_pem: pem }).unwrap();
+        let problem = br#"{"type":"t","title":"t","status":403,"detail":"the device is revoked"}"#;
+        for (status, body, words) in [
+            (403, problem.to_vec(), "(403): the device is revoked"),
+            (503, b"rubbish".to_vec(), "(503)"),
+            (200, b"rubbish".to_vec(), "cannot be used: its answer does not parse"),
+            (200, vec![b' '; 5 << 20], "too large"),
+            (200, certificate(String::new()), "its certificate does not parse"),
+            (200, certificate(controller.enrol(&stranger).certificate_pem), "is for another key"),
+            (200, certificate(Controller::new().enrol(&stranger).certificate_pem), "is not signed by its CA"),
+        ] {
+            let url = answering(&controller, status, body).await;
+            let said = with_source(&renewer.renew(&url).await.unwrap_err());
+            assert!(said.contains(words) && said.contains(&url), "{said}");
+        }
+        // Another controller learns nothing but that somebody called.
+        let url = answering(&Controller::new(), 200, Vec::new()).await;
+        assert!(matches!(renewer.renew(&url).await, Err(RenewError::Away { .. })));
+        assert!(!folder.path().join("identity/renewed.pem").exists());
+        store.tls(&renewer.identity, &renewer.time).unwrap();
+    }
+}
