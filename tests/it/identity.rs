@@ -1,14 +1,14 @@
 //! Who a device is: it can be shut out and let in again, and it renews its certificate by itself.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use muster_shared::api::DeviceView;
 use muster_shared::messages::UpdateState;
 use muster_shared::rollout::RolloutStatus;
 use muster_tests::binaries::Binaries;
-use muster_tests::device::DeviceSetup;
+use muster_tests::device::{Device, DeviceSetup};
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::traffic::Traffic;
 use muster_tests::wait;
@@ -127,17 +127,20 @@ async fn renewed(fleet: &Fleet, device: &str, more: usize) -> anyhow::Result<()>
     .await
 }
 
-/// The certificate in force on `device`, as it lies there.
-fn certificate(fleet: &mut Fleet, device: &str) -> anyhow::Result<Vec<u8>> {
-    let folder = fleet.device(device)?.folder().join("data/identity");
+/// The certificate in force on the device, as it lies there.
+fn certificate(device: &Device) -> anyhow::Result<Vec<u8>> {
+    let folder = device.folder().join("data/identity");
     let renewed = folder.join("renewed.pem");
     Ok(std::fs::read(if renewed.exists() { renewed } else { folder.join("device.pem") })?)
 }
 
-/// A fleet whose certificates last for seconds.
-async fn short_lived(binaries: &Binaries, folder: &Path, devices: usize) -> anyhow::Result<Fleet> {
-    let settings = "[rollout]\ntick-ms = 100\n[pki]\ndevice-certificate-valid-for-ms = 6000\n[content]\nsend-bytes-per-s = 400000\nburst-bytes = 131072\n";
-    let mut fleet = Fleet::found(binaries, folder, settings).await?;
+/// A fleet whose certificates last for so long.
+async fn short_lived(binaries: &Binaries, folder: &Path, devices: usize, valid_for_ms: u32) -> anyhow::Result<Fleet> {
+    let settings = format!(
+        "[rollout]\ntick-ms = 100\n[pki]\ndevice-certificate-valid-for-ms = {valid_for_ms}\n\
+         [content]\nsend-bytes-per-s = 400000\nburst-bytes = 131072\n"
+    );
+    let mut fleet = Fleet::found(binaries, folder, &settings).await?;
     let token = fleet.enrolment_token(devices).await?;
     for index in 1..=devices {
         let id = format!("dev-{index}");
@@ -151,69 +154,113 @@ async fn short_lived(binaries: &Binaries, folder: &Path, devices: usize) -> anyh
 #[test]
 fn certificates_are_renewed_again_and_again_while_a_bundle_comes_and_requests_are_answered() {
     stage::run(async |binaries, folder| {
-        let mut fleet = short_lived(&binaries, &folder, 2).await?;
+        let mut fleet = short_lived(&binaries, &folder, 2, 9_000).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         let process = fleet.device("dev-1")?.process_id();
-        let first = certificate(&mut fleet, "dev-1")?;
+        let first = certificate(fleet.device("dev-1")?)?;
         let from = log_length(&mut fleet, "dev-1")?;
         // Slow enough to be under way for several lives of a certificate.
-        fleet.release_large_digits("1.1.0", 96).await?;
+        fleet.release_large_digits("1.1.0", 16).await?;
         let pace = ["--soak", "1s", "--max-duration", "120s", "--probation", "1s", "--max-latency-p99-ratio", "100"];
         let create = [&["--bundle", "digits@1.1.0", "--selector", "*", "--wave", "100%"], &pace[..]].concat();
         let rollout = fleet.roll_out(&create).await?;
-        wait::until("the bundle is on its way", PATIENCE, async || {
+        let fetching = async |fleet: &Fleet| {
             let reported = fleet.operator.device("dev-1").await?.reported;
-            Ok(reported.filter(|reported| reported.update.state == UpdateState::Fetching).map(|_| ()))
-        })
-        .await?;
-        renewed(&fleet, "dev-1", 2).await?;
+            anyhow::Ok(reported.is_some_and(|reported| reported.update.state == UpdateState::Fetching))
+        };
+        wait::until("the bundle is on its way", PATIENCE, async || Ok(fetching(&fleet).await?.then_some(()))).await?;
+        renewed(&fleet, "dev-1", 1).await?;
+        ensure!(fetching(&fleet).await?, "the download is over before anything could disturb it");
         fleet.wait_committed("dev-1", "1.1.0").await?;
         fleet.wait_committed("dev-2", "1.1.0").await?;
         fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
         renewed(&fleet, "dev-1", 1).await?;
-        // The connection was made anew with the new certificate, and by nobody but the agent that was there all the time.
+        // The connection was made anew with the new certificate, by the agent that was there all the time.
         logged(&mut fleet, "dev-1", "connected to the broker", from).await?;
-        ensure!(certificate(&mut fleet, "dev-1")? != first);
         let device = fleet.device("dev-1")?;
+        ensure!(certificate(device)? != first);
         device.process_mut().ensure_running()?;
         ensure!(device.process_id() == process);
-        ensure!(fleet.operator.device("dev-1").await?.reported.is_some_and(|reported| reported.dropped_messages == 0));
-        let log = std::fs::read(fleet.device("dev-1")?.folder().join("agent.log"))?;
+        let log = std::fs::read(device.folder().join("agent.log"))?;
         let lost = String::from_utf8_lossy(&log[from..]).matches("no connection to the broker").count();
         ensure!(lost == 0, "the connection was lost {lost} times");
+        ensure!(fleet.operator.device("dev-1").await?.reported.is_some_and(|reported| reported.dropped_messages == 0));
 
-        // Revoked, it gets no other, although it goes on asking; reinstated, it does.
+        // Revoked, it gets no other, although it goes on asking.
         let from = log_length(&mut fleet, "dev-2")?;
         fleet.operator.run(&["device", "revoke", "dev-2"]).await?;
+        let before = certificate(fleet.device("dev-2")?)?;
         logged(&mut fleet, "dev-2", "the device is revoked", from).await?;
-        let before = certificate(&mut fleet, "dev-2")?;
         ensure!(kinds(&fleet, "dev-2").await?.last().is_some_and(|kind| kind == "device.revoked"));
-        ensure!(certificate(&mut fleet, "dev-2")? == before);
-        fleet.operator.run(&["device", "reinstate", "dev-2"]).await?;
-        renewed(&fleet, "dev-2", 1).await?;
-        fleet.wait_online(2).await?;
+        ensure!(certificate(fleet.device("dev-2")?)? == before);
         stage::ensure_all_answered(&traffic)
     });
+}
+
+/// Kills the device as soon as `moment` has come, starts it again and waits until it has connected as itself.
+async fn killed_when(
+    device: &mut Device,
+    what: &str,
+    moment: impl Fn(&Path) -> bool + Send + 'static,
+) -> anyhow::Result<()> {
+    let folder = device.folder().join("data/identity");
+    // The moment is over within a millisecond or two, so it is looked for all the time.
+    let watched = tokio::task::spawn_blocking(move || {
+        let began = Instant::now();
+        while !moment(&folder) {
+            if began.elapsed() > PATIENCE {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
+    });
+    ensure!(watched.await?, "{}: {what} never came", device.id);
+    device.kill()?;
+    let log = device.folder().join("agent.log");
+    let from = std::fs::read(&log)?.len();
+    let fake = device.folder().join("data/identity/renewed.pem.new");
+    if fake.is_dir() {
+        std::fs::remove_dir(fake)?;
+    }
+    device.restart().await?;
+    wait::until(&format!("{} is back after {what}", device.id), PATIENCE, async || {
+        let text = std::fs::read(&log)?;
+        Ok(String::from_utf8_lossy(&text[from..]).contains("connected to the broker").then_some(()))
+    })
+    .await
 }
 
 #[test]
 fn an_agent_killed_while_it_renews_comes_back_as_itself() {
     stage::run(async |binaries, folder| {
-        let mut fleet = short_lived(&binaries, &folder, 1).await?;
-        for round in 0u64..6 {
-            // Killed when the controller has signed, which the agent may or may not have heard and stored, each time a little later.
-            renewed(&fleet, "dev-1", 1).await?;
-            let began = std::time::Instant::now();
-            wait::until("the moment has come", PATIENCE, async || {
-                Ok((began.elapsed() >= Duration::from_millis(round * 15)).then_some(()))
+        let mut fleet = short_lived(&binaries, &folder, 3, 15_000).await?;
+        let mut devices = std::mem::take(&mut fleet.devices).into_iter();
+        let mut next = || devices.next().context("there are three devices");
+        let (mut unheard, mut writing, mut exchanged) = (next()?, next()?, next()?);
+        // The controller has signed, and the answer cannot be stored: as if it had never been heard.
+        std::fs::create_dir(unheard.folder().join("data/identity/renewed.pem.new"))?;
+        let log = unheard.folder().join("agent.log");
+        let said = move |_: &Path| std::fs::read_to_string(&log).is_ok_and(|log| log.contains("renewed.pem"));
+        let (first, second, third) = tokio::join!(
+            killed_when(&mut unheard, "an answer that is not stored", said),
+            killed_when(&mut writing, "the pair is being written", |identity: &Path| {
+                identity.join("renewed.pem.new").exists() || identity.join("renewed.pem").exists()
+            }),
+            killed_when(&mut exchanged, "the exchange", |identity: &Path| identity.join("renewed.pem").exists()),
+        );
+        first.and(second).and(third)?;
+        fleet.devices = vec![unheard, writing, exchanged];
+        fleet.wait_online(3).await?;
+        for id in ["dev-1", "dev-2", "dev-3"] {
+            renewed(&fleet, id, 1).await?;
+            let device = fleet.device(id)?;
+            wait::until("its certificate is in force", PATIENCE, async || {
+                Ok(device.folder().join("data/identity/renewed.pem").exists().then_some(()))
             })
             .await?;
-            fleet.device("dev-1")?.kill()?;
-            fleet.wait_online(0).await?;
-            fleet.device("dev-1")?.restart().await?;
-            fleet.wait_online(1).await?;
         }
-        renewed(&fleet, "dev-1", 2).await
+        fleet.wait_online(3).await
     });
 }

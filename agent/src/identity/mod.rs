@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub(crate) use self::enrol::{EnrolError, enrol};
-pub(crate) use self::renew::Renewer;
 use self::papers::Papers;
+pub(crate) use self::renew::Renewer;
 use crate::causes::with_source;
 use crate::files::{self, FileError};
 use crate::time::EffectiveTime;
