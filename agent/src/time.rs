@@ -50,14 +50,14 @@ impl EffectiveTime {
         self.0.fetch_max(floor_ms, Ordering::Relaxed);
     }
 
-    /// Now, in milliseconds since the Unix epoch.
-    pub(crate) fn now_ms(&self) -> u64 {
-        wall_ms().max(self.0.load(Ordering::Relaxed))
+    /// The floor, in milliseconds since the Unix epoch.
+    pub(crate) fn floor_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
 impl TimeProvider for EffectiveTime {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.now_ms())))
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(wall_ms().max(self.floor_ms()))))
     }
 }

@@ -33,6 +33,8 @@ impl Validity {
 pub struct Now {
     /// The time of day, in milliseconds since the Unix epoch. It may be wrong, and jump.
     pub wall_ms: u64,
+    /// The latest time that a verified document has proved ([`crate::clock::TimeFloor`]).
+    pub floor_ms: u64,
     /// A clock that only ever goes on, in milliseconds.
     pub steady_ms: u64,
 }
@@ -100,6 +102,7 @@ impl Renewal {
     pub fn wait_ms(&self, now: Now) -> u64 {
         let watched_ms = now.steady_ms.saturating_sub(self.watched_from_ms);
         let at_least_ms = self.validity.not_before_ms.saturating_add(watched_ms);
+        let at_least_ms = at_least_ms.max(now.floor_ms);
         let time_ms = if self.wall_is_ahead { at_least_ms } else { at_least_ms.max(now.wall_ms) };
         let mut wait_ms = self.due_ms.saturating_sub(time_ms);
         if now.wall_ms < self.validity.not_before_ms
@@ -130,7 +133,7 @@ mod tests {
     }
 
     fn at(wall_ms: u64, steady_ms: u64) -> Now {
-        Now { wall_ms, steady_ms }
+        Now { wall_ms, floor_ms: 0, steady_ms }
     }
 
     #[test]
@@ -154,6 +157,16 @@ mod tests {
         assert_eq!(given.wait_ms(at(8, 2_000)), 200 * DAY_MS);
         assert_eq!(given.wait_ms(at(9, 2_000 + 200 * DAY_MS)), 0);
         assert_eq!(given.wait_ms(at(BEGIN_MS + 200 * DAY_MS, 2_001)), 999, "set meanwhile, the clock counts");
+    }
+
+    #[test]
+    fn what_a_document_has_proved_counts_and_does_not_stand_for_a_clock() {
+        let proved = |days: u64, steady_ms| Now { wall_ms: 7, floor_ms: BEGIN_MS + days * DAY_MS, steady_ms };
+        let given = Renewal::given(validity(300 * DAY_MS), proved(1, 0), 0);
+        assert_eq!(given.wait_ms(proved(50, 2_000)), 150 * DAY_MS);
+        assert_eq!(given.wait_ms(proved(200, 2_000)), 0);
+        let found = Renewal::found(validity(300 * DAY_MS), proved(1, 0), 1_000);
+        assert_eq!(found.wait_ms(proved(1, 0)), BLIND_MS, "how long ago that was is not known after a start");
     }
 
     #[test]

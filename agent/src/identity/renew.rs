@@ -14,7 +14,7 @@ use super::enrol::{BodyError, bounded_body, csr, reason};
 use super::papers::{self, PapersError};
 use super::{Identity, IdentityError, IdentityStore};
 use crate::causes::with_source;
-use crate::time::{EffectiveTime, Steady, jitter};
+use crate::time::{EffectiveTime, Steady, jitter, wall_ms};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the clock is looked at: it may have been set.
@@ -79,7 +79,7 @@ impl Renewer {
             return tracing::warn!(%device, "the certificate cannot be renewed: this device enrolled before it kept the address for that; set enrolment-token to any token of its controller");
         };
         let clock = Steady::start();
-        let now = || Now { wall_ms: self.time.now_ms(), steady_ms: clock.now_ms() };
+        let now = || Now { wall_ms: wall_ms(), floor_ms: self.time.floor_ms(), steady_ms: clock.now_ms() };
         let validity = match tokio::task::block_in_place(|| self.store.validity()) {
             Ok(validity) => validity,
             Err(error) => {

@@ -151,8 +151,8 @@ fn first(
     Ok((record, changes))
 }
 
-/// The changes for a device that enrolled before with the same key: its first answer was lost on the way. Its place in the
-/// fleet and the token's uses stay as they are. Anybody else who wants the name is refused.
+/// The changes for a device that enrolled before with the same key: its first answer was lost on the way, or its certificate
+/// ended while it was away. Its place in the fleet and the token's uses stay as they are. Anybody else who wants the name is refused.
 fn again(
     known: Stored<DeviceRecord>,
     key: &DeviceKey,
@@ -163,12 +163,17 @@ fn again(
         let detail = format!("the device {device} is revoked: `muster device reinstate {device}` lets it in again");
         return Err(ApiError::new(StatusCode::FORBIDDEN, "device-revoked", detail));
     }
-    if known.value.public_key_sha256 != key.sha256() {
+    let is_pending = known.value.pending.iter().any(|pending| pending.public_key_sha256 == key.sha256());
+    if known.value.public_key_sha256 != key.sha256() && !is_pending {
         let detail = format!("a device {device} has enrolled already: choose another name");
         return Err(ApiError::conflict("device-exists", detail));
     }
-    let record =
-        DeviceRecord { certificate_serial: certificate.serial.clone(), pending: Vec::new(), ..known.value.clone() };
+    let record = DeviceRecord {
+        certificate_serial: certificate.serial.clone(),
+        public_key_sha256: key.sha256(),
+        pending: Vec::new(),
+        ..known.value.clone()
+    };
     let change = Records::put(Table::Devices, device.as_str(), Expect::Version(known.version), &record)?;
     Ok((record, vec![change]))
 }

@@ -218,3 +218,19 @@ async fn only_a_certificate_that_is_accepted_is_renewed() {
     let _: DeviceView = client.raw(Method::POST, "/api/v1/devices/press-7/reinstate", "").await.ok(200);
     let _: RenewResponse = client.renew(Some(&first), &request()).await.ok(200);
 }
+
+#[tokio::test]
+async fn a_device_whose_certificate_ended_enrols_again_with_a_key_it_was_given_a_certificate_for() {
+    let (client, first) = enrolled().await;
+    let key = KeyPair::generate().unwrap();
+    let renewed: RenewResponse = client.renew(Some(&first), &request_of(&key)).await.ok(200);
+    let secret = client.secret(&one_use()).await;
+    client.enrol(&secret, Some("press-7"), &request()).await.problem(409, "device-exists");
+    let papers: EnrolResponse = client.enrol(&secret, Some("press-7"), &request_of(&key)).await.ok(200);
+    let admit = EnrolledDevices::new(client.test.app.records.clone(), client.test.app.fleet.clone());
+    let allowed = async |pem: &str| admit.device_allowed(&papers.device, Some(&serial(pem))).await;
+    assert!(allowed(&papers.certificate_pem).await);
+    assert!(!allowed(&renewed.certificate_pem).await && !allowed(&first).await);
+    let again: EnrolResponse = client.enrol(&secret, Some("press-7"), &request_of(&key)).await.ok(200);
+    assert!(allowed(&again.certificate_pem).await);
+}
