@@ -68,10 +68,33 @@ pub struct CreateToken {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreatedToken {
+    /// What it is called in lists.
+    pub id: String,
     /// The string to give to the device ([`crate::token::EnrolmentToken`]).
     pub token: String,
     /// When it expires, in milliseconds since the Unix epoch.
     pub expires_ms: u64,
+}
+
+/// An enrolment token as the controller keeps it: without what lets anybody enrol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TokenView {
+    /// What it is called: the beginning of its secret's digest.
+    pub id: String,
+    /// When it was made, in milliseconds since the Unix epoch; none where that was not kept.
+    pub created_at_ms: Option<u64>,
+    /// The name of the access token it was made with.
+    pub created_by: Option<String>,
+    /// When it expires, in milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+    /// Devices that may still use it.
+    pub uses_left: u32,
+    /// Labels every device enrolled with it gets.
+    pub labels: BTreeMap<String, String>,
+    /// It is no longer accepted; absent while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Revocation>,
 }
 
 /// A device asking to join.
@@ -137,7 +160,7 @@ pub struct DesiredView {
     pub rollout: RolloutId,
 }
 
-/// That a device is shut out: since when, by whom, and why.
+/// That a device or an enrolment token is no longer accepted: since when, by whom, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Revocation {

@@ -41,7 +41,7 @@ enum Command {
     /// Show, label, revoke and reinstate devices.
     #[command(subcommand)]
     Device(device::DeviceCommand),
-    /// Make enrolment tokens.
+    /// Make, list and revoke enrolment tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Bring bundles out to devices, watch, stop, go back.

@@ -4,15 +4,17 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use muster_shared::api::{CreateToken, CreatedToken};
+use comfy_table::Cell;
+use muster_shared::api::{ActionReason, CreateToken, CreatedToken, TokenView};
 use muster_shared::ids::Digest;
 use muster_shared::token::EnrolmentToken;
 
 use crate::command::{Context, block_on};
 use crate::duration::Millis;
 use crate::failure::Failure;
+use crate::output::{self, Tone, cell, number, toned};
 use crate::pairs::Label;
-use crate::{output, root};
+use crate::root;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
@@ -31,6 +33,45 @@ pub(crate) enum TokenCommand {
         #[arg(long, value_name = "FILE")]
         root: Option<PathBuf>,
     },
+    /// List enrolment tokens. What was printed when they were made is not kept.
+    List,
+    /// Let no further device join with a token. Those that have stay.
+    Revoke {
+        /// Its id, as `muster token list` shows it.
+        id: String,
+        /// Why, for the records.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+}
+
+fn state(token: &TokenView, now_ms: u64) -> Cell {
+    if token.revoked.is_some() {
+        toned("revoked", Tone::Bad)
+    } else if token.expires_ms <= now_ms {
+        toned("expired", Tone::Bad)
+    } else if token.uses_left == 0 {
+        toned("used up", Tone::Busy)
+    } else {
+        toned("good", Tone::Good)
+    }
+}
+
+fn list_text(tokens: &[TokenView]) -> String {
+    let now_ms = output::now_ms();
+    let rows = tokens.iter().map(|token| {
+        let labels: Vec<String> = token.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        vec![
+            cell(&token.id),
+            state(token, now_ms),
+            number(token.uses_left.to_string()),
+            cell(output::time(token.expires_ms)),
+            cell(output::time_or_dash(token.created_at_ms)),
+            cell(token.created_by.as_deref().unwrap_or("-")),
+            cell(if labels.is_empty() { "-".to_owned() } else { labels.join(",") }),
+        ]
+    });
+    output::table(&["id", "state", "uses left", "expires", "created", "by", "labels"], rows)
 }
 
 /// The digest of the first root document, which is in `path`.
@@ -64,18 +105,32 @@ fn check_root(token: &str, expected: Digest) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`] when the controller refuses.
 pub(crate) fn run(context: &Context, command: TokenCommand) -> Result<(), Failure> {
-    let TokenCommand::Create { uses, valid_for, label, root } = command;
-    let expected_root = root.as_deref().map(first_root).transpose()?;
-    let wish = CreateToken {
-        valid_for_ms: valid_for.0,
-        uses: uses.get(),
-        labels: label.into_iter().map(|Label { key, value }| (key, value)).collect(),
-    };
-    let client = context.client()?;
-    let created: CreatedToken = block_on(client.post(&["tokens"], &wish))?;
-    if let Some(expected) = expected_root {
-        check_root(&created.token, expected)?;
+    match command {
+        TokenCommand::Create { uses, valid_for, label, root } => {
+            let expected_root = root.as_deref().map(first_root).transpose()?;
+            let wish = CreateToken {
+                valid_for_ms: valid_for.0,
+                uses: uses.get(),
+                labels: label.into_iter().map(|Label { key, value }| (key, value)).collect(),
+            };
+            let created: CreatedToken = block_on(context.client()?.post(&["tokens"], &wish))?;
+            if let Some(expected) = expected_root {
+                check_root(&created.token, expected)?;
+            }
+            let until = output::time(created.expires_ms);
+            output::note(&format!("token {} for {uses} device(s), until {until}", created.id));
+            context.output.show(&created, |created| created.token.clone())
+        }
+        TokenCommand::List => {
+            let tokens: Vec<TokenView> = block_on(context.client()?.list(&["tokens"], &[]))?;
+            if tokens.is_empty() {
+                output::note("no token");
+            }
+            context.output.show(&tokens, |tokens| list_text(tokens))
+        }
+        TokenCommand::Revoke { id, reason } => {
+            let token: TokenView = block_on(context.client()?.post(&["tokens", &id, "revoke"], &ActionReason { reason }))?;
+            context.output.show(&token, |token| format!("token {} is revoked", token.id))
+        }
     }
-    output::note(&format!("for {uses} device(s), until {}", output::time(created.expires_ms)));
-    context.output.show(&created, |created| created.token.clone())
 }

@@ -26,7 +26,7 @@ const ATTEMPTS: usize = 64;
     responses(
         (status = 200, description = "The device's papers", body = EnrolResponse),
         (status = 401, description = "The secret is not known", body = Problem),
-        (status = 403, description = "The token has expired or is used up, or the device of that name is revoked", body = Problem),
+        (status = 403, description = "The token has expired, is revoked or used up, or the device of that name is revoked", body = Problem),
         (status = 409, description = "The name is taken, or no root document is there yet", body = Problem),
         (status = 422, description = "The certificate request proves nothing", body = Problem),
     ),
@@ -68,7 +68,7 @@ pub(super) async fn enrol(
             kind: "device.enrolled".into(),
             actor: ACTOR_DEVICE.into(),
             device: Some(device.clone()),
-            detail: format!("certificate {}", certificate.serial),
+            detail: format!("certificate {}, token {}", certificate.serial, secret_sha256.short()),
             ..NewEvent::default()
         })?;
         changes.push(event);
@@ -106,6 +106,10 @@ async fn token(records: &Records, secret_sha256: &Digest) -> ApiResult<Stored<En
             let detail = "the enrolment token is not known to this controller: make one with `muster token create`";
             ApiError::new(StatusCode::UNAUTHORIZED, "unknown-enrolment-token", detail)
         })?;
+    if token.value.revocation.is_some() {
+        let detail = "the enrolment token is revoked: make one with `muster token create`";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "revoked-enrolment-token", detail));
+    }
     if clock::now_ms() >= token.value.expires_ms {
         let detail = "the enrolment token has expired: make one with `muster token create`";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "expired-enrolment-token", detail));

@@ -16,6 +16,8 @@ use super::{bundles, devices, drift, enrol, events, files, health, renewal, revo
         enrol::enrol,
         renewal::renew,
         tokens::create,
+        tokens::list,
+        tokens::revoke,
         devices::list,
         devices::show,
         devices::label,

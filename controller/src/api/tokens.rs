@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use muster_shared::api::{CreateToken, CreatedToken, Problem};
+use muster_shared::api::{ActionReason, CreateToken, CreatedToken, Page, Problem, Revocation, TokenView};
 use muster_shared::ids::Digest;
-use muster_shared::limits::MAX_LABELS;
+use muster_shared::limits::{MAX_LABELS, MAX_TEXT_BYTES};
 use muster_shared::selector::is_label_text;
 use muster_shared::token::EnrolmentToken;
+use serde::Deserialize;
+use utoipa::IntoParams;
 
-use super::extract::{Json, Operator};
+use super::extract::{Json, Operator, OptionalJson, Parameters, Segments, Viewer};
+use super::paging::{page, page_size};
 use crate::auth;
 use crate::clock;
 use crate::events::NewEvent;
@@ -22,6 +25,10 @@ use crate::store::{Change, Expect, Records, StoreError, Table};
 use crate::trust;
 
 const MAX_VALID_FOR_MS: u64 = 366 * 24 * 3_600_000;
+/// Hexadecimal digits of a token's id.
+const ID_DIGITS: usize = 12;
+/// Times a token is revoked again because a device used it at the same moment.
+const ATTEMPTS: usize = 64;
 /// Tokens are forgotten this long after they expired, so that a device still hears why it is refused.
 const KEPT_EXPIRED_MS: u64 = 7 * 24 * 3_600_000;
 
@@ -55,14 +62,18 @@ pub(super) async fn create(
         expires_ms: now_ms.saturating_add(wish.valid_for_ms),
         uses_left: wish.uses,
         labels: wish.labels,
+        created_at_ms: Some(now_ms),
+        created_by: Some(caller.name.clone()),
+        revocation: None,
     };
+    let id = record.secret_sha256.short();
     let mut changes = forget_expired(&app.records, now_ms).await?;
     let key = record.secret_sha256.to_string();
     changes.push(Records::put(Table::EnrolmentTokens, key, Expect::Absent, &record)?);
     let (event, _held) = app.events.prepare(NewEvent {
         kind: "token.created".into(),
         actor: caller.name,
-        detail: format!("an enrolment token for {} devices, good until {} ms", record.uses_left, record.expires_ms),
+        detail: format!("enrolment token {id} for {} devices, good until {} ms", record.uses_left, record.expires_ms),
         ..NewEvent::default()
     })?;
     changes.push(event);
@@ -73,8 +84,113 @@ pub(super) async fn create(
         root_sha256: Digest::of(&root),
         secret: secret.as_str().to_owned(),
     };
-    let created = CreatedToken { token: token.to_token_string(), expires_ms: record.expires_ms };
+    let created = CreatedToken { id, token: token.to_token_string(), expires_ms: record.expires_ms };
     Ok((StatusCode::CREATED, axum::Json(created)))
+}
+
+/// Which tokens to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListTokens {
+    /// Tokens a page has at most.
+    limit: Option<usize>,
+    /// Where the page starts: `next_cursor` of the one before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenId>,
+}
+
+/// What a token is called: [`Digest::short`] of its secret's digest.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct TokenId(String);
+
+impl TryFrom<String> for TokenId {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let is_id = text.len() == ID_DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if is_id {
+            Ok(Self(text))
+        } else {
+            Err("a token's id is the 12 hexadecimal digits that `muster token list` shows")
+        }
+    }
+}
+
+fn view(record: EnrolmentTokenRecord) -> TokenView {
+    TokenView {
+        id: record.secret_sha256.short(),
+        created_at_ms: record.created_at_ms,
+        created_by: record.created_by,
+        expires_ms: record.expires_ms,
+        uses_left: record.uses_left,
+        labels: record.labels,
+        revoked: record.revocation,
+    }
+}
+
+/// Lists enrolment tokens in order of their ids, without their secrets. Those that expired long ago are forgotten.
+#[utoipa::path(
+    get, path = "/api/v1/tokens", tag = "devices", params(ListTokens),
+    responses((status = 200, description = "A page of tokens", body = Page<TokenView>)),
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Parameters(wish): Parameters<ListTokens>,
+) -> ApiResult<axum::Json<Page<TokenView>>> {
+    let size = page_size(wish.limit);
+    // Keys go on after the id with more hexadecimal digits, all of which come before this.
+    let after = wish.cursor.map(|TokenId(id)| id + "g");
+    let found =
+        app.records.scan::<EnrolmentTokenRecord>(Table::EnrolmentTokens, after.as_deref(), "", size + 1).await?;
+    let views = found.into_iter().map(|(_, token)| view(token.value)).collect();
+    Ok(axum::Json(page(views, size, |token: &TokenView| token.id.clone())))
+}
+
+/// Lets no further device join with a token. Those that have stay.
+#[utoipa::path(
+    post, path = "/api/v1/tokens/{id}/revoke", tag = "devices", request_body = Option<ActionReason>,
+    params(("id" = String, Path, description = "Its id, as lists show it")),
+    responses(
+        (status = 200, description = "The token, revoked now or before", body = TokenView),
+        (status = 404, description = "There is no such token", body = Problem),
+    ),
+)]
+pub(super) async fn revoke(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Segments(TokenId(id)): Segments<TokenId>,
+    OptionalJson(why): OptionalJson<ActionReason>,
+) -> ApiResult<axum::Json<TokenView>> {
+    if why.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
+        return Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")));
+    }
+    for _ in 0..ATTEMPTS {
+        let found = app.records.scan::<EnrolmentTokenRecord>(Table::EnrolmentTokens, None, &id, 2).await?;
+        let [(key, stored)] = <[_; 1]>::try_from(found)
+            .map_err(|_| ApiError::unknown("unknown-token", format!("there is no enrolment token {id}")))?;
+        if stored.value.revocation.is_some() {
+            return Ok(axum::Json(view(stored.value)));
+        }
+        let revocation = Revocation { since_ms: clock::now_ms(), by: caller.name.clone(), reason: why.reason.clone() };
+        let record = EnrolmentTokenRecord { revocation: Some(revocation), ..stored.value };
+        let reason = why.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        let (event, _held) = app.events.prepare(NewEvent {
+            kind: "token.revoked".into(),
+            actor: caller.name.clone(),
+            detail: format!("enrolment token {id}{reason}"),
+            ..NewEvent::default()
+        })?;
+        let change = Records::put(Table::EnrolmentTokens, key, Expect::Version(stored.version), &record)?;
+        match app.records.commit(vec![change, event]).await {
+            Ok(()) => return Ok(axum::Json(view(record))),
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let detail = format!("the enrolment token {id} is being used all the time: try again");
+    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail))
 }
 
 fn check(wish: &CreateToken) -> ApiResult<()> {

@@ -143,6 +143,15 @@ pub(crate) struct EnrolmentTokenRecord {
     pub(crate) uses_left: u32,
     /// Labels for devices that enrol with it.
     pub(crate) labels: BTreeMap<String, String>,
+    /// In milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub(crate) created_at_ms: Option<u64>,
+    /// The name of the access token it was made with.
+    #[serde(default)]
+    pub(crate) created_by: Option<String>,
+    /// Set once it is no longer accepted.
+    #[serde(default)]
+    pub(crate) revocation: Option<Revocation>,
 }
 
 /// A right to use the API.

@@ -278,12 +278,45 @@ fn a_token_that_names_another_root_document_is_not_printed() {
 #[test]
 fn tokens_are_printed_alone() {
     let desk = Desk::new();
-    let server = Server::start(|_| (201, json!({"token": "muster1.abc", "expires_ms": 1_700_000_000_000u64})));
+    let server = Server::start(|_| {
+        (201, json!({"id": "0123456789ab", "token": "muster1.abc", "expires_ms": 1_700_000_000_000u64}))
+    });
     let made = run(&desk, &server, "token create --uses 3 --valid-for 2h --label site=lyon --label ring=1");
     assert_eq!((made.code, made.stdout.as_str()), (0, "muster1.abc\n"));
-    assert!(made.stderr.contains("until 2023-11-14T22:13:20Z"), "{}", made.stderr);
+    assert!(made.stderr.contains("token 0123456789ab for 3 device(s), until 2023-11-14T22:13:20Z"), "{}", made.stderr);
     let wish = server.requests().pop().unwrap();
     assert_eq!(wish.json(), json!({"uses": 3, "valid_for_ms": 7_200_000, "labels": {"site": "lyon", "ring": "1"}}));
+}
+
+#[test]
+fn tokens_are_listed_and_revoked() {
+    let token = |id: &str, expires_ms: u64, uses: u32, revoked: Value| {
+        json!({"id": id, "created_at_ms": null, "created_by": null, "expires_ms": expires_ms, "uses_left": uses,
+               "labels": {"site": "lyon"}, "revoked": revoked})
+    };
+    let revocation = json!({"since_ms": 1, "by": "admin", "reason": null});
+    let revoked = token("d", u64::MAX, 1, revocation);
+    let all = json!([
+        token("a", u64::MAX, 1, Value::Null),
+        token("b", 1, 1, Value::Null),
+        token("c", u64::MAX, 0, Value::Null),
+        revoked
+    ]);
+    let desk = Desk::new();
+    let server = Server::start(move |request| match request.route().as_str() {
+        "GET /api/v1/tokens" => page(&all),
+        "POST /api/v1/tokens/d/revoke" => (200, all[3].clone()),
+        _ => not_found(request),
+    });
+    let listed = run(&desk, &server, "token list");
+    let lines: Vec<&str> = listed.stdout.lines().collect();
+    for (line, start) in lines[1..].iter().zip(["a   good", "b   expired", "c   used up", "d   revoked"]) {
+        assert!(line.starts_with(start) && line.ends_with("site=lyon"), "{line}");
+    }
+    assert_eq!(run(&desk, &server, "--output json token list").json().as_array().unwrap().len(), 4);
+    assert_eq!(run(&desk, &server, "token revoke d --reason leaked").stdout, "token d is revoked\n");
+    assert_eq!(server.requests().pop().unwrap().json(), json!({"reason": "leaked"}));
+    run(&desk, &server, "token revoke nobody").assert(3, &["/api/v1/tokens/nobody/revoke"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Trust, tokens and devices that join.
 
-use muster_shared::api::{CreatedToken, DeviceView, EnrolResponse, EventView, Page, TrustView};
+use muster_shared::api::{CreatedToken, DeviceView, EnrolResponse, EventView, Page, TokenView, TrustView};
 use muster_shared::ids::Digest;
 use muster_shared::token::EnrolmentToken;
 use muster_shared::topics::{Down, Kind};
@@ -92,6 +92,56 @@ async fn tokens_that_are_not_good_are_refused_with_the_reason() {
     // Long expired tokens are forgotten when another one is made.
     client.secret(&one_use()).await;
     client.enrol(&secret, None, &request()).await.problem(401, "unknown-enrolment-token");
+}
+
+#[tokio::test]
+async fn tokens_are_listed_without_their_secrets_and_can_be_revoked() {
+    let client = Client::new().await;
+    client.trust().await;
+    let mut made = Vec::new();
+    for _ in 0..3 {
+        made.push(client.post("/api/v1/tokens", &one_use()).await.ok::<CreatedToken>(201));
+    }
+    let secret = |token: &CreatedToken| token.token.parse::<EnrolmentToken>().unwrap().secret;
+    let listed = client.get("/api/v1/tokens").await;
+    for token in &made {
+        assert!(!String::from_utf8_lossy(&listed.body).contains(&secret(token)));
+    }
+    let mut ids: Vec<String> = made.iter().map(|token| token.id.clone()).collect();
+    ids.sort();
+    let mut paged = Vec::new();
+    let mut path = "/api/v1/tokens?limit=1".to_owned();
+    loop {
+        let page: Page<TokenView> = client.get(&path).await.ok(200);
+        paged.extend(page.items);
+        let Some(cursor) = page.next_cursor else { break };
+        path = format!("/api/v1/tokens?limit=1&cursor={cursor}");
+    }
+    assert_eq!(paged.iter().map(|token| token.id.clone()).collect::<Vec<_>>(), ids);
+    assert!(paged.iter().all(|token| token.uses_left == 1 && token.created_by.as_deref() == Some("admin")));
+
+    let revoke = format!("/api/v1/tokens/{}/revoke", made[0].id);
+    let shown: TokenView = client.post(&revoke, &json!({ "reason": "leaked" })).await.ok(200);
+    let revocation = shown.revoked.unwrap();
+    assert_eq!((revocation.by.as_str(), revocation.reason.as_deref()), ("admin", Some("leaked")));
+    let again: TokenView = client.raw(Method::POST, &revoke, "").await.ok(200);
+    assert_eq!(again.revoked, Some(revocation));
+    let said = client.enrol(&secret(&made[0]), Some("a"), &request()).await.problem(403, "revoked-enrolment-token");
+    assert!(said.contains("muster token create"), "{said}");
+    let _: EnrolResponse = client.enrol(&secret(&made[1]), Some("a"), &request()).await.ok(200);
+    let history: Page<EventView> = client.get("/api/v1/events").await.ok(200);
+    let revoked: Vec<&EventView> = history.items.iter().filter(|event| event.kind == "token.revoked").collect();
+    assert_eq!(revoked.len(), 1);
+    assert_eq!(revoked[0].detail, format!("enrolment token {}: leaked", made[0].id));
+    let enrolled = history.items.iter().find(|event| event.kind == "device.enrolled").unwrap();
+    assert!(enrolled.detail.ends_with(&format!("token {}", made[1].id)), "{}", enrolled.detail);
+
+    client.raw(Method::POST, "/api/v1/tokens/000000000000/revoke", "").await.problem(404, "unknown-token");
+    for odd in ["", "0", "xyz", &"0".repeat(64), "00000000000G"] {
+        let answer = client.raw(Method::POST, &format!("/api/v1/tokens/{odd}/revoke"), "").await;
+        assert!(answer.status.is_client_error(), "{odd}: {}", answer.status);
+    }
+    client.get("/api/v1/tokens?cursor=x").await.problem(400, "invalid-query");
 }
 
 #[tokio::test]
