@@ -47,7 +47,7 @@ async fn a_revoked_device_is_cut_off_after_that_is_stored_and_stays_out() {
     let shown: DeviceView = client.post("/api/v1/devices/press-7/revoke", &json!({ "reason": "stolen" })).await.ok(200);
     let revocation = shown.revoked.unwrap();
     assert_eq!((revocation.by.as_str(), revocation.reason.as_deref()), ("admin", Some("stolen")));
-    assert_eq!(client.test.broker.disconnected(), [device.clone()]);
+    assert_eq!(client.test.broker.disconnected(), std::slice::from_ref(&device));
     assert!(!admit.device_allowed(&device, Some(&serial)).await);
     assert!(!client.test.app.fleet.is_member(&device));
     // So it is after a restart.
