@@ -115,3 +115,52 @@ impl Admit for EnrolledDevices {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use muster_shared::ids::Digest;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::records::PendingCertificate;
+
+    fn record(current: &str, pending: &[String]) -> DeviceRecord {
+        let key = |serial: &str| Digest::of(serial.as_bytes());
+        DeviceRecord {
+            id: "dev-1".parse().unwrap(),
+            labels: BTreeMap::new(),
+            enrolled_at_ms: 1,
+            certificate_serial: current.into(),
+            public_key_sha256: key(current),
+            pending: pending
+                .iter()
+                .map(|serial| PendingCertificate { serial: serial.clone(), public_key_sha256: key(serial) })
+                .collect(),
+            renewed_at_ms: Some(2),
+            revocation: None,
+            desired: None,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn one_certificate_is_left_once_a_new_one_is_shown(
+            current in "[a-f]", pending in prop::collection::vec("[a-f]", 0..4), serial in "[a-f]",
+        ) {
+            let before = record(&current, &pending);
+            match shown(&before, &serial) {
+                Some(after) if serial == current => prop_assert_eq!(after, before),
+                Some(after) => {
+                    prop_assert!(pending.contains(&serial));
+                    prop_assert_eq!(&after, &record(&serial, &[]));
+                    for other in pending.iter().chain([&current]).filter(|other| **other != serial) {
+                        prop_assert_eq!(shown(&after, other), None);
+                    }
+                }
+                None => prop_assert!(serial != current && !pending.contains(&serial)),
+            }
+        }
+    }
+}

@@ -182,7 +182,6 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                 break;
             }
             if let Some(by_ms) = renew_by_ms
-                && farewell_ms.is_none()
                 && ((outbox.is_empty() && requests.is_empty()) || now_ms >= by_ms)
             {
                 shared.is_renewing.store(true, Ordering::Relaxed);
@@ -205,13 +204,14 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
             tokio::select! {
                 _ = stop.changed(), if farewell_ms.is_none() => {
                     farewell_ms = Some(now_ms + crate::time::millis(FAREWELL));
+                    renew_by_ms = None;
                 }
                 Some(request) = requests.recv() => {
                     if let Err(ended) = say(Up::ChunkRequest, chunk_request(&request)).await {
                         return ended;
                     }
                 }
-                Ok(()) = renewed.changed(), if renew_by_ms.is_none() => {
+                Ok(()) = renewed.changed(), if renew_by_ms.is_none() && farewell_ms.is_none() => {
                     renew_by_ms = Some(now_ms + crate::time::millis(QUIET));
                 }
                 () = outbox.changed() => {}
