@@ -115,6 +115,30 @@ fn a_revoked_device_is_cut_off_at_once_serves_on_and_comes_back_when_it_is_reins
     });
 }
 
+/// Nothing it says can give away that it is still there.
+#[test]
+fn a_revoked_device_that_says_nothing_is_cut_off_as_fast() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
+        let token = fleet.enrolment_token(1).await?;
+        let setup = DeviceSetup { id: "quiet", token: &token, window_ms: 3_600_000, settings: "" };
+        fleet.add_device(&setup, false).await?;
+        wait::until("it has said what there is to say", PATIENCE, async || {
+            let device = fleet.operator.device("quiet").await?;
+            Ok((device.online && device.reported.is_some()).then_some(()))
+        })
+        .await?;
+        let from = log_length(&mut fleet, "quiet")?;
+        fleet.operator.run(&["device", "revoke", "quiet"]).await?;
+        wait::until("it is cut off", Duration::from_secs(1), async || {
+            Ok((!fleet.operator.device("quiet").await?.online).then_some(()))
+        })
+        .await?;
+        logged(&mut fleet, "quiet", "no connection to the broker", from).await?;
+        Ok(())
+    });
+}
+
 /// Waits until the controller has signed `more` further certificates for `device`.
 async fn renewed(fleet: &Fleet, device: &str, more: usize) -> anyhow::Result<()> {
     let count = async || {
