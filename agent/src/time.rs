@@ -39,8 +39,8 @@ pub(crate) fn jitter() -> u16 {
     u16::try_from(random).unwrap_or_default()
 }
 
-/// The time to hold certificates against: the wall's, but never before the verified floor, so that a device whose clock was
-/// never set can still connect.
+/// The time to hold certificates against: the wall's, but never before the verified floor or the beginning of the device's own
+/// certificate, so that a device whose clock was never set can still connect.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EffectiveTime(Arc<AtomicU64>);
 

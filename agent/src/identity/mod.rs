@@ -217,6 +217,10 @@ impl IdentityStore {
     pub(crate) fn tls(&self, identity: &Identity, time: &EffectiveTime) -> Result<Arc<ClientConfig>, IdentityError> {
         let ca = self.ca(identity)?;
         let Pair { certificates, key, files: (file, key_file) } = self.pair()?;
+        // A board without a clock knows that much: the controller's own certificate is usually older than this one.
+        if let Some(validity) = certificates.first().and_then(|certificate| papers::validity(certificate)) {
+            time.raise(validity.not_before_ms);
+        }
         let tls = |error: &dyn std::fmt::Display| IdentityError::Tls(error.to_string());
         let mut roots = RootCertStore::empty();
         roots.add(ca).map_err(|e| self.damaged("ca.pem", &format!("is not a CA's certificate ({e})")))?;
@@ -277,6 +281,8 @@ mod tests {
         assert_eq!(identity.device, device());
         let time = EffectiveTime::default();
         store.tls(&identity, &time).unwrap();
+        let begins_ms = store.validity().unwrap().not_before_ms;
+        assert_eq!((time.floor_ms(), begins_ms > 0), (begins_ms, true), "a clock that was never set is behind that");
         let (stranger, _, _) = enrolled();
         for name in ["ca.pem", "device.pem", "device.key"] {
             let path = folder.path().join("identity").join(name);
