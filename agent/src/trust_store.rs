@@ -212,7 +212,7 @@ struct Claimed {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RootRefusal {
     /// It is not trusted.
-    #[error("{0}")]
+    #[error(transparent)]
     Trust(#[from] TrustError),
     /// It cannot be stored.
     #[error("a root document cannot be stored")]
@@ -275,7 +275,9 @@ pub(crate) mod tests {
         assert_eq!((store.root().root().version, alarms.len()), (2, 0));
         assert!(store.extend(vec![root(1, 5), root(2, 5), root(3, 60)]).unwrap());
         assert!(!store.extend(vec![root(3, 60)]).unwrap());
-        assert!(store.extend(vec![root(5, 60)]).is_err());
+        let skipped = store.extend(vec![root(5, 60)]).unwrap_err();
+        let text = crate::causes::with_source(&skipped);
+        assert_eq!(text, "root version 5 cannot follow version 3: versions go up one by one");
         let mut forged = root(4, 70);
         forged.signatures.clear();
         assert!(matches!(store.extend(vec![forged]), Err(RootRefusal::Trust(TrustError::Threshold { .. }))));
