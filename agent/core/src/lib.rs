@@ -15,6 +15,7 @@
 //! | what time is it, and how sure is that? | [`clock`] |
 //! | when is the certificate renewed? | [`renewal`] |
 //! | which refusals are worth telling? | [`refusals`] |
+//! | how often is done what anybody can ask for? | [`ration`] |
 
 pub mod admit;
 pub mod backoff;
@@ -22,6 +23,7 @@ pub mod clock;
 pub mod fetch;
 pub mod freshness;
 pub mod outbox;
+pub mod ration;
 pub mod record;
 pub mod refusals;
 pub mod renewal;

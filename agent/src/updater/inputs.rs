@@ -1,12 +1,13 @@
 //! What the updater does with what comes in: from the controller, and from its own work.
 
 use muster_agent_core::update::Event;
+use muster_inference::golden::GoldenReport;
 use muster_shared::chunk::ChunkFrame;
-use muster_shared::messages::{Command, DeviceEventKind, RootDelivery};
+use muster_shared::messages::{Command, DeviceEventKind, InstalledBundle, RootDelivery};
 use muster_shared::topics::Down;
 
 use super::download::Taken;
-use super::{Done, Updater, guarded};
+use super::{Done, SELF_TESTS_PER_HOUR, Updater, guarded};
 use crate::causes::with_source;
 use crate::mqtt::Told;
 
@@ -70,23 +71,38 @@ impl Updater {
                 });
                 self.dispatch(Event::Tested { generation, result });
             }
-            Done::SelfTested { running, result } => match result {
-                Ok(report) => self.tell(
-                    DeviceEventKind::Verified,
-                    Some(&running),
-                    &format!(
-                        "self-test passed: {} golden examples, {} us at the median",
-                        report.examples, report.median_us
-                    ),
+            Done::SelfTested { running, result } => {
+                self.self_testing = false;
+                self.self_tested(&running, result);
+            }
+        }
+    }
+
+    fn self_tested(&self, running: &InstalledBundle, result: Result<GoldenReport, String>) {
+        match result {
+            Ok(report) => self.tell(
+                DeviceEventKind::Verified,
+                Some(running),
+                &format!(
+                    "self-test passed: {} golden examples, {} us at the median",
+                    report.examples, report.median_us
                 ),
-                Err(reason) => {
-                    self.tell(DeviceEventKind::Alarm, Some(&running), &format!("self-test failed: {reason}"));
-                }
-            },
+            ),
+            Err(reason) => {
+                self.tell(DeviceEventKind::Alarm, Some(running), &format!("self-test failed: {reason}"));
+            }
         }
     }
 
     fn self_test(&mut self) {
+        // Whoever asks while one is running gets its result.
+        if self.self_testing {
+            return;
+        }
+        if !self.self_tests.take(self.clock.now_ms()) {
+            let reason = format!("self-tests are asked for more than {SELF_TESTS_PER_HOUR} times an hour");
+            return self.refuse(0, None, &reason);
+        }
         let Some(running) = self.parts.host.current().map(|model| model.installed()) else {
             return self.tell(DeviceEventKind::Alarm, None, "self-test: nothing is running");
         };
@@ -96,7 +112,7 @@ impl Updater {
             return self.tell(DeviceEventKind::Alarm, Some(&running), "self-test: the bundle's files are not there");
         };
         let (slot, loaded, slots) = (*slot, loaded.clone(), self.slots.clone());
-        self.apart("self-test", move || {
+        self.self_testing = self.apart("self-test", move || {
             let result = guarded(|| loaded.check_again(&slots, slot, &manifest));
             Done::SelfTested { running, result }
         });

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use muster_agent_core::fetch::Step;
+use muster_agent_core::ration::Ration;
 use muster_agent_core::refusals::Refusals;
 use muster_agent_core::slots::Slot;
 use muster_agent_core::update::{Event, FileDamage, Machine};
@@ -52,6 +53,9 @@ pub(crate) const INBOX: usize = 64;
 const WATCH_MS: u64 = 250;
 /// The longest the thread sleeps, in milliseconds.
 const IDLE_MS: u64 = 5_000;
+
+/// Self-tests in an hour: each costs a write to flash, and nobody has to prove who asks for one.
+const SELF_TESTS_PER_HOUR: usize = 30;
 
 /// What the updater takes in.
 pub(crate) enum Input {
@@ -111,6 +115,9 @@ pub(crate) struct Updater {
     /// The manifest that came with the offer being handled.
     offered: Option<(Digest, Envelope)>,
     refusals: Refusals,
+    self_tests: Ration,
+    /// Whether one is running.
+    self_testing: bool,
     link_epoch: u64,
     clock: Steady,
     inbox: SyncSender<Input>,
@@ -181,6 +188,8 @@ impl Updater {
             download: None,
             offered: None,
             refusals: Refusals::default(),
+            self_tests: Ration::new(SELF_TESTS_PER_HOUR, 3_600_000),
+            self_testing: false,
             link_epoch: 0,
             clock,
             inbox,
@@ -317,16 +326,17 @@ impl Updater {
         }
     }
 
-    /// Runs `work` on a thread of its own; what it gives comes back as an input.
-    fn apart(&self, name: &str, work: impl FnOnce() -> Done + Send + 'static) {
+    /// Runs `work` on a thread of its own, if there is one to be had; what it gives comes back as an input.
+    fn apart(&self, name: &str, work: impl FnOnce() -> Done + Send + 'static) -> bool {
         let inbox = self.inbox.clone();
         let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // The updater may have ended meanwhile.
             let _ = inbox.send(Input::Done(work()));
         });
-        if let Err(error) = spawned {
+        if let Err(error) = &spawned {
             tracing::error!(%error, name, "no thread could be started; it is tried again at the next start");
         }
+        spawned.is_ok()
     }
 
     /// Hands `event` to the machine and carries its effects out, and those of what follows from them.

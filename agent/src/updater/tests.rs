@@ -419,6 +419,36 @@ fn what_is_not_trusted_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn self_tests_are_run_one_at_a_time_and_not_endlessly() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = good("1.0.0");
+    let mut rig = Rig::start(folder.path());
+    rig.assign(1, Some(&bundle));
+    rig.until_state(UpdateState::Committed, 1, Some(&bundle));
+    let tested = |rig: &Rig| rig.events().iter().filter(|e| e.detail.contains("self-test passed")).count();
+    for asked in 1..=SELF_TESTS_PER_HOUR {
+        // Those that come while it runs make no second one.
+        for _ in 0..3 {
+            rig.tell(Down::Command, br#"{"command":"self-test"}"#.to_vec());
+        }
+        rig.until("a self-test", None, |rig| tested(rig) >= asked);
+        if rig.has_event(DeviceEventKind::Refused, "self-tests") {
+            break;
+        }
+    }
+    for _ in 0..200 {
+        rig.tell(Down::Command, br#"{"command":"self-test"}"#.to_vec());
+    }
+    rig.until("the refusal", None, |rig| rig.has_event(DeviceEventKind::Refused, "self-tests are asked for more than"));
+    // What comes after is told after.
+    rig.tell(Down::Command, b"{".to_vec());
+    rig.until("the last", None, |rig| {
+        rig.has_event(DeviceEventKind::Refused, "a command does not parse") && tested(rig) >= SELF_TESTS_PER_HOUR
+    });
+    assert_eq!(tested(&rig), SELF_TESTS_PER_HOUR);
+}
+
+#[test]
 fn an_unsuitable_bundle_is_a_failed_update_with_its_reason() {
     let folder = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(folder.path());
