@@ -125,7 +125,10 @@ impl Drop for Traffic {
 }
 
 /// Asks once; gives the model's version and the class it says.
-async fn ask(client: &reqwest::Client, url: &str, image: &Image) -> Result<(String, usize), String> {
+///
+/// # Errors
+/// Why there was no prediction, in words.
+pub async fn ask(client: &reqwest::Client, url: &str, image: &Image) -> Result<(String, usize), String> {
     let request = serde_json::json!({
         "inputs": [{ "name": "image", "datatype": "FP32", "shape": [1, 64], "data": image.pixels }]
     });
