@@ -126,7 +126,11 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                         outbox.acknowledged(&ack);
                     }
                     Ok(Heard::Told(told)) => inbox.deliver(told),
-                    Err(error) => tracing::warn!(%device, %error, "a message was passed over"),
+                    Err(error) => {
+                        if let Some(messages) = inbox.passed_over.count() {
+                            tracing::warn!(%device, %error, messages, "a message was passed over");
+                        }
+                    }
                 },
                 Ok(Event::Incoming(Packet::PubAck(_))) => shared.in_flight.add_permits(1),
                 Ok(Event::Incoming(Packet::SubAck(ack))) => {

@@ -79,7 +79,22 @@ pub(crate) struct Link {
 }
 
 /// The way into the updater.
-pub(crate) struct Inbox(Box<dyn Fn(Option<Told>) -> bool + Send + Sync>);
+pub(crate) struct Inbox {
+    offer: Box<dyn Fn(Option<Told>) -> bool + Send + Sync>,
+    passed_over: PassedOver,
+}
+
+/// Messages nobody took. Whoever is at the broker can send any number of them, and a log is kept on flash.
+#[derive(Debug, Default)]
+struct PassedOver(AtomicU64);
+
+impl PassedOver {
+    /// Counts one more. Gives the count whenever it has doubled, which is worth a line in the log.
+    fn count(&self) -> Option<u64> {
+        let messages = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        messages.is_power_of_two().then_some(messages)
+    }
+}
 
 impl Inbox {
     /// An inbox that turns what comes into `T` and puts it into a bounded channel; nothing stands for "look again".
@@ -87,22 +102,26 @@ impl Inbox {
         sender: SyncSender<T>,
         wrap: impl Fn(Option<Told>) -> T + Send + Sync + 'static,
     ) -> Self {
-        Self(Box::new(move |told| match sender.try_send(wrap(told)) {
+        let offer = move |told| match sender.try_send(wrap(told)) {
             Ok(()) => true,
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
-        }))
+        };
+        Self { offer: Box::new(offer), passed_over: PassedOver::default() }
     }
 
     fn deliver(&self, told: Told) {
         let kind = told.kind;
-        if !(self.0)(Some(told)) {
+        if (self.offer)(Some(told)) {
+            return;
+        }
+        if let Some(messages) = self.passed_over.count() {
             // Whatever it was comes again: chunks are asked for again, assignments are re-issued.
-            tracing::warn!(kind = kind.as_str(), "the agent is busy: a message was passed over");
+            tracing::warn!(kind = kind.as_str(), messages, "the agent is busy: a message was passed over");
         }
     }
 
     fn wake(&self) {
-        let _ = (self.0)(None);
+        let _ = (self.offer)(None);
     }
 }
 
@@ -139,5 +158,17 @@ pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
             () = tokio::time::sleep(Duration::from_millis(pause_ms)) => {}
             _ = stop.changed() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_nobody_takes_are_told_more_and_more_seldom() {
+        let passed_over = PassedOver::default();
+        let told: Vec<u64> = (0..1_000).filter_map(|_| passed_over.count()).collect();
+        assert_eq!(told, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
     }
 }
