@@ -25,6 +25,8 @@ const WRITTEN_BY_EVERY_LIFE: [&str; 6] =
     ["agent.log", "agent.toml", "data/outbox", "data/run", "data/endpoints.json", "data/lock"];
 /// How long the device may take for a self-test before it is asked again.
 const SAID_AGAIN: Duration = Duration::from_secs(3);
+/// Nobody is to fill a device's log from afar.
+const LONGEST_LOG_BYTES: usize = 64 * 1024;
 const SELF_TEST: &str = "self-test passed";
 
 /// The device under attack, and all that is known about it.
@@ -158,10 +160,14 @@ impl<'a> Victim<'a> {
                 let roots = documents.iter().map(|document| forge.make(document, None)).collect::<Result<_, _>>()?;
                 self.broker.say("root", serde_json::to_vec(&RootDelivery { roots })?).await
             }
-            Step::Say { kind, file, fill_bytes, over_and_over: _ } => {
+            Step::Say { kind, file, fill_bytes, times, over_and_over: _ } => {
                 let piece = self.forge.attack.file(file)?;
                 let length = piece.len().max(*fill_bytes);
-                self.broker.say(kind, piece.into_iter().cycle().take(length).collect()).await
+                let payload: Vec<u8> = piece.into_iter().cycle().take(length).collect();
+                for _ in 0..*times {
+                    self.broker.say(kind, payload.clone()).await?;
+                }
+                Ok(())
             }
             Step::Restart => {
                 self.self_test().await?;
@@ -293,6 +299,7 @@ impl<'a> Victim<'a> {
             "the agent took {peak} KiB of memory, and {MOST_MEMORY_KIB} are expected at most"
         );
         let log = std::fs::read_to_string(self.device.folder().join("agent.log"))?;
+        ensure!(log.len() <= LONGEST_LOG_BYTES, "the agent has filled its log with {} bytes", log.len());
         ensure!(!log.contains("panicked"), "the agent panicked: see {}", self.forge.surroundings.display());
         drop(self.traffic);
         self.device.kill()?;

@@ -107,6 +107,9 @@ pub(crate) enum Step {
         /// Appended once more until the message has this many bytes.
         #[serde(default)]
         fill_bytes: usize,
+        /// How often it is said.
+        #[serde(default = "once")]
+        times: usize,
         /// It is said again and again until the attack is refused.
         #[serde(default)]
         over_and_over: bool,

@@ -103,7 +103,7 @@ impl Broker {
         std::fs::create_dir_all(folder)?;
         let socket = folder.join("attacker.sock");
         let config = format!(
-            "per_listener_settings true\npersistence false\nuser root\n\
+            "per_listener_settings true\npersistence false\nmax_queued_messages 0\nuser root\n\
              listener {port} 127.0.0.1\ncafile {pki}/ca.pem\ncertfile {pki}/server.pem\nkeyfile {pki}/server.key\n\
              require_certificate true\nallow_anonymous true\n\
              listener 0 {socket}\nallow_anonymous true\n",
