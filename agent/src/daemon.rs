@@ -366,9 +366,9 @@ impl Base {
 
     fn renewer(&self, identity: &Identity, renewed: watch::Sender<u64>) -> Renewer {
         // Devices that enrolled before the address was kept may still have their token.
-        let of_token = || self.config.enrolment_token().ok().flatten().map(|token| token.url);
+        let token = || self.config.enrolment_token(&TokenPlaces::of_environment()).ok().flatten();
         Renewer {
-            api_url: identity.api_url.clone().or_else(of_token),
+            api_url: identity.api_url.clone().or_else(|| token().map(|token| token.url)),
             identity: identity.clone(),
             store: self.store.clone(),
             time: self.time.clone(),

@@ -141,6 +141,7 @@ mod tests {
             renewed_at_ms: Some(2),
             revocation: None,
             desired: None,
+            assigned: Vec::new(),
         }
     }
 

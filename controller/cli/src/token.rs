@@ -129,7 +129,8 @@ pub(crate) fn run(context: &Context, command: TokenCommand) -> Result<(), Failur
             context.output.show(&tokens, |tokens| list_text(tokens))
         }
         TokenCommand::Revoke { id, reason } => {
-            let token: TokenView = block_on(context.client()?.post(&["tokens", &id, "revoke"], &ActionReason { reason }))?;
+            let token: TokenView =
+                block_on(context.client()?.post(&["tokens", &id, "revoke"], &ActionReason { reason }))?;
             context.output.show(&token, |token| format!("token {} is revoked", token.id))
         }
     }

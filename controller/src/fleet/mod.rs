@@ -237,7 +237,7 @@ impl FleetIndex {
     pub(crate) fn converged(&self) -> Vec<DeviceId> {
         let inner = self.read();
         let converged = inner.devices.iter().filter(|(_, entry)| {
-            entry.online && !entry.record.revoked && entry.record.desired.is_some() && !entry.is_behind()
+            entry.online && !entry.record.is_revoked() && entry.record.desired.is_some() && !entry.is_behind()
         });
         converged.map(|(device, _)| device.clone()).collect()
     }
