@@ -15,6 +15,7 @@ use muster_shared::limits::{CHUNK_BYTES, CHUNK_WINDOW, MAX_PACKET_BYTES};
 use muster_shared::messages::ChunkRequest;
 use muster_shared::topics::{Down, Topic};
 use muster_tests::binaries::Binaries;
+use muster_tests::fixtures;
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::process::Process;
 use muster_tests::wait;
@@ -71,19 +72,6 @@ fn rows(table: &mut Table, by: &str, delivery: &Delivery) {
     table.figure("  connections lost on the way", f64::from(delivery.lost), "");
 }
 
-/// Bytes in which no compressor finds anything.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut next = || {
-        // xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled").
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_be_bytes()[0]
-    };
-    (0..bytes).map(|_| next()).collect()
-}
-
 async fn by_controller(
     binaries: &Binaries,
     folder: &Path,
@@ -94,7 +82,7 @@ async fn by_controller(
     std::fs::create_dir_all(folder)?;
     // As much as it can: the budget is not what is measured.
     let fleet = Fleet::found(binaries, folder, "[content]\nsend-bytes-per-s = 10000000000\n").await?;
-    fleet.release_digits_with(stage::VERSION, "noise.bin", |path| Ok(std::fs::write(path, noise(bytes))?)).await?;
+    fleet.release_large_digits(stage::VERSION, bytes).await?;
     let api = client(&fleet)?;
     let papers = crowd::enrol(&fleet, &api, devices).await?;
     let mut crowd = Crowd::gather(papers.clone(), Fetching::Assigned);
@@ -167,7 +155,7 @@ async fn by_mosquitto(
     })
     .await?;
 
-    let content = noise(bytes);
+    let content = fixtures::noise(bytes);
     let chunks = BundleFile::describe("noise.bin", &content).chunks.len();
     let manifest = Digest::of(b"the same frames");
     let frames: Vec<Vec<u8>> = (0..)

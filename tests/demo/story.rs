@@ -23,8 +23,8 @@ const SITES: [&str; 3] = ["lyon", "osaka", "quito"];
 const WINDOW_MS: u64 = 1_000;
 /// What the controller may send per second, so that a download lasts long enough to be interrupted.
 const SEND_BYTES_PER_S: u64 = 3_000_000;
-/// 500 images in 24 variants of 64 float32 each: 3 MB.
-const CALIBRATION_COPIES: usize = 24;
+/// Enough to be interrupted.
+const BUNDLE_BYTES: usize = 3_000_000;
 const PACE: [&str; 14] = [
     "--soak",
     "3s",
@@ -167,7 +167,7 @@ async fn better_version(stage: &Stage, fleet: &mut Fleet, traffic: &Traffic) -> 
     stage.step(
         "digits 1.1.0, a better model, goes to one site first, then in waves; one device is cut off, one is killed",
     );
-    fleet.release_large_digits("1.1.0", CALIBRATION_COPIES).await?;
+    fleet.release_large_digits("1.1.0", BUNDLE_BYTES).await?;
     fleet.device("quito-2")?.link()?.cut();
     wait::until("quito-2 is offline", PATIENCE, async || {
         Ok((!fleet.operator.device("quito-2").await?.online).then_some(()))

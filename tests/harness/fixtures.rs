@@ -37,9 +37,22 @@ pub fn held_out() -> anyhow::Result<Vec<Image>> {
         .collect()
 }
 
+/// Bytes in which no compressor finds anything, the same ones each time.
+#[must_use]
+pub fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        // xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled").
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_be_bytes()[0]
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
 /// Writes a calibration set: every held-out image shifted and dimmed in `copies` ways, as a float32 NPY array of
-/// shape (rows, 64). Real bundles carry such files, and a bundle of a few megabytes takes long enough to fetch that it can be
-/// interrupted.
+/// shape (rows, 64). Real bundles carry such files, and they compress well.
 ///
 /// # Errors
 /// When it cannot be written.

@@ -105,13 +105,14 @@ impl Fleet {
         self.release(&format!("digits-{version}"), &description).await
     }
 
-    /// Releases the digits model of `version` with a calibration set beside it that makes it a few megabytes.
+    /// Releases the digits model of `version` with so many bytes of noise beside it: nothing makes them less on the way, so that
+    /// fetching it takes long enough to be interrupted.
     ///
     /// # Errors
     /// When a step fails.
-    pub async fn release_large_digits(&self, version: &str, copies: usize) -> anyhow::Result<()> {
-        let write = |path: &Path| fixtures::write_calibration_set(path, copies);
-        self.release_digits_with(version, "calibration.npy", write).await
+    pub async fn release_large_digits(&self, version: &str, bytes: usize) -> anyhow::Result<()> {
+        let write = |path: &Path| Ok(std::fs::write(path, fixtures::noise(bytes))?);
+        self.release_digits_with(version, "noise.bin", write).await
     }
 
     /// Releases the digits model of `version` with the file beside it that `write` writes.

@@ -32,7 +32,7 @@ fn an_agent_killed_at_any_moment_ends_with_the_new_version() {
         let mut fleet = stage::fleet(&binaries, &folder, 1).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
-        fleet.release_large_digits("1.1.0", 48).await?;
+        fleet.release_large_digits("1.1.0", 6_000_000).await?;
         let tolerant = [&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..], &["--max-failures", "100"]];
         fleet.roll_out(&tolerant.concat()).await?;
         for round in 0u64..8 {

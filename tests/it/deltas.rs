@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use muster_shared::rollout::RolloutStatus;
+use muster_tests::fixtures;
 use muster_tests::fleet::Fleet;
 
 use crate::stage::{self, PACE};
@@ -29,7 +30,8 @@ async fn spent(fleet: &mut Fleet, http: &reqwest::Client) -> anyhow::Result<Cost
 /// Brings `version` to the device, and says what that cost.
 async fn update(fleet: &mut Fleet, http: &reqwest::Client, version: &str) -> anyhow::Result<Cost> {
     let before = spent(fleet, http).await?;
-    fleet.release_large_digits(version, COPIES).await?;
+    let write = |path: &Path| fixtures::write_calibration_set(path, COPIES);
+    fleet.release_digits_with(version, "calibration.npy", write).await?;
     let bundle = format!("digits@{version}");
     let id = fleet.roll_out(&[&["--bundle", &bundle, "--selector", "*"], &PACE[..]].concat()).await?;
     fleet.wait_committed("dev-1", version).await?;
@@ -61,7 +63,7 @@ fn a_device_fetches_what_is_new_and_takes_the_rest_from_the_version_before() {
         ensure!(first.copied == 0.0 && first.received_bytes < set_bytes / 2.0, "{first:?} of {set_bytes}");
 
         let second = update(&mut fleet, &http, "1.1.0").await?;
-        let model = std::fs::read(muster_tests::fixtures::digits().join("digits-1.1.0.onnx"))?;
+        let model = std::fs::read(fixtures::digits().join("digits-1.1.0.onnx"))?;
         ensure!(second.received_bytes < 2.0 * model.len() as f64, "{second:?}");
         ensure!(second.copied >= set_bytes / 65_536.0, "{second:?}");
 
@@ -74,7 +76,7 @@ fn a_device_fetches_what_is_new_and_takes_the_rest_from_the_version_before() {
         std::fs::write(&rotten, &content)?;
         let third = update(&mut fleet, &http, "1.2.0").await?;
         ensure!((second.copied - third.copied - 1.0).abs() < 0.5, "{third:?} after {second:?}");
-        let model = std::fs::read(muster_tests::fixtures::digits().join("digits-1.2.0.onnx"))?;
+        let model = std::fs::read(fixtures::digits().join("digits-1.2.0.onnx"))?;
         let whole = calibration_beside(&fleet.device("dev-1")?.folder().join("data"), &model)?;
         ensure!(std::fs::read(whole)? == std::fs::read(&set)?);
         stage::ensure_all_answered(&traffic)

@@ -185,7 +185,7 @@ fn certificates_are_renewed_again_and_again_while_a_bundle_comes_and_requests_ar
         let first = certificate(fleet.device("dev-1")?)?;
         let from = log_length(&mut fleet, "dev-1")?;
         // Slow enough to be under way for several lives of a certificate.
-        fleet.release_large_digits("1.1.0", 16).await?;
+        fleet.release_large_digits("1.1.0", 2_000_000).await?;
         let pace = ["--soak", "1s", "--max-duration", "120s", "--probation", "1s", "--max-latency-p99-ratio", "100"];
         let create = [&["--bundle", "digits@1.1.0", "--selector", "*", "--wave", "100%"], &pace[..]].concat();
         let rollout = fleet.roll_out(&create).await?;

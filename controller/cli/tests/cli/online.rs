@@ -260,7 +260,12 @@ fn a_token_that_names_another_root_document_is_not_printed() {
         let content =
             json!({"url": "https://c.example", "ca_sha256": "0".repeat(64), "root_sha256": root_sha256, "secret": "s"});
         let token = format!("muster1.{}", URL_SAFE_NO_PAD.encode(content.to_string()));
-        (token.clone(), Server::start(move |_| (201, json!({"token": token, "expires_ms": 1_700_000_000_000u64}))))
+        (
+            token.clone(),
+            Server::start(move |_| {
+                (201, json!({"id": "0123456789ab", "token": token, "expires_ms": 1_700_000_000_000u64}))
+            }),
+        )
     };
     let (token, server) = server_for(&digest);
     let made = run(&desk, &server, "token create --root root.json");
