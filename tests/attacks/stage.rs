@@ -15,7 +15,7 @@ use muster_shared::trust::{Envelope, SigningKey};
 use muster_tests::binaries::Binaries;
 use muster_tests::device::DeviceSetup;
 use muster_tests::fixtures::{self, Image};
-use muster_tests::fleet::{Fleet, PATIENCE};
+use muster_tests::fleet::{Fleet, PACE, PATIENCE};
 use muster_tests::traffic::{self, Traffic};
 use muster_tests::wait;
 
@@ -30,20 +30,6 @@ pub(crate) const STOLEN: &str = "dev-2";
 pub(crate) const INCUMBENT: &str = "digits-1.1.0";
 /// What each device is told beside what the harness tells it: nothing here should wait for long.
 pub(crate) const SETTINGS: &str = "[broker]\nreconnect-min-ms = 100\nreconnect-max-ms = 1000\n";
-const PACE: [&str; 12] = [
-    "--soak",
-    "1s",
-    "--max-duration",
-    "60s",
-    "--probation",
-    "1s",
-    "--min-reports",
-    "2",
-    "--min-requests",
-    "20",
-    "--max-latency-p99-ratio",
-    "100",
-];
 
 /// What every attack begins with.
 pub(crate) struct Ground {

@@ -18,6 +18,22 @@ use crate::wait;
 /// How long any single step may take before it counts as failed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Arguments that make a rollout quick enough for a test.
+pub const PACE: [&str; 12] = [
+    "--soak",
+    "1s",
+    "--max-duration",
+    "60s",
+    "--probation",
+    "1s",
+    "--min-reports",
+    "2",
+    "--min-requests",
+    "20",
+    "--max-latency-p99-ratio",
+    "100",
+];
+
 /// A controller whose trust is set up, and its operator.
 #[derive(Debug)]
 pub struct Fleet {

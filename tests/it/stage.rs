@@ -10,21 +10,7 @@ use muster_tests::fixtures;
 use muster_tests::fleet::Fleet;
 use muster_tests::traffic::Traffic;
 
-/// Arguments that make a rollout quick enough for a test.
-pub(crate) const PACE: [&str; 12] = [
-    "--soak",
-    "1s",
-    "--max-duration",
-    "60s",
-    "--probation",
-    "1s",
-    "--min-reports",
-    "2",
-    "--min-requests",
-    "20",
-    "--max-latency-p99-ratio",
-    "100",
-];
+pub(crate) use muster_tests::fleet::PACE;
 
 /// Runs `test` in a folder of its own with a runtime of its own.
 pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Binaries, std::path::PathBuf) -> F) {

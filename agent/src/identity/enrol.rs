@@ -229,33 +229,12 @@ pub(super) async fn bounded_body(mut answer: reqwest::Response) -> Result<Vec<u8
 
 #[cfg(test)]
 mod tests {
-    use rumqttc::tokio_rustls::TlsAcceptor;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
-
     use super::super::papers::tests::Controller;
     use super::*;
 
-    /// Answers one request over TLS with `status` and `body`, and gives the token that leads there.
+    /// A controller that answers one request, and the token that leads there.
     async fn controller_answering(controller: &Controller, status: u16, body: Vec<u8>) -> EnrolmentToken {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        let tls = TlsAcceptor::from(controller.server());
-        tokio::spawn(async move {
-            let (socket, _) = listener.accept().await.unwrap();
-            // The client hangs up where it does not trust the server.
-            let Ok(mut stream) = tls.accept(socket).await else { return };
-            let mut request = vec![0; 64 * 1024];
-            let mut length = 0;
-            while !request[..length].ends_with(b"}") {
-                length += stream.read(&mut request[length..]).await.unwrap();
-            }
-            assert!(request.starts_with(b"POST /api/v1/enrol HTTP/1.1"));
-            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-            stream.write_all(&[head.into_bytes(), body].concat()).await.unwrap();
-            stream.shutdown().await.unwrap();
-        });
-        EnrolmentToken { url, ..controller.token() }
+        EnrolmentToken { url: controller.answering("/api/v1/enrol", status, body).await, ..controller.token() }
     }
 
     async fn attempt_at(store: &IdentityStore, token: &EnrolmentToken) -> Result<Enrolled, EnrolError> {

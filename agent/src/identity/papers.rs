@@ -127,8 +127,11 @@ pub(super) mod tests {
 
     use muster_shared::trust::{DocumentKind, Role, RoleKeys, Root, SigningKey, sign_document};
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa};
+    use rumqttc::tokio_rustls::TlsAcceptor;
     use rustls::ServerConfig;
     use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
     use zeroize::Zeroizing;
 
     use super::*;
@@ -173,6 +176,29 @@ pub(super) mod tests {
 
         pub(in super::super) fn enrol(&self, key: &KeyPair) -> EnrolResponse {
             self.enrol_as(key, device().as_str())
+        }
+
+        /// Answers one request to `path` over TLS with `status` and `body`; gives the URL to ask.
+        pub(in super::super) async fn answering(&self, path: &'static str, status: u16, body: Vec<u8>) -> String {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("https://{}", listener.local_addr().unwrap());
+            let tls = TlsAcceptor::from(self.server());
+            tokio::spawn(async move {
+                let (socket, _) = listener.accept().await.unwrap();
+                // The client hangs up where it does not trust the server.
+                let Ok(mut stream) = tls.accept(socket).await else { return };
+                let mut request = vec![0; 64 * 1024];
+                let mut length = 0;
+                while !request[..length].ends_with(b"}") {
+                    length += stream.read(&mut request[length..]).await.unwrap();
+                }
+                assert!(request.starts_with(format!("POST {path} HTTP/1.1").as_bytes()));
+                let head =
+                    format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                stream.write_all(&[head.into_bytes(), body].concat()).await.unwrap();
+                stream.shutdown().await.unwrap();
+            });
+            url
         }
 
         /// A server of this CA on the loopback address, which shows its CA too.

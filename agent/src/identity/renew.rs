@@ -156,34 +156,8 @@ impl Renewer {
 
 #[cfg(test)]
 mod tests {
-    use rumqttc::tokio_rustls::TlsAcceptor;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
-
     use super::super::papers::tests::Controller;
     use super::*;
-
-    /// A controller that answers one request with `status` and `body`; gives where.
-    async fn answering(controller: &Controller, status: u16, body: Vec<u8>) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        let tls = TlsAcceptor::from(controller.server());
-        tokio::spawn(async move {
-            let (socket, _) = listener.accept().await.unwrap();
-            // The client hangs up where it does not trust the server.
-            let Ok(mut stream) = tls.accept(socket).await else { return };
-            let mut request = vec![0; 64 * 1024];
-            let mut length = 0;
-            while !request[..length].ends_with(b"}") {
-                length += stream.read(&mut request[length..]).await.unwrap();
-            }
-            assert!(request.starts_with(b"POST /api/v1/renew HTTP/1.1"));
-            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-            stream.write_all(&[head.into_bytes(), body].concat()).await.unwrap();
-            stream.shutdown().await.unwrap();
-        });
-        url
-    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whatever_is_answered_the_pair_in_force_stays_until_there_is_a_right_one() {
@@ -210,12 +184,12 @@ mod tests {
             (200, certificate(controller.enrol(&stranger).certificate_pem), "is for another key"),
             (200, certificate(Controller::new().enrol(&stranger).certificate_pem), "is not signed by its CA"),
         ] {
-            let url = answering(&controller, status, body).await;
+            let url = controller.answering("/api/v1/renew", status, body).await;
             let said = with_source(&renewer.renew(&url).await.unwrap_err());
             assert!(said.contains(words) && said.contains(&url), "{said}");
         }
         // Another controller learns nothing but that somebody called.
-        let url = answering(&Controller::new(), 200, Vec::new()).await;
+        let url = Controller::new().answering("/api/v1/renew", 200, Vec::new()).await;
         assert!(matches!(renewer.renew(&url).await, Err(RenewError::Away { .. })));
         assert!(!folder.path().join("identity/renewed.pem").exists());
         store.tls(&renewer.identity, &renewer.time).unwrap();
