@@ -88,6 +88,22 @@ fn keys_are_replaced_under_a_running_fleet_and_a_dropped_one_installs_nothing_mo
         fleet.device("dev-2")?.link()?.mend();
         fleet.wait_committed("dev-2", "1.1.0").await?;
         fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
+        // The first version has the dropped key's signature alone. Signed again, it can be gone back to.
+        let create = [&["--bundle", "digits@1.0.0", "--selector", "*", "--wave", "100%"], &PACE[..]].concat();
+        let refused = fleet.roll_out(&create).await.unwrap_err().to_string();
+        ensure!(
+            refused.contains("digits@1.0.0 is not trusted any more") && refused.contains("bundle sign"),
+            "{refused}"
+        );
+        let bundle = folder.join("bundles/digits-1.0.0").display().to_string();
+        fleet
+            .operator
+            .run(&["bundle", "sign", &bundle, "--key", &keys.join("release.key").display().to_string()])
+            .await?;
+        fleet.operator.run(&["bundle", "push", &bundle]).await?;
+        let rollout = fleet.roll_out(&create).await?;
+        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
+        fleet.wait_committed("dev-2", "1.0.0").await?;
         for device in ["dev-1", "dev-2"] {
             let stored = fleet.device(device)?.folder().join("data/trust");
             let roots = std::fs::read_dir(&stored)?

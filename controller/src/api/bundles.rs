@@ -6,8 +6,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use muster_shared::api::{BundleView, Page, Problem, PushBundle};
 use muster_shared::bundle::Manifest;
-use muster_shared::ids::BundleRef;
-use muster_shared::trust::TrustError;
+use muster_shared::ids::{BundleRef, Digest};
+use muster_shared::trust::{Envelope, TrustError};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -18,7 +18,7 @@ use crate::events::NewEvent;
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
 use crate::store::records::{BundleRecord, manifest_key};
-use crate::store::{Expect, Records, StoreError, Table};
+use crate::store::{Expect, Records, StoreError, Stored, Table};
 use crate::trust;
 
 /// Missing files named in one answer.
@@ -51,7 +51,7 @@ fn view(record: BundleRecord, with_manifest: bool) -> BundleView {
     post, path = "/api/v1/bundles", tag = "bundles", request_body = PushBundle,
     responses(
         (status = 201, description = "It is taken in", body = BundleView),
-        (status = 200, description = "It was there already", body = BundleView),
+        (status = 200, description = "It was there already; signatures that it did not have are taken", body = BundleView),
         (status = 409, description = "Files are missing, the version is taken, or no root document is there yet", body = Problem),
         (status = 422, description = "The manifest is not trustworthy", body = Problem),
     ),
@@ -73,7 +73,7 @@ pub(super) async fn push(
     let bundle = verified.manifest.bundle();
     let key = bundle.to_string();
     if let Some(known) = app.records.get::<BundleRecord>(Table::Bundles, &key).await? {
-        return same_or_refused(known.value, &verified.digest);
+        return known_already(&app, known, &verified.digest, wish.manifest, caller.name).await;
     }
     check_files(&app, &verified.manifest).await?;
     let record = BundleRecord {
@@ -86,7 +86,7 @@ pub(super) async fn push(
     };
     let (event, _held) = app.events.prepare(NewEvent {
         kind: "bundle.pushed".into(),
-        actor: caller.name,
+        actor: caller.name.clone(),
         bundle: Some(bundle.clone()),
         detail: format!("manifest {}, {} bytes", record.manifest_digest.short(), record.total_bytes),
         ..NewEvent::default()
@@ -100,10 +100,8 @@ pub(super) async fn push(
         Ok(()) => {}
         Err(StoreError::Conflict { .. }) => {
             let known = app.records.get::<BundleRecord>(Table::Bundles, &key).await?;
-            return match known {
-                Some(known) => same_or_refused(known.value, &record.manifest_digest),
-                None => Err(ApiError::conflict("changed-meanwhile", "the bundle was changed meanwhile: try again")),
-            };
+            let known = known.ok_or_else(changed_meanwhile)?;
+            return known_already(&app, known, &record.manifest_digest, record.envelope, caller.name).await;
         }
         Err(error) => return Err(error.into()),
     }
@@ -112,19 +110,48 @@ pub(super) async fn push(
     Ok((StatusCode::CREATED, axum::Json(view(record, true))))
 }
 
-fn same_or_refused(
-    known: BundleRecord,
-    digest: &muster_shared::ids::Digest,
+fn changed_meanwhile() -> ApiError {
+    ApiError::conflict("changed-meanwhile", "the bundle was changed meanwhile: try again")
+}
+
+/// A version that is there already never changes its content. It may come with other signatures, which count under the root document
+/// in force: they take the place of those it came with, so that devices go on taking it when the keys have changed.
+async fn known_already(
+    app: &App,
+    known: Stored<BundleRecord>,
+    digest: &Digest,
+    envelope: Envelope,
+    actor: String,
 ) -> ApiResult<(StatusCode, axum::Json<BundleView>)> {
-    if known.manifest_digest == *digest {
-        return Ok((StatusCode::OK, axum::Json(view(known, true))));
+    let Stored { version, value: record } = known;
+    if record.manifest_digest != *digest {
+        let detail = format!(
+            "{} is there already with other content (manifest {}): a version never changes, so give this one a new version",
+            record.bundle,
+            record.manifest_digest.short()
+        );
+        return Err(ApiError::conflict("version-exists", detail));
     }
-    let detail = format!(
-        "{} is there already with other content (manifest {}): a version never changes, so give this one a new version",
-        known.bundle,
-        known.manifest_digest.short()
-    );
-    Err(ApiError::conflict("version-exists", detail))
+    if record.envelope == envelope {
+        return Ok((StatusCode::OK, axum::Json(view(record, true))));
+    }
+    let record = BundleRecord { envelope, ..record };
+    let (event, _held) = app.events.prepare(NewEvent {
+        kind: "bundle.signed-again".into(),
+        actor,
+        bundle: Some(record.bundle.clone()),
+        detail: format!("manifest {}, other signatures", record.manifest_digest.short()),
+        ..NewEvent::default()
+    })?;
+    let change = Records::put(Table::Bundles, record.bundle.to_string(), Expect::Version(version), &record)?;
+    match app.records.commit(vec![change, event]).await {
+        Ok(()) => {}
+        Err(StoreError::Conflict { .. }) => return Err(changed_meanwhile()),
+        Err(error) => return Err(error.into()),
+    }
+    app.catalogue.forget(digest);
+    tracing::info!(bundle = %record.bundle, manifest = %digest, "a bundle was signed again");
+    Ok((StatusCode::OK, axum::Json(view(record, true))))
 }
 
 async fn check_files(app: &App, manifest: &Manifest) -> ApiResult<()> {

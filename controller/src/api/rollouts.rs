@@ -26,6 +26,8 @@ impl From<ExecutorError> for ApiError {
         match error {
             ExecutorError::UnknownRollout(_) => Self::unknown("unknown-rollout", error),
             ExecutorError::UnknownBundle(_) => Self::unacceptable("unknown-bundle", error),
+            ExecutorError::Untrusted { .. } => Self::unacceptable("untrusted-bundle", error),
+            ExecutorError::Root(error) => error.into(),
             ExecutorError::Spec(_) => Self::invalid("invalid-rollout", error),
             ExecutorError::Action(_) => Self::conflict("not-in-this-state", error),
             ExecutorError::KeyReused(_) => Self::unacceptable("idempotency-key-reused", error),
@@ -54,7 +56,7 @@ pub(super) struct ListRollouts {
     responses(
         (status = 201, description = "The rollout", body = RolloutView),
         (status = 400, description = "The wish is not valid", body = Problem),
-        (status = 422, description = "There is no such bundle, or the key was used for another wish", body = Problem),
+        (status = 422, description = "There is no such bundle, it is not trusted any more, or the key was used for another wish", body = Problem),
     ),
 )]
 pub(super) async fn create(

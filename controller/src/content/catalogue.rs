@@ -90,6 +90,11 @@ impl Catalogue {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads the bundle anew when it is wanted next: its signatures have changed.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        self.lock().retain(|listed| listed.digest != *digest);
+    }
+
     /// The bundle whose manifest has this digest.
     ///
     /// # Errors

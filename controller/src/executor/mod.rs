@@ -17,6 +17,7 @@ use std::time::Duration;
 use muster_rollout::ActionError;
 use muster_shared::ids::{BundleRef, RolloutId};
 use muster_shared::rollout::{RolloutStatus, SpecError};
+use muster_shared::trust::TrustError;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -29,6 +30,7 @@ pub(crate) use schedule::Schedule;
 use crate::clock;
 use crate::state::App;
 use crate::store::StoreError;
+use crate::trust::RootError;
 
 /// The least time between two looks at all rollouts.
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
@@ -48,6 +50,19 @@ pub(crate) enum ExecutorError {
     /// No such bundle.
     #[error("there is no bundle {0}: push it first with `muster bundle push`")]
     UnknownBundle(BundleRef),
+    /// Devices would not take it.
+    #[error(
+        "{bundle} is not trusted any more: {source}. Sign it again with `muster bundle sign` and push it, or build a new version"
+    )]
+    Untrusted {
+        /// The bundle.
+        bundle: BundleRef,
+        /// Why.
+        source: TrustError,
+    },
+    /// The root documents do not hold.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// The wish is not valid.
     #[error("the rollout as asked for is not valid: {0}")]
     Spec(SpecError),

@@ -12,6 +12,7 @@ use crate::fleet::reference_predictions;
 use crate::state::App;
 use crate::store::records::ROLLOUT_SEQUENCE_KEY;
 use crate::store::{Expect, Records, StoreError, Stored, Table};
+use crate::trust;
 
 /// How often a change is tried when others change the same record.
 const ATTEMPTS: usize = 20;
@@ -73,6 +74,11 @@ pub(crate) async fn create(
         }
         let listed = app.catalogue.find(&spec.bundle).await?;
         let listed = listed.ok_or_else(|| ExecutorError::UnknownBundle(spec.bundle.clone()))?;
+        // Keys may have changed, or its date passed, since it was pushed: every device would pass the assignment over.
+        if let Some(root) = trust::current(&app.records).await? {
+            root.verify_manifest(&listed.envelope, clock::now_ms())
+                .map_err(|source| ExecutorError::Untrusted { bundle: spec.bundle.clone(), source })?;
+        }
         let facts = BundleFacts {
             manifest: listed.digest,
             bundle: listed.bundle.clone(),

@@ -3,7 +3,7 @@
 use muster_shared::api::{BundleView, EventView, Page};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::Digest;
-use muster_shared::trust::{DocumentKind, sign_document};
+use muster_shared::trust::{DocumentKind, Envelope, sign_document};
 use serde_json::json;
 
 use super::*;
@@ -82,6 +82,31 @@ async fn a_version_never_changes() {
     assert!(detail.contains("digits@1.0.0") && detail.contains(&first.manifest_digest.short()), "{detail}");
     let kept: BundleView = client.get("/api/v1/bundles/digits/1.0.0").await.ok(200);
     assert_eq!(kept, first);
+}
+
+#[tokio::test]
+async fn a_bundle_signed_again_goes_out_with_its_new_signatures() {
+    let client = Client::new().await;
+    client.trust().await;
+    client.upload(MODEL).await;
+    client.upload(GOLDEN).await;
+    let bundle = manifest("digits", "1.0.0", MODEL, GOLDEN);
+    let first: BundleView = client.push(&bundle).await.ok(201);
+    let catalogue = &client.test.app.catalogue;
+    let listed = async || catalogue.get(&first.manifest_digest).await.unwrap().unwrap().envelope.clone();
+    assert_eq!(listed().await, signed_manifest(&bundle));
+    let mut again = signed_manifest(&bundle);
+    again.add_signature(&key(ROOT_SEED)).unwrap();
+    let post = async |envelope: &Envelope| client.post("/api/v1/bundles", &json!({ "manifest": envelope })).await;
+    let view: BundleView = post(&again).await.ok(200);
+    assert_eq!((view, listed().await), (first.clone(), again.clone()));
+    // Once more, nothing happens; and signatures that do not count change nothing.
+    let _: BundleView = post(&again).await.ok(200);
+    let by_nobody = sign_document(DocumentKind::Manifest, &bundle, [&key(ROOT_SEED)]).unwrap();
+    post(&by_nobody).await.problem(422, "untrusted-manifest");
+    assert_eq!(listed().await, again);
+    let history: Page<EventView> = client.get("/api/v1/events").await.ok(200);
+    assert_eq!(history.items.iter().filter(|event| event.kind == "bundle.signed-again").count(), 1);
 }
 
 #[tokio::test]
