@@ -49,6 +49,11 @@ pub(crate) struct DeviceRecord {
 const MAX_ASSIGNED: usize = 8;
 
 impl DeviceRecord {
+    /// Whether it is shut out.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revocation.is_some()
+    }
+
     /// Gives it something else to run.
     pub(crate) fn assign(&mut self, desired: Desired) {
         let before = self.desired.take().and_then(|before| before.manifest);
@@ -69,13 +74,6 @@ pub(crate) struct PendingCertificate {
     pub(crate) serial: String,
     /// As [`DeviceRecord::public_key_sha256`].
     pub(crate) public_key_sha256: Digest,
-}
-
-impl DeviceRecord {
-    /// Whether it is shut out.
-    pub(crate) fn is_revoked(&self) -> bool {
-        self.revocation.is_some()
-    }
 }
 
 /// What a device shall run.
@@ -422,6 +420,43 @@ mod base64_bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_bundles_a_device_was_told_to_run_are_remembered_each_once() {
+        let digest = |n: u8| Digest::of(&[n]);
+        let desired = |n: Option<u8>| Desired {
+            manifest: n.map(digest),
+            generation: 1,
+            rollout: RolloutId::new("r1").unwrap(),
+            watch: WatchPolicy::default(),
+            since_ms: 1,
+        };
+        // Written before there was a memory: what it runs counts all the same.
+        let mut json = serde_json::to_value(record(Some(desired(Some(0))))).unwrap();
+        json.as_object_mut().unwrap().remove("assigned");
+        let mut record: DeviceRecord = serde_json::from_value(json).unwrap();
+        for n in [Some(1), None, Some(0), Some(1)] {
+            record.assign(desired(n));
+        }
+        assert_eq!(record.assigned, [digest(0), digest(1)]);
+        (2..20).for_each(|n| record.assign(desired(Some(n))));
+        assert_eq!(record.assigned, (12..20).map(digest).collect::<Vec<_>>());
+    }
+
+    fn record(desired: Option<Desired>) -> DeviceRecord {
+        DeviceRecord {
+            id: DeviceId::new("dev-1").unwrap(),
+            labels: BTreeMap::new(),
+            enrolled_at_ms: 1,
+            certificate_serial: "1".into(),
+            public_key_sha256: Digest::of(b"key"),
+            pending: Vec::new(),
+            renewed_at_ms: None,
+            revocation: None,
+            desired,
+            assigned: Vec::new(),
+        }
+    }
 
     #[test]
     fn windows_sort_by_arrival_and_survive_json() {
