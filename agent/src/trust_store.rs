@@ -159,12 +159,16 @@ impl TrustStore {
         Ok(())
     }
 
-    /// Learns that what the device shall run holds until `expires_ms`.
-    pub(crate) fn learn_assignment(&mut self, expires_ms: u64) -> Result<(), FileError> {
-        match self.freshness.renewed(expires_ms, self.now_ms()) {
-            Some(expires_ms) => files::write_durably(&assignment_path(&self.dir), expires_ms.to_string().as_bytes()),
-            None => Ok(()),
+    /// Learns from a verified assignment that was issued at `issued_at_ms` that it holds until `expires_ms`. Nothing holds longer than
+    /// the root document.
+    pub(crate) fn learn_assignment(&mut self, issued_at_ms: u64, expires_ms: u64) -> Result<(), FileError> {
+        let expires_ms = expires_ms.min(self.root.root().expires_ms);
+        let now_ms = self.now_ms();
+        if let Some(expires_ms) = self.freshness.renewed(issued_at_ms, expires_ms, now_ms) {
+            files::write_durably(&assignment_path(&self.dir), expires_ms.to_string().as_bytes())?;
+            self.freshness.stored(expires_ms);
         }
+        Ok(())
     }
 
     /// When the last assignment ended, if that has passed, in milliseconds since the Unix epoch.

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use crate::blobs::Blobs;
-use crate::broker::{Broker, BrokerError};
+use crate::broker::{Broker, BrokerError, Room};
 use crate::clock;
 use crate::config::Config;
 use crate::content::Catalogue;
@@ -137,6 +137,10 @@ impl Broker for RecordingBroker {
         self.published.lock().unwrap().push((topic.clone(), payload));
         self.changed.notify_one();
         Ok(())
+    }
+
+    fn room(&self, _: &Topic, _: usize) -> Room {
+        Room::Free
     }
 
     async fn disconnect(&self, device: &DeviceId) {
@@ -318,12 +322,17 @@ impl TestApp {
     /// A bundle taken in with its files, the model having `model_bytes`, and [`profile`].
     pub(crate) async fn bundle(&self, name: &str, version: &str, model_bytes: usize) -> Manifest {
         let model: Vec<u8> = (0..model_bytes).map(|n| u8::try_from((n / 7 + version.len()) % 251).unwrap()).collect();
+        self.bundle_of(name, version, &model).await
+    }
+
+    /// A bundle taken in with its files, and [`profile`].
+    pub(crate) async fn bundle_of(&self, name: &str, version: &str, model: &[u8]) -> Manifest {
         let golden = format!("{name} {version}").into_bytes();
-        for content in [&model, &golden] {
+        for content in [model, &golden] {
             let pieces = stream::iter([Ok::<_, Infallible>(Bytes::copy_from_slice(content))]);
             self.app.blobs.receive(&Digest::of(content), pieces).await.unwrap();
         }
-        let manifest = Manifest { profile: profile(), ..manifest(name, version, &model, &golden) };
+        let manifest = Manifest { profile: profile(), ..manifest(name, version, model, &golden) };
         let envelope = signed_manifest(&manifest);
         let digest = Digest::of(&envelope.payload_bytes().unwrap());
         let bundle = manifest.bundle();

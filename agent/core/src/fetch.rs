@@ -105,6 +105,7 @@ impl FetchPlan {
             return;
         }
         *self.corrupt.entry(index).or_default() += 1;
+        self.outstanding.remove(&index);
         self.mispacked += u32::from(packed);
         if self.mispacked >= MAX_MISPACKED {
             self.accepts = Accepts::Plain;

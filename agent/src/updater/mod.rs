@@ -317,6 +317,8 @@ impl Updater {
                         Err(error) => Event::Obstructed { generation, reason: with_source(&error) },
                     };
                     self.dispatch(event);
+                    // What is copied needs no answer from outside: between two windows the updater looks up from it.
+                    return Some(now_ms);
                 }
                 Step::GiveUp { chunk } => {
                     let reason = format!("chunk {chunk} came with wrong bytes over and over");

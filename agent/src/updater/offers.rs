@@ -2,7 +2,9 @@
 
 use muster_agent_core::admit::{DeviceFacts, Offer, OfferedManifest};
 use muster_agent_core::update::Event;
+use muster_shared::ids::Digest;
 use muster_shared::messages::{AssignmentDelivery, DeviceEventKind};
+use muster_shared::trust::{Assignment, Envelope};
 
 use super::Updater;
 use crate::causes::with_source;
@@ -47,19 +49,41 @@ impl Updater {
                 now_ms,
             },
         };
-        let (generation, expires_ms) = (offer.assignment.generation, offer.assignment.expires_ms);
+        let assignment = offer.assignment.clone();
         self.offered = verified.map(|v| v.digest).zip(delivery.manifest);
         self.dispatch(Event::Offered(Box::new(offer)));
-        self.offered = None;
-        if self.machine.record().generation == generation {
-            self.renew(expires_ms);
+        let offered = self.offered.take();
+        let record = self.machine.record();
+        let holds = record
+            .update
+            .as_ref()
+            .is_some_and(|u| (u.generation, u.manifest) == (assignment.generation, assignment.manifest));
+        if holds && offered.as_ref().map(|(digest, _)| *digest) == assignment.manifest {
+            self.keep_signatures(offered);
+            self.renew(&assignment);
         }
     }
 
-    /// The last assignment holds until `expires_ms`.
-    fn renew(&mut self, expires_ms: u64) {
+    /// Takes the signatures a known manifest came with, where those it has count no more: keys may have been replaced. Others are not
+    /// written down, or whoever repeats messages could wear the disk out.
+    fn keep_signatures(&self, offered: Option<(Digest, Envelope)>) {
+        let Some((digest, envelope)) = offered else { return };
+        let Ok(Some((stored, _))) = self.records.manifest(&digest) else { return };
+        if self.parts.trust.root().verify_undated_manifest(&stored).is_ok() {
+            return;
+        }
+        match self.records.store_manifest(&digest, &envelope) {
+            Ok(()) => tracing::info!(device = %self.parts.device, manifest = %digest, "a manifest was signed again"),
+            Err(error) => {
+                tracing::error!(error = %with_source(&error), "a manifest's new signatures could not be stored")
+            }
+        }
+    }
+
+    /// `assignment` is the last one, and holds.
+    fn renew(&mut self, assignment: &Assignment) {
         let was_stale = self.parts.trust.stale_since_ms().is_some();
-        if let Err(error) = self.parts.trust.learn_assignment(expires_ms) {
+        if let Err(error) = self.parts.trust.learn_assignment(assignment.issued_at_ms, assignment.expires_ms) {
             tracing::error!(error = %with_source(&error), "how long the assignment holds could not be stored");
         }
         if was_stale && self.parts.trust.stale_since_ms().is_none() {

@@ -133,6 +133,7 @@ async fn known_already(
         return Err(ApiError::conflict("version-exists", detail));
     }
     if record.envelope == envelope {
+        app.catalogue.forget(digest);
         return Ok((StatusCode::OK, axum::Json(view(record, true))));
     }
     let record = BundleRecord { envelope, ..record };

@@ -21,9 +21,9 @@ use rmqtt::server::MqttServer;
 use rmqtt::types::{ClientId, CodecPublish, From, Id, Publish, QoS};
 use tokio::sync::mpsc;
 
-use super::{Admit, Broker, BrokerError, Started, TlsFiles};
+use super::{Admit, Broker, BrokerError, Room, Started, TlsFiles};
 use crate::config::BrokerConfig;
-use connections::{Bound, Connections, Room};
+use connections::{Bound, Connections};
 use gate::{Gate, HOOKS};
 
 /// Events waiting for the controller. When they are this many, devices wait.
@@ -131,6 +131,18 @@ fn into_io(error: rmqtt::net::Error) -> std::io::Error {
     error.downcast::<std::io::Error>().unwrap_or_else(|other| std::io::Error::other(format!("{other:#}")))
 }
 
+/// How much may be on its way on `topic`.
+fn bound(topic: &Topic) -> Bound {
+    match topic.kind {
+        Kind::Down(Down::Chunk) => {
+            Bound::Shared { device: DEVICE_UNACKNOWLEDGED_BYTES, all: CHUNKS_UNACKNOWLEDGED_BYTES }
+        }
+        Kind::Down(Down::Assignment | Down::Ack | Down::Command | Down::Root) | Kind::Up(_) => {
+            Bound::Device(DEVICE_UNACKNOWLEDGED_BYTES)
+        }
+    }
+}
+
 struct Embedded {
     scx: ServerContext,
     connections: Connections,
@@ -148,16 +160,8 @@ impl Broker for Embedded {
         if !authorize(&Identity::Controller, Action::Publish, &name) {
             return Err(BrokerError::Publish { topic: topic.clone(), reason: "not one of our topics".into() });
         }
-        let bound = match topic.kind {
-            Kind::Down(Down::Chunk) => {
-                Bound::Shared { device: DEVICE_UNACKNOWLEDGED_BYTES, all: CHUNKS_UNACKNOWLEDGED_BYTES }
-            }
-            Kind::Down(Down::Assignment | Down::Ack | Down::Command | Down::Root) | Kind::Up(_) => {
-                Bound::Device(DEVICE_UNACKNOWLEDGED_BYTES)
-            }
-        };
-        match self.connections.reserve(&topic.device, bytes, bound) {
-            Room::Reserved => {}
+        match self.connections.reserve(&topic.device, bytes, bound(topic)) {
+            Room::Free => {}
             Room::Away => return Ok(()),
             Room::Full(waiting_bytes) => return Err(BrokerError::Congested { topic: topic.clone(), waiting_bytes }),
         }
@@ -185,6 +189,10 @@ impl Broker for Embedded {
                 Err(BrokerError::Publish { topic: topic.clone(), reason })
             }
         }
+    }
+
+    fn room(&self, topic: &Topic, bytes: usize) -> Room {
+        self.connections.room(&topic.device, bytes, bound(topic))
     }
 
     async fn disconnect(&self, device: &DeviceId) {

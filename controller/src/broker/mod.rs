@@ -71,6 +71,17 @@ pub(crate) enum BrokerError {
     },
 }
 
+/// Whether a device can take something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// It can.
+    Free,
+    /// So many bytes are on their way already.
+    Full(usize),
+    /// It is not connected.
+    Away,
+}
+
 /// A way to reach devices. Publishing means handing over: a device that is away loses the message.
 #[async_trait]
 pub(crate) trait Broker: Send + Sync {
@@ -79,6 +90,9 @@ pub(crate) trait Broker: Send + Sync {
     /// # Errors
     /// [`BrokerError`] when it is too large or the broker refuses it.
     async fn publish(&self, topic: &Topic, payload: Bytes) -> Result<(), BrokerError>;
+
+    /// Whether `bytes` on `topic` would be taken now, before they are made.
+    fn room(&self, topic: &Topic, bytes: usize) -> Room;
 
     /// Cuts the device's connection and forgets its session, as on revocation.
     async fn disconnect(&self, device: &DeviceId);

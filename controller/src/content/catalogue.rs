@@ -76,8 +76,15 @@ impl Listed {
 #[derive(Clone)]
 pub(crate) struct Catalogue {
     records: Records,
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Default)]
+struct Kept {
     /// The one used last at the end.
-    kept: Arc<Mutex<Vec<Arc<Listed>>>>,
+    listed: Vec<Arc<Listed>>,
+    /// How often something was forgotten: what was read before that is not kept.
+    forgotten: u64,
 }
 
 impl Catalogue {
@@ -86,13 +93,15 @@ impl Catalogue {
         Self { records, kept: Arc::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Listed>>> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the bundle anew when it is wanted next: its signatures have changed.
     pub(crate) fn forget(&self, digest: &Digest) {
-        self.lock().retain(|listed| listed.digest != *digest);
+        let mut kept = self.lock();
+        kept.listed.retain(|listed| listed.digest != *digest);
+        kept.forgotten += 1;
     }
 
     /// The bundle whose manifest has this digest.
@@ -100,14 +109,15 @@ impl Catalogue {
     /// # Errors
     /// [`StoreError`] when the store cannot be read.
     pub(crate) async fn get(&self, digest: &Digest) -> Result<Option<Arc<Listed>>, StoreError> {
-        {
+        let forgotten = {
             let mut kept = self.lock();
-            if let Some(at) = kept.iter().position(|listed| listed.digest == *digest) {
-                let listed = kept.remove(at);
-                kept.push(Arc::clone(&listed));
+            if let Some(at) = kept.listed.iter().position(|listed| listed.digest == *digest) {
+                let listed = kept.listed.remove(at);
+                kept.listed.push(Arc::clone(&listed));
                 return Ok(Some(listed));
             }
-        }
+            kept.forgotten
+        };
         let Some(bundle) = self.records.get::<BundleRef>(Table::Meta, &manifest_key(digest)).await? else {
             return Ok(None);
         };
@@ -115,10 +125,12 @@ impl Catalogue {
         let Some(record) = record.filter(|record| record.value.manifest_digest == *digest) else { return Ok(None) };
         let listed = Arc::new(Listed::new(record.value));
         let mut kept = self.lock();
-        if kept.len() >= KEPT {
-            kept.remove(0);
+        if kept.forgotten == forgotten {
+            if kept.listed.len() >= KEPT {
+                kept.listed.remove(0);
+            }
+            kept.listed.push(Arc::clone(&listed));
         }
-        kept.push(Arc::clone(&listed));
         Ok(Some(listed))
     }
 

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) use catalogue::{Catalogue, Listed};
 
-use crate::broker::BrokerError;
+use crate::broker::{BrokerError, Room};
 use crate::clock;
 use crate::state::App;
 use crate::store::StoreError;
@@ -74,6 +74,9 @@ pub(crate) enum ContentError {
     /// The store failed.
     #[error("the bundle's record cannot be read")]
     Store(#[from] StoreError),
+    /// The device is not connected.
+    #[error("the device is away")]
+    Away,
     /// The device cannot be reached.
     #[error("the chunk cannot be sent")]
     Broker(#[from] BrokerError),
@@ -168,7 +171,10 @@ fn outcome(turn: &Turn, served: &Result<usize, ContentError>) -> Outcome {
             Outcome::Refused
         }
         Err(
-            error @ (ContentError::NotAssigned { .. } | ContentError::UnknownManifest(_) | ContentError::Broker(_)),
+            error @ (ContentError::NotAssigned { .. }
+            | ContentError::UnknownManifest(_)
+            | ContentError::Away
+            | ContentError::Broker(_)),
         ) => {
             tracing::debug!(%device, %error, "chunks not served");
             Outcome::Refused
@@ -197,6 +203,13 @@ impl Content {
         }
         let listed = app.catalogue.get(manifest).await?.ok_or(ContentError::UnknownManifest(*manifest))?;
         let Some(piece) = listed.piece(*index) else { return Ok(0) };
+        let topic = Topic::down(device, Down::Chunk);
+        // Asked before the frame is made, so that who cannot take it costs nothing. A packed one is shorter.
+        match app.broker.room(&topic, piece.length_bytes as usize) {
+            Room::Free => {}
+            Room::Full(waiting_bytes) => return Err(BrokerError::Congested { topic, waiting_bytes }.into()),
+            Room::Away => return Err(ContentError::Away),
+        }
         let reader = match accepts {
             Accepts::Plain => For::All,
             Accepts::Packed { base } => {
@@ -214,7 +227,7 @@ impl Content {
             }
         })?;
         let bytes = frame.len();
-        app.broker.publish(&Topic::down(device, Down::Chunk), frame).await?;
+        app.broker.publish(&topic, frame).await?;
         app.metrics.chunk_sent(bytes);
         // Only now: what finds no room has cost nothing.
         self.pay(bytes).await;

@@ -232,16 +232,20 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Happens {
         Submit(u8, u32, Vec<u32>),
-        Served(Outcome),
+        Begun,
+        Served(prop::sample::Index, Outcome),
         Room(u8),
+        Retry,
     }
 
     fn happening() -> impl Strategy<Value = Happens> {
         let outcome = prop::sample::select(vec![Outcome::Over, Outcome::Full, Outcome::Refused]);
         prop_oneof![
             2 => (0u8..5, 0u32..100, prop::collection::vec(0u32..30, 0..12)).prop_map(|(d, f, w)| Happens::Submit(d, f, w)),
-            6 => outcome.prop_map(Happens::Served),
+            6 => Just(Happens::Begun),
+            6 => (any::<prop::sample::Index>(), outcome).prop_map(|(which, outcome)| Happens::Served(which, outcome)),
             2 => (0u8..5).prop_map(Happens::Room),
+            1 => Just(Happens::Retry),
         ]
     }
 
@@ -251,6 +255,8 @@ mod tests {
         fn the_last_request_is_served_and_nothing_else(steps in prop::collection::vec(happening(), 0..200)) {
             let mut queue = Queue::default();
             let mut open: HashMap<DeviceId, BTreeSet<u32>> = HashMap::new();
+            // Several workers are at it at once. With each: whether a newer request has come since.
+            let mut begun: Vec<(Turn, bool)> = Vec::new();
             for step in steps {
                 match step {
                     Happens::Submit(number, first, wanted) => {
@@ -259,22 +265,38 @@ mod tests {
                         let asked: BTreeSet<u32> = request.wanted.iter().take(CHUNK_WINDOW).map(|i| first + i).collect();
                         if !asked.is_empty() {
                             open.insert(device(number), asked);
+                            let of = |turn: &Turn| turn.device == device(number);
+                            begun.iter_mut().filter(|(turn, _)| of(turn)).for_each(|(_, stale)| *stale = true);
                         }
                     }
-                    Happens::Served(outcome) => {
-                        if let Some((device, index)) = serve(&mut queue, outcome) {
-                            let left = open.get_mut(&device).unwrap();
-                            prop_assert!(left.contains(&index));
-                            match outcome {
-                                Outcome::Over => _ = left.remove(&index),
-                                Outcome::Refused => left.clear(),
-                                Outcome::Full => {}
-                            }
+                    Happens::Begun => begun.extend(queue.next().map(|turn| (turn, false))),
+                    Happens::Served(which, outcome) => {
+                        if begun.is_empty() {
+                            continue;
                         }
+                        let (turn, stale) = begun.swap_remove(which.index(begun.len()));
+                        let left = open.get_mut(&turn.device).unwrap();
+                        prop_assert!(stale || left.contains(&turn.index));
+                        match outcome {
+                            _ if stale => {}
+                            Outcome::Over => _ = left.remove(&turn.index),
+                            Outcome::Refused => left.clear(),
+                            Outcome::Full => {}
+                        }
+                        queue.done(turn, outcome);
                     }
                     Happens::Room(number) => queue.room(&device(number)),
+                    Happens::Retry => queue.retry(),
                 }
+                let devices: BTreeSet<&DeviceId> = begun.iter().map(|(turn, _)| &turn.device).collect();
+                prop_assert_eq!(devices.len(), begun.len(), "a device has two turns at once");
                 prop_assert!(queue.asked.len() <= 5 && queue.parked.len() <= 5 && queue.line.len() <= 5);
+            }
+            for (turn, stale) in begun {
+                if !stale {
+                    open.get_mut(&turn.device).unwrap().remove(&turn.index);
+                }
+                queue.done(turn, Outcome::Over);
             }
             queue.retry();
             while let Some((device, index)) = serve(&mut queue, Outcome::Over) {

@@ -133,14 +133,26 @@ fn unpacked(test: &TestApp, manifest: &Manifest, base: Option<&[u8]>) -> (Vec<Ve
     (chunks.collect(), bytes)
 }
 
+/// Nothing in it is like anything else in it.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    (0..length).map(|_| next()).collect()
+}
+
 #[tokio::test]
 async fn a_device_that_holds_the_version_before_gets_what_differs() {
     let test = app().await;
     let device = test.enrol("dev-1", &[]).await;
-    // The model's bytes move by the length of the version; half of them are new.
-    let old = test.bundle("digits", "1.0.0", 2 * CHUNK_BYTES).await;
-    let new = test.bundle("digits", "1.0.1", 3 * CHUNK_BYTES).await;
-    let other = test.bundle("secret", "1.0.10", 3 * CHUNK_BYTES).await;
+    let before = noise(3 * CHUNK_BYTES);
+    let mut after = before.clone();
+    after.iter_mut().step_by(999).for_each(|byte| *byte = byte.wrapping_add(1));
+    let old = test.bundle_of("digits", "1.0.0", &before).await;
+    let new = test.bundle_of("digits", "1.0.1", &after).await;
+    let other = test.bundle_of("secret", "1.0.10", &before[1..]).await;
     let content = Content::new(&test.app);
     let digest = digest_of(&new);
     let model = |manifest: &Manifest| {
@@ -161,8 +173,9 @@ async fn a_device_that_holds_the_version_before_gets_what_differs() {
         assert_eq!(chunks, expected);
         sizes.push(bytes);
     }
-    assert!(sizes[0] < 3 * CHUNK_BYTES && sizes[1] < 3 * CHUNK_BYTES, "{sizes:?}");
-    assert_eq!(sizes[2], sizes[1]);
+    // Noise is no shorter by itself.
+    assert!(sizes[0] * 10 < sizes[1], "{sizes:?}");
+    assert_eq!((sizes[1], sizes[2]), (3 * CHUNK_BYTES, 3 * CHUNK_BYTES));
     // A base that is gone from the disk costs the saving and nothing else.
     let gone = old.files[0].sha256.to_string();
     std::fs::remove_file(test.folder.path().join("blobs").join(&gone[..2]).join(&gone)).unwrap();
@@ -189,9 +202,15 @@ async fn however_many_ask_at_once_a_chunk_is_read_and_packed_once() {
 
 #[tokio::test(start_paused = true)]
 async fn more_than_the_budget_waits() {
-    let budget = Budget::new(1_000, 1_000, clock::now_ms());
     let test = app().await;
+    let device = test.enrol("dev-1", &[]).await;
+    let digest = digest_of(&test.bundle_of("digits", "1.0.0", &noise(2 * CHUNK_BYTES)).await);
+    test.desire(&device, Some(digest), 1).await;
+    // A second for each byte.
+    let budget = Budget::new(1, 1_000, clock::now_ms());
     let content = Content { budget: tokio::sync::Mutex::new(budget), ..Content::new(&test.app) };
-    content.pay(1_000).await;
-    assert!(content.budget.lock().await.take(1_000, clock::now_ms()).is_err());
+    assert_eq!(serve_all(&content, &test.app, &device, &request(digest, 0, [0])).await.unwrap(), 1);
+    let second = request(digest, 0, [1]);
+    let served = serve_all(&content, &test.app, &device, &second);
+    assert!(tokio::time::timeout(Duration::from_millis(900), served).await.is_err(), "the budget is spent");
 }

@@ -24,7 +24,7 @@ use crate::store::{StoreError, Table};
 
 /// Devices told side by side.
 const TASKS: usize = 4;
-/// Assignments renewed in one pass: rollouts do not wait for a whole fleet's.
+/// Assignments renewed at once: rollouts do not wait for a whole fleet's.
 const RENEWED_AT_ONCE: usize = 200;
 
 /// Why a device was not told. It is tried again.
@@ -122,13 +122,17 @@ pub(super) async fn remind(app: &Arc<App>) {
     deliver(app, due).await;
 }
 
-/// Renews assignments of connected devices when half of their time has passed, so that they do not end while all is well.
+/// Renews assignments of connected devices when a quarter of their time has passed: should a message be lost, there are two more
+/// before the end.
 pub(super) async fn renew(app: &Arc<App>) {
     let now_ms = clock::now_ms();
-    let half_ms = app.config.rollout.assignment_valid_for_ms / 2;
+    if !app.schedule.may_renew(now_ms) {
+        return;
+    }
+    let quarter_ms = app.config.rollout.assignment_valid_for_ms / 4;
     let due = app.fleet.converged().into_iter().filter_map(|device| {
         let desired = app.fleet.desired(&device)?;
-        app.schedule.is_untold_for(&device, desired.generation, now_ms, half_ms).then_some((device, desired))
+        app.schedule.is_untold_for(&device, desired.generation, now_ms, quarter_ms).then_some((device, desired))
     });
     deliver(app, due.take(RENEWED_AT_ONCE).collect()).await;
 }
@@ -157,6 +161,7 @@ pub(super) async fn deliver(app: &Arc<App>, assignments: Vec<(DeviceId, Desired)
                 let manifest = desired.manifest.map(|digest| manifests.get(&digest));
                 // None: it shall run nothing. Some(None): its manifest could not be read, which has been said.
                 if let Some(None) = manifest {
+                    app.schedule.note_issued(&device, desired.generation, clock::now_ms());
                     continue;
                 }
                 if let Err(error) = send(&app, &device, &desired, manifest.flatten()).await {

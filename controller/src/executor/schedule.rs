@@ -8,6 +8,8 @@ use muster_shared::ids::{DeviceId, RolloutId};
 
 /// A device that does not answer is told again after this time, in milliseconds.
 const REPEAT_AFTER_MS: u64 = 10_000;
+/// How often some more assignments are renewed, in milliseconds.
+const RENEW_EVERY_MS: u64 = 1_000;
 /// A broken plan that cannot be paused is written about again after this time, in milliseconds.
 const COMPLAIN_EVERY_MS: u64 = 60_000;
 
@@ -27,6 +29,7 @@ struct Inner {
     issued: HashMap<DeviceId, (u64, u64)>,
     complained_ms: HashMap<RolloutId, u64>,
     tidied_ms: u64,
+    renewed_ms: u64,
 }
 
 /// The number in a rollout's name; names that others made up sort last.
@@ -72,6 +75,16 @@ impl Schedule {
             // A clock set back must not silence us.
             *issued != generation || now_ms < *at_ms || now_ms - at_ms >= within_ms
         })
+    }
+
+    /// Whether it is time to renew some more assignments; if so, it counts as done.
+    pub(super) fn may_renew(&self, now_ms: u64) -> bool {
+        let mut inner = self.lock();
+        let due = now_ms < inner.renewed_ms || now_ms - inner.renewed_ms >= RENEW_EVERY_MS;
+        if due {
+            inner.renewed_ms = now_ms;
+        }
+        due
     }
 
     /// Whether it is time to tidy up evidence; if so, it counts as done.

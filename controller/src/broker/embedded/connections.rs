@@ -7,6 +7,8 @@ use muster_shared::ids::DeviceId;
 use rmqtt::types::Id;
 use tokio::sync::mpsc;
 
+use crate::broker::Room;
+
 /// The connections of all devices. Clones share them.
 #[derive(Clone)]
 pub(super) struct Connections {
@@ -41,17 +43,6 @@ pub(super) enum Bound {
         /// Most to all, in bytes, and one message more for each device.
         all: usize,
     },
-}
-
-/// Whether more may be sent to a device.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Room {
-    /// The bytes are counted as on their way.
-    Reserved,
-    /// So many bytes are on their way already.
-    Full(usize),
-    /// The device is not connected.
-    Away,
 }
 
 impl Connections {
@@ -101,21 +92,20 @@ impl Connections {
         connection.refusals.is_power_of_two().then_some(connection.refusals)
     }
 
-    /// Makes room for `bytes` on their way to the device.
+    /// Whether there is room for `bytes` on their way to the device.
+    pub(super) fn room(&self, device: &DeviceId, bytes: usize, bound: Bound) -> Room {
+        self.lock().room(device, bytes, bound)
+    }
+
+    /// Makes room for `bytes` on their way to the device, where there is any: then they are counted as on their way.
     pub(super) fn reserve(&self, device: &DeviceId, bytes: usize, bound: Bound) -> Room {
         let mut inner = self.lock();
-        let most = match bound {
-            Bound::Device(device) => device,
-            Bound::Shared { device, all } => all.saturating_sub(inner.unacknowledged_bytes).min(device),
-        };
-        let Some(connection) = inner.by_device.get_mut(device) else { return Room::Away };
-        let waiting = connection.unacknowledged_bytes;
-        if waiting > 0 && waiting + bytes > most {
-            return Room::Full(waiting);
+        let room = inner.room(device, bytes, bound);
+        if let (Room::Free, Some(connection)) = (room, inner.by_device.get_mut(device)) {
+            connection.unacknowledged_bytes += bytes;
+            inner.unacknowledged_bytes += bytes;
         }
-        connection.unacknowledged_bytes += bytes;
-        inner.unacknowledged_bytes += bytes;
-        Room::Reserved
+        room
     }
 
     /// The bytes arrived, or never will.
@@ -134,6 +124,16 @@ impl Connections {
 }
 
 impl Inner {
+    fn room(&self, device: &DeviceId, bytes: usize, bound: Bound) -> Room {
+        let most = match bound {
+            Bound::Device(device) => device,
+            Bound::Shared { device, all } => all.saturating_sub(self.unacknowledged_bytes).min(device),
+        };
+        let Some(connection) = self.by_device.get(device) else { return Room::Away };
+        let waiting = connection.unacknowledged_bytes;
+        if waiting > 0 && waiting + bytes > most { Room::Full(waiting) } else { Room::Free }
+    }
+
     fn forget(&mut self, ended: Option<Connection>) {
         let bytes = ended.map_or(0, |connection| connection.unacknowledged_bytes);
         self.unacknowledged_bytes = self.unacknowledged_bytes.saturating_sub(bytes);
@@ -164,13 +164,13 @@ mod tests {
         let connections = Connections::new(mpsc::channel(1).0);
         let device = DeviceId::new("dev-1").unwrap();
         connections.begin(device.clone(), Id::from(1, ClientId::from_static("dev-1")));
-        assert_eq!(connections.reserve(&device, 6, Bound::Device(10)), Room::Reserved);
+        assert_eq!(connections.reserve(&device, 6, Bound::Device(10)), Room::Free);
         assert_eq!(connections.reserve(&device, 6, Bound::Device(10)), Room::Full(6));
         connections.release("dev-1", 6);
         // One message alone may be larger than the bound: it would never go otherwise.
-        assert_eq!(connections.reserve(&device, 60, Bound::Device(10)), Room::Reserved);
+        assert_eq!(connections.reserve(&device, 60, Bound::Device(10)), Room::Free);
         connections.release("dev-1", 1_000);
-        assert_eq!(connections.reserve(&device, 10, Bound::Device(10)), Room::Reserved);
+        assert_eq!(connections.reserve(&device, 10, Bound::Device(10)), Room::Free);
         let worth_a_line = (1..=20).filter_map(|_| connections.count_refusal(&device)).collect::<Vec<_>>();
         assert_eq!(worth_a_line, [1, 2, 4, 8, 16]);
     }
@@ -184,7 +184,7 @@ mod tests {
             connections.begin(device.clone(), Id::from(node, ClientId::from(device.to_string())));
         }
         let bound = Bound::Shared { device: 80, all: 100 };
-        let fill = |device| (0..100).take_while(|_| connections.reserve(device, 1, bound) == Room::Reserved).count();
+        let fill = |device| (0..100).take_while(|_| connections.reserve(device, 1, bound) == Room::Free).count();
         // Half of all, then half of what is left, and so on.
         assert_eq!([fill(&devices[0]), fill(&devices[1]), fill(&devices[2])], [50, 25, 13]);
         connections.release("dev-2", 25);
