@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::run::{Desk, Ended};
+use crate::run::{Desk, Ended, installed};
 use crate::terminal::Terminal;
 
 const PASSPHRASE: &str = "correct horse battery";
@@ -104,6 +104,9 @@ fn encrypted_keys_sign_like_any_other() {
 
 #[test]
 fn openssl_reads_these_keys_and_these_commands_read_its_own() {
+    if !installed(&["openssl"]) {
+        return;
+    }
     let desk = desk();
     let made = unlocked_ok(&desk, "--output json key generate --encrypt --out ours.key");
     openssl(&desk, "pkey -in ours.key -passin file:passphrase -pubout -out ours.pem");
@@ -244,6 +247,9 @@ fn without_a_terminal_there_must_be_a_file() {
 
 #[test]
 fn a_passphrase_is_asked_for_twice_and_never_shown() {
+    if !installed(&["script", "stty"]) {
+        return;
+    }
     let desk = desk();
     let mut terminal = Terminal::start(&desk, "key generate --encrypt --out a.key");
     terminal.answer("New passphrase for a.key: ", PASSPHRASE);

@@ -119,3 +119,14 @@ impl Desk {
         self.ok("bundle sign bundle --key release.key");
     }
 }
+
+/// Whether all of `programs` are installed. Where one is not, the test says so and passes without having shown anything: the tests
+/// need Rust and a C compiler alone, and `.ci/run` installs the rest.
+pub(crate) fn installed(programs: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let missing = programs.iter().find(|program| !std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    if let Some(missing) = missing {
+        eprintln!("SKIPPED: {missing} is not installed");
+    }
+    missing.is_none()
+}

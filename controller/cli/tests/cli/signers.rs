@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use crate::run::{Desk, Ended};
+use crate::run::{Desk, Ended, installed};
 use crate::terminal::{Terminal, wait};
 
 /// What an HSM's tool is to these tests: it takes the message from standard input, and OpenSSL wants a file.
@@ -60,6 +60,9 @@ const SIGN_BUNDLE: &str = "bundle sign bundle --key hsm/bad.key";
 
 #[test]
 fn openssl_signs_bundles_and_root_documents_with_a_key_that_muster_never_sees() {
+    if !installed(&["openssl"]) {
+        return;
+    }
     let desk = desk();
     let release = desk.ok("--output json key show hsm/release.key").json();
     assert_eq!(desk.ok("--output json key show hsm/hsm-public.pem").json(), release);
@@ -90,6 +93,9 @@ fn openssl_signs_bundles_and_root_documents_with_a_key_that_muster_never_sees() 
 
 #[test]
 fn a_message_longer_than_any_pipe_arrives_whole() {
+    if !installed(&["openssl"]) {
+        return;
+    }
     let desk = desk();
     let description = String::from_utf8(desk.read("bundle-1.0.0.toml")).unwrap();
     let metrics: Vec<String> = (0..1000).map(|n| format!("m{n:0>99} = 0.5")).collect();
@@ -107,6 +113,9 @@ fn a_message_longer_than_any_pipe_arrives_whole() {
 
 #[test]
 fn what_is_no_signature_of_the_key_reaches_no_document() {
+    if !installed(&["openssl"]) {
+        return;
+    }
     let desk = desk();
     let unsigned = desk.read("bundle/manifest.json");
     for (script, parts) in [
@@ -137,6 +146,9 @@ fn what_is_no_signature_of_the_key_reaches_no_document() {
 
 #[test]
 fn a_command_that_hangs_is_ended() {
+    if !installed(&["openssl"]) {
+        return;
+    }
     let desk = desk();
     // Long enough for a shell to say its word on a busy machine.
     bad_within(&desk, "echo $$ > pid; echo waiting for a touch >&2; exec sleep 600", 5);
@@ -147,6 +159,9 @@ fn a_command_that_hangs_is_ended() {
 
 #[test]
 fn endless_words_are_bounded() {
+    if !installed(&["openssl"]) {
+        return;
+    }
     let desk = desk();
     bad(&desk, "yes again | head -c 10000000 >&2; echo the end >&2; exit 1");
     let ended = desk.run(SIGN_BUNDLE);
@@ -156,6 +171,9 @@ fn endless_words_are_bounded() {
 
 #[test]
 fn a_key_file_that_names_a_command_is_not_run_for_everybody() {
+    if !installed(&["openssl"]) {
+        return;
+    }
     let desk = desk();
     for (mode, taken) in [(0o644, true), (0o620, false), (0o602, false)] {
         fs::set_permissions(desk.path("hsm/release.key"), fs::Permissions::from_mode(mode)).unwrap();
@@ -175,6 +193,9 @@ fn a_key_file_that_names_a_command_is_not_run_for_everybody() {
 
 #[test]
 fn the_access_token_is_not_the_commands_business() {
+    if !installed(&["openssl"]) {
+        return;
+    }
     let desk = desk();
     bad(&desk, "echo token: ${MUSTER_TOKEN-none} >&2; exit 1");
     let ended: Ended = desk.command(SIGN_BUNDLE).env("MUSTER_TOKEN", "staple").output().unwrap().into();
@@ -183,6 +204,9 @@ fn the_access_token_is_not_the_commands_business() {
 
 #[test]
 fn what_a_command_asks_of_the_person_at_the_terminal_is_seen_at_once() {
+    if !installed(&["openssl", "script", "stty"]) {
+        return;
+    }
     let desk = desk();
     desk.write("hsm/sign.sh", format!("echo touch the token >&2; until [ -e touched ]; do sleep 0.05; done; {SIGN}"));
     let terminal = Terminal::start(&desk, "bundle sign bundle --key hsm/release.key");
