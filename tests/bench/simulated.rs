@@ -23,7 +23,8 @@ use muster_shared::topics::{Down, Kind, Topic, Up};
 use muster_shared::trust::Assignment;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rumqttc::{
-    AsyncClient, Event, LastWill, MqttOptions, Packet, Publish, QoS, SubscribeReasonCode, TlsConfiguration, Transport,
+    AsyncClient, Event, LastWill, MqttOptions, NetworkOptions, Packet, Publish, QoS, SubscribeReasonCode,
+    TlsConfiguration, Transport,
 };
 use tokio::sync::{Semaphore, mpsc};
 
@@ -140,6 +141,10 @@ pub(crate) async fn live(
     let mut failures = 0;
     let mut device = Simulated::new(&papers, fetching, notes.clone());
     let (client, mut connection) = AsyncClient::new(options(&papers), 16);
+    // As agents do: an acknowledgement shall not wait for another.
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    connection.set_network_options(network);
     // A closed semaphore would only mean that nothing limits us.
     let mut turn = connecting.acquire().await.ok();
     loop {
