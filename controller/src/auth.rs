@@ -140,8 +140,25 @@ pub(crate) async fn ensure_admin(records: &Records, from: &AdminToken, now_ms: u
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testing::records;
+
+    proptest! {
+        #[test]
+        fn any_file_is_a_token_or_named(
+            bytes in prop_oneof![prop::collection::vec(any::<u8>(), 0..700), "\\PC{20,600}".prop_map(String::into_bytes)]
+        ) {
+            match parse(&bytes, Path::new("admin.token")) {
+                Ok(token) => {
+                    prop_assert!((32..=MAX_TOKEN_BYTES).contains(&token.len()) && token.trim() == token.as_str());
+                    prop_assert!(std::str::from_utf8(&bytes).is_ok_and(|text| text.contains(token.as_str())));
+                }
+                Err(error) => prop_assert!(error.to_string().contains("admin.token")),
+            }
+        }
+    }
 
     #[tokio::test]
     async fn the_first_token_is_made_once_and_stored_as_a_digest() {

@@ -64,7 +64,26 @@ impl Director {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_file_is_a_key_or_named_and_stays_as_it_is(
+            bytes in prop_oneof![prop::collection::vec(any::<u8>(), 0..200), "[0-9a-fA-F]{60,68}[ \n]{0,2}".prop_map(String::into_bytes)]
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("director.key");
+            std::fs::write(&path, &bytes).unwrap();
+            let is_key = bytes.trim_ascii().len() == 64 && bytes.trim_ascii().iter().all(u8::is_ascii_hexdigit);
+            match Director::open(&path) {
+                Ok(_) => prop_assert!(is_key),
+                Err(error) => prop_assert!(!is_key && error.to_string().contains("director.key"), "{}", error),
+            }
+            prop_assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        }
+    }
 
     #[test]
     fn the_key_stays_and_a_damaged_one_is_not_replaced() {

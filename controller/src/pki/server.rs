@@ -217,6 +217,25 @@ mod tests {
         current(&names(&["localhost", "muster.example"]), later_ms);
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+        #[test]
+        fn whatever_the_files_hold_there_is_a_certificate_that_serves(
+            certificate in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), wrapped: bool, of_key: bool
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let ca = Authority::open(folder.path(), NOW_MS).unwrap();
+            ServerFiles::open(folder.path(), &ca, &names(&["localhost"]), NOW_MS).unwrap();
+            let noise = match wrapped {
+                true => format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", hex::encode(&certificate)).into_bytes(),
+                false => certificate,
+            };
+            fs::write(folder.path().join(if of_key { "server.key" } else { "server.pem" }), noise).unwrap();
+            let files = ServerFiles::open(folder.path(), &ca, &names(&["localhost"]), NOW_MS).unwrap();
+            files.api_tls(&ca).unwrap();
+        }
+    }
+
     #[test]
     fn another_authority_means_another_certificate() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -419,7 +419,32 @@ mod base64_bytes {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// A record with some bytes changed.
+    fn damaged() -> impl Strategy<Value = Vec<u8>> {
+        let good = serde_json::to_vec(&record(None)).unwrap();
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4).prop_map(move |changes| {
+            let mut bytes = good.clone();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_document_is_a_record_or_named(value in prop_oneof![prop::collection::vec(any::<u8>(), 0..200), damaged()]) {
+            match parse::<DeviceRecord>(Table::Devices, "dev-1", &Versioned { version: 3, value }) {
+                Ok(stored) => prop_assert_eq!(stored.version, 3),
+                Err(error) => prop_assert!(error.to_string().contains("dev-1"), "{}", error),
+            }
+        }
+    }
 
     #[test]
     fn the_last_bundles_a_device_was_told_to_run_are_remembered_each_once() {
