@@ -11,20 +11,6 @@ use muster_tests::wait;
 
 use crate::stage::{self, PACE};
 
-/// Kills the agent and starts it again; its application is answered before this returns.
-async fn kill_and_restart(fleet: &mut Fleet, traffic: &Traffic) -> anyhow::Result<()> {
-    traffic.expect("dev-1", false);
-    fleet.device("dev-1")?.kill()?;
-    fleet.device("dev-1")?.restart().await?;
-    let answered = traffic.seen_by("dev-1").answered;
-    wait::until("the device answers again", PATIENCE, async || {
-        Ok((traffic.seen_by("dev-1").answered > answered).then_some(()))
-    })
-    .await?;
-    traffic.expect("dev-1", true);
-    Ok(())
-}
-
 /// Kills the agent again and again while it updates, each time a little later, until the new version has begun to answer.
 #[test]
 fn an_agent_killed_at_any_moment_ends_with_the_new_version() {
@@ -41,7 +27,7 @@ fn an_agent_killed_at_any_moment_ends_with_the_new_version() {
                 Ok((began.elapsed() >= Duration::from_millis(round * 40)).then_some(()))
             })
             .await?;
-            kill_and_restart(&mut fleet, &traffic).await?;
+            stage::kill_and_restart(&mut fleet, &traffic).await?;
             // A model under which the agent dies three times is given up, which is another test's matter.
             if traffic.seen_by("dev-1").by_version.contains_key("1.1.0") {
                 break;
@@ -79,7 +65,7 @@ fn one_crash_on_a_new_bundle_is_a_failure_that_takes_it_back() {
         let mut fleet = stage::fleet(&binaries, &folder, 1).await?;
         let traffic = stage::traffic(&fleet)?;
         let id = long_trial(&fleet, &traffic, "0").await?;
-        kill_and_restart(&mut fleet, &traffic).await?;
+        stage::kill_and_restart(&mut fleet, &traffic).await?;
         let view = fleet.wait_rollout(&id, RolloutStatus::RolledBack).await?;
         let verdict = view.verdicts.last().context("there is a verdict")?;
         ensure!(verdict.canary.failures == 1, "{verdict:?}");
@@ -97,7 +83,7 @@ fn a_device_gives_up_a_bundle_it_does_not_survive_three_times() {
         long_trial(&fleet, &traffic, "5").await?;
         for _ in 0..3 {
             answered_by(&traffic, "1.1.0").await?;
-            kill_and_restart(&mut fleet, &traffic).await?;
+            stage::kill_and_restart(&mut fleet, &traffic).await?;
         }
         wait::until("dev-1 has reverted", PATIENCE, async || {
             let reported = fleet.operator.device("dev-1").await?.reported;

@@ -1,6 +1,5 @@
 //! An assignment holds for a while, and is renewed before it ends; a device that is kept from hearing of it says so.
 
-use muster_tests::device::DeviceSetup;
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::wait;
 
@@ -17,11 +16,7 @@ fn an_assignment_that_is_not_renewed_is_told_and_served_on() {
     stage::run(async |binaries, folder| {
         // The shortest that is allowed.
         let settings = "[rollout]\ntick-ms = 100\nassignment-valid-for-ms = 10000\n";
-        let mut fleet = Fleet::found(&binaries, &folder, settings).await?;
-        let token = fleet.enrolment_token(1).await?;
-        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
-        fleet.add_device(&setup, true).await?;
-        fleet.wait_online(1).await?;
+        let mut fleet = stage::fleet_with(&binaries, &folder, 1, settings).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         let first_ms = ends_ms(&mut fleet, "dev-1")?;
@@ -46,15 +41,7 @@ fn an_assignment_that_is_not_renewed_is_told_and_served_on() {
         })
         .await?;
         // Cut off at that moment or not, a start knows what has ended, and serves.
-        traffic.expect("dev-1", false);
-        fleet.device("dev-1")?.kill()?;
-        fleet.device("dev-1")?.restart().await?;
-        let answered = traffic.seen_by("dev-1").answered;
-        wait::until("the device answers again", PATIENCE, async || {
-            Ok((traffic.seen_by("dev-1").answered > answered).then_some(()))
-        })
-        .await?;
-        traffic.expect("dev-1", true);
+        stage::kill_and_restart(&mut fleet, &traffic).await?;
 
         fleet.device("dev-1")?.link()?.mend();
         wait::until("the controller hears of it", PATIENCE, async || Ok(told(&fleet).await?.then_some(()))).await?;

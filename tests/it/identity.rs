@@ -164,15 +164,7 @@ async fn short_lived(binaries: &Binaries, folder: &Path, devices: usize, valid_f
         "[rollout]\ntick-ms = 100\n[pki]\ndevice-certificate-valid-for-ms = {valid_for_ms}\n\
          [content]\nsend-bytes-per-s = 400000\nburst-bytes = 131072\n"
     );
-    let mut fleet = Fleet::found(binaries, folder, &settings).await?;
-    let token = fleet.enrolment_token(devices).await?;
-    for index in 1..=devices {
-        let id = format!("dev-{index}");
-        let setup = DeviceSetup { id: &id, token: &token, window_ms: 500, settings: "" };
-        fleet.add_device(&setup, true).await?;
-    }
-    fleet.wait_online(devices).await?;
-    Ok(fleet)
+    stage::fleet_with(binaries, folder, devices, &settings).await
 }
 
 #[test]

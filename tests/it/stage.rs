@@ -7,8 +7,9 @@ use std::time::Duration;
 use muster_tests::binaries::Binaries;
 use muster_tests::device::DeviceSetup;
 use muster_tests::fixtures;
-use muster_tests::fleet::Fleet;
+use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::traffic::Traffic;
+use muster_tests::wait;
 
 pub(crate) use muster_tests::fleet::PACE;
 
@@ -29,7 +30,17 @@ pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Bina
 
 /// A controller with `devices` devices, `dev-1` and on, each behind a link of its own.
 pub(crate) async fn fleet(binaries: &Binaries, folder: &Path, devices: usize) -> anyhow::Result<Fleet> {
-    let mut fleet = Fleet::found(binaries, folder, "[rollout]\ntick-ms = 100\n").await?;
+    fleet_with(binaries, folder, devices, "[rollout]\ntick-ms = 100\n").await
+}
+
+/// [`fleet`] under a controller with these settings.
+pub(crate) async fn fleet_with(
+    binaries: &Binaries,
+    folder: &Path,
+    devices: usize,
+    settings: &str,
+) -> anyhow::Result<Fleet> {
+    let mut fleet = Fleet::found(binaries, folder, settings).await?;
     if devices > 0 {
         let token = fleet.enrolment_token(devices).await?;
         for index in 1..=devices {
@@ -59,6 +70,20 @@ pub(crate) async fn first_version(fleet: &Fleet, traffic: &Traffic) -> anyhow::R
     for device in &fleet.devices {
         traffic.expect(&device.id, true);
     }
+    Ok(())
+}
+
+/// Kills the agent of `dev-1` and starts it again; its application is answered before this returns.
+pub(crate) async fn kill_and_restart(fleet: &mut Fleet, traffic: &Traffic) -> anyhow::Result<()> {
+    traffic.expect("dev-1", false);
+    fleet.device("dev-1")?.kill()?;
+    fleet.device("dev-1")?.restart().await?;
+    let answered = traffic.seen_by("dev-1").answered;
+    wait::until("the device answers again", PATIENCE, async || {
+        Ok((traffic.seen_by("dev-1").answered > answered).then_some(()))
+    })
+    .await?;
+    traffic.expect("dev-1", true);
     Ok(())
 }
 

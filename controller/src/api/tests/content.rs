@@ -13,6 +13,15 @@ const MODEL: &[u8] = b"not really a model";
 const GOLDEN: &[u8] = b"{}";
 
 impl Client {
+    /// Of a controller that has a root document and the files.
+    async fn with_files() -> Self {
+        let client = Self::new().await;
+        client.trust().await;
+        client.upload(MODEL).await;
+        client.upload(GOLDEN).await;
+        client
+    }
+
     async fn upload(&self, content: &'static [u8]) -> Answer {
         self.raw(Method::PUT, &format!("/api/v1/files/{}", Digest::of(content)), content).await
     }
@@ -71,10 +80,7 @@ async fn a_bundle_is_taken_in_when_it_is_genuine_and_whole() {
 
 #[tokio::test]
 async fn a_version_never_changes() {
-    let client = Client::new().await;
-    client.trust().await;
-    client.upload(MODEL).await;
-    client.upload(GOLDEN).await;
+    let client = Client::with_files().await;
     let bundle = manifest("digits", "1.0.0", MODEL, GOLDEN);
     let first: BundleView = client.push(&bundle).await.ok(201);
     let other = Manifest { description: "another".into(), ..bundle };
@@ -86,10 +92,7 @@ async fn a_version_never_changes() {
 
 #[tokio::test]
 async fn a_bundle_signed_again_goes_out_with_its_new_signatures() {
-    let client = Client::new().await;
-    client.trust().await;
-    client.upload(MODEL).await;
-    client.upload(GOLDEN).await;
+    let client = Client::with_files().await;
     let bundle = manifest("digits", "1.0.0", MODEL, GOLDEN);
     let first: BundleView = client.push(&bundle).await.ok(201);
     let catalogue = &client.test.app.catalogue;
@@ -111,10 +114,7 @@ async fn a_bundle_signed_again_goes_out_with_its_new_signatures() {
 
 #[tokio::test]
 async fn manifests_nobody_may_sign_are_refused() {
-    let client = Client::new().await;
-    client.trust().await;
-    client.upload(MODEL).await;
-    client.upload(GOLDEN).await;
+    let client = Client::with_files().await;
     let bundle = manifest("digits", "1.0.0", MODEL, GOLDEN);
     let post = async |envelope| client.post("/api/v1/bundles", &json!({ "manifest": envelope })).await;
     let refused = "untrusted-manifest";
