@@ -1,9 +1,10 @@
 //! The two clocks: one that says what time it is and may jump, one that only says how much has passed.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use muster_agent_core::clock::{TimeFloor, certificate_time_ms};
+use muster_agent_core::renewal::Validity;
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
@@ -39,25 +40,41 @@ pub(crate) fn jitter() -> u16 {
     u16::try_from(random).unwrap_or_default()
 }
 
-/// The time to hold certificates against: the wall's, but never before the verified floor or the beginning of the device's own
-/// certificate, so that a device whose clock was never set can still connect.
+/// The time to hold certificates against ([`certificate_time_ms`]), so that a device whose clock was never set can still connect.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct EffectiveTime(Arc<AtomicU64>);
+pub(crate) struct EffectiveTime(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    floor: TimeFloor,
+    own: Option<Validity>,
+}
 
 impl EffectiveTime {
-    /// Raises the floor to `floor_ms`.
-    pub(crate) fn raise(&self, floor_ms: u64) {
-        self.0.fetch_max(floor_ms, Ordering::Relaxed);
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The floor, in milliseconds since the Unix epoch.
+    /// The floor is `floor` from now on.
+    pub(crate) fn set_floor(&self, floor: TimeFloor) {
+        self.lock().floor = floor;
+    }
+
+    /// The device's own certificate is good for so long.
+    pub(crate) fn set_own(&self, own: Validity) {
+        self.lock().own = Some(own);
+    }
+
+    /// The floor, in milliseconds since the Unix epoch: also the beginning of the device's own certificate, which is past.
     pub(crate) fn floor_ms(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        let known = self.lock();
+        known.floor.floor_ms().max(known.own.map_or(0, |own| own.not_before_ms))
     }
 }
 
 impl TimeProvider for EffectiveTime {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(wall_ms().max(self.floor_ms()))))
+        let known = self.lock();
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(certificate_time_ms(wall_ms(), known.floor, known.own))))
     }
 }

@@ -22,6 +22,8 @@ const MAX_FILE_BYTES: u64 = MAX_DOCUMENT_BYTES as u64 * 2;
 const MAX_ROOTS_AT_ONCE: usize = 64;
 
 const MAX_NUMBER_BYTES: u64 = 64;
+/// Floors from before there were epochs.
+const FIRST_EPOCH: u64 = 1;
 
 /// Why trust cannot be established.
 #[derive(Debug, thiserror::Error)]
@@ -111,26 +113,42 @@ impl TrustStore {
                 }
             }
         }
-        let floor = match Self::read_floor(&dir)? {
+        let (floor, floor_epoch) = match Self::read_floor(&dir)? {
             Some(floor) => floor,
             None => {
                 files::set_aside(&floor_path(&dir))?;
                 alarms.push("the time floor was damaged and starts anew: until the next assignment an old document could pass for a current one".to_owned());
-                TimeFloor::default()
+                (TimeFloor::default(), root.director_epoch())
             }
         };
-        time.raise(floor.floor_ms());
+        let floor = if floor_epoch < root.director_epoch() { TimeFloor::default() } else { floor };
+        time.set_floor(floor);
         // Damaged, it is as good as none: the controller renews it.
         let freshness = Freshness::restored(read_number(&assignment_path(&dir))?);
         Ok((Self { dir, root, floor, time, freshness }, alarms))
     }
 
-    fn read_floor(dir: &Path) -> Result<Option<TimeFloor>, FileError> {
-        let path = floor_path(dir);
-        if files::read_start(&path, MAX_NUMBER_BYTES)?.is_none() {
-            return Ok(Some(TimeFloor::default()));
-        }
-        Ok(read_number(&path)?.map(TimeFloor::new))
+    /// The stored floor, and the epoch of the director's keys in which it was learned; none when it is damaged.
+    fn read_floor(dir: &Path) -> Result<Option<(TimeFloor, u64)>, FileError> {
+        let Some(bytes) = files::read_start(&floor_path(dir), MAX_NUMBER_BYTES)? else {
+            return Ok(Some((TimeFloor::default(), FIRST_EPOCH)));
+        };
+        let numbers: Option<Vec<u64>> = std::str::from_utf8(&bytes)
+            .ok()
+            .and_then(|text| text.split_ascii_whitespace().map(|number| number.parse().ok()).collect());
+        Ok(match numbers.as_deref() {
+            Some([floor_ms]) => Some((TimeFloor::new(*floor_ms), FIRST_EPOCH)),
+            Some([floor_ms, epoch]) => Some((TimeFloor::new(*floor_ms), *epoch)),
+            _ => None,
+        })
+    }
+
+    fn store_floor(&mut self, floor: TimeFloor) -> Result<(), FileError> {
+        let text = format!("{} {}", floor.floor_ms(), self.root.director_epoch());
+        files::write_durably(&floor_path(&self.dir), text.as_bytes())?;
+        self.floor = floor;
+        self.time.set_floor(floor);
+        Ok(())
     }
 
     /// The root documents in force.
@@ -152,9 +170,7 @@ impl TrustStore {
     pub(crate) fn learn_time(&mut self, made_at_ms: u64) -> Result<(), FileError> {
         let raised = self.floor.raised(made_at_ms, self.root.root().expires_ms);
         if raised > self.floor {
-            files::write_durably(&floor_path(&self.dir), raised.floor_ms().to_string().as_bytes())?;
-            self.floor = raised;
-            self.time.raise(raised.floor_ms());
+            self.store_floor(raised)?;
         }
         Ok(())
     }
@@ -200,8 +216,16 @@ impl TrustStore {
             }
             let next = self.root.next(envelope)?;
             write_root(&self.dir, &next)?;
+            let begins = next.director_epoch() > self.root.director_epoch();
             self.root = next;
             taken += 1;
+            if begins {
+                // Times come from assignments: whoever had a key that is trusted no more may have named any. A restart finds the same
+                // by the epoch, so this need not be stored first.
+                self.floor = TimeFloor::default();
+                self.time.set_floor(self.floor);
+                self.freshness.forget_issue();
+            }
         }
         Ok(taken > 0)
     }

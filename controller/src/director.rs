@@ -1,11 +1,18 @@
-//! The director's key: with it the controller signs which device shall run what, and nothing else.
+//! The director's keys: with them the controller signs which device shall run what, and nothing else.
+//!
+//! There is one, and while it is being replaced a next one beside it. Which of them signs is the root document's to say
+//! ([`Director::follow`]); the controller cannot give itself another.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use muster_shared::trust::{Assignment, DocumentKind, Envelope, PublicKey, SigningKey, TrustError, sign_document};
+use muster_shared::trust::{
+    Assignment, DocumentKind, Envelope, PublicKey, SigningKey, TrustError, TrustedRoot, sign_document,
+};
 use zeroize::Zeroizing;
 
 use crate::durable::{self, Access, FileError};
+use crate::trust::lets_sign;
 
 /// Why there is no key to sign with.
 #[derive(Debug, thiserror::Error)]
@@ -19,38 +26,144 @@ pub(crate) enum DirectorError {
     /// The system gave no random numbers.
     #[error("the system gave no random numbers for the director key: {0}")]
     Random(getrandom::Error),
+    /// The next key is in use.
+    #[error("the root document names the next director key already: replace it with another root document first")]
+    InUse,
 }
 
-/// The key.
+/// The keys. See the module.
 #[derive(Debug)]
 pub(crate) struct Director {
-    key: SigningKey,
+    file: PathBuf,
+    next_file: PathBuf,
+    keys: RwLock<Keys>,
+}
+
+#[derive(Debug)]
+struct Keys {
+    current: SigningKey,
+    next: Option<SigningKey>,
+    /// The root document names the next one beside the current one.
+    next_signs: bool,
+}
+
+impl Keys {
+    fn signing(&self) -> &SigningKey {
+        self.next.as_ref().filter(|_| self.next_signs).unwrap_or(&self.current)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<SigningKey>, DirectorError> {
+    let Some(text) = durable::read(path)?.map(Zeroizing::new) else { return Ok(None) };
+    let mut seed = Zeroizing::new([0_u8; 32]);
+    hex::decode_to_slice(text.trim_ascii(), seed.as_mut_slice())
+        .map_err(|_| DirectorError::Damaged(path.display().to_string()))?;
+    Ok(Some(SigningKey::from_seed(&seed)))
+}
+
+fn make(path: &Path) -> Result<SigningKey, DirectorError> {
+    let mut seed = Zeroizing::new([0_u8; 32]);
+    getrandom::fill(seed.as_mut_slice()).map_err(DirectorError::Random)?;
+    let text = Zeroizing::new(hex::encode(seed.as_slice()));
+    durable::write(path, text.as_bytes(), Access::Secret)?;
+    Ok(SigningKey::from_seed(&seed))
 }
 
 impl Director {
-    /// Reads the key, or makes it at the first start.
+    /// Reads the key `director.key` in `folder`, or makes it at the first start, and the next one where there is one.
     ///
     /// # Errors
     /// [`DirectorError`]; a file that is there is never replaced.
-    pub(crate) fn open(path: &Path) -> Result<Self, DirectorError> {
-        let mut seed = Zeroizing::new([0_u8; 32]);
-        match durable::read(path)?.map(Zeroizing::new) {
-            Some(text) => {
-                hex::decode_to_slice(text.trim_ascii(), seed.as_mut_slice())
-                    .map_err(|_| DirectorError::Damaged(path.display().to_string()))?;
-            }
-            None => {
-                getrandom::fill(seed.as_mut_slice()).map_err(DirectorError::Random)?;
-                let text = Zeroizing::new(hex::encode(seed.as_slice()));
-                durable::write(path, text.as_bytes(), Access::Secret)?;
-            }
+    pub(crate) fn open(folder: &Path) -> Result<Self, DirectorError> {
+        let (file, next_file) = (folder.join("director.key"), folder.join("director-next.key"));
+        let current = match read(&file)? {
+            Some(key) => key,
+            None => make(&file)?,
+        };
+        let mut next = read(&next_file)?;
+        if next.as_ref().is_some_and(|next| next.public() == current.public()) {
+            // It took the other's place, and the crash came before its own was cleared.
+            durable::remove(&next_file)?;
+            next = None;
         }
-        Ok(Self { key: SigningKey::from_seed(&seed) })
+        Ok(Self { file, next_file, keys: RwLock::new(Keys { current, next, next_signs: false }) })
     }
 
-    /// The public half, to be named in the root document.
+    fn keys(&self) -> RwLockReadGuard<'_, Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keys_to_change(&self) -> RwLockWriteGuard<'_, Keys> {
+        self.keys.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The public half of the key that signs, to be named in the root document.
     pub(crate) fn public(&self) -> PublicKey {
-        self.key.public()
+        self.keys().signing().public()
+    }
+
+    /// The public half of the next key, while it does not sign.
+    pub(crate) fn next_public(&self) -> Option<PublicKey> {
+        let keys = self.keys();
+        keys.next.as_ref().filter(|_| !keys.next_signs).map(SigningKey::public)
+    }
+
+    /// Makes the next key, unless there is one.
+    ///
+    /// # Errors
+    /// [`DirectorError`].
+    pub(crate) fn prepare(&self) -> Result<PublicKey, DirectorError> {
+        let mut keys = self.keys_to_change();
+        if keys.next_signs {
+            return Err(DirectorError::InUse);
+        }
+        if let Some(next) = &keys.next {
+            return Ok(next.public());
+        }
+        let next = make(&self.next_file)?;
+        let public = next.public();
+        keys.next = Some(next);
+        Ok(public)
+    }
+
+    /// Gives the next key up. Says whether there was one.
+    ///
+    /// # Errors
+    /// [`DirectorError::InUse`] when it signs already.
+    pub(crate) fn discard(&self) -> Result<bool, DirectorError> {
+        let mut keys = self.keys_to_change();
+        if keys.next_signs {
+            return Err(DirectorError::InUse);
+        }
+        if keys.next.is_none() {
+            return Ok(false);
+        }
+        durable::remove(&self.next_file)?;
+        keys.next = None;
+        Ok(true)
+    }
+
+    /// Signs with the key that `root` names: with the next one as soon as it is named, and once the current one is not
+    /// named any more, the next one takes its place for good. Says whether another key signs now.
+    ///
+    /// # Errors
+    /// [`DirectorError::File`] when that cannot be stored; the right key signs all the same.
+    pub(crate) fn follow(&self, root: &TrustedRoot) -> Result<bool, DirectorError> {
+        let mut keys = self.keys_to_change();
+        let before = keys.signing().public();
+        keys.next_signs = keys.next.as_ref().is_some_and(|next| lets_sign(root, &next.public()));
+        let changed = keys.signing().public() != before;
+        if keys.next_signs && !lets_sign(root, &keys.current.public()) {
+            // A crash in between leaves two files with the same key, which the next start tidies up.
+            let text = Zeroizing::new(durable::read(&self.next_file)?.unwrap_or_default());
+            durable::write(&self.file, &text, Access::Secret)?;
+            durable::remove(&self.next_file)?;
+            if let Some(next) = keys.next.take() {
+                keys.current = next;
+            }
+            keys.next_signs = false;
+        }
+        Ok(changed)
     }
 
     /// Signs an assignment.
@@ -58,15 +171,17 @@ impl Director {
     /// # Errors
     /// [`TrustError`] when it cannot be written as JSON.
     pub(crate) fn sign(&self, assignment: &Assignment) -> Result<Envelope, TrustError> {
-        sign_document(DocumentKind::Assignment, assignment, [&self.key])
+        sign_document(DocumentKind::Assignment, assignment, [self.keys().signing()])
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use muster_shared::trust::Role;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::{ROOT_SEED, key, root_document};
 
     proptest! {
         #[test]
@@ -77,7 +192,7 @@ mod tests {
             let path = folder.path().join("director.key");
             std::fs::write(&path, &bytes).unwrap();
             let is_key = bytes.trim_ascii().len() == 64 && bytes.trim_ascii().iter().all(u8::is_ascii_hexdigit);
-            match Director::open(&path) {
+            match Director::open(folder.path()) {
                 Ok(_) => prop_assert!(is_key),
                 Err(error) => prop_assert!(!is_key && error.to_string().contains("director.key"), "{}", error),
             }
@@ -86,14 +201,53 @@ mod tests {
     }
 
     #[test]
+    fn the_root_document_says_which_key_signs() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Director::open(folder.path()).unwrap();
+        let director = open();
+        let first = director.public();
+        let named = |version, keys: &[&PublicKey]| {
+            let mut root = root_document(version, first.clone());
+            root.keys.extend(keys.iter().map(|key| (key.id(), (*key).clone())));
+            let role = root.roles.get_mut(&Role::Director).unwrap();
+            role.key_ids = keys.iter().map(|key| key.id()).collect();
+            TrustedRoot::first(sign_document(DocumentKind::Root, &root, [&key(ROOT_SEED)]).unwrap(), None).unwrap()
+        };
+        assert!(!director.discard().unwrap());
+        let next = director.prepare().unwrap();
+        assert_eq!((director.prepare().unwrap(), open().next_public()), (next.clone(), Some(next.clone())));
+        assert!(!director.follow(&named(1, &[&first])).unwrap());
+        assert_eq!((director.public(), director.next_public()), (first.clone(), Some(next.clone())));
+        // One that names neither leaves everything as it is.
+        assert!(!director.follow(&named(1, &[&key(9).public()])).unwrap());
+        assert_eq!(director.public(), first);
+        // Both: the next one signs, and can still be taken back.
+        assert!(director.follow(&named(1, &[&first, &next])).unwrap());
+        assert_eq!((director.public(), director.next_public()), (next.clone(), None));
+        assert!(matches!(director.discard(), Err(DirectorError::InUse)));
+        assert!(director.follow(&named(1, &[&first])).unwrap());
+        assert_eq!(director.public(), first);
+        // The next one alone: also when the files say so only in part.
+        assert!(director.follow(&named(1, &[&next])).unwrap());
+        assert_eq!((director.public(), director.next_public()), (next.clone(), None));
+        std::fs::copy(folder.path().join("director.key"), folder.path().join("director-next.key")).unwrap();
+        let again = open();
+        again.follow(&named(1, &[&next])).unwrap();
+        assert_eq!((again.public(), again.next_public()), (next.clone(), None));
+        again.prepare().unwrap();
+        assert!(again.discard().unwrap());
+        assert_eq!((open().public(), open().next_public()), (next, None));
+    }
+
+    #[test]
     fn the_key_stays_and_a_damaged_one_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("director.key");
-        let public = Director::open(&path).unwrap().public();
-        assert_eq!(Director::open(&path).unwrap().public(), public);
+        let public = Director::open(folder.path()).unwrap().public();
+        assert_eq!(Director::open(folder.path()).unwrap().public(), public);
         for bad in ["", "zz", &"a".repeat(63), &"a".repeat(66)] {
             std::fs::write(&path, bad).unwrap();
-            assert!(matches!(Director::open(&path), Err(DirectorError::Damaged(_))), "{bad}");
+            assert!(matches!(Director::open(folder.path()), Err(DirectorError::Damaged(_))), "{bad}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), bad);
         }
     }

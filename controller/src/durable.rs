@@ -85,6 +85,18 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
+/// Removes the file, if it is there, for good.
+///
+/// # Errors
+/// [`FileError`] with the file and what the system says.
+pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+    let gone = match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => sync_folder(path.parent().unwrap_or_else(|| Path::new("."))),
+    };
+    gone.map_err(FileError::at("remove", path))
+}
+
 /// Makes the folder, with those above it, for the owner alone (0700); one that is there stays as it is.
 ///
 /// # Errors

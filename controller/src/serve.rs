@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,9 +96,9 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     end_by_force_after(store.failure());
     let records = Records::new(Arc::new(store));
     // The store is ours, hence the folder. A file from an earlier run must not be taken for this one's.
-    remove_stale(&data.join("endpoints.json"))?;
+    durable::remove(&data.join("endpoints.json"))?;
     let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms())?;
-    let director = Director::open(&data.join("director.key"))?;
+    let director = Director::open(&data)?;
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let admin_token = AdminToken::locate(config.api.admin_token_file.as_deref(), &data, set);
     auth::ensure_admin(&records, &admin_token, clock::now_ms()).await?;
@@ -107,7 +107,9 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let fleet = FleetIndex::load(&records).await?;
     let events = EventLog::open(records.clone()).await?;
     records::check(&records).await?;
-    trust::current(&records).await?;
+    if let Some(root) = trust::current(&records).await? {
+        director.follow(&root)?;
+    }
 
     events
         .append(NewEvent {
@@ -179,7 +181,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     tracing::info!("stopping");
     notify(NotifyState::Stopping);
     app.readiness.broker_ended();
-    remove_stale(&data.join("endpoints.json"))?;
+    durable::remove(&data.join("endpoints.json"))?;
     handle.graceful_shutdown(Some(STOP_TIMEOUT));
     // Nobody is left when every part has ended already.
     let _ = stop.send(true);
@@ -237,13 +239,6 @@ fn raise_file_limit(max_connections: usize) {
     }
 }
 
-fn remove_stale(path: &Path) -> Result<(), FileError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(FileError::at("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd was not told");
@@ -252,7 +247,7 @@ fn notify(state: NotifyState<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use serde_json::Value;
     use tokio::sync::oneshot;

@@ -189,7 +189,7 @@ pub(crate) async fn open_over(config: Config, broker: Arc<RecordingBroker>, reco
         catalogue: Catalogue::new(records.clone()),
         blobs: Blobs::open(&data.join("blobs"), config.api.max_file_bytes, idle_timeout).unwrap(),
         schedule: Schedule::default(),
-        director: Director::open(&data.join("director.key")).unwrap(),
+        director: Director::open(data).unwrap(),
         pki,
         broker,
         readiness: Readiness::default(),

@@ -237,6 +237,10 @@ pub struct TrustView {
     /// The controller's director key, to be named in the root document.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub director_public_key: PublicKey,
+    /// The key to take its place once a root document names it; none while none was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub next_director_public_key: Option<PublicKey>,
     /// Every root document taken in, in order.
     pub roots: Vec<Envelope>,
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
+use muster_shared::api::TrustView;
 use muster_shared::rollout::RolloutStatus;
 use muster_tests::binaries::Binaries;
 use muster_tests::fixtures;
@@ -113,5 +114,49 @@ fn keys_are_replaced_under_a_running_fleet_and_a_dropped_one_installs_nothing_mo
             ensure!(roots == 4, "{device} holds {roots} root documents");
         }
         Ok(())
+    });
+}
+
+#[test]
+fn the_director_key_is_replaced_under_a_running_fleet() {
+    stage::run(async |binaries: Binaries, folder| {
+        let mut fleet = stage::fleet(&binaries, &folder, 2).await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+        fleet.device("dev-2")?.link()?.cut();
+        wait::until("dev-2 is offline", PATIENCE, async || {
+            Ok((!fleet.operator.device("dev-2").await?.online).then_some(()))
+        })
+        .await?;
+        let desk = Desk { fleet: &fleet, keys: folder.join("keys") };
+        let director = desk.path("director-2.pub");
+        fleet.operator.run(&["trust", "new-director-key", "--out", &director]).await?;
+        desk.rotate("root.json", &["--director-key", &director], &["root.key"], "root-2.json").await?;
+        let trust: TrustView = fleet.operator.json(&["trust", "show"]).await?;
+        ensure!(trust.next_director_public_key.is_none() && trust.roots.len() == 2, "{trust:?}");
+        // The device hears what it shall run once more, from the new key.
+        let said_again = async |device: &str| {
+            wait::until("the assignment is taken from the new key", PATIENCE, async || {
+                let view = fleet.operator.device(device).await?;
+                let desired = view.desired.as_ref().map(|desired| desired.generation);
+                let reported = view.reported.as_ref().map(|reported| reported.generation);
+                Ok((desired == reported).then_some(()))
+            })
+            .await
+        };
+        said_again("dev-1").await?;
+        fleet.controller.crash_and_restart().await?;
+        fleet.wait_online(1).await?;
+        let trust: TrustView = fleet.operator.json(&["trust", "show"]).await?;
+        ensure!(String::from(trust.director_public_key) == std::fs::read_to_string(&director)?.trim(), "another key");
+        fleet.device("dev-2")?.link()?.mend();
+        fleet.wait_online(2).await?;
+        fleet.release_digits("1.1.0").await?;
+        let create = [&["--bundle", "digits@1.1.0", "--selector", "*", "--wave", "100%"], &PACE[..]].concat();
+        let rollout = fleet.roll_out(&create).await?;
+        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
+        let refused = fleet.operator.events().await?;
+        ensure!(!refused.iter().any(|event| event.kind == "device.refused"), "a device refused what it was told");
+        stage::ensure_all_answered(&traffic)
     });
 }

@@ -8,7 +8,7 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::trust::{Assignment, VerifiedManifest};
 
-use crate::record::Record;
+use crate::record::{Record, Update};
 use crate::slots::SlotContent;
 
 /// Room that is left free on the device beyond a bundle's files, in bytes.
@@ -73,6 +73,8 @@ pub struct Offer {
     pub assignment: Assignment,
     /// What it brings; none when the device shall run nothing.
     pub manifest: Option<OfferedManifest>,
+    /// Under which epoch of the director's keys it was verified.
+    pub director_epoch: u64,
     /// What the device is.
     pub device: DeviceFacts,
 }
@@ -186,15 +188,21 @@ pub enum Refusal {
 /// [`Refusal`] when the offer is to be treated as if it had not come.
 pub fn admit(record: &Record, offer: &Offer) -> Result<Admission, Refusal> {
     let assignment = &offer.assignment;
-    if assignment.generation < record.generation {
-        return Err(Refusal::OldGeneration { offered: assignment.generation, accepted: record.generation });
+    let accepted = record.generation_under(offer.director_epoch);
+    if assignment.generation < accepted {
+        return Err(Refusal::OldGeneration { offered: assignment.generation, accepted });
     }
     let delivered = offer.manifest.as_ref().map(|m| m.digest);
     if delivered != assignment.manifest {
         let name = |digest: Option<Digest>| digest.map_or_else(|| "none".to_owned(), |d| d.short());
         return Err(Refusal::Manifest { assigned: name(assignment.manifest), delivered: name(delivered) });
     }
-    if assignment.generation == record.generation {
+    if offer.director_epoch > record.director_epoch {
+        let same = |u: &Update| (u.generation, u.manifest) == (assignment.generation, assignment.manifest);
+        if record.update.as_ref().is_some_and(same) {
+            return Ok(Admission::Refresh);
+        }
+    } else if assignment.generation == accepted {
         return match &record.update {
             Some(update) if update.generation == assignment.generation => {
                 if update.manifest == assignment.manifest {
@@ -204,9 +212,7 @@ pub fn admit(record: &Record, offer: &Offer) -> Result<Admission, Refusal> {
                 }
             }
             // Generations start at 1, so only a recovered record stands at one without an update: it has been past it.
-            Some(_) | None => {
-                Err(Refusal::OldGeneration { offered: assignment.generation, accepted: record.generation })
-            }
+            Some(_) | None => Err(Refusal::OldGeneration { offered: assignment.generation, accepted }),
         };
     }
     let Some(manifest) = &offer.manifest else { return Ok(Admission::Accept) };
@@ -262,7 +268,7 @@ mod tests {
     use muster_shared::trust::WatchPolicy;
 
     use super::*;
-    use crate::record::{Phase, Update};
+    use crate::record::Phase;
 
     fn offer(generation: u64) -> Offer {
         let digest = Digest::of(b"m");
@@ -290,6 +296,7 @@ mod tests {
                 chunks: 1,
                 total_bytes: 50,
             }),
+            director_epoch: 1,
             device: DeviceFacts {
                 arch: "aarch64".to_owned(),
                 memory_bytes: 100,
@@ -349,5 +356,32 @@ mod tests {
         assert!(matches!(admit(&record, &mixed), Err(Refusal::Manifest { .. })));
         let bare = Record { generation: 3, ..Record::default() };
         assert!(matches!(admit(&bare, &offer(3)), Err(Refusal::OldGeneration { .. })));
+    }
+
+    #[test]
+    fn once_another_director_signs_generations_begin_anew() {
+        let update = |generation| Update {
+            generation,
+            rollout: RolloutId::new("r1").unwrap(),
+            manifest: Some(Digest::of(b"m")),
+            bundle: None,
+            watch: WatchPolicy::default(),
+            phase: Phase::Committed,
+        };
+        let stolen = |generation| Record { generation, update: Some(update(generation)), ..Record::default() };
+        let by_the_next = |generation| Offer { director_epoch: 2, ..offer(generation) };
+        assert!(admit(&stolen(u64::MAX), &offer(7)).is_err());
+        assert_eq!(admit(&stolen(u64::MAX), &by_the_next(7)), Ok(Admission::Accept));
+        assert_eq!(admit(&stolen(7), &by_the_next(7)), Ok(Admission::Refresh));
+        let mut other = by_the_next(7);
+        other.assignment.manifest = None;
+        other.manifest = None;
+        assert_eq!(admit(&stolen(7), &other), Ok(Admission::Accept));
+        // It holds from then on, and a chain that lost its last document does not open it again.
+        let known = Record { director_epoch: 2, ..stolen(7) };
+        for epoch in [1, 2] {
+            let older = Offer { director_epoch: epoch, ..offer(6) };
+            assert_eq!(admit(&known, &older), Err(Refusal::OldGeneration { offered: 6, accepted: 7 }));
+        }
     }
 }

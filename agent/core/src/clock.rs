@@ -6,6 +6,8 @@
 
 use muster_shared::messages::FreezeProtection;
 
+use crate::renewal::Validity;
+
 /// The latest time known to have passed, in milliseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct TimeFloor(u64);
@@ -44,11 +46,37 @@ impl TimeFloor {
     }
 }
 
+/// The time to hold a server's certificate against, from the clock, the floor and the device's own certificate.
+///
+/// A clock is believed from the beginning of the device's own certificate on. Before, it was never set, and the floor says more;
+/// but not past the end of that certificate, so that a false date in an assignment cannot keep the device from hearing that
+/// its signer is trusted no more.
+#[must_use]
+pub fn certificate_time_ms(clock_ms: u64, floor: TimeFloor, own: Option<Validity>) -> u64 {
+    match own {
+        None => floor.effective_now_ms(clock_ms),
+        Some(own) if clock_ms >= own.not_before_ms => clock_ms,
+        Some(own) => floor.0.min(own.not_after_ms.saturating_sub(1)).max(own.not_before_ms),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_server_is_believed_by_a_clock_that_was_set_and_by_no_date_far_ahead() {
+        let own = Some(Validity { not_before_ms: 100, not_after_ms: 200 });
+        let far = TimeFloor::new(9_000);
+        assert_eq!(certificate_time_ms(150, far, own), 150);
+        assert_eq!(certificate_time_ms(0, far, own), 199);
+        assert_eq!(certificate_time_ms(0, TimeFloor::new(160), own), 160);
+        assert_eq!(certificate_time_ms(0, TimeFloor::default(), own), 100);
+        assert_eq!(certificate_time_ms(5_000, TimeFloor::default(), own), 5_000);
+        assert_eq!(certificate_time_ms(7, TimeFloor::default(), None), 7);
+    }
 
     #[test]
     fn a_clock_set_back_is_noticed_and_does_not_help() {

@@ -37,6 +37,11 @@ impl Freshness {
         (!lasts).then_some(expires_ms)
     }
 
+    /// Those who signed assignments so far are trusted no more: whenever the next one was issued, it counts.
+    pub fn forget_issue(&mut self) {
+        self.issued_at_ms = 0;
+    }
+
     /// `expires_ms` is stored.
     pub fn stored(&mut self, expires_ms: u64) {
         self.stored_ms = Some(expires_ms);
@@ -84,6 +89,10 @@ mod tests {
         assert_eq!(freshness.renewed(303, 4_100, 303), None);
         assert_eq!(freshness.renewed(304, 3_000, 304), Some(3_000));
         assert_eq!(freshness.stale_since_ms(3_000), Some(3_000));
+        // One signed by another counts, whatever date those before had claimed.
+        assert_eq!(freshness.renewed(200, 8_000, 305), None);
+        freshness.forget_issue();
+        assert_eq!(freshness.renewed(200, 8_000, 305), Some(8_000));
         // A restart tells again: nobody knows whether it was heard.
         assert_eq!(Freshness::restored(Some(300)).news(400), Some(300));
         assert_eq!(Freshness::restored(None).news(400), None);

@@ -111,6 +111,9 @@ pub struct Record {
     pub format: u32,
     /// The highest generation accepted.
     pub generation: u64,
+    /// Under which [`muster_shared::trust::TrustedRoot::director_epoch`] it was. Records from before there were epochs belong to the first.
+    #[serde(default = "first_epoch")]
+    pub director_epoch: u64,
     /// The least release counter that may run.
     pub security_floor: u64,
     /// What both slots hold.
@@ -143,6 +146,7 @@ impl Default for Record {
         Self {
             format: FORMAT,
             generation: 0,
+            director_epoch: first_epoch(),
             security_floor: 0,
             slots: Slots::default(),
             committed: None,
@@ -154,22 +158,53 @@ impl Default for Record {
 
 /// The part of a record that keeps old assignments and releases out. It is kept a second time, so that losing the record
 /// opens no door.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Barrier {
     /// The highest generation accepted.
     pub generation: u64,
+    /// Under which epoch of the director's keys.
+    #[serde(default = "first_epoch")]
+    pub director_epoch: u64,
     /// The least release counter that may run.
     pub security_floor: u64,
 }
 
+/// Root documents begin with version 1.
+fn first_epoch() -> u64 {
+    1
+}
+
+impl Default for Barrier {
+    fn default() -> Self {
+        Self { generation: 0, director_epoch: first_epoch(), security_floor: 0 }
+    }
+}
+
+impl Barrier {
+    /// The one that keeps out what either does.
+    #[must_use]
+    pub fn strictest(self, other: Self) -> Self {
+        let (director_epoch, generation) =
+            (self.director_epoch, self.generation).max((other.director_epoch, other.generation));
+        Self { generation, director_epoch, security_floor: self.security_floor.max(other.security_floor) }
+    }
+}
+
 impl Record {
+    /// The highest generation accepted from those who are trusted to assign under `director_epoch`; 0 when all of it came before.
+    #[must_use]
+    pub fn generation_under(&self, director_epoch: u64) -> u64 {
+        if director_epoch > self.director_epoch { 0 } else { self.generation }
+    }
+
     /// The record of a device whose record was lost: nothing is installed, and nothing older than before is taken. The last
     /// assignment itself is taken again, since what it brought is gone.
     #[must_use]
     pub fn recovered(barrier: Barrier) -> Self {
         Self {
             generation: barrier.generation.saturating_sub(1),
+            director_epoch: barrier.director_epoch,
             security_floor: barrier.security_floor,
             ..Self::default()
         }
@@ -182,16 +217,22 @@ impl Record {
         #[serde(rename_all = "kebab-case")]
         struct Salvage {
             generation: u64,
+            #[serde(default = "first_epoch")]
+            director_epoch: u64,
             security_floor: u64,
         }
-        let Salvage { generation, security_floor } = serde_json::from_slice(bytes).ok()?;
-        Some(Barrier { generation, security_floor })
+        let Salvage { generation, director_epoch, security_floor } = serde_json::from_slice(bytes).ok()?;
+        Some(Barrier { generation, director_epoch, security_floor })
     }
 
     /// The part that is kept a second time.
     #[must_use]
     pub fn barrier(&self) -> Barrier {
-        Barrier { generation: self.generation, security_floor: self.security_floor }
+        Barrier {
+            generation: self.generation,
+            director_epoch: self.director_epoch,
+            security_floor: self.security_floor,
+        }
     }
 
     /// The record as bytes.
@@ -321,8 +362,8 @@ mod tests {
 
     #[test]
     fn a_lost_record_opens_no_door() {
-        let recovered = Record::recovered(Barrier { generation: 7, security_floor: 3 });
-        assert_eq!((recovered.generation, recovered.security_floor), (6, 3));
+        let recovered = Record::recovered(Barrier { generation: 7, director_epoch: 2, security_floor: 3 });
+        assert_eq!((recovered.generation, recovered.director_epoch, recovered.security_floor), (6, 2, 3));
         assert_eq!(Record::recovered(Barrier::default()), Record::default());
     }
 
@@ -356,6 +397,7 @@ mod tests {
             Untold { kind: DeviceEventKind::Trial, generation: 12, bundle: update.bundle.clone(), detail: "x".into() };
         Record {
             generation: 12,
+            director_epoch: 3,
             security_floor: 2,
             slots,
             committed: Some(Pointer { slot: Slot::A, generation: 11 }),
@@ -371,9 +413,18 @@ mod tests {
         record.slots.set(Slot::A, None);
         let bytes = record.to_json().unwrap();
         assert!(matches!(Record::from_json(&bytes), Err(RecordError::Content(_))));
-        assert_eq!(Record::salvaged(&bytes), Some(Barrier { generation: 12, security_floor: 2 }));
+        assert_eq!(Record::salvaged(&bytes), Some(Barrier { generation: 12, director_epoch: 3, security_floor: 2 }));
         assert_eq!(Record::salvaged(&bytes[1..]), None);
         assert_eq!(Record::salvaged(b"{\"generation\":3}"), None);
+    }
+
+    #[test]
+    fn of_two_barriers_the_later_epoch_counts_and_the_higher_floor() {
+        let one = Barrier { generation: u64::MAX, director_epoch: 1, security_floor: 9 };
+        let two = Barrier { generation: 7, director_epoch: 2, security_floor: 3 };
+        assert_eq!(one.strictest(two), Barrier { security_floor: 9, ..two });
+        assert_eq!(two.strictest(one), one.strictest(two));
+        assert_eq!(two.strictest(Barrier { generation: 8, ..two }).generation, 8);
     }
 
     proptest! {

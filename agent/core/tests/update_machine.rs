@@ -69,6 +69,7 @@ fn offer(generation: u64, bundle: Option<u8>, suitable: bool) -> Event {
             watch: WatchPolicy { probation_ms: PROBATION_MS, max_error_rate: 0.2, min_requests: 5 },
         },
         manifest,
+        director_epoch: 1,
         device: DeviceFacts {
             arch: "x86_64".into(),
             memory_bytes: 1,

@@ -219,7 +219,7 @@ impl IdentityStore {
         let Pair { certificates, key, files: (file, key_file) } = self.pair()?;
         // A board without a clock knows that much: the controller's own certificate is usually older than this one.
         if let Some(validity) = certificates.first().and_then(|certificate| papers::validity(certificate)) {
-            time.raise(validity.not_before_ms);
+            time.set_own(validity);
         }
         let tls = |error: &dyn std::fmt::Display| IdentityError::Tls(error.to_string());
         let mut roots = RootCertStore::empty();

@@ -135,7 +135,8 @@ impl Updater {
         let record = self.machine.record();
         let report = StateReport {
             reported_at_ms: wall_ms(),
-            generation: record.generation,
+            // Nothing, as long as it came from those who may not say so any more: the controller then says it again.
+            generation: record.generation_under(self.parts.trust.root().director_epoch()),
             update: record.update_report(),
             running: self.parts.host.current().map(|model| model.installed()),
             committed: record.committed_bundle(),

@@ -17,11 +17,7 @@ impl Updater {
             Down::Assignment => self.assignment(&told.payload),
             Down::Chunk => self.chunk(&told.payload),
             Down::Root => match serde_json::from_slice::<RootDelivery>(&told.payload) {
-                Ok(delivery) => match self.parts.trust.extend(delivery.roots) {
-                    Ok(true) => tracing::info!(version = self.parts.trust.root().root().version, "root document taken"),
-                    Ok(false) => {}
-                    Err(error) => self.refuse(0, None, &with_source(&error)),
-                },
+                Ok(delivery) => self.roots(delivery),
                 Err(error) => self.refuse(0, None, &format!("a delivery of root documents does not parse: {error}")),
             },
             Down::Command => match serde_json::from_slice::<Command>(&told.payload) {
@@ -29,6 +25,19 @@ impl Updater {
                 Err(error) => self.refuse(0, None, &format!("a command does not parse: {error}")),
             },
             Down::Ack => {}
+        }
+    }
+
+    fn roots(&mut self, delivery: RootDelivery) {
+        let before = self.parts.trust.root().director_epoch();
+        match self.parts.trust.extend(delivery.roots) {
+            Ok(true) => tracing::info!(version = self.parts.trust.root().root().version, "root document taken"),
+            Ok(false) => {}
+            Err(error) => self.refuse(0, None, &with_source(&error)),
+        }
+        if self.parts.trust.root().director_epoch() > before {
+            tracing::info!(device = %self.parts.device, "another key signs assignments; what the one before claimed counts no more");
+            self.report();
         }
     }
 

@@ -41,6 +41,7 @@ impl Updater {
         let offer = Offer {
             assignment,
             manifest: verified.as_ref().map(OfferedManifest::from),
+            director_epoch: self.parts.trust.root().director_epoch(),
             device: DeviceFacts {
                 arch: attributes::arch().to_owned(),
                 memory_bytes: resources::memory_bytes(),

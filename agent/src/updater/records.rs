@@ -131,11 +131,7 @@ impl Records {
     pub(super) fn save(&mut self, record: &Record) -> Result<(), RecordsError> {
         let bytes = record.to_json().map_err(|error| RecordsError::Serialise(error.to_string()))?;
         files::write_durably(&self.record, &bytes)?;
-        let now = record.barrier();
-        let barrier = Barrier {
-            generation: now.generation.max(self.strictest.generation),
-            security_floor: now.security_floor.max(self.strictest.security_floor),
-        };
+        let barrier = record.barrier().strictest(self.strictest);
         if self.stored_barrier != Some(barrier) {
             let bytes = serde_json::to_vec(&barrier).map_err(|error| RecordsError::Serialise(error.to_string()))?;
             files::write_durably(&self.barrier, &bytes)?;

@@ -21,6 +21,7 @@ use crate::time::EffectiveTime;
 use crate::trust_store::tests::{pin, root, signer};
 
 mod damage;
+mod director;
 
 const PADDING_CHUNKS: usize = 40;
 

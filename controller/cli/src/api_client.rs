@@ -276,6 +276,14 @@ impl ApiClient {
         self.exchange(self.request(Method::PATCH, path)?.json(body)).await
     }
 
+    /// Removes something and reads how what is left stands.
+    ///
+    /// # Errors
+    /// [`Failure`] when that was not done.
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
+        self.exchange(self.request(Method::DELETE, path)?).await
+    }
+
     /// Whether the controller has the file with this digest.
     ///
     /// # Errors

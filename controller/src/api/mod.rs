@@ -61,6 +61,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/devices/{id}/reinstate", post(revocation::reinstate)),
         ("/api/v1/trust", get(trust::show)),
         ("/api/v1/trust/root", post(trust::push)),
+        ("/api/v1/trust/director", post(trust::prepare_director).delete(trust::discard_director)),
         ("/api/v1/bundles", get(bundles::list).post(bundles::push)),
         ("/api/v1/bundles/{name}/{version}", get(bundles::show)),
         ("/api/v1/rollouts", get(rollouts::list).post(rollouts::create)),

@@ -25,6 +25,8 @@ use super::{bundles, devices, drift, enrol, events, files, health, renewal, revo
         revocation::reinstate,
         trust::show,
         trust::push,
+        trust::prepare_director,
+        trust::discard_director,
         files::take,
         files::give,
         bundles::push,

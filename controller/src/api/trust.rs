@@ -7,6 +7,7 @@ use muster_shared::api::{Problem, PushRoot, TrustView};
 
 use super::extract::{Admin, Json, Viewer};
 use crate::clock;
+use crate::director::DirectorError;
 use crate::events::NewEvent;
 use crate::executor;
 use crate::problem::{ApiError, ApiResult};
@@ -22,6 +23,15 @@ impl From<RootError> for ApiError {
             }
             RootError::Stored { .. } => Self::internal(&error),
             RootError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<DirectorError> for ApiError {
+    fn from(error: DirectorError) -> Self {
+        match error {
+            DirectorError::InUse => Self::conflict("director-key-in-use", error.to_string()),
+            DirectorError::File(_) | DirectorError::Damaged(_) | DirectorError::Random(_) => Self::internal(&error),
         }
     }
 }
@@ -56,7 +66,8 @@ pub(super) async fn push(
     }
     let next = trust::follow(current.as_ref(), wish.root, &app.director.public(), clock::now_ms())?;
     let version = next.root().version;
-    let signs = trust::lets_sign(&next, &app.director.public());
+    let held = [Some(app.director.public()), app.director.next_public()];
+    let signs = held.iter().flatten().any(|key| trust::lets_sign(&next, key));
     let (event, _held) = app.events.prepare(NewEvent {
         kind: "trust.root".into(),
         actor: caller.name,
@@ -72,12 +83,64 @@ pub(super) async fn push(
         Err(error) => return Err(error.into()),
     }
     tracing::info!(version, signs, "a root document was taken in");
+    if app.director.follow(&next)? {
+        tracing::info!(version, key = %app.director.public().id(), "another director key signs from now on");
+        app.schedule.forget_issued();
+        app.nudge.notify_one();
+    }
     if current.is_some() {
         executor::announce_roots(&app).await?;
     }
     view(&app).await.map(axum::Json)
 }
 
+/// Makes the director key that is to take the place of the one in use, unless there is one. It signs nothing before a root
+/// document names it.
+#[utoipa::path(
+    post, path = "/api/v1/trust/director", tag = "trust",
+    responses(
+        (status = 200, description = "Keys and documents, the next key with them", body = TrustView),
+        (status = 409, description = "The root document names both keys already", body = Problem),
+    ),
+)]
+pub(super) async fn prepare_director(
+    State(app): State<Arc<App>>,
+    Admin(caller): Admin,
+) -> ApiResult<axum::Json<TrustView>> {
+    let is_new = app.director.next_public().is_none();
+    let key = app.director.prepare()?;
+    if is_new {
+        note(&app, caller.name, format!("director key {} was made", key.id())).await?;
+    }
+    view(&app).await.map(axum::Json)
+}
+
+/// Gives the next director key up.
+#[utoipa::path(
+    delete, path = "/api/v1/trust/director", tag = "trust",
+    responses(
+        (status = 200, description = "Keys and documents; there is no next key", body = TrustView),
+        (status = 409, description = "The root document names it already", body = Problem),
+    ),
+)]
+pub(super) async fn discard_director(
+    State(app): State<Arc<App>>,
+    Admin(caller): Admin,
+) -> ApiResult<axum::Json<TrustView>> {
+    if app.director.discard()? {
+        note(&app, caller.name, "the next director key was given up".to_owned()).await?;
+    }
+    view(&app).await.map(axum::Json)
+}
+
+async fn note(app: &App, actor: String, detail: String) -> Result<(), StoreError> {
+    app.events.append(NewEvent { kind: "trust.director".into(), actor, detail, ..NewEvent::default() }).await
+}
+
 async fn view(app: &App) -> ApiResult<TrustView> {
-    Ok(TrustView { director_public_key: app.director.public(), roots: trust::roots(&app.records).await? })
+    Ok(TrustView {
+        director_public_key: app.director.public(),
+        next_director_public_key: app.director.next_public(),
+        roots: trust::roots(&app.records).await?,
+    })
 }

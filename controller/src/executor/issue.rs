@@ -109,7 +109,7 @@ pub(super) async fn remind(app: &Arc<App>) {
         match is_stopped {
             Ok(is_stopped) => {
                 stopped.insert(desired.rollout.clone(), is_stopped);
-                if is_stopped {
+                if is_stopped && !app.fleet.has_taken_up(&device, &desired) {
                     // Nothing to say; looked at again as rarely as if it had been said.
                     app.schedule.note_issued(&device, desired.generation, now_ms);
                 } else {
@@ -182,7 +182,8 @@ pub(crate) async fn reissue(app: &App, device: &DeviceId) {
     }
     let Some(desired) = app.fleet.desired(device) else { return };
     let sent = async {
-        if app.fleet.is_behind(device) && is_stopped(app, &desired.rollout).await? {
+        let is_untold = app.fleet.is_behind(device) && !app.fleet.has_taken_up(device, &desired);
+        if is_untold && is_stopped(app, &desired.rollout).await? {
             return Ok(());
         }
         let manifest = match &desired.manifest {

@@ -64,6 +64,11 @@ impl Schedule {
         self.lock().issued.insert(device.clone(), (generation, now_ms));
     }
 
+    /// Nothing that was told counts any more.
+    pub(crate) fn forget_issued(&self) {
+        self.lock().issued.clear();
+    }
+
     /// Whether the device was not told of `generation`, or long enough ago to be told again.
     pub(super) fn is_due(&self, device: &DeviceId, generation: u64, now_ms: u64) -> bool {
         self.is_untold_for(device, generation, now_ms, REPEAT_AFTER_MS)

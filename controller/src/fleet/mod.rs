@@ -233,6 +233,14 @@ impl FleetIndex {
         behind.map(|(device, _)| device.clone()).collect()
     }
 
+    /// Whether the device's last update is the one `desired` says. It may be behind all the same: when those who assigned it are trusted
+    /// no more, devices want it said again by those who are.
+    pub(crate) fn has_taken_up(&self, device: &DeviceId, desired: &Desired) -> bool {
+        let inner = self.read();
+        let report = inner.devices.get(device).and_then(|entry| entry.report.as_ref());
+        report.is_some_and(|r| (r.update.generation, r.update.manifest) == (desired.generation, desired.manifest))
+    }
+
     /// Connected devices that have accepted what they shall run.
     pub(crate) fn converged(&self) -> Vec<DeviceId> {
         let inner = self.read();

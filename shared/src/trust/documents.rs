@@ -125,6 +125,7 @@ impl Root {
 pub struct TrustedRoot {
     root: Root,
     envelope: Envelope,
+    director_epoch: u64,
 }
 
 /// A manifest whose signatures, kind and content have been checked.
@@ -162,7 +163,7 @@ impl TrustedRoot {
         let claimed: Root = parse(DocumentKind::Root, &envelope.payload_bytes()?)?;
         claimed.validate()?;
         claimed.verify(&envelope, DocumentKind::Root)?;
-        Ok(Self { root: claimed, envelope })
+        Ok(Self { director_epoch: claimed.version, root: claimed, envelope })
     }
 
     /// Takes the next root document: one version up, signed by a threshold of these keys *and* of its own (TUF
@@ -179,7 +180,19 @@ impl TrustedRoot {
         }
         next.validate()?;
         next.verify(&envelope, DocumentKind::Root)?;
-        Ok(Self { root: next, envelope })
+        let director =
+            |root: &Root| root.roles.get(&Role::Director).map(|keys| keys.key_ids.clone()).unwrap_or_default();
+        let kept = director(&self.root).is_subset(&director(&next));
+        let director_epoch = if kept { self.director_epoch } else { next.version };
+        Ok(Self { root: next, envelope, director_epoch })
+    }
+
+    /// The version of the document that last took a director key away, or of the first. What assignments of an earlier epoch claimed
+    /// (generations, times) counts no more: whoever had the key that was taken away may have claimed the highest there are
+    /// (TUF specification, 5.3.11, recovery from fast-forward attacks).
+    #[must_use]
+    pub fn director_epoch(&self) -> u64 {
+        self.director_epoch
     }
 
     /// The document.

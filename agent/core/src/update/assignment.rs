@@ -30,8 +30,14 @@ impl Machine {
                 return vec![Effect::Refuse { generation, bundle, reason: refusal.to_string() }];
             }
         };
+        let epoch = self.record.director_epoch.max(offer.director_epoch);
+        let begins = std::mem::replace(&mut self.record.director_epoch, epoch) < epoch;
         if admission == Admission::Refresh {
-            return self.refresh(offer);
+            let mut effects = self.refresh(offer);
+            if begins {
+                effects.insert(0, Effect::Persist);
+            }
+            return effects;
         }
         let on_trial = self.slot_on_trial();
         let before = self.record.update.take().map(|u| u.phase);

@@ -239,6 +239,29 @@ async fn roots_must_follow_from_each_other() {
 }
 
 #[tokio::test]
+async fn the_director_key_is_replaced_by_a_root_document_alone() {
+    let client = Client::new().await;
+    let first: TrustView = client.get("/api/v1/trust").await.ok(200);
+    client.trust().await;
+    let director = client.test.app.director.public();
+    let prepare = async || client.post("/api/v1/trust/director", &json!(null)).await;
+    let prepared: TrustView = prepare().await.ok(200);
+    let next = prepared.next_director_public_key.clone().unwrap();
+    assert_eq!((first.next_director_public_key, prepared.director_public_key), (None, director.clone()));
+    let again: TrustView = prepare().await.ok(200);
+    assert_eq!(again.next_director_public_key, Some(next.clone()));
+    let push = json!({ "root": signed_root(2, next.clone()) });
+    let pushed: TrustView = client.post("/api/v1/trust/root", &push).await.ok(200);
+    assert_eq!((pushed.director_public_key, pushed.next_director_public_key), (next.clone(), None));
+    // Given up, another one is made; only an administrator may.
+    let third = prepare().await.ok::<TrustView>(200).next_director_public_key;
+    assert!(third.is_some() && third != Some(director));
+    let given_up: TrustView = client.raw(Method::DELETE, "/api/v1/trust/director", "").await.ok(200);
+    assert_eq!((given_up.director_public_key, given_up.next_director_public_key), (next, None));
+    assert_ne!(prepare().await.ok::<TrustView>(200).next_director_public_key, third);
+}
+
+#[tokio::test]
 async fn labels_are_set_removed_and_checked() {
     let client = Client::new().await;
     client.trust().await;

@@ -302,3 +302,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_directors_epoch_begins_with_the_document_that_takes_a_key_away() {
+    let by = |version: u64, director: &[u8]| {
+        let mut root = root(version, &[1], 1);
+        root.keys.extend(director.iter().map(|s| (key(*s).public().id(), key(*s).public())));
+        root.roles.insert(Role::Director, role(director, 1));
+        sign(DocumentKind::Root, &root, &[1])
+    };
+    let mut trusted = TrustedRoot::first(by(1, &[30]), None).unwrap();
+    let mut epochs = vec![trusted.director_epoch()];
+    for (version, director) in [(2, &[30][..]), (3, &[30, 31]), (4, &[31]), (5, &[31]), (6, &[30, 31]), (7, &[30])] {
+        trusted = trusted.next(by(version, director)).unwrap();
+        epochs.push(trusted.director_epoch());
+    }
+    assert_eq!(epochs, [1, 1, 1, 4, 4, 4, 7]);
+}
