@@ -5,11 +5,12 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_agent_core::outbox::Bounds;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::boot::Boot;
@@ -110,6 +111,8 @@ struct Base {
     started: Steady,
     boot: Boot,
     time: EffectiveTime,
+    /// The controller asks for another certificate.
+    renew: Arc<Notify>,
     metrics: Metrics,
     monitor: Monitor,
     host: ModelHost,
@@ -240,6 +243,7 @@ impl Base {
             started,
             boot,
             time: EffectiveTime::default(),
+            renew: Arc::default(),
             host: ModelHost::new(limits, monitor.clone()),
             metrics,
             monitor,
@@ -341,6 +345,7 @@ impl Base {
             chunk_timeout_ms: self.config.broker.chunk_timeout_ms,
             link: state.clone(),
             requests: ask,
+            renew: Arc::clone(&self.renew),
         };
         let updater = Updater::open(parts, inbox.clone(), self.boot.crashed)?;
         if let Err(error) = self.boot.runs() {
@@ -372,6 +377,7 @@ impl Base {
             identity: identity.clone(),
             store: self.store.clone(),
             time: self.time.clone(),
+            asked: Arc::clone(&self.renew),
             renewed,
         }
     }

@@ -66,6 +66,27 @@ fn write_root(dir: &Path, root: &TrustedRoot) -> Result<(), FileError> {
     files::write_durably(&root_path(dir, root.root().version), &json)
 }
 
+/// Walks the stored chain from the pinned first document. Gives the last one that holds, and where one lies that does not.
+fn walk(dir: &Path, pinned: Digest) -> Result<(TrustedRoot, Option<PathBuf>), TrustStoreError> {
+    let mut root = read_root(dir, 1)?
+        .ok_or(TrustError::RootPin)
+        .and_then(|envelope| TrustedRoot::first(envelope, Some(pinned)))
+        .map_err(|source| TrustStoreError::First { path: root_path(dir, 1), source })?;
+    loop {
+        let path = root_path(dir, root.root().version.saturating_add(1));
+        let Some(bytes) = files::read_start(&path, MAX_FILE_BYTES)? else { return Ok((root, None)) };
+        match serde_json::from_slice::<Envelope>(&bytes).ok().and_then(|envelope| root.next(envelope).ok()) {
+            Some(next) => root = next,
+            None => return Ok((root, Some(path))),
+        }
+    }
+}
+
+/// The root documents in force, for those who only look.
+pub(crate) fn stored_root(data_dir: &Path, pinned: Digest) -> Result<TrustedRoot, TrustStoreError> {
+    Ok(walk(&data_dir.join("trust"), pinned)?.0)
+}
+
 impl TrustStore {
     /// Stores the documents an enrolment brought, which begin with the one whose payload has the digest `pinned`. What lay there
     /// before belonged to another controller.
@@ -94,24 +115,11 @@ impl TrustStore {
         let dir = data_dir.join("trust");
         files::make_folder(&dir)?;
         let mut alarms = Vec::new();
-        let first = read_root(&dir, 1)?
-            .ok_or(TrustError::RootPin)
-            .and_then(|envelope| TrustedRoot::first(envelope, Some(pinned)))
-            .map_err(|source| TrustStoreError::First { path: root_path(&dir, 1), source })?;
-        let mut root = first;
-        loop {
-            let path = root_path(&dir, root.root().version.saturating_add(1));
-            let Some(bytes) = files::read_start(&path, MAX_FILE_BYTES)? else { break };
-            let next = serde_json::from_slice::<Envelope>(&bytes).ok().and_then(|envelope| root.next(envelope).ok());
-            match next {
-                Some(next) => root = next,
-                None => {
-                    // The controller sends it again; until then the document before it holds.
-                    files::set_aside(&path)?;
-                    alarms.push(format!("{} was damaged and set aside", path.display()));
-                    break;
-                }
-            }
+        let (root, damaged) = walk(&dir, pinned)?;
+        if let Some(path) = damaged {
+            // The controller sends it again; until then the document before it holds.
+            files::set_aside(&path)?;
+            alarms.push(format!("{} was damaged and set aside", path.display()));
         }
         let (floor, floor_epoch) = match Self::read_floor(&dir)? {
             Some(floor) => floor,

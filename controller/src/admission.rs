@@ -41,6 +41,7 @@ fn shown(record: &DeviceRecord, serial: &str) -> Option<DeviceRecord> {
     Some(DeviceRecord {
         certificate_serial: taken_up.serial.clone(),
         public_key_sha256: taken_up.public_key_sha256,
+        authorities: taken_up.authorities,
         pending: Vec::new(),
         ..record.clone()
     })
@@ -124,6 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pki::AuthoritiesVersion;
     use crate::store::records::PendingCertificate;
 
     fn record(current: &str, pending: &[String]) -> DeviceRecord {
@@ -134,9 +136,14 @@ mod tests {
             enrolled_at_ms: 1,
             certificate_serial: current.into(),
             public_key_sha256: key(current),
+            authorities: AuthoritiesVersion::default(),
             pending: pending
                 .iter()
-                .map(|serial| PendingCertificate { serial: serial.clone(), public_key_sha256: key(serial) })
+                .map(|serial| PendingCertificate {
+                    serial: serial.clone(),
+                    public_key_sha256: key(serial),
+                    authorities: AuthoritiesVersion::default(),
+                })
                 .collect(),
             renewed_at_ms: Some(2),
             revocation: None,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use muster_shared::trust::{
-    Assignment, DocumentKind, Envelope, PublicKey, SigningKey, TrustError, TrustedRoot, sign_document,
+    Assignment, Authorities, DocumentKind, Envelope, PublicKey, SigningKey, TrustError, TrustedRoot, sign_document,
 };
 use zeroize::Zeroizing;
 
@@ -164,6 +164,14 @@ impl Director {
             keys.next_signs = false;
         }
         Ok(changed)
+    }
+
+    /// Signs a list of authorities.
+    ///
+    /// # Errors
+    /// As [`Self::sign`].
+    pub(crate) fn sign_authorities(&self, authorities: &Authorities) -> Result<Envelope, TrustError> {
+        sign_document(DocumentKind::Authorities, authorities, [self.keys().signing()])
     }
 
     /// Signs an assignment.

@@ -37,6 +37,16 @@ impl Endpoints {
         }
     }
 
+    /// The same with another CA.
+    pub(crate) fn with_ca(&self, ca_file: PathBuf) -> Self {
+        Self { ca_file, ..self.clone() }
+    }
+
+    /// Where the file lies.
+    pub(crate) fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join("endpoints.json")
+    }
+
     /// Writes the file, whole or not at all.
     ///
     /// # Errors

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
 use rustix::process::{Resource, Rlimit};
 use sd_notify::NotifyState;
 use tokio::sync::{Notify, watch};
@@ -96,7 +95,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     end_by_force_after(store.failure());
     let records = Records::new(Arc::new(store));
     // The store is ours, hence the folder. A file from an earlier run must not be taken for this one's.
-    durable::remove(&data.join("endpoints.json"))?;
+    durable::remove(&Endpoints::path(&data))?;
     let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms())?;
     let director = Director::open(&data)?;
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -121,10 +120,10 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         .await?;
 
     let (listener, api_address) = bind(config.api.listen)?;
-    let tls = RustlsConfig::from_config(Arc::new(pki.api_tls()?));
+    let tls = pki.api_tls();
     let admit = Arc::new(EnrolledDevices::new(records.clone(), fleet.clone()));
     let started = broker::start_embedded(&config.broker, pki.broker_files(), admit).await?;
-    let endpoints = Endpoints::new(&config, api_address, started.local_addr, pki.ca_file());
+    let endpoints = Endpoints::new(&config, api_address, started.local_addr, &pki.ca_file());
     let app = Arc::new(App {
         config,
         endpoints,
@@ -156,7 +155,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let mut api = tokio::spawn(server.serve(api::router(Arc::clone(&app)).into_make_service()));
     let mut broker_task = started.task;
 
-    app.endpoints.write(&data.join("endpoints.json"))?;
+    app.endpoints.write(&Endpoints::path(&data))?;
     tracing::info!(
         api = app.endpoints.api_url,
         broker = format!("{}:{}", app.endpoints.broker_host, app.endpoints.broker_port),
@@ -181,7 +180,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     tracing::info!("stopping");
     notify(NotifyState::Stopping);
     app.readiness.broker_ended();
-    durable::remove(&data.join("endpoints.json"))?;
+    durable::remove(&Endpoints::path(&data))?;
     handle.graceful_shutdown(Some(STOP_TIMEOUT));
     // Nobody is left when every part has ended already.
     let _ = stop.send(true);

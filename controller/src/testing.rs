@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use crate::blobs::Blobs;
-use crate::broker::{Broker, BrokerError, Room};
+use crate::broker::{Broker, BrokerError, Room, TlsFiles};
 use crate::clock;
 use crate::config::Config;
 use crate::content::Catalogue;
@@ -34,7 +34,7 @@ use crate::events::EventLog;
 use crate::executor::Schedule;
 use crate::fleet::FleetIndex;
 use crate::metrics::Metrics;
-use crate::pki::{Pki, ServerNames};
+use crate::pki::{AuthoritiesVersion, Pki, ServerNames};
 use crate::readiness::Readiness;
 use crate::state::App;
 use crate::store::records::{AccessTokenRecord, BundleRecord, Desired, DeviceRecord, manifest_key};
@@ -147,6 +147,10 @@ impl Broker for RecordingBroker {
         self.disconnected.lock().unwrap().push(device.clone());
     }
 
+    async fn reload(&self, _: TlsFiles) -> Result<(), BrokerError> {
+        Ok(())
+    }
+
     fn connected(&self) -> usize {
         0
     }
@@ -185,7 +189,7 @@ pub(crate) async fn open_over(config: Config, broker: Arc<RecordingBroker>, reco
     let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms()).unwrap();
     let idle_timeout = Duration::from_millis(config.api.request_timeout_ms);
     App {
-        endpoints: Endpoints::new(&config, config.api.listen, config.broker.listen, pki.ca_file()),
+        endpoints: Endpoints::new(&config, config.api.listen, config.broker.listen, &pki.ca_file()),
         catalogue: Catalogue::new(records.clone()),
         blobs: Blobs::open(&data.join("blobs"), config.api.max_file_bytes, idle_timeout).unwrap(),
         schedule: Schedule::default(),
@@ -297,6 +301,7 @@ impl TestApp {
             enrolled_at_ms: 1,
             certificate_serial: "1".into(),
             public_key_sha256: Digest::of(name.as_bytes()),
+            authorities: AuthoritiesVersion::default(),
             pending: Vec::new(),
             renewed_at_ms: None,
             revocation: None,

@@ -127,6 +127,9 @@ pub struct EnrolResponse {
     pub broker_port: u16,
     /// Every root document from version 1 on, in order.
     pub roots: Vec<Envelope>,
+    /// The [`crate::trust::Authorities`], where there are others than the one of `ca_pem`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorities: Option<Envelope>,
 }
 
 /// A device asking for its next certificate, over a connection on which it showed the one it has.
@@ -144,6 +147,40 @@ pub struct RenewRequest {
 pub struct RenewResponse {
     /// In PEM. The certificate before it is accepted until this one is used.
     pub certificate_pem: String,
+    /// The [`crate::trust::Authorities`] from now on; none where the device's own has never been replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorities: Option<Envelope>,
+}
+
+/// The controller's certificate authorities.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuthoritiesView {
+    /// Oldest first. The last one signs; one before it is accepted until it is retired.
+    pub authorities: Vec<AuthorityView>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuthorityView {
+    /// SHA-256 of its certificate in DER, as enrolment tokens name it.
+    pub sha256: Digest,
+    /// Its certificate in PEM.
+    pub certificate_pem: String,
+    /// When its certificate ends, in milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+    /// Devices that use a certificate of it, revoked ones left out.
+    pub devices: usize,
+}
+
+/// That an authority that was replaced shall no longer be accepted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RetireAuthority {
+    /// Also when devices still use it, which then have to enrol again.
+    pub force: bool,
 }
 
 /// What the controller was told to bring to a device.

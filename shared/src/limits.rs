@@ -16,6 +16,10 @@ pub const MAX_SIGNATURES: usize = 32;
 pub const MAX_THRESHOLD: usize = MAX_SIGNATURES / 2;
 /// Keys a root document may list, each of which is tried on a signature that does not say whose it is.
 pub const MAX_ROOT_KEYS: usize = 128;
+/// Certificate authorities a device may be told of: one, and those being replaced.
+pub const MAX_AUTHORITIES: usize = 4;
+/// Longest certificate of one in PEM, in bytes.
+pub const MAX_AUTHORITY_BYTES: usize = 16 * 1024;
 /// Files a bundle may hold.
 pub const MAX_FILES: usize = 64;
 /// Chunks a bundle may hold: 4 GiB of 64 KiB chunks.

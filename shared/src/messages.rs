@@ -341,6 +341,8 @@ pub struct Ack {
 pub enum Command {
     /// Run the golden examples of the running bundle and report the result as an event.
     SelfTest,
+    /// Renew the certificate now: another authority signs.
+    Renew,
 }
 
 #[cfg(test)]

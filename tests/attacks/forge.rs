@@ -148,6 +148,7 @@ impl Forge<'_> {
     fn beginning(&self, from: &str) -> anyhow::Result<(Value, Option<&Envelope>)> {
         let envelope = match kind_of(from) {
             DocumentKind::Assignment => return Ok((serde_json::from_str(ASSIGNMENT)?, None)),
+            DocumentKind::Authorities => None,
             DocumentKind::Root => self.ground.roots.get(from),
             DocumentKind::Manifest => self.ground.releases.get(from).map(|(envelope, _)| envelope),
         };
@@ -212,7 +213,7 @@ impl Forge<'_> {
         if document.genuine {
             ensure!(document.signatures.is_empty(), "what is genuine is signed by its owner: leave signatures out");
             let owners: &[Key] = match kind {
-                DocumentKind::Assignment => &[Key::Director],
+                DocumentKind::Assignment | DocumentKind::Authorities => &[Key::Director],
                 DocumentKind::Root => &[Key::Root],
                 DocumentKind::Manifest => &[Key::Release1, Key::Release2],
             };

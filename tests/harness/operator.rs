@@ -42,6 +42,11 @@ impl Operator {
         }
     }
 
+    /// Believes the controller by the certificates in `ca_file` from now on.
+    pub fn trust(&mut self, ca_file: &Path) {
+        self.ca_file = ca_file.to_path_buf();
+    }
+
     /// Runs `muster` with `args`, whatever comes of it.
     ///
     /// # Errors

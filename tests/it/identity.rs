@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use muster_shared::api::DeviceView;
+use muster_shared::api::{AuthoritiesView, DeviceView};
 use muster_shared::messages::UpdateState;
 use muster_shared::rollout::RolloutStatus;
 use muster_tests::binaries::Binaries;
@@ -279,4 +279,100 @@ fn an_agent_killed_while_it_renews_comes_back_as_itself() {
         }
         fleet.wait_online(3).await
     });
+}
+
+#[test]
+fn the_authority_is_replaced_under_a_running_fleet_and_its_certificates_count_no_more() {
+    stage::run(async |binaries, folder| {
+        // Devices renew within a second of being asked.
+        let mut fleet =
+            stage::fleet_with(&binaries, &folder, 2, "[pki]\ndevice-certificate-valid-for-ms = 600000\n").await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+        let old_ca = fleet.controller.endpoints.ca_file.clone();
+        let (old_pem, kept) = (std::fs::read(&old_ca)?, folder.join("kept"));
+        let late_token = fleet.enrolment_token(1).await?;
+        fleet.device("dev-2")?.link()?.cut();
+        wait::until("dev-2 is offline", PATIENCE, async || {
+            Ok((!fleet.operator.device("dev-2").await?.online).then_some(()))
+        })
+        .await?;
+
+        let rotated: AuthoritiesView = fleet.operator.json(&["ca", "rotate"]).await?;
+        ensure!(rotated.authorities.len() == 2, "{rotated:?}");
+        let devices_of = async |fleet: &Fleet, counts: &[usize]| {
+            wait::until("devices renew their certificates", PATIENCE, async || {
+                let view: AuthoritiesView = fleet.operator.json(&["ca", "show"]).await?;
+                Ok((view.authorities.iter().map(|a| a.devices).collect::<Vec<_>>() == counts).then_some(()))
+            })
+            .await
+        };
+        devices_of(&fleet, &[1, 1]).await?;
+        let refused = fleet.operator.run(&["ca", "retire"]).await.unwrap_err().to_string();
+        ensure!(refused.contains("1 devices") && refused.contains("dev-2"), "{refused}");
+        let refused = fleet.operator.run(&["ca", "rotate"]).await.unwrap_err().to_string();
+        ensure!(refused.contains("retire it first"), "{refused}");
+        // Everything goes on from the files alone.
+        fleet.controller.crash_and_restart().await?;
+        fleet.wait_online(1).await?;
+        // Whoever was away, or has a token from before, knows only the old authority and finds its way.
+        copy_folder(&fleet.device("dev-2")?.folder().join("data/identity"), &kept)?;
+        fleet.device("dev-2")?.link()?.mend();
+        devices_of(&fleet, &[0, 2]).await?;
+        let setup = DeviceSetup { id: "dev-3", token: &late_token, window_ms: 1_000, settings: "" };
+        fleet.add_device(&setup, true).await?;
+        devices_of(&fleet, &[0, 3]).await?;
+
+        // The operator, too, has to know the new one before the old one goes.
+        let both = folder.join("authorities.pem").display().to_string();
+        fleet.operator.run(&["ca", "export", "--out", &both]).await?;
+        let retired: AuthoritiesView = fleet.operator.json(&["ca", "retire"]).await?;
+        ensure!(retired.authorities.len() == 1 && !old_ca.exists(), "{retired:?}");
+        fleet.operator.trust(Path::new(&both));
+        fleet.wait_online(3).await?;
+        let lists_one = |data: &Path| {
+            let list = std::fs::read_to_string(data.join("identity/authorities.json"))?;
+            anyhow::Ok(list.matches("BEGIN CERTIFICATE").count() == 1)
+        };
+        for device in ["dev-1", "dev-2", "dev-3"] {
+            let data = fleet.device(device)?.folder().join("data");
+            wait::until(&format!("{device} forgets the old authority"), PATIENCE, async || {
+                Ok(lists_one(&data)?.then_some(()))
+            })
+            .await?;
+        }
+        // A certificate of the old authority opens nothing any more.
+        let from = log_length(&mut fleet, "dev-2")?;
+        let data = fleet.device("dev-2")?.folder().join("data/identity");
+        traffic.expect("dev-2", false);
+        fleet.device("dev-2")?.kill()?;
+        let renewed = folder.join("renewed");
+        copy_folder(&data, &renewed)?;
+        std::fs::remove_dir_all(&data)?;
+        copy_folder(&kept, &data)?;
+        std::fs::copy(renewed.join("authorities.json"), data.join("authorities.json"))?;
+        fleet.device("dev-2")?.restart().await?;
+        let controller_log = fleet.controller.folder().join("controller.log");
+        wait::until("the old certificate is refused", PATIENCE, async || {
+            Ok(std::fs::read_to_string(&controller_log)?.contains("UnknownIssuer").then_some(()))
+        })
+        .await?;
+        logged(&mut fleet, "dev-2", "no connection to the broker", from).await?;
+        ensure!(!fleet.operator.device("dev-2").await?.online);
+        fleet.device("dev-2")?.kill()?;
+        std::fs::remove_dir_all(&data)?;
+        copy_folder(&renewed, &data)?;
+        fleet.device("dev-2")?.restart().await?;
+        fleet.wait_online(3).await?;
+        ensure!(std::fs::read(&both)? != old_pem);
+        stage::ensure_all_answered(&traffic)
+    });
+}
+
+fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)?.flatten() {
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
 }

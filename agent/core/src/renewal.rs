@@ -10,6 +10,8 @@ use crate::backoff::{Backoff, Pauses};
 
 /// The longest pause before a device without a clock renews at its start, in milliseconds. The network may set the clock meanwhile.
 const BLIND_MS: u64 = 120_000;
+/// Renewals that the controller asks for come no sooner after each other, in milliseconds, or after a hundredth of a short life.
+const MOST_ASKED_MS: u64 = 60_000;
 /// No two renewals come sooner after each other, in milliseconds.
 const LEAST_PAUSE_MS: u64 = 1_000;
 
@@ -51,6 +53,10 @@ pub struct Renewal {
     wall_is_ahead: bool,
     /// When it is due although the clock is before its beginning, by the steady clock.
     blind_ms: Option<u64>,
+    /// When it is due because the controller asked for it, by the steady clock.
+    asked_ms: Option<u64>,
+    /// None of these before this, by the steady clock.
+    not_asked_before_ms: u64,
     /// No attempt before this, by the steady clock.
     no_sooner_ms: u64,
     backoff: Backoff,
@@ -78,6 +84,7 @@ impl Renewal {
         Self {
             wall_is_ahead: now.wall_ms >= this.due_ms,
             no_sooner_ms: now.steady_ms.saturating_add(LEAST_PAUSE_MS),
+            not_asked_before_ms: now.steady_ms.saturating_add((validity.life_ms() / 100).min(MOST_ASKED_MS)),
             ..this
         }
     }
@@ -92,6 +99,8 @@ impl Renewal {
             watched_from_ms: now.steady_ms,
             wall_is_ahead: false,
             blind_ms: None,
+            asked_ms: None,
+            not_asked_before_ms: 0,
             no_sooner_ms: 0,
             backoff: Backoff::new(Pauses { first_ms, longest_ms: (life_ms / 24).clamp(first_ms, 3_600_000) }),
         }
@@ -110,7 +119,18 @@ impl Renewal {
         {
             wait_ms = wait_ms.min(blind_ms.saturating_sub(now.steady_ms));
         }
+        if let Some(asked_ms) = self.asked_ms {
+            wait_ms = wait_ms.min(asked_ms.saturating_sub(now.steady_ms));
+        }
         wait_ms.max(self.no_sooner_ms.saturating_sub(now.steady_ms))
+    }
+
+    /// The controller asks for a renewal: it comes soon, a whole fleet's spread over a thousandth of a life, and not oftener than once in
+    /// [`MOST_ASKED_MS`], whatever the controller says. `jitter` is a random number up to 1,000.
+    pub fn asked(&mut self, now: Now, jitter: u16) {
+        let spread_ms = share((self.validity.life_ms() / 1_000).min(MOST_ASKED_MS), jitter);
+        let asked_ms = now.steady_ms.max(self.not_asked_before_ms).saturating_add(spread_ms);
+        self.asked_ms = Some(self.asked_ms.unwrap_or(asked_ms).min(asked_ms));
     }
 
     /// An attempt failed; the next one comes after a pause.
@@ -176,6 +196,24 @@ mod tests {
         let given = Renewal::given(validity(300 * DAY_MS), at(ahead_ms, 10), 0);
         assert_eq!(given.wait_ms(at(ahead_ms, 10)), 200 * DAY_MS);
         assert_eq!(given.wait_ms(at(ahead_ms + 200 * DAY_MS, 10 + 200 * DAY_MS)), 0);
+    }
+
+    #[test]
+    fn a_controller_that_asks_is_heard_soon_and_not_over_and_over() {
+        let start = at(BEGIN_MS + DAY_MS, 1_000);
+        let mut found = Renewal::found(validity(300 * DAY_MS), start, 0);
+        found.asked(start, 500);
+        found.asked(start, 1_000);
+        assert_eq!(found.wait_ms(start), 30_000);
+        found.failed(start, 0);
+        assert!(found.wait_ms(at(BEGIN_MS + DAY_MS, 40_000)) < 30_000, "it stays asked for");
+        let mut given = Renewal::given(validity(300 * DAY_MS), start, 0);
+        assert_eq!(given.wait_ms(start), 199 * DAY_MS);
+        given.asked(start, 0);
+        assert_eq!(given.wait_ms(start), MOST_ASKED_MS);
+        let mut short = Renewal::given(validity(20_000), at(BEGIN_MS, 0), 0);
+        short.asked(at(BEGIN_MS, 0), 1_000);
+        assert_eq!(short.wait_ms(at(BEGIN_MS, 0)), LEAST_PAUSE_MS);
     }
 
     #[test]

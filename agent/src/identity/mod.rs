@@ -6,6 +6,7 @@
 //! A certificate that has been renewed lies in `renewed.pem` together with its key, so that one rename exchanges both: at any
 //! moment the device has a key and the certificate for it. Until then they are `device.pem` and `device.key`.
 
+mod authorities;
 mod enrol;
 mod papers;
 mod pin;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use muster_agent_core::renewal::Validity;
 use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::trust::TrustedRoot;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
@@ -24,14 +26,18 @@ use rustls::{ClientConfig, RootCertStore};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use self::authorities::Stored;
 pub(crate) use self::enrol::{EnrolError, enrol};
 use self::papers::Papers;
 pub(crate) use self::renew::Renewer;
 use crate::causes::with_source;
 use crate::files::{self, FileError};
 use crate::time::EffectiveTime;
+use crate::trust_store::{self, TrustStoreError};
 
 const MAX_FILE_BYTES: u64 = 256 * 1024;
+/// The authorities since the first was replaced.
+const AUTHORITIES: &str = "authorities.json";
 /// Key and certificate since the first renewal.
 const RENEWED: &str = "renewed.pem";
 
@@ -78,6 +84,9 @@ pub(crate) enum IdentityError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The root documents cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustStoreError),
     /// No key could be made.
     #[error("no key could be made for the device: {0}")]
     Key(String),
@@ -93,13 +102,14 @@ fn folder(path: &Path) -> String {
 /// The folder that holds the identity.
 #[derive(Debug, Clone)]
 pub(crate) struct IdentityStore {
+    data_dir: PathBuf,
     dir: PathBuf,
 }
 
 impl IdentityStore {
     /// The identity below `data_dir`.
     pub(crate) fn new(data_dir: &Path) -> Self {
-        Self { dir: data_dir.join("identity") }
+        Self { data_dir: data_dir.to_owned(), dir: data_dir.join("identity") }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -153,6 +163,10 @@ impl IdentityStore {
             api_url: Some(papers.api_url.clone()),
         };
         files::write_durably(&self.path("ca.pem"), papers.ca_pem.as_bytes())?;
+        match &papers.authorities {
+            Some(authorities) => self.store_authorities(authorities)?,
+            None => files::remove(&self.path(AUTHORITIES))?,
+        }
         if self.path(RENEWED).exists() {
             self.exchange(&self.key()?, &papers.certificate_pem)?;
         } else {
@@ -204,6 +218,39 @@ impl IdentityStore {
         Ok(ca)
     }
 
+    /// The list in force, where the authority of the enrolment was replaced.
+    fn authorities(&self) -> Result<Option<Stored>, IdentityError> {
+        let Some(bytes) = files::read_start(&self.path(AUTHORITIES), MAX_FILE_BYTES)? else { return Ok(None) };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| self.damaged(AUTHORITIES, &format!("is damaged ({error})")))
+    }
+
+    fn store_authorities(&self, authorities: &Stored) -> Result<(), IdentityError> {
+        let json = serde_json::to_vec(authorities).map_err(|error| IdentityError::Key(error.to_string()))?;
+        Ok(files::write_durably(&self.path(AUTHORITIES), &json)?)
+    }
+
+    /// The root documents in force, as they are stored.
+    fn root(&self, identity: &Identity) -> Result<TrustedRoot, IdentityError> {
+        Ok(trust_store::stored_root(&self.data_dir, identity.root_sha256)?)
+    }
+
+    /// Those whose certificates this device takes its controller's from.
+    fn trusted(&self, identity: &Identity) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        match self.authorities() {
+            Ok(Some(stored)) => {
+                stored.certificates().ok_or_else(|| self.damaged(AUTHORITIES, "holds what is not a certificate"))
+            }
+            Ok(None) => Ok(vec![self.ca(identity)?]),
+            Err(error) => {
+                // The first one may still do; with the next certificate the list comes again.
+                tracing::error!(error = %with_source(&error), "the list of authorities cannot be used; only the first one is believed");
+                Ok(vec![self.ca(identity)?])
+            }
+        }
+    }
+
     /// From when until when the certificate in force is good.
     fn validity(&self) -> Result<Validity, IdentityError> {
         let Pair { certificates, files: (file, _), .. } = self.pair()?;
@@ -215,7 +262,7 @@ impl IdentityStore {
 
     /// How the device connects to its controller: as itself, and to nobody but a server of its CA.
     pub(crate) fn tls(&self, identity: &Identity, time: &EffectiveTime) -> Result<Arc<ClientConfig>, IdentityError> {
-        let ca = self.ca(identity)?;
+        let trusted = self.trusted(identity)?;
         let Pair { certificates, key, files: (file, key_file) } = self.pair()?;
         // A board without a clock knows that much: the controller's own certificate is usually older than this one.
         if let Some(validity) = certificates.first().and_then(|certificate| papers::validity(certificate)) {
@@ -223,7 +270,9 @@ impl IdentityStore {
         }
         let tls = |error: &dyn std::fmt::Display| IdentityError::Tls(error.to_string());
         let mut roots = RootCertStore::empty();
-        roots.add(ca).map_err(|e| self.damaged("ca.pem", &format!("is not a CA's certificate ({e})")))?;
+        for ca in trusted {
+            roots.add(ca).map_err(|e| self.damaged("ca.pem", &format!("is not a CA's certificate ({e})")))?;
+        }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()

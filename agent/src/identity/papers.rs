@@ -11,6 +11,8 @@ use rustls::pki_types::pem::PemObject;
 use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 
+use super::authorities::Stored;
+
 /// Largest certificate in PEM, in bytes: one on P-256 has about 700.
 const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
 /// Longest host name, in bytes (RFC 1035).
@@ -29,6 +31,8 @@ pub(super) struct Papers {
     pub(super) api_url: String,
     /// Every root document from version 1 on.
     pub(super) roots: Vec<Envelope>,
+    /// The authorities, where others than the one of the token are in force.
+    pub(super) authorities: Option<Stored>,
 }
 
 /// What is wrong with them.
@@ -49,6 +53,12 @@ pub(crate) enum PapersError {
     /// The root documents are not trusted.
     #[error("its root documents are not those the enrolment token leads to")]
     Roots(#[source] TrustError),
+    /// The list of authorities is not trusted.
+    #[error("its list of certificate authorities is not trusted")]
+    Authorities(#[source] TrustError),
+    /// The list is older than the one in force.
+    #[error("its list of certificate authorities is older than the one this device has")]
+    OldAuthorities,
 }
 
 /// Checks `response` against the token it answers and the device's own key.
@@ -57,11 +67,18 @@ pub(super) fn check(token: &EnrolmentToken, key: &KeyPair, response: EnrolRespon
     if Digest::of(&ca) != token.ca_sha256 {
         return Err(PapersError::Ca);
     }
-    certificate(&ca, &response.certificate_pem, key, &response.device)?;
     if response.broker_host.is_empty() || response.broker_host.len() > MAX_HOST_BYTES || response.broker_port == 0 {
         return Err(PapersError::Broker);
     }
-    chain(response.roots.iter().cloned(), token.root_sha256).map_err(PapersError::Roots)?;
+    let root = chain(response.roots.iter().cloned(), token.root_sha256).map_err(PapersError::Roots)?;
+    let authorities = response.authorities.as_ref().map(|list| Stored::verify(list, &root)).transpose()?;
+    let signers = match &authorities {
+        // A list that leaves the token's own out would cut the device off from whoever gave it.
+        Some(stored) if !stored.names(&token.ca_sha256) => return Err(PapersError::Ca),
+        Some(stored) => stored.certificates().unwrap_or_default(),
+        None => vec![ca],
+    };
+    certificate(&signers, &response.certificate_pem, key, &response.device)?;
     Ok(Papers {
         device: response.device,
         certificate_pem: response.certificate_pem,
@@ -72,12 +89,13 @@ pub(super) fn check(token: &EnrolmentToken, key: &KeyPair, response: EnrolRespon
         broker_port: response.broker_port,
         api_url: token.url.clone(),
         roots: response.roots,
+        authorities,
     })
 }
 
-/// Checks that `pem` is a certificate of `ca` for this device and this key. Gives how long it is good.
+/// Checks that `pem` is a certificate of one of `authorities` for this device and this key. Gives how long it is good.
 pub(super) fn certificate(
-    ca: &CertificateDer<'_>,
+    authorities: &[CertificateDer<'_>],
     pem: &str,
     key: &KeyPair,
     device: &DeviceId,
@@ -87,9 +105,13 @@ pub(super) fn certificate(
         return Err(PapersError::Parse("certificate"));
     }
     let ours = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| PapersError::Parse("certificate"))?;
-    let (_, ca) = parse_x509_certificate(ca).map_err(|_| PapersError::Parse("CA"))?;
     let (_, parsed) = parse_x509_certificate(&ours).map_err(|_| PapersError::Parse("certificate"))?;
-    if parsed.verify_signature(Some(ca.public_key())).is_err() {
+    let mut signed = false;
+    for ca in authorities {
+        let (_, ca) = parse_x509_certificate(ca).map_err(|_| PapersError::Parse("CA"))?;
+        signed |= parsed.verify_signature(Some(ca.public_key())).is_ok();
+    }
+    if !signed {
         return Err(PapersError::Certificate("is not signed by its CA"));
     }
     if parsed.public_key().raw != key.subject_public_key_info() {
@@ -125,6 +147,7 @@ fn chain(mut roots: impl Iterator<Item = Envelope>, pinned: Digest) -> Result<Tr
 pub(super) mod tests {
     use std::sync::Arc;
 
+    use muster_shared::api::{RenewRequest, RenewResponse};
     use muster_shared::trust::{DocumentKind, Role, RoleKeys, Root, SigningKey, sign_document};
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa};
     use rumqttc::tokio_rustls::TlsAcceptor;
@@ -142,7 +165,7 @@ pub(super) mod tests {
 
     /// Plays the controller's part in an enrolment.
     pub(in super::super) struct Controller {
-        ca: CertifiedIssuer<'static, KeyPair>,
+        ca: Arc<CertifiedIssuer<'static, KeyPair>>,
         root: Envelope,
     }
 
@@ -160,7 +183,7 @@ pub(super) mod tests {
                 roles: [role(Role::Root), role(Role::Release), role(Role::Director)].into(),
             };
             Self {
-                ca: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+                ca: Arc::new(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()),
                 root: sign_document(DocumentKind::Root, &root, [&signer]).unwrap(),
             }
         }
@@ -178,8 +201,33 @@ pub(super) mod tests {
             self.enrol_as(key, device().as_str())
         }
 
+        pub(in super::super) fn ca_pem(&self) -> String {
+            self.ca.pem()
+        }
+
         /// Answers one request to `path` over TLS with `status` and `body`; gives the URL to ask.
         pub(in super::super) async fn answering(&self, path: &'static str, status: u16, body: Vec<u8>) -> String {
+            self.answering_with(path, status, move |_| body).await
+        }
+
+        /// Answers one renewal with a certificate of `signing` for the key asked for, and with `list`; gives the URL to ask.
+        pub(in super::super) async fn renewing(&self, signing: &Self, list: Option<Envelope>) -> String {
+            let issuer = Arc::clone(&signing.ca);
+            let answer = move |request: &[u8]| {
+                let wish: RenewRequest = serde_json::from_slice(request).unwrap();
+                let csr = rcgen::CertificateSigningRequestParams::from_pem(&wish.csr_pem).unwrap();
+                let certificate_pem = csr.signed_by(&**issuer).unwrap().pem();
+                serde_json::to_vec(&RenewResponse { certificate_pem, authorities: list }).unwrap()
+            };
+            self.answering_with("/api/v1/renew", 200, answer).await
+        }
+
+        async fn answering_with(
+            &self,
+            path: &'static str,
+            status: u16,
+            answer: impl FnOnce(&[u8]) -> Vec<u8> + Send + 'static,
+        ) -> String {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("https://{}", listener.local_addr().unwrap());
             let tls = TlsAcceptor::from(self.server());
@@ -193,6 +241,8 @@ pub(super) mod tests {
                     length += stream.read(&mut request[length..]).await.unwrap();
                 }
                 assert!(request.starts_with(format!("POST {path} HTTP/1.1").as_bytes()));
+                let begin = request.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+                let body = answer(&request[begin..length]);
                 let head =
                     format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
                 stream.write_all(&[head.into_bytes(), body].concat()).await.unwrap();
@@ -204,7 +254,7 @@ pub(super) mod tests {
         /// A server of this CA on the loopback address, which shows its CA too.
         pub(in super::super) fn server(&self) -> Arc<ServerConfig> {
             let key = KeyPair::generate().unwrap();
-            let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &self.ca).unwrap();
+            let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &**self.ca).unwrap();
             let chain = vec![leaf.der().clone(), self.ca.der().clone()];
             let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
             ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -220,8 +270,9 @@ pub(super) mod tests {
             let mut params = CertificateParams::new([]).unwrap();
             params.distinguished_name.push(DnType::CommonName, name);
             EnrolResponse {
+                authorities: None,
                 device: device(),
-                certificate_pem: params.signed_by(key, &self.ca).unwrap().pem(),
+                certificate_pem: params.signed_by(key, &**self.ca).unwrap().pem(),
                 ca_pem: self.ca.pem(),
                 broker_host: "127.0.0.1".into(),
                 broker_port: 8883,

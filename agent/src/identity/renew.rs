@@ -3,13 +3,16 @@
 //! When, is `muster_agent_core::renewal`'s decision. A new key is made for every attempt and kept only together with its
 //! certificate, so whatever breaks off an attempt leaves the pair before it, which is accepted until the new one is shown.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_agent_core::renewal::{Now, Renewal, Validity};
 use muster_shared::api::{Problem, RenewRequest, RenewResponse};
+use muster_shared::trust::Envelope;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use super::authorities::Stored;
 use super::enrol::{BodyError, bounded_body, csr, reason};
 use super::papers::{self, PapersError};
 use super::{Identity, IdentityError, IdentityStore};
@@ -67,6 +70,8 @@ pub(crate) struct Renewer {
     pub(crate) time: EffectiveTime,
     /// Where the controller's API is.
     pub(crate) api_url: Option<String>,
+    /// The controller asks for it.
+    pub(crate) asked: Arc<Notify>,
     /// Counted up whenever another certificate is in force.
     pub(crate) renewed: watch::Sender<u64>,
 }
@@ -91,7 +96,10 @@ impl Renewer {
         loop {
             let wait_ms = renewal.wait_ms(now());
             if wait_ms > 0 {
-                tokio::time::sleep(Duration::from_millis(wait_ms.min(LOOK_MS))).await;
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis(wait_ms.min(LOOK_MS))) => {}
+                    () = self.asked.notified() => renewal.asked(now(), jitter()),
+                }
                 continue;
             }
             match self.renew(api_url).await {
@@ -116,14 +124,27 @@ impl Renewer {
         }
     }
 
+    /// Checks the list of authorities that came with a certificate.
+    fn list(&self, list: &Envelope, unusable: &impl Fn(PapersError) -> RenewError) -> Result<Stored, RenewError> {
+        let root = self.store.root(&self.identity)?;
+        let list = Stored::verify(list, &root).map_err(unusable)?;
+        // One that cannot be read keeps nothing out.
+        if let Ok(Some(before)) = self.store.authorities()
+            && !list.follows(&before)
+        {
+            return Err(unusable(PapersError::OldAuthorities));
+        }
+        Ok(list)
+    }
+
     /// Fetches a certificate for a new key and puts both into force.
     async fn renew(&self, api_url: &str) -> Result<Validity, RenewError> {
         let request = |error: &dyn ToString| RenewError::Request(error.to_string());
         let device = &self.identity.device;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| request(&error))?;
         let wish = RenewRequest { csr_pem: csr(&key, Some(device)).map_err(RenewError::Request)? };
-        let (ca, tls) = tokio::task::block_in_place(|| {
-            Ok::<_, IdentityError>((self.store.ca(&self.identity)?, self.store.tls(&self.identity, &self.time)?))
+        let (trusted, tls) = tokio::task::block_in_place(|| {
+            Ok::<_, IdentityError>((self.store.trusted(&self.identity)?, self.store.tls(&self.identity, &self.time)?))
         })?;
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured((*tls).clone())
@@ -146,18 +167,32 @@ impl Renewer {
             return Err(RenewError::Refused { url, status: status.as_u16(), detail });
         }
         let unusable = |source| RenewError::Papers { url: url.clone(), source };
-        let RenewResponse { certificate_pem } =
+        let RenewResponse { certificate_pem, authorities } =
             serde_json::from_slice(&body).map_err(|_| unusable(PapersError::Parse("answer")))?;
-        let validity = papers::certificate(&ca, &certificate_pem, &key, device).map_err(unusable)?;
-        tokio::task::block_in_place(|| self.store.exchange(&key, &certificate_pem))?;
-        Ok(validity)
+        tokio::task::block_in_place(|| {
+            let list = authorities.map(|list| self.list(&list, &unusable)).transpose()?;
+            let signers = match &list {
+                Some(list) => list.certificates().unwrap_or_default(),
+                None => trusted,
+            };
+            let validity = papers::certificate(&signers, &certificate_pem, &key, device).map_err(unusable)?;
+            // First: the other way round, a crash in between would leave a certificate whose signer is not believed.
+            if let Some(list) = list {
+                self.store.store_authorities(&list)?;
+            }
+            self.store.exchange(&key, &certificate_pem)?;
+            Ok(validity)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use muster_shared::trust::{Authorities, DocumentKind, SigningKey, sign_document};
+
     use super::super::papers::tests::Controller;
     use super::*;
+    use crate::trust_store::TrustStore;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whatever_is_answered_the_pair_in_force_stays_until_there_is_a_right_one() {
@@ -169,11 +204,18 @@ mod tests {
         let papers = papers::check(&controller.token(), &key, controller.enrol(&key)).unwrap();
         let identity = store.install(&papers, 7).unwrap();
         let (renewed, _) = watch::channel(0);
-        let renewer =
-            Renewer { identity, store: store.clone(), time: EffectiveTime::default(), api_url: None, renewed };
+        let renewer = Renewer {
+            identity,
+            store: store.clone(),
+            time: EffectiveTime::default(),
+            api_url: None,
+            asked: Arc::default(),
+            renewed,
+        };
 
         let stranger = KeyPair::generate().unwrap();
-        let certificate = |pem: String| serde_json::to_vec(&RenewResponse { certificate_pem: pem }).unwrap();
+        let certificate =
+            |pem: String| serde_json::to_vec(&RenewResponse { certificate_pem: pem, authorities: None }).unwrap();
         let problem = br#"{"type":"t","title":"t","status":403,"detail":"the device is revoked"}"#;
         for (status, body, words) in [
             (403, problem.to_vec(), "(403): the device is revoked"),
@@ -193,5 +235,69 @@ mod tests {
         assert!(matches!(renewer.renew(&url).await, Err(RenewError::Away { .. })));
         assert!(!folder.path().join("identity/renewed.pem").exists());
         store.tls(&renewer.identity, &renewer.time).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn another_authority_is_believed_when_the_director_names_it_and_not_otherwise() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(folder.path());
+        let (controller, next) = (Controller::new(), Controller::new());
+        let key = store.key().unwrap();
+        let papers = papers::check(&controller.token(), &key, controller.enrol(&key)).unwrap();
+        TrustStore::install(folder.path(), &papers.roots, papers.root_sha256).unwrap();
+        let identity = store.install(&papers, 7).unwrap();
+        let (renewed, _) = watch::channel(0);
+        let time = EffectiveTime::default();
+        let renewer = Renewer { identity, store: store.clone(), time, api_url: None, asked: Arc::default(), renewed };
+        let both = |version| Authorities { version, certificates: vec![controller.ca_pem(), next.ca_pem()] };
+        let by =
+            |signer: &SigningKey, list: &Authorities| sign_document(DocumentKind::Authorities, list, [signer]).unwrap();
+        let (director, thief) = (signer(1), signer(9));
+        let none = Authorities { version: 5, certificates: Vec::new() };
+        let noise = Authorities { version: 5, certificates: vec!["noise".into()] };
+        let cases = [
+            (None, "is not signed by its CA"),
+            (Some(by(&thief, &both(4))), "list of certificate authorities is not trusted"),
+            (Some(by(&director, &none)), "1 to 4 are allowed"),
+            (Some(by(&director, &noise)), "list of authorities does not parse"),
+        ];
+        for (list, words) in cases {
+            let said = renewer.answered(&controller, &next, list).await.unwrap_err();
+            assert!(said.contains(words), "{said}");
+            assert!(!folder.path().join("identity/authorities.json").exists());
+        }
+        renewer.answered(&controller, &next, Some(by(&director, &both(4)))).await.unwrap();
+        assert_eq!(store.trusted(&renewer.identity).unwrap().len(), 2);
+        // The next server is of the new authority alone; an older list comes too late.
+        let said = renewer.answered(&next, &next, Some(by(&director, &both(3)))).await.unwrap_err();
+        assert!(said.contains("older than the one"), "{said}");
+        let alone = Authorities { version: 5, certificates: vec![next.ca_pem()] };
+        renewer.answered(&next, &next, Some(by(&director, &alone))).await.unwrap();
+        assert!(matches!(
+            renewer.renew(&controller.answering("/api/v1/renew", 200, Vec::new()).await).await,
+            Err(RenewError::Away { .. })
+        ));
+        // Damaged, it leaves the first one to be believed.
+        std::fs::write(folder.path().join("identity/authorities.json"), "{").unwrap();
+        store.tls(&renewer.identity, &renewer.time).unwrap();
+        assert_eq!(store.trusted(&renewer.identity).unwrap().len(), 1);
+    }
+
+    fn signer(seed: u8) -> SigningKey {
+        SigningKey::from_seed(&zeroize::Zeroizing::new([seed; 32]))
+    }
+
+    impl Renewer {
+        /// Asks a server of `shown`, which answers with a certificate of `signing` for whatever key was asked for, and with `list`.
+        async fn answered(
+            &self,
+            shown: &Controller,
+            signing: &Controller,
+            list: Option<Envelope>,
+        ) -> Result<(), String> {
+            let url = shown.renewing(signing, list).await;
+            self.renew(&url).await.map(drop).map_err(|error| with_source(&error))
+        }
     }
 }

@@ -22,6 +22,7 @@ impl Updater {
             },
             Down::Command => match serde_json::from_slice::<Command>(&told.payload) {
                 Ok(Command::SelfTest) => self.self_test(),
+                Ok(Command::Renew) => self.parts.renew.notify_one(),
                 Err(error) => self.refuse(0, None, &format!("a command does not parse: {error}")),
             },
             Down::Ack => {}

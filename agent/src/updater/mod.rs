@@ -31,7 +31,7 @@ use muster_shared::ids::{BundleRef, DeviceId, Digest};
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::{ChunkRequest, DeviceEvent, DeviceEventKind, InstalledBundle};
 use muster_shared::trust::Envelope;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::download::Download;
 use self::model::Loaded;
@@ -89,6 +89,8 @@ pub(crate) struct Parts {
     pub(crate) chunk_timeout_ms: u64,
     pub(crate) link: LinkState,
     pub(crate) requests: mpsc::Sender<ChunkRequest>,
+    /// Told when the controller asks for another certificate to be fetched.
+    pub(crate) renew: Arc<Notify>,
 }
 
 /// Why the updater cannot start.

@@ -109,6 +109,7 @@ impl Rig {
             chunk_timeout_ms: 30_000,
             link,
             requests: ask,
+            renew: Arc::default(),
         };
         let updater = Updater::open(parts, inbox.clone(), false).unwrap();
         let (ready, is_ready) = oneshot::channel();

@@ -6,7 +6,7 @@ use crate::api_client::ApiClient;
 use crate::failure::Failure;
 use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
-use crate::{bundle, completions, device, drift, events, key, rollout, root, token, trust};
+use crate::{bundle, ca, completions, device, drift, events, key, rollout, root, token, trust};
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
 ///
@@ -35,6 +35,9 @@ enum Command {
     /// Show the keys and documents that the controller's trust rests on.
     #[command(subcommand)]
     Trust(trust::TrustCommand),
+    /// Show, replace and retire the certificate authorities of devices and controller.
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Build, sign, verify and push bundles.
     #[command(subcommand)]
     Bundle(Box<bundle::BundleCommand>),
@@ -95,6 +98,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Key(command) => key::run(&context, command),
         Command::Root(command) => root::run(&context, command),
         Command::Trust(command) => trust::run(&context, command),
+        Command::Ca(command) => ca::run(&context, command),
         Command::Bundle(command) => bundle::run(&context, *command),
         Command::Device(command) => device::run(&context, command),
         Command::Token(command) => token::run(&context, command),

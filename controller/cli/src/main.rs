@@ -5,6 +5,7 @@
 
 mod api_client;
 mod bundle;
+mod ca;
 mod command;
 mod completions;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use muster_shared::api::{EnrolRequest, EnrolResponse, Problem};
 use muster_shared::ids::{DeviceId, Digest};
 
+use super::authorities;
 use super::extract::Json;
 use crate::clock;
 use crate::events::{ACTOR_DEVICE, NewEvent};
@@ -37,9 +38,10 @@ pub(super) async fn enrol(
 ) -> ApiResult<axum::Json<EnrolResponse>> {
     let secret_sha256 = Digest::of(wish.secret.as_bytes());
     // Only those who hold a token learn what else is wrong.
-    token(&app.records, &secret_sha256).await?;
+    let named = token(&app.records, &secret_sha256).await?.value.ca_sha256;
     let key = DeviceKey::from_request(&wish.csr_pem)
         .map_err(|error| ApiError::unacceptable("invalid-certificate-request", error))?;
+    let ca_pem = named_authority(&app, &named)?;
     let roots = trust::roots(&app.records).await?;
     if roots.is_empty() {
         return Err(ApiError::conflict(
@@ -80,10 +82,11 @@ pub(super) async fn enrol(
                 return Ok(axum::Json(EnrolResponse {
                     device,
                     certificate_pem: certificate.pem,
-                    ca_pem: app.pki.ca_pem().to_owned(),
+                    ca_pem: ca_pem.clone(),
                     broker_host: app.endpoints.broker_host.clone(),
                     broker_port: app.endpoints.broker_port,
                     roots,
+                    authorities: authorities::signed_list(&app)?,
                 }));
             }
             Err(StoreError::Conflict { .. }) => {}
@@ -117,6 +120,19 @@ async fn token(records: &Records, secret_sha256: &Digest) -> ApiResult<Stored<En
     Ok(token)
 }
 
+/// The certificate of the authority that a token names, which is where the device's trust begins.
+fn named_authority(app: &App, named: &Option<Digest>) -> ApiResult<String> {
+    let authority = match named {
+        Some(sha256) => app.pki.authority(sha256),
+        None => app.pki.authorities().into_iter().find(|authority| authority.generation == 1),
+    };
+    authority.map(|authority| authority.pem).ok_or_else(|| {
+        let detail =
+            "the certificate authority that the token names was replaced: make a token with `muster token create`";
+        ApiError::new(StatusCode::FORBIDDEN, "retired-authority", detail)
+    })
+}
+
 /// A name made from the key, so that a device that asks again is given the same.
 fn derived_name(key: &DeviceKey) -> ApiResult<DeviceId> {
     DeviceId::new(format!("device-{}", key.sha256().short())).map_err(|error| ApiError::internal(&error))
@@ -140,6 +156,7 @@ fn first(
         enrolled_at_ms: now_ms,
         certificate_serial: certificate.serial.clone(),
         public_key_sha256: key.sha256(),
+        authorities: certificate.version,
         pending: Vec::new(),
         renewed_at_ms: None,
         revocation: None,
@@ -175,6 +192,7 @@ fn again(
     let record = DeviceRecord {
         certificate_serial: certificate.serial.clone(),
         public_key_sha256: key.sha256(),
+        authorities: certificate.version,
         pending: Vec::new(),
         ..known.value.clone()
     };

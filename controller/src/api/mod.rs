@@ -5,6 +5,7 @@
 
 #![allow(unused_qualifications, reason = "the code that utoipa derives spells paths out")]
 
+mod authorities;
 mod bundles;
 mod devices;
 mod drift;
@@ -62,6 +63,9 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/trust", get(trust::show)),
         ("/api/v1/trust/root", post(trust::push)),
         ("/api/v1/trust/director", post(trust::prepare_director).delete(trust::discard_director)),
+        ("/api/v1/ca", get(authorities::show)),
+        ("/api/v1/ca/rotate", post(authorities::rotate)),
+        ("/api/v1/ca/retire", post(authorities::retire)),
         ("/api/v1/bundles", get(bundles::list).post(bundles::push)),
         ("/api/v1/bundles/{name}/{version}", get(bundles::show)),
         ("/api/v1/rollouts", get(rollouts::list).post(rollouts::create)),

@@ -3,7 +3,9 @@
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{bundles, devices, drift, enrol, events, files, health, renewal, revocation, rollouts, tokens, trust};
+use super::{
+    authorities, bundles, devices, drift, enrol, events, files, health, renewal, revocation, rollouts, tokens, trust,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -23,6 +25,9 @@ use super::{bundles, devices, drift, enrol, events, files, health, renewal, revo
         devices::label,
         revocation::revoke,
         revocation::reinstate,
+        authorities::show,
+        authorities::rotate,
+        authorities::retire,
         trust::show,
         trust::push,
         trust::prepare_director,

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use muster_shared::api::{Problem, RenewRequest, RenewResponse};
 
+use super::authorities;
 use super::extract::Json;
 use super::peer::Holder;
 use crate::admission::{self, Refusal};
@@ -65,7 +66,11 @@ pub(super) async fn renew(
         let certificate =
             app.pki.issue(&device, &key, now_ms, valid_for_ms).map_err(|error| ApiError::internal(&error))?;
         let mut pending = stored.value.pending.clone();
-        pending.push(PendingCertificate { serial: certificate.serial.clone(), public_key_sha256: key.sha256() });
+        pending.push(PendingCertificate {
+            serial: certificate.serial.clone(),
+            public_key_sha256: key.sha256(),
+            authorities: certificate.version,
+        });
         pending.drain(..pending.len().saturating_sub(MAX_PENDING));
         let record = DeviceRecord { pending, renewed_at_ms: Some(now_ms), ..stored.value };
         let (event, _held) = app.events.prepare(NewEvent {
@@ -80,7 +85,10 @@ pub(super) async fn renew(
             Ok(()) => {
                 app.fleet.update_record(&record, stored.version + 1);
                 tracing::info!(%device, certificate = certificate.serial, "a certificate is renewed");
-                return Ok(axum::Json(RenewResponse { certificate_pem: certificate.pem }));
+                return Ok(axum::Json(RenewResponse {
+                    certificate_pem: certificate.pem,
+                    authorities: authorities::signed_list(&app)?,
+                }));
             }
             Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -57,10 +57,12 @@ pub(super) async fn create(
     let root = first_root.payload_bytes().map_err(|error| ApiError::internal(&error))?;
     let now_ms = clock::now_ms();
     let secret = auth::new_secret().map_err(|error| ApiError::internal(&error))?;
+    let ca_sha256 = app.pki.current().sha256;
     let record = EnrolmentTokenRecord {
         secret_sha256: Digest::of(secret.as_bytes()),
         expires_ms: now_ms.saturating_add(wish.valid_for_ms),
         uses_left: wish.uses,
+        ca_sha256: Some(ca_sha256),
         labels: wish.labels,
         created_at_ms: Some(now_ms),
         created_by: Some(caller.name.clone()),
@@ -80,7 +82,7 @@ pub(super) async fn create(
     app.records.commit(changes).await?;
     let token = EnrolmentToken {
         url: app.endpoints.api_url.clone(),
-        ca_sha256: app.pki.ca_sha256(),
+        ca_sha256,
         root_sha256: Digest::of(&root),
         secret: secret.as_str().to_owned(),
     };

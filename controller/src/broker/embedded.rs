@@ -4,6 +4,7 @@
 
 mod connections;
 mod gate;
+mod listening;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -16,15 +17,14 @@ use muster_shared::ids::DeviceId;
 use muster_shared::limits::{CHUNK_BYTES, CHUNK_WINDOW, MAX_PACKET_BYTES};
 use muster_shared::topics::{Down, Kind, Topic};
 use rmqtt::context::ServerContext;
-use rmqtt::net::Builder;
-use rmqtt::server::MqttServer;
 use rmqtt::types::{ClientId, CodecPublish, From, Id, Publish, QoS};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Admit, Broker, BrokerError, Room, Started, TlsFiles};
 use crate::config::BrokerConfig;
 use connections::{Bound, Connections};
 use gate::{Gate, HOOKS};
+use listening::{Listening, Reload};
 
 /// Events waiting for the controller. When they are this many, devices wait.
 const EVENT_QUEUE: usize = 1_024;
@@ -79,51 +79,12 @@ pub(crate) async fn start_embedded(
     }
     hooks.start().await;
 
-    let path = |path: &std::path::Path| path.display().to_string();
-    let listener = Builder::new()
-        .name(if insecure { "mqtt" } else { "mqtts" })
-        .laddr(address)
-        // A restart must not wait for the sockets of the run before.
-        .reuseaddr(Some(true))
-        .nodelay(true)
-        .allow_anonymous(false)
-        // Without keep-alive a dead device would be taken for a silent one for ever.
-        .allow_zero_keepalive(false)
-        .collect_cert_info(true)
-        .tls_cross_certificate(true)
-        .tls_cert(Some(path(&files.certificate)))
-        .tls_key(Some(path(&files.key)))
-        .tls_client_ca_certs(Some(path(&files.client_ca)))
-        .max_connections(config.max_connections)
-        .max_packet_size(config.max_packet_bytes)
-        .max_mqueue_len(DEVICE_QUEUE)
-        .max_inflight(DEVICE_INFLIGHT)
-        .max_subscriptions(MAX_SUBSCRIPTIONS)
-        .max_clientid_len(64)
-        .max_topic_levels(8)
-        .handshake_timeout(HANDSHAKE_TIMEOUT)
-        .send_timeout(SEND_TIMEOUT)
-        .session_expiry_interval(SESSION_EXPIRY)
-        .max_session_expiry_interval(SESSION_EXPIRY)
-        .message_expiry_interval(MESSAGE_EXPIRY)
-        .bind()
-        .map_err(|error| BrokerError::Bind { address, source: into_io(error) })?;
-    let secured = if insecure { listener.tcp() } else { listener.tls() };
-    let listener = secured.map_err(|error| BrokerError::Tls {
-        certificate: files.certificate.clone(),
-        key: files.key.clone(),
-        client_ca: files.client_ca.clone(),
-        reason: format!("{error:#}"),
-    })?;
+    let listening = Listening { scx: scx.clone(), config: config.clone() };
+    let listener = listening.listener(address, &files)?;
     let local_addr = listener.local_addr().map_err(|error| BrokerError::Bind { address, source: into_io(error) })?;
-
-    let broker = Embedded { scx: scx.clone(), connections: gate.connections.clone() };
-    let server = MqttServer::new(scx).listener_by_id(listener, local_addr.port()).build();
-    let task = tokio::spawn(async move {
-        if let Err(error) = server.run().await {
-            tracing::error!(reason = %format!("{error:#}"), "the broker stopped");
-        }
-    });
+    let (reload, reloads) = mpsc::channel(1);
+    let broker = Embedded { scx, connections: gate.connections.clone(), reload };
+    let task = tokio::spawn(listening.run(listener, local_addr, files, reloads));
     Ok(Started { broker: Arc::new(broker), events, room, local_addr, task })
 }
 
@@ -146,6 +107,7 @@ fn bound(topic: &Topic) -> Bound {
 struct Embedded {
     scx: ServerContext,
     connections: Connections,
+    reload: mpsc::Sender<Reload>,
 }
 
 #[async_trait]
@@ -201,6 +163,12 @@ impl Broker for Embedded {
         if let Err(error) = entry.kick(true, true, true).await {
             tracing::warn!(%device, reason = %format!("{error:#}"), "the device's connection could not be cut in order");
         }
+    }
+
+    async fn reload(&self, files: TlsFiles) -> Result<(), BrokerError> {
+        let (answer, answered) = oneshot::channel();
+        self.reload.send(Reload { files, answer }).await.map_err(|_| BrokerError::Stopped)?;
+        answered.await.map_err(|_| BrokerError::Stopped)?
     }
 
     fn connected(&self) -> usize {

@@ -45,6 +45,9 @@ pub(crate) enum BrokerError {
         /// What the TLS library says.
         reason: String,
     },
+    /// It does not listen any more.
+    #[error("the broker has stopped")]
+    Stopped,
     /// More bytes than a packet may have.
     #[error("the message for {topic} has {bytes} bytes, more than a packet may carry")]
     TooLarge {
@@ -96,6 +99,12 @@ pub(crate) trait Broker: Send + Sync {
 
     /// Cuts the device's connection and forgets its session, as on revocation.
     async fn disconnect(&self, device: &DeviceId);
+
+    /// Listens with these files from now on. Devices that are connected stay so.
+    ///
+    /// # Errors
+    /// [`BrokerError`] when they do not load; those before are used then.
+    async fn reload(&self, files: TlsFiles) -> Result<(), BrokerError>;
 
     /// How many devices are connected.
     fn connected(&self) -> usize;

@@ -16,6 +16,7 @@ use muster_shared::trust::{Assignment, Envelope, TrustError};
 use tokio::task::JoinSet;
 
 use super::StatusOnly;
+use super::prompts::prompt_if_behind;
 use crate::broker::BrokerError;
 use crate::clock;
 use crate::state::App;
@@ -180,6 +181,7 @@ pub(crate) async fn reissue(app: &App, device: &DeviceId) {
         Ok(messages) => send_roots(app, device, &messages).await,
         Err(error) => tracing::error!(%error, "root documents cannot be read"),
     }
+    prompt_if_behind(app, device).await;
     let Some(desired) = app.fleet.desired(device) else { return };
     let sent = async {
         let is_untold = app.fleet.is_behind(device) && !app.fleet.has_taken_up(device, &desired);

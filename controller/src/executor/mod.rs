@@ -8,6 +8,7 @@
 mod history;
 mod issue;
 mod pass;
+mod prompts;
 mod requests;
 mod schedule;
 
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub(crate) use issue::{announce_roots, reissue};
+pub(crate) use prompts::prompt_renewals;
 pub(crate) use requests::{act, create, statuses, view, views};
 pub(crate) use schedule::Schedule;
 

@@ -19,6 +19,7 @@ use muster_shared::selector::Selector;
 
 pub(crate) use evidence::{Observation, reference_predictions};
 
+use crate::pki::AuthoritiesVersion;
 use crate::store::records::{Desired, DeviceRecord};
 use evidence::EvidenceLog;
 
@@ -248,6 +249,37 @@ impl FleetIndex {
             entry.online && !entry.record.is_revoked() && entry.record.desired.is_some() && !entry.is_behind()
         });
         converged.map(|(device, _)| device.clone()).collect()
+    }
+
+    /// Which authorities there were when the device was given the certificate it uses.
+    pub(crate) fn authorities_of(&self, device: &DeviceId) -> Option<AuthoritiesVersion> {
+        self.read().devices.get(device).map(|entry| entry.record.authorities)
+    }
+
+    /// Connected devices that were given their certificates before `version`.
+    pub(crate) fn online_with_authorities_before(&self, version: AuthoritiesVersion) -> Vec<DeviceId> {
+        let inner = self.read();
+        let before = inner.devices.iter().filter(|(_, entry)| entry.online && entry.record.authorities < version);
+        before.map(|(device, _)| device.clone()).collect()
+    }
+
+    /// Devices that use a certificate of an authority before `generation`, revoked ones left out.
+    pub(crate) fn certified_before(&self, generation: u64) -> Vec<DeviceId> {
+        let inner = self.read();
+        let before = inner
+            .devices
+            .iter()
+            .filter(|(_, entry)| !entry.record.is_revoked() && entry.record.authorities.generation() < generation);
+        before.map(|(device, _)| device.clone()).collect()
+    }
+
+    /// How many devices use certificates of each authority, by its generation, revoked ones left out.
+    pub(crate) fn certified_by(&self) -> BTreeMap<u64, usize> {
+        let mut counts = BTreeMap::new();
+        for entry in self.read().devices.values().filter(|entry| !entry.record.is_revoked()) {
+            *counts.entry(entry.record.authorities.generation()).or_default() += 1;
+        }
+        counts
     }
 
     /// Connected devices.

@@ -1,4 +1,5 @@
-//! The certificate authority: one key and one self-signed certificate, made at the first start.
+//! A certificate authority: one key and one self-signed certificate. The first is made at the first start; which follow, and how long they
+//! overlap, is decided in [`super::authorities`].
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +19,11 @@ use crate::durable::{self, Access};
 const SUBJECT: &str = "Muster CA";
 const VALID_FOR_MS: u64 = 20 * 365 * DAY_MS;
 
-/// The authority.
+/// An authority.
 pub(super) struct Authority {
+    generation: u64,
+    /// Its certificate as the one before it signed it; none for the first.
+    cross_pem: Option<String>,
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     pem: String,
@@ -43,9 +47,30 @@ pub(super) fn make_key(path: &Path, subject: &str) -> Result<KeyPair, PkiError> 
     Ok(key)
 }
 
+/// The files of an authority.
+pub(super) struct Files {
+    /// Its certificate: it is in force once this is there.
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    /// See [`Authority::cross_pem`].
+    pub(super) cross: PathBuf,
+}
+
+impl Files {
+    pub(super) fn of(folder: &Path, generation: u64) -> Self {
+        let stem = if generation == 1 { "ca".to_owned() } else { format!("ca-{generation}") };
+        let file = |ending: &str| folder.join(format!("{stem}{ending}"));
+        Self { certificate: file(".pem"), key: file(".key"), cross: file("-cross.pem") }
+    }
+}
+
 impl Authority {
-    pub(super) fn open(folder: &Path, now_ms: u64) -> Result<Self, PkiError> {
-        let (file, key_file) = (folder.join("ca.pem"), folder.join("ca.key"));
+    /// Opens the authority `generation` in `folder`; the first is made where there is none.
+    ///
+    /// # Errors
+    /// [`PkiError`]; files that are there are never replaced.
+    pub(super) fn open(folder: &Path, generation: u64, now_ms: u64) -> Result<Self, PkiError> {
+        let Files { certificate: file, key: key_file, cross } = Files::of(folder, generation);
         let stored_key = durable::read(&key_file)?.map(Zeroizing::new);
         let stored = durable::read(&file)?;
         let key = match (&stored_key, &stored) {
@@ -58,7 +83,7 @@ impl Authority {
             Some(text) => String::from_utf8(text).map_err(|_| damaged("it is not text".into()))?,
             // At the first start, or when that one was cut short after the key.
             None => {
-                let pem = self_signed(&key, now_ms)?;
+                let pem = params(1, now_ms)?.self_signed(&key).map_err(|error| not_made(&error))?.pem();
                 durable::write(&file, pem.as_bytes(), Access::Public)?;
                 pem
             }
@@ -74,7 +99,46 @@ impl Authority {
             }
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| damaged(error.to_string()))?;
-        Ok(Self { issuer, certificate, pem, file })
+        let cross_pem = durable::read(&cross)?.and_then(|text| String::from_utf8(text).ok());
+        Ok(Self { generation, cross_pem, issuer, certificate, pem, file })
+    }
+
+    /// Makes the authority after this one: its certificate, and the same signed by this one, so that those who know only this one
+    /// accept what it signs. It is in force once this returns.
+    ///
+    /// # Errors
+    /// [`PkiError`].
+    pub(super) fn successor(&self, folder: &Path, now_ms: u64) -> Result<Self, PkiError> {
+        let generation = self.generation.saturating_add(1);
+        let files = Files::of(folder, generation);
+        let key = make_key(&files.key, SUBJECT)?;
+        let mut params = params(generation, now_ms)?;
+        let pem = params.self_signed(&key).map_err(|error| not_made(&error))?.pem();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(SerialNumber::from_slice(&random_serial(SUBJECT)?));
+        let cross = params.signed_by(&key, &self.issuer).map_err(|error| not_made(&error))?.pem();
+        durable::write(&files.cross, cross.as_bytes(), Access::Public)?;
+        durable::write(&files.certificate, pem.as_bytes(), Access::Public)?;
+        Self::open(folder, generation, now_ms)
+    }
+
+    /// 1 for the first, one more for each that followed.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Its certificate as the one before it signed it.
+    pub(super) fn cross_pem(&self) -> Option<&str> {
+        self.cross_pem.as_deref()
+    }
+
+    /// When its certificate ends, in milliseconds since the Unix epoch.
+    pub(super) fn expires_ms(&self) -> u64 {
+        X509Certificate::from_der(&self.certificate)
+            .ok()
+            .and_then(|(_, parsed)| u64::try_from(parsed.validity().not_after.timestamp()).ok())
+            .map_or(0, |seconds| seconds.saturating_mul(1_000))
     }
 
     pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
@@ -98,19 +162,22 @@ impl Authority {
     }
 }
 
-fn self_signed(key: &KeyPair, now_ms: u64) -> Result<String, PkiError> {
+fn not_made(error: &rcgen::Error) -> PkiError {
+    PkiError::Make { subject: SUBJECT.into(), reason: error.to_string() }
+}
+
+fn params(generation: u64, now_ms: u64) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, SUBJECT);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let subject = if generation == 1 { SUBJECT.to_owned() } else { format!("{SUBJECT} {generation}") };
+    params.distinguished_name.push(DnType::CommonName, subject);
+    // Its successor is the one below it, for those who know only it.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.serial_number = Some(SerialNumber::from_slice(&random_serial(SUBJECT)?));
     params.not_before = date(now_ms.saturating_sub(BACKDATED_MS));
     params.not_after = date(now_ms.saturating_add(VALID_FOR_MS));
-    params
-        .self_signed(key)
-        .map(|certificate| certificate.pem())
-        .map_err(|error| PkiError::Make { subject: SUBJECT.into(), reason: error.to_string() })
+    Ok(params)
 }
 
 #[cfg(test)]
@@ -127,8 +194,8 @@ mod tests {
     #[test]
     fn the_authority_is_made_once_and_its_key_is_the_owners() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Authority::open(folder.path(), NOW_MS).unwrap();
-        let again = Authority::open(folder.path(), NOW_MS + DAY_MS).unwrap();
+        let first = Authority::open(folder.path(), 1, NOW_MS).unwrap();
+        let again = Authority::open(folder.path(), 1, NOW_MS + DAY_MS).unwrap();
         assert_eq!(first.sha256(), again.sha256());
         let mode = fs::metadata(folder.path().join("ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -137,12 +204,12 @@ mod tests {
     #[test]
     fn a_certificate_that_may_sign_nothing_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Authority::open(folder.path(), NOW_MS).unwrap();
+        let first = Authority::open(folder.path(), 1, NOW_MS).unwrap();
         let key = read_key(&folder.path().join("ca.key"), &fs::read(folder.path().join("ca.key")).unwrap()).unwrap();
         let plain = CertificateParams::default().self_signed(&key).unwrap().pem();
         assert_ne!(plain, first.pem());
         fs::write(folder.path().join("ca.pem"), &plain).unwrap();
-        let said = Authority::open(folder.path(), NOW_MS).err().unwrap().to_string();
+        let said = Authority::open(folder.path(), 1, NOW_MS).err().unwrap().to_string();
         assert!(said.contains("ca.pem") && said.contains("not the certificate of an authority"), "{said}");
         assert_eq!(fs::read_to_string(folder.path().join("ca.pem")).unwrap(), plain);
     }
@@ -157,11 +224,11 @@ mod tests {
                 bytes
             };
             let folder = tempfile::tempdir().unwrap();
-            Authority::open(folder.path(), NOW_MS).unwrap();
+            Authority::open(folder.path(), 1, NOW_MS).unwrap();
             for file in ["ca.pem", "ca.key"] {
                 let right = fs::read(folder.path().join(file)).unwrap();
                 fs::write(folder.path().join(file), &text).unwrap();
-                let said = Authority::open(folder.path(), NOW_MS).err().unwrap().to_string();
+                let said = Authority::open(folder.path(), 1, NOW_MS).err().unwrap().to_string();
                 prop_assert!(said.contains(file), "{}", said);
                 prop_assert_eq!(&fs::read(folder.path().join(file)).unwrap(), &text);
                 fs::write(folder.path().join(file), right).unwrap();
@@ -172,10 +239,10 @@ mod tests {
     #[test]
     fn a_first_start_cut_short_is_finished_with_the_same_key() {
         let folder = tempfile::tempdir().unwrap();
-        Authority::open(folder.path(), NOW_MS).unwrap();
+        Authority::open(folder.path(), 1, NOW_MS).unwrap();
         let key = fs::read(folder.path().join("ca.key")).unwrap();
         fs::remove_file(folder.path().join("ca.pem")).unwrap();
-        Authority::open(folder.path(), NOW_MS).unwrap();
+        Authority::open(folder.path(), 1, NOW_MS).unwrap();
         assert_eq!(fs::read(folder.path().join("ca.key")).unwrap(), key);
     }
 
@@ -183,26 +250,26 @@ mod tests {
     fn what_is_damaged_is_named_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let (ca, key) = (folder.path().join("ca.pem"), folder.path().join("ca.key"));
-        Authority::open(folder.path(), NOW_MS).unwrap();
+        Authority::open(folder.path(), 1, NOW_MS).unwrap();
         let (good_ca, good_key) = (fs::read(&ca).unwrap(), fs::read(&key).unwrap());
 
         fs::remove_file(&key).unwrap();
-        assert!(matches!(Authority::open(folder.path(), NOW_MS), Err(PkiError::KeyMissing { .. })));
+        assert!(matches!(Authority::open(folder.path(), 1, NOW_MS), Err(PkiError::KeyMissing { .. })));
         make_key(&key, "another").unwrap();
-        assert!(matches!(Authority::open(folder.path(), NOW_MS), Err(PkiError::KeyMismatch { .. })));
+        assert!(matches!(Authority::open(folder.path(), 1, NOW_MS), Err(PkiError::KeyMismatch { .. })));
         for bad in ["", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "\u{ff}"] {
             fs::write(&key, bad).unwrap();
-            let error = Authority::open(folder.path(), NOW_MS).err().unwrap();
+            let error = Authority::open(folder.path(), 1, NOW_MS).err().unwrap();
             assert!(matches!(&error, PkiError::Damaged { path, .. } if *path == key), "{error}");
         }
         fs::write(&key, good_key).unwrap();
         for bad in ["", "noise", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             fs::write(&ca, bad).unwrap();
-            let error = Authority::open(folder.path(), NOW_MS).err().unwrap();
+            let error = Authority::open(folder.path(), 1, NOW_MS).err().unwrap();
             assert!(matches!(&error, PkiError::Damaged { path, .. } if *path == ca), "{error}");
             assert_eq!(fs::read_to_string(&ca).unwrap(), bad);
         }
         fs::write(&ca, good_ca).unwrap();
-        Authority::open(folder.path(), NOW_MS).unwrap();
+        Authority::open(folder.path(), 1, NOW_MS).unwrap();
     }
 }

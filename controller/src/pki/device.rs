@@ -12,7 +12,7 @@ use rustls_pki_types::pem::PemObject as _;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
-use super::ca::Authority;
+use super::authorities::{Authorities, AuthoritiesVersion};
 use super::{BACKDATED_MS, PkiError, date, random_serial};
 use crate::broker::serial_text;
 
@@ -81,10 +81,12 @@ pub(crate) struct DeviceCertificate {
     pub(crate) pem: String,
     /// Its serial number, as [`serial_text`] writes it.
     pub(crate) serial: String,
+    /// Which authorities there were, the last of which signed it.
+    pub(crate) version: AuthoritiesVersion,
 }
 
 pub(super) fn issue(
-    ca: &Authority,
+    ca: &Authorities,
     device: &DeviceId,
     key: &DeviceKey,
     now_ms: u64,
@@ -101,9 +103,9 @@ pub(super) fn issue(
     params.not_before = date(now_ms.saturating_sub(BACKDATED_MS.min(valid_for_ms / BACKDATED_PART)));
     params.not_after = date(now_ms.saturating_add(valid_for_ms));
     let certificate = params
-        .signed_by(&key.key, ca.issuer())
+        .signed_by(&key.key, ca.current().issuer())
         .map_err(|error| PkiError::Make { subject: device.to_string(), reason: error.to_string() })?;
-    Ok(DeviceCertificate { pem: certificate.pem(), serial: serial_text(&serial) })
+    Ok(DeviceCertificate { pem: certificate.pem(), serial: serial_text(&serial), version: ca.version() })
 }
 
 #[cfg(test)]
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn the_certificate_bears_the_granted_name_whatever_was_asked_for() {
         let folder = tempfile::tempdir().unwrap();
-        let ca = Authority::open(folder.path(), NOW_MS).unwrap();
+        let ca = Authorities::open(folder.path(), NOW_MS).unwrap();
         let key = DeviceKey::from_request(&request(&PKCS_ECDSA_P256_SHA256, "admin")).unwrap();
         let issue = |days: u64| issue(&ca, &DeviceId::new("dev-1").unwrap(), &key, NOW_MS, days * DAY_MS).unwrap();
         let issued = issue(365);
@@ -142,7 +144,7 @@ mod tests {
         let validity = certificate.validity();
         assert_eq!(validity.not_before.timestamp().cast_unsigned(), NOW_MS / 1_000 - 3_600);
         assert_eq!(validity.not_after.timestamp().cast_unsigned(), NOW_MS / 1_000 + 365 * 86_400);
-        let (_, ca_certificate) = X509Certificate::from_der(ca.der()).unwrap();
+        let (_, ca_certificate) = X509Certificate::from_der(ca.current().der()).unwrap();
         certificate.verify_signature(Some(ca_certificate.public_key())).unwrap();
 
         // A short life begins hardly before it is given, or it would be over for the most part.

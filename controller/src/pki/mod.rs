@@ -1,21 +1,26 @@
 //! The controller's own certificate authority, and every certificate it gives out.
 //!
-//! `ca` keeps the authority, `server` the certificate of this controller, `device` those of devices. All keys
+//! `ca` keeps an authority, `authorities` those in force, `server` the certificate of this controller, `device` those of devices. All keys
 //! are P-256. Who may have a certificate is decided by those who call.
 
+mod authorities;
 mod ca;
 mod device;
 mod server;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use axum_server::tls_rustls::RustlsConfig;
 use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::trust;
 
+pub(crate) use authorities::AuthoritiesVersion;
 pub(crate) use device::{DeviceCertificate, DeviceKey};
 pub(crate) use server::ServerNames;
 
 use crate::broker::TlsFiles;
-use crate::durable::FileError;
+use crate::durable::{self, Access, FileError};
 
 /// Clocks of fresh devices may be behind: certificates are good from this long before now, in milliseconds.
 const BACKDATED_MS: u64 = 3_600_000;
@@ -51,6 +56,9 @@ pub(crate) enum PkiError {
         /// The key.
         key: PathBuf,
     },
+    /// There are two already.
+    #[error("the authority before this one is still accepted: retire it first, with `muster ca retire`")]
+    Overlap,
     /// A certificate could not be made.
     #[error("cannot make the certificate of {subject}: {reason}")]
     Make {
@@ -69,54 +77,158 @@ pub(crate) enum PkiError {
     },
 }
 
-/// The authority and the server's certificate.
+/// One authority, as it is shown.
+pub(crate) struct AuthorityFacts {
+    /// 1 for the first.
+    pub(crate) generation: u64,
+    /// Its certificate in PEM.
+    pub(crate) pem: String,
+    /// SHA-256 of it in DER.
+    pub(crate) sha256: Digest,
+    /// When it ends, in milliseconds since the Unix epoch.
+    pub(crate) expires_ms: u64,
+}
+
+impl From<&ca::Authority> for AuthorityFacts {
+    fn from(authority: &ca::Authority) -> Self {
+        Self {
+            generation: authority.generation(),
+            pem: authority.pem().to_owned(),
+            sha256: authority.sha256(),
+            expires_ms: authority.expires_ms(),
+        }
+    }
+}
+
+/// The authorities and the server's certificate.
 pub(crate) struct Pki {
-    ca: ca::Authority,
+    folder: PathBuf,
+    names: ServerNames,
+    inner: RwLock<Inner>,
+    api: RustlsConfig,
+}
+
+struct Inner {
+    authorities: authorities::Authorities,
     server: server::ServerFiles,
 }
 
+impl Inner {
+    fn open(folder: &Path, names: &ServerNames, now_ms: u64) -> Result<Self, PkiError> {
+        let authorities = authorities::Authorities::open(folder, now_ms)?;
+        let mut this = Self { server: server::ServerFiles::open(folder, &authorities, names, now_ms)?, authorities };
+        this.follow(folder, names, now_ms)?;
+        Ok(this)
+    }
+
+    /// Brings what rests on the authorities up to date with them.
+    fn follow(&mut self, folder: &Path, names: &ServerNames, now_ms: u64) -> Result<(), PkiError> {
+        self.server = server::ServerFiles::open(folder, &self.authorities, names, now_ms)?;
+        durable::write(&clients_file(folder), self.authorities.pem().as_bytes(), Access::Public)?;
+        Ok(())
+    }
+}
+
+/// Who may sign certificates of devices.
+fn clients_file(folder: &Path) -> PathBuf {
+    folder.join("clients.pem")
+}
+
 impl Pki {
-    /// Opens the authority in `folder`, or makes it at the first start, and renews the server's certificate where needed.
+    /// Opens the authorities in `folder`, or makes the first at the first start, and renews the server's certificate where needed.
     ///
     /// # Errors
     /// [`PkiError`]; an authority that is there is never replaced.
     pub(crate) fn open(folder: &Path, names: &ServerNames, now_ms: u64) -> Result<Self, PkiError> {
-        crate::durable::make_folder(folder)?;
-        let ca = ca::Authority::open(folder, now_ms)?;
-        let server = server::ServerFiles::open(folder, &ca, names, now_ms)?;
-        Ok(Self { ca, server })
+        durable::make_folder(folder)?;
+        let inner = Inner::open(folder, names, now_ms)?;
+        let api = RustlsConfig::from_config(Arc::new(inner.server.api_tls(&inner.authorities)?));
+        Ok(Self { folder: folder.to_owned(), names: names.clone(), inner: RwLock::new(inner), api })
     }
 
-    /// The authority's certificate in PEM.
-    pub(crate) fn ca_pem(&self) -> &str {
-        self.ca.pem()
+    fn inner(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// SHA-256 of the authority's certificate in DER.
-    pub(crate) fn ca_sha256(&self) -> Digest {
-        self.ca.sha256()
+    fn inner_to_change(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the authority's certificate lies.
-    pub(crate) fn ca_file(&self) -> &Path {
-        self.ca.file()
+    /// The authorities in force, oldest first.
+    pub(crate) fn authorities(&self) -> Vec<AuthorityFacts> {
+        self.inner().authorities.all().map(AuthorityFacts::from).collect()
+    }
+
+    /// The one with this fingerprint, if it is in force.
+    pub(crate) fn authority(&self, sha256: &Digest) -> Option<AuthorityFacts> {
+        self.inner().authorities.with_sha256(sha256).map(AuthorityFacts::from)
+    }
+
+    /// The one that signs.
+    pub(crate) fn current(&self) -> AuthorityFacts {
+        self.inner().authorities.current().into()
+    }
+
+    /// Which authorities these are.
+    pub(crate) fn version(&self) -> AuthoritiesVersion {
+        self.inner().authorities.version()
+    }
+
+    /// The list for devices to take their controller's certificate from; none while the first authority is the only one there was.
+    pub(crate) fn list(&self) -> Option<trust::Authorities> {
+        let inner = self.inner();
+        let version = inner.authorities.version();
+        (version > AuthoritiesVersion::FIRST).then(|| trust::Authorities {
+            version: version.number(),
+            certificates: inner.authorities.all().map(|authority| authority.pem().to_owned()).collect(),
+        })
+    }
+
+    /// Where the certificate of the authority that signs lies.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.inner().authorities.current().file().to_owned()
     }
 
     /// The files the broker needs.
     pub(crate) fn broker_files(&self) -> TlsFiles {
+        let inner = self.inner();
         TlsFiles {
-            certificate: self.server.certificate_file().to_owned(),
-            key: self.server.key_file().to_owned(),
-            client_ca: self.ca.file().to_owned(),
+            certificate: inner.server.certificate_file().to_owned(),
+            key: inner.server.key_file().to_owned(),
+            client_ca: clients_file(&self.folder),
         }
     }
 
-    /// How the API speaks TLS.
+    /// How the API speaks TLS, now and after every change.
+    pub(crate) fn api_tls(&self) -> RustlsConfig {
+        self.api.clone()
+    }
+
+    /// Puts a new authority into force beside the one there is.
     ///
     /// # Errors
-    /// [`PkiError::Tls`].
-    pub(crate) fn api_tls(&self) -> Result<rustls::ServerConfig, PkiError> {
-        self.server.api_tls(&self.ca)
+    /// [`PkiError`]; what was in force before still is then, or the next start goes on.
+    pub(crate) fn rotate(&self, now_ms: u64) -> Result<(), PkiError> {
+        let mut inner = self.inner_to_change();
+        inner.authorities.rotate(now_ms)?;
+        self.follow(&mut inner, now_ms)
+    }
+
+    /// Takes the authority before the current one out of force. Says whether there was one.
+    ///
+    /// # Errors
+    /// [`PkiError`]; it is to be tried again then.
+    pub(crate) fn retire(&self, now_ms: u64) -> Result<bool, PkiError> {
+        let mut inner = self.inner_to_change();
+        let any = inner.authorities.retire()?;
+        self.follow(&mut inner, now_ms)?;
+        Ok(any)
+    }
+
+    fn follow(&self, inner: &mut Inner, now_ms: u64) -> Result<(), PkiError> {
+        inner.follow(&self.folder, &self.names, now_ms)?;
+        self.api.reload_from_config(Arc::new(inner.server.api_tls(&inner.authorities)?));
+        Ok(())
     }
 
     /// A client certificate for `device`, whose key has proven itself, good for so long from now on.
@@ -130,7 +242,8 @@ impl Pki {
         now_ms: u64,
         valid_for_ms: u64,
     ) -> Result<DeviceCertificate, PkiError> {
-        device::issue(&self.ca, device, key, now_ms, valid_for_ms)
+        let inner = self.inner();
+        device::issue(&inner.authorities, device, key, now_ms, valid_for_ms)
     }
 }
 

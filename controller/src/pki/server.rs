@@ -18,7 +18,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::ca::{Authority, make_key, read_key};
+use super::authorities::Authorities;
+use super::ca::{make_key, read_key};
 use super::{BACKDATED_MS, DAY_MS, PkiError, date, random_serial};
 use crate::config::{Config, host_of_url};
 use crate::durable::{self, Access};
@@ -65,7 +66,7 @@ pub(super) struct ServerFiles {
 }
 
 impl ServerFiles {
-    pub(super) fn open(folder: &Path, ca: &Authority, names: &ServerNames, now_ms: u64) -> Result<Self, PkiError> {
+    pub(super) fn open(folder: &Path, ca: &Authorities, names: &ServerNames, now_ms: u64) -> Result<Self, PkiError> {
         let this = Self { certificate: folder.join("server.pem"), key: folder.join("server.key") };
         if let Some(reason) = this.fault(ca, names, now_ms)? {
             tracing::info!(reason, "making the server's certificate");
@@ -83,7 +84,7 @@ impl ServerFiles {
     }
 
     /// Why what is stored will not do.
-    fn fault(&self, ca: &Authority, names: &ServerNames, now_ms: u64) -> Result<Option<&'static str>, PkiError> {
+    fn fault(&self, ca: &Authorities, names: &ServerNames, now_ms: u64) -> Result<Option<&'static str>, PkiError> {
         let (Some(pem), Some(key)) = (durable::read(&self.certificate)?, durable::read(&self.key)?) else {
             return Ok(Some("there is none"));
         };
@@ -99,7 +100,7 @@ impl ServerFiles {
         if certificate.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
             return Ok(Some("its key is another's"));
         }
-        let by_our_ca = X509Certificate::from_der(ca.der())
+        let by_our_ca = X509Certificate::from_der(ca.current().der())
             .is_ok_and(|(_, ca)| certificate.verify_signature(Some(ca.public_key())).is_ok());
         if !by_our_ca {
             return Ok(Some("another authority signed it"));
@@ -108,10 +109,13 @@ impl ServerFiles {
         if ends_ms < now_ms.saturating_add(RENEWED_BEFORE_MS) {
             return Ok(Some("it ends soon"));
         }
-        Ok((names_in(&certificate).as_ref() != Some(names)).then_some("it has other names"))
+        if names_in(&certificate).as_ref() != Some(names) {
+            return Ok(Some("it has other names"));
+        }
+        Ok((!pem.ends_with(ca.chain_pem().as_bytes())).then_some("another authority is to be shown with it"))
     }
 
-    fn make(&self, ca: &Authority, names: &ServerNames, now_ms: u64) -> Result<(), PkiError> {
+    fn make(&self, ca: &Authorities, names: &ServerNames, now_ms: u64) -> Result<(), PkiError> {
         let failed = |error: rcgen::Error| PkiError::Make { subject: SUBJECT.into(), reason: error.to_string() };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -128,14 +132,14 @@ impl ServerFiles {
         params.not_after = date(now_ms.saturating_add(VALID_FOR_MS));
         // A crash between the two writes leaves a pair that does not match, which is found at the next start.
         let key = make_key(&self.key, SUBJECT)?;
-        let certificate = params.signed_by(&key, ca.issuer()).map_err(failed)?;
-        // The CA goes along: a device that enrols knows only its fingerprint, and looks for it in the chain.
-        let chain = certificate.pem() + ca.pem();
+        let certificate = params.signed_by(&key, ca.current().issuer()).map_err(failed)?;
+        // Authorities go along: a device that enrols knows only the fingerprint of one, and looks for it in the chain.
+        let chain = certificate.pem() + &ca.chain_pem();
         durable::write(&self.certificate, chain.as_bytes(), Access::Public)?;
         Ok(())
     }
 
-    pub(super) fn api_tls(&self, ca: &Authority) -> Result<rustls::ServerConfig, PkiError> {
+    pub(super) fn api_tls(&self, ca: &Authorities) -> Result<rustls::ServerConfig, PkiError> {
         let failed = |reason: String| PkiError::Tls { path: self.certificate.clone(), reason };
         let chain = CertificateDer::pem_file_iter(&self.certificate)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -143,7 +147,9 @@ impl ServerFiles {
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| failed(error.to_string()))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
-        roots.add(ca.der().clone()).map_err(|error| failed(error.to_string()))?;
+        for authority in ca.all() {
+            roots.add(authority.der().clone()).map_err(|error| failed(error.to_string()))?;
+        }
         // People have tokens, devices that enrol have nothing yet: only those who renew show a certificate.
         let devices = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .allow_unauthenticated()
@@ -196,7 +202,7 @@ mod tests {
     #[test]
     fn the_certificate_is_kept_until_it_will_not_do() {
         let folder = tempfile::tempdir().unwrap();
-        let ca = Authority::open(folder.path(), NOW_MS).unwrap();
+        let ca = Authorities::open(folder.path(), NOW_MS).unwrap();
         let current = |names: &ServerNames, now_ms: u64| {
             let files = ServerFiles::open(folder.path(), &ca, names, now_ms).unwrap();
             files.api_tls(&ca).unwrap();
@@ -224,7 +230,7 @@ mod tests {
             certificate in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), wrapped: bool, of_key: bool
         ) {
             let folder = tempfile::tempdir().unwrap();
-            let ca = Authority::open(folder.path(), NOW_MS).unwrap();
+            let ca = Authorities::open(folder.path(), NOW_MS).unwrap();
             ServerFiles::open(folder.path(), &ca, &names(&["localhost"]), NOW_MS).unwrap();
             let noise = match wrapped {
                 true => format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", hex::encode(&certificate)).into_bytes(),
@@ -239,10 +245,10 @@ mod tests {
     #[test]
     fn another_authority_means_another_certificate() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let ca = Authority::open(one.path(), NOW_MS).unwrap();
+        let ca = Authorities::open(one.path(), NOW_MS).unwrap();
         let files = ServerFiles::open(two.path(), &ca, &names(&[]), NOW_MS).unwrap();
         assert_eq!(files.fault(&ca, &names(&[]), NOW_MS).unwrap(), None);
-        let other = Authority::open(two.path(), NOW_MS).unwrap();
+        let other = Authorities::open(two.path(), NOW_MS).unwrap();
         assert_eq!(files.fault(&other, &names(&[]), NOW_MS).unwrap(), Some("another authority signed it"));
     }
 

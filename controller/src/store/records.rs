@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Change, Expect, Store, StoreError, Table, Versioned};
+use crate::pki::AuthoritiesVersion;
 
 /// A device that enrolled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub(crate) struct DeviceRecord {
     pub(crate) certificate_serial: String,
     /// Digest of that certificate's public key (SubjectPublicKeyInfo, DER).
     pub(crate) public_key_sha256: Digest,
+    /// Which authorities there were when it was given that certificate.
+    #[serde(default)]
+    pub(crate) authorities: AuthoritiesVersion,
     /// Certificates it has been given since and has not shown yet, oldest first.
     #[serde(default)]
     pub(crate) pending: Vec<PendingCertificate>,
@@ -74,6 +78,9 @@ pub(crate) struct PendingCertificate {
     pub(crate) serial: String,
     /// As [`DeviceRecord::public_key_sha256`].
     pub(crate) public_key_sha256: Digest,
+    /// As [`DeviceRecord::authorities`].
+    #[serde(default)]
+    pub(crate) authorities: AuthoritiesVersion,
 }
 
 /// What a device shall run.
@@ -139,6 +146,9 @@ pub(crate) struct EnrolmentTokenRecord {
     pub(crate) expires_ms: u64,
     /// Devices that may still use it.
     pub(crate) uses_left: u32,
+    /// The authority it names; the first where that was not kept.
+    #[serde(default)]
+    pub(crate) ca_sha256: Option<Digest>,
     /// Labels for devices that enrol with it.
     pub(crate) labels: BTreeMap<String, String>,
     /// In milliseconds since the Unix epoch.
@@ -475,6 +485,7 @@ mod tests {
             enrolled_at_ms: 1,
             certificate_serial: "1".into(),
             public_key_sha256: Digest::of(b"key"),
+            authorities: AuthoritiesVersion::default(),
             pending: Vec::new(),
             renewed_at_ms: None,
             revocation: None,

@@ -11,7 +11,7 @@ use super::envelope::{DocumentKind, Envelope};
 use super::keys::{KeyId, PublicKey, SigningKey};
 use crate::bundle::Manifest;
 use crate::ids::{DeviceId, Digest, RolloutId};
-use crate::limits::{MAX_DOCUMENT_BYTES, MAX_ROOT_KEYS, MAX_THRESHOLD};
+use crate::limits::{MAX_AUTHORITIES, MAX_AUTHORITY_BYTES, MAX_DOCUMENT_BYTES, MAX_ROOT_KEYS, MAX_THRESHOLD};
 
 /// What a set of keys is trusted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -254,6 +254,40 @@ impl TrustedRoot {
         check_date(DocumentKind::Assignment, assignment.expires_ms, now_ms)?;
         Ok(assignment)
     }
+
+    /// Checks a list of authorities: signatures, then how many and how long they are. Whether they are certificates is the reader's
+    /// to find out.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong.
+    pub fn verify_authorities(&self, envelope: &Envelope) -> Result<Authorities, TrustError> {
+        let kind = DocumentKind::Authorities;
+        let payload = self.root.verify(envelope, kind)?;
+        let authorities: Authorities = parse(kind, &payload)?;
+        let refuse = |reason: String| Err(TrustError::Payload { kind: kind.as_str(), reason });
+        if authorities.certificates.is_empty() || authorities.certificates.len() > MAX_AUTHORITIES {
+            return refuse(format!(
+                "it lists {} certificates, 1 to {MAX_AUTHORITIES} are allowed",
+                authorities.certificates.len()
+            ));
+        }
+        if let Some(long) = authorities.certificates.iter().map(String::len).find(|bytes| *bytes > MAX_AUTHORITY_BYTES)
+        {
+            return refuse(format!("a certificate has {long} bytes, {MAX_AUTHORITY_BYTES} are allowed"));
+        }
+        Ok(authorities)
+    }
+}
+
+/// Which certificate authorities a device takes its controller's certificate from. The director signs it, so that a thief of one
+/// authority's key cannot name another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authorities {
+    /// Grows with every change.
+    pub version: u64,
+    /// Their certificates in PEM, the one that signs new certificates last; from one to [`MAX_AUTHORITIES`].
+    pub certificates: Vec<String>,
 }
 
 /// How a device watches a new bundle before it commits to it.

@@ -19,6 +19,8 @@ pub enum DocumentKind {
     Manifest,
     /// [`super::Assignment`].
     Assignment,
+    /// [`super::Authorities`].
+    Authorities,
 }
 
 impl DocumentKind {
@@ -29,6 +31,7 @@ impl DocumentKind {
             Self::Root => "root",
             Self::Manifest => "manifest",
             Self::Assignment => "assignment",
+            Self::Authorities => "authorities",
         }
     }
 
@@ -44,7 +47,7 @@ impl DocumentKind {
         match self {
             Self::Root => Role::Root,
             Self::Manifest => Role::Release,
-            Self::Assignment => Role::Director,
+            Self::Assignment | Self::Authorities => Role::Director,
         }
     }
 }

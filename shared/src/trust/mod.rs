@@ -9,6 +9,7 @@
 //! | [`Root`] | `root`, offline | which keys may sign what, and how many of them must |
 //! | [`crate::bundle::Manifest`] | `release`, offline | what a bundle is |
 //! | [`Assignment`] | `director`, online | which device shall run which bundle |
+//! | [`Authorities`] | `director`, online | whose certificates devices take the controller's from |
 //!
 //! This module decides whether signatures, kinds and dates are right. Whether a device *wants* a genuine document (its floor,
 //! its generation, its hardware) is the agent's decision.
@@ -17,7 +18,9 @@ mod documents;
 mod envelope;
 mod keys;
 
-pub use documents::{Assignment, Role, RoleKeys, Root, TrustedRoot, VerifiedManifest, WatchPolicy, sign_document};
+pub use documents::{
+    Assignment, Authorities, Role, RoleKeys, Root, TrustedRoot, VerifiedManifest, WatchPolicy, sign_document,
+};
 pub use envelope::{DocumentKind, Envelope, Signature};
 pub use keys::{KeyId, PublicKey, SigningKey};
 

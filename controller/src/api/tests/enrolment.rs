@@ -56,7 +56,7 @@ async fn a_device_joins_with_all_it_needs() {
     let created: CreatedToken = client.post("/api/v1/tokens", &one_use()).await.ok(201);
     let token: EnrolmentToken = created.token.parse().unwrap();
     assert_eq!(token.url, "https://127.0.0.1:8443");
-    assert_eq!(token.ca_sha256, client.test.app.pki.ca_sha256());
+    assert_eq!(token.ca_sha256, client.test.app.pki.current().sha256);
     assert_eq!(token.root_sha256, Digest::of(&client.test.root().payload_bytes().unwrap()));
 
     let papers: EnrolResponse = client.enrol(&token.secret, Some("press-7"), &request()).await.ok(200);

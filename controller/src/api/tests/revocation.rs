@@ -199,7 +199,7 @@ async fn the_first_new_certificate_that_is_shown_supersedes_all_others() {
 async fn only_a_certificate_that_is_accepted_is_renewed() {
     let (client, first) = enrolled().await;
     client.renew(None, &request()).await.problem(401, "no-client-certificate");
-    client.renew(Some(client.test.app.pki.ca_pem()), &request()).await.problem(401, "no-client-certificate");
+    client.renew(Some(&client.test.app.pki.current().pem), &request()).await.problem(401, "no-client-certificate");
     let signed = |name: &str, now_ms: u64| {
         let key = DeviceKey::from_request(&request()).unwrap();
         client.test.app.pki.issue(&name.parse().unwrap(), &key, now_ms, 60_000).unwrap().pem
