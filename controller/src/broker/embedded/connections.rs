@@ -150,12 +150,13 @@ mod tests {
     fn only_the_connection_that_counts_can_end() {
         let connections = Connections::new(mpsc::channel(1).0);
         let device = DeviceId::new("dev-1").unwrap();
-        let id = |node| Id::from(node, ClientId::from_static("dev-1"));
-        connections.begin(device.clone(), id(1));
-        connections.begin(device.clone(), id(2));
-        assert!(!connections.end(&device, &id(1)) && !connections.is_current(&device, &id(1)));
+        // An id holds the time it was made, too.
+        let [first, second] = [1, 2].map(|node| Id::from(node, ClientId::from_static("dev-1")));
+        connections.begin(device.clone(), first.clone());
+        connections.begin(device.clone(), second.clone());
+        assert!(!connections.end(&device, &first) && !connections.is_current(&device, &first));
         assert_eq!(connections.count(), 1);
-        assert!(connections.end(&device, &id(2)));
+        assert!(connections.end(&device, &second));
         assert_eq!((connections.count(), connections.reserve(&device, 1, Bound::Device(10))), (0, Room::Away));
     }
 
@@ -180,8 +181,9 @@ mod tests {
         let (sender, mut room) = mpsc::channel(9);
         let connections = Connections::new(sender);
         let devices = ["dev-1", "dev-2", "dev-3"].map(|name| DeviceId::new(name).unwrap());
-        for (node, device) in (1..).zip(&devices) {
-            connections.begin(device.clone(), Id::from(node, ClientId::from(device.to_string())));
+        let ids = devices.each_ref().map(|device| Id::from(1, ClientId::from(device.to_string())));
+        for (id, device) in ids.iter().zip(&devices) {
+            connections.begin(device.clone(), id.clone());
         }
         let bound = Bound::Shared { device: 80, all: 100 };
         let fill = |device| (0..100).take_while(|_| connections.reserve(device, 1, bound) == Room::Free).count();
@@ -191,7 +193,7 @@ mod tests {
         assert_eq!(room.try_recv(), Ok(devices[1].clone()));
         assert_eq!((fill(&devices[0]), fill(&devices[1])), (0, 19));
         // Who leaves gives back what was on its way; a connection that takes another's place begins with nothing.
-        assert!(connections.end(&devices[0], &Id::from(1, ClientId::from_static("dev-1"))));
+        assert!(connections.end(&devices[0], &ids[0]));
         connections.begin(devices[1].clone(), Id::from(7, ClientId::from_static("dev-2")));
         assert_eq!(fill(&devices[1]), 44);
     }
