@@ -45,9 +45,9 @@ const DEVICE_INFLIGHT: NonZeroU16 = NonZeroU16::new(32).expect("not zero");
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time a write to a device may block before its connection is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the session of a device that went away is kept. Short: nothing rests on it, see
-/// [`super::BrokerEvent::Subscribed`].
-const SESSION_EXPIRY: Duration = Duration::from_secs(30);
+/// How long a session may outlive its connection. The gate refuses those who ask for it when they connect; a client of version 5 can ask
+/// once more when it leaves, and zero would be no bound.
+const SESSION_EXPIRY: Duration = Duration::from_secs(1);
 /// After this an undelivered message is worthless: it has been issued again meanwhile.
 const MESSAGE_EXPIRY: Duration = Duration::from_secs(60);
 /// Subscriptions one device may hold.

@@ -4,8 +4,8 @@
 //! - A publish reaches `MessagePublish` *before* `MessagePublishCheckAcl`, and the first one cannot drop it. So both
 //!   ask the same question: the first hands on what is allowed, the second refuses what is not.
 //! - A will passes only `MessagePublish`, so it is checked already when the device connects, and again when it fires.
-//! - Subscriptions of a resumed session are not checked again. They were when they were made, by the same rule for the
-//!   same device.
+//! - Subscriptions of a resumed session are not checked again, and what waits in a session counts nowhere once its connection is
+//!   over. So no session outlives its connection: who asks for that is refused.
 //! - When a device connects twice, the events of the older connection may come after those of the newer one; each is
 //!   held against the connection that counts now.
 
@@ -54,9 +54,19 @@ fn device_of(session: &Session) -> Option<DeviceId> {
     DeviceId::new(session.id.client_id.to_string()).ok()
 }
 
-/// Whether `device` may publish so. Retained messages are refused: there is nobody to keep them for.
+/// Whether `device` may publish so.
 fn may_publish(device: &DeviceId, topic: &str, retain: bool) -> bool {
-    !retain && authorize(&Identity::Device(device.clone()), Action::Publish, topic)
+    let action = if retain { Action::PublishRetained } else { Action::Publish };
+    authorize(&Identity::Device(device.clone()), action, topic)
+}
+
+/// Whether the session is to outlive the connection, or to go on where one did.
+fn wants_lasting_session(connect: &ConnectInfo) -> bool {
+    let lasts = match connect {
+        ConnectInfo::V3(..) => false,
+        ConnectInfo::V5(_, connect) => connect.session_expiry_interval_secs > 0,
+    };
+    lasts || !connect.clean_start()
 }
 
 impl Gate {
@@ -67,12 +77,18 @@ impl Gate {
         } else {
             let certificate = connect.cert().ok_or("no client certificate")?;
             let name = certificate.common_name.as_deref().ok_or("the certificate has no common name")?;
-            if client_id != name {
+            let identity = Identity::named(name).ok_or("the certificate's common name is not a device id")?;
+            if !authorize(&identity, Action::Connect, &client_id) {
                 return Err("the MQTT client id is not the certificate's common name");
             }
-            let device = DeviceId::new(name).map_err(|_| "the certificate's common name is not a device id")?;
+            let Identity::Device(device) = identity else {
+                return Err("the controller needs no connection to its own broker");
+            };
             (device, Some(certificate.serial.as_deref().ok_or("the certificate has no serial number")?))
         };
+        if wants_lasting_session(connect) {
+            return Err("the device asks for a session that outlives the connection, and none is kept");
+        }
         if let Some(will) = connect.last_will() {
             let topic = match &will {
                 LastWill::V3(will) => &will.topic,
@@ -94,13 +110,9 @@ impl Gate {
         let _ = self.events.send(event).await;
     }
 
-    async fn connected(&self, session: &Session) {
+    fn connected(&self, session: &Session) {
         let Some(device) = device_of(session) else { return };
-        self.connections.begin(device.clone(), session.id.clone());
-        // A resumed session is subscribed without asking again.
-        if session.session_present().await.unwrap_or(false) {
-            self.tell(BrokerEvent::Subscribed(device)).await;
-        }
+        self.connections.begin(device, session.id.clone());
     }
 
     async fn disconnected(&self, session: &Session) {
@@ -171,7 +183,7 @@ impl Handler for Gate {
                 (false, Some(HookResult::AuthResult(answer)))
             }
             Parameter::ClientConnected(session) => {
-                self.connected(session).await;
+                self.connected(session);
                 (true, result)
             }
             Parameter::ClientDisconnected(session, _) => {

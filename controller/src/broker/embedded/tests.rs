@@ -288,22 +288,53 @@ async fn a_second_connection_takes_the_place_of_the_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_resumed_session_counts_as_subscribed() {
+async fn a_session_that_would_outlive_its_connection_is_refused() {
     let mut net = Net::start().await;
     let lasting = |net: &Net| {
         let mut options = net.options("dev-1");
         options.set_clean_session(false);
         options
     };
-    let mut client = net.connect_again(|| lasting(&net)).await;
-    assert_eq!(client.subscribe(&Topic::down_filter(&device("dev-1"))).await, [true]);
-    assert_eq!(net.event().await, BrokerEvent::Subscribed(device("dev-1")));
-    drop(client);
-    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("dev-1")));
-    let mut client = net.connect_again(|| lasting(&net)).await;
-    assert_eq!(net.event().await, BrokerEvent::Subscribed(device("dev-1")));
-    net.tell("dev-1", "welcome back").await;
-    assert_eq!(client.message().await.1, Bytes::from_static(b"welcome back"));
+    Client::start(lasting(&net)).refused().await;
+    // Neither does it take the place of a connection that is there, nor what is on its way to it.
+    let mut client = net.join("dev-1").await;
+    Client::start(lasting(&net)).refused().await;
+    net.tell("dev-1", "yours").await;
+    assert_eq!(client.message().await.1, Bytes::from_static(b"yours"));
+    client.say("dev-1", "still here").await;
+    assert_eq!(net.event().await, said("dev-1", "still here"));
+    assert_eq!(net.started.broker.connected(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn protocol_5_has_no_other_way_to_keep_a_session() {
+    use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet};
+    use rumqttc::v5::{ConnectionError, Event, EventLoop, MqttOptions};
+    let net = Net::start().await;
+    for (clean_start, expiry_s, good) in [
+        (true, None, true),
+        (true, Some(0), true),
+        (false, None, false),
+        (true, Some(60), false),
+        (false, Some(60), false),
+    ] {
+        let mut options = MqttOptions::new("dev-1", "127.0.0.1", net.started.local_addr.port());
+        options.set_transport(net.tls(Some("dev-1"))).set_clean_start(clean_start);
+        options.set_session_expiry_interval(expiry_s);
+        let answer = loop {
+            let answer = within("an answer", EventLoop::new(options.clone(), 1).poll()).await;
+            // The connection before it may still be on its way out.
+            if !matches!(answer, Err(ConnectionError::ConnectionRefused(ConnectReturnCode::ServerUnavailable))) {
+                break answer;
+            }
+        };
+        let case = format!("{clean_start} {expiry_s:?}: {answer:?}");
+        match answer {
+            Ok(Event::Incoming(Packet::ConnAck(_))) => assert!(good, "{case}"),
+            Err(ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized)) => assert!(!good, "{case}"),
+            Ok(_) | Err(_) => panic!("{case}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -317,27 +348,6 @@ async fn a_revoked_device_is_cut_off_and_stays_out() {
     net.connect("dev-1").refused().await;
     // Somebody who is not there cannot be cut off, and that is no fault.
     within("nothing", net.started.broker.disconnect(&device("nobody"))).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_waits_is_no_way_in_for_a_revoked_device() {
-    let mut net = Net::start().await;
-    let lasting = |net: &Net| {
-        let mut options = net.options("dev-1");
-        options.set_clean_session(false);
-        options
-    };
-    let mut client = net.connect_again(|| lasting(&net)).await;
-    assert_eq!(client.subscribe(&Topic::down_filter(&device("dev-1"))).await, [true]);
-    assert_eq!(net.event().await, BrokerEvent::Subscribed(device("dev-1")));
-    drop(client);
-    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("dev-1")));
-    net.admit.revoked.lock().unwrap().insert(device("dev-1"));
-    Client::start(lasting(&net)).refused().await;
-    // Let in again, it is as any other.
-    net.admit.revoked.lock().unwrap().clear();
-    net.connect_again(|| lasting(&net)).await;
-    assert_eq!(net.event().await, BrokerEvent::Subscribed(device("dev-1")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
