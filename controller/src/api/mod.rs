@@ -7,6 +7,7 @@
 
 mod authorities;
 mod bundles;
+mod crl;
 mod devices;
 mod drift;
 mod enrol;
@@ -53,6 +54,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/openapi.json", get(openapi::document)),
         ("/api/v1/enrol", post(enrol::enrol)),
         ("/api/v1/renew", post(renewal::renew)),
+        ("/api/v1/crl.pem", get(crl::show)),
         ("/api/v1/tokens", get(tokens::list).post(tokens::create)),
         ("/api/v1/tokens/{id}/revoke", post(tokens::revoke)),
         ("/api/v1/devices", get(devices::list)),

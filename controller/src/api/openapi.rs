@@ -4,7 +4,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    authorities, bundles, devices, drift, enrol, events, files, health, renewal, revocation, rollouts, tokens, trust,
+    authorities, bundles, crl, devices, drift, enrol, events, files, health, renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -17,6 +17,7 @@ use super::{
         document,
         enrol::enrol,
         renewal::renew,
+        crl::show,
         tokens::create,
         tokens::list,
         tokens::revoke,

@@ -19,7 +19,7 @@ use muster_shared::selector::Selector;
 
 pub(crate) use evidence::{Observation, reference_predictions};
 
-use crate::pki::AuthoritiesVersion;
+use crate::pki::{AuthoritiesVersion, RevokedCertificate};
 use crate::store::records::{Desired, DeviceRecord};
 use evidence::EvidenceLog;
 
@@ -146,6 +146,19 @@ impl FleetIndex {
     pub(crate) fn counts(&self) -> FleetCounts {
         let inner = self.read();
         FleetCounts { known: inner.devices.len(), online: inner.devices.values().filter(|entry| entry.online).count() }
+    }
+
+    /// Every certificate of the devices that are shut out, by their names.
+    pub(crate) fn revoked_certificates(&self) -> Vec<RevokedCertificate> {
+        let inner = self.read();
+        let revoked =
+            inner.devices.values().filter_map(|entry| Some((entry.record.revocation.as_ref()?, &entry.record)));
+        revoked
+            .flat_map(|(revocation, record)| {
+                let since_ms = revocation.since_ms;
+                record.serials().map(move |serial| RevokedCertificate { serial: serial.to_owned(), since_ms })
+            })
+            .collect()
     }
 
     /// Whether the device is enrolled and not revoked.

@@ -1,10 +1,12 @@
 //! The controller's own certificate authority, and every certificate it gives out.
 //!
-//! `ca` keeps an authority, `authorities` those in force, `server` the certificate of this controller, `device` those of devices. All keys
+//! `ca` keeps an authority, `authorities` those in force, `server` the certificate of this controller, `device` those of devices, `crl` says
+//! which of those are accepted no more. All keys
 //! are P-256. Who may have a certificate is decided by those who call.
 
 mod authorities;
 mod ca;
+mod crl;
 mod device;
 mod server;
 
@@ -16,6 +18,7 @@ use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::trust;
 
 pub(crate) use authorities::AuthoritiesVersion;
+pub(crate) use crl::RevokedCertificate;
 pub(crate) use device::{DeviceCertificate, DeviceKey};
 pub(crate) use server::ServerNames;
 
@@ -64,6 +67,12 @@ pub(crate) enum PkiError {
     Make {
         /// Whose.
         subject: String,
+        /// What the library says.
+        reason: String,
+    },
+    /// The list of revoked certificates could not be made.
+    #[error("cannot make the list of revoked certificates: {reason}")]
+    RevocationList {
         /// What the library says.
         reason: String,
     },
@@ -244,6 +253,14 @@ impl Pki {
     ) -> Result<DeviceCertificate, PkiError> {
         let inner = self.inner();
         device::issue(&inner.authorities, device, key, now_ms, valid_for_ms)
+    }
+
+    /// The list of `revoked` certificates in PEM, one by each authority in force.
+    ///
+    /// # Errors
+    /// [`PkiError::RevocationList`].
+    pub(crate) fn revocation_list(&self, revoked: &[RevokedCertificate], now_ms: u64) -> Result<String, PkiError> {
+        self.inner().authorities.all().map(|authority| crl::make(authority, revoked, now_ms)).collect()
     }
 }
 

@@ -58,6 +58,13 @@ impl DeviceRecord {
         self.revocation.is_some()
     }
 
+    /// Serial numbers of the certificates with which it could connect, were it not shut out.
+    pub(crate) fn serials(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.certificate_serial)
+            .chain(self.pending.iter().map(|pending| &pending.serial))
+            .map(String::as_str)
+    }
+
     /// Gives it something else to run.
     pub(crate) fn assign(&mut self, desired: Desired) {
         let before = self.desired.take().and_then(|before| before.manifest);

@@ -234,3 +234,25 @@ async fn a_device_whose_certificate_ended_enrols_again_with_a_key_it_was_given_a
     let again: EnrolResponse = client.enrol(&secret, Some("press-7"), &request_of(&key)).await.ok(200);
     assert!(allowed(&again.certificate_pem).await);
 }
+
+/// Serial numbers in the list that is given out, whoever asks.
+async fn listed(client: &Client) -> Vec<String> {
+    let request = Request::builder().uri("/api/v1/crl.pem").body(Body::empty()).unwrap();
+    let answer = client.send(request).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.headers[header::CONTENT_TYPE], "application/x-pem-file");
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&answer.body).unwrap();
+    let (_, list) = x509_parser::revocation_list::CertificateRevocationList::from_der(&pem.contents).unwrap();
+    list.iter_revoked_certificates().map(|entry| serial_text(entry.raw_serial())).collect()
+}
+
+#[tokio::test]
+async fn the_list_names_every_certificate_of_those_who_are_shut_out() {
+    let (client, _) = with_device(&KeyPair::generate().unwrap()).await;
+    assert_eq!(listed(&client).await, [""; 0]);
+    let _: DeviceView = client.post("/api/v1/devices/press-7/revoke", &json!({})).await.ok(200);
+    let stored = record(&client).await;
+    assert_eq!(listed(&client).await, [stored.certificate_serial]);
+    let _: DeviceView = client.raw(Method::POST, "/api/v1/devices/press-7/reinstate", "").await.ok(200);
+    assert_eq!(listed(&client).await, [""; 0]);
+}
