@@ -212,6 +212,19 @@ impl ApiClient {
         self.exchange(self.request(Method::GET, path)?.query(query)).await
     }
 
+    /// Reads one thing that is text and no JSON.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be had.
+    pub(crate) async fn get_text(&self, path: &[&str]) -> Result<String, Failure> {
+        let response = self.send(self.request(Method::GET, path)?).await?;
+        let path = response.url().path().to_owned();
+        let said = self.read(response).await?;
+        String::from_utf8(said).map_err(|error| {
+            Failure::unavailable(format!("the controller's answer to {path} is no text")).because(error)
+        })
+    }
+
     /// Reads a list to its end, page by page.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! its name.
 
 mod api_client;
+mod broker;
 mod bundle;
 mod ca;
 mod command;

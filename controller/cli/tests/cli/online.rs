@@ -502,3 +502,32 @@ fn events_are_read_to_their_end() {
     run(&desk, &server, "events --after 9").assert(0, &["no event"]);
     assert_eq!(run(&desk, &server, "--output json events").json(), json!([]));
 }
+
+#[test]
+fn rules_for_other_brokers_need_no_controller_and_are_always_the_same() {
+    let desk = Desk::new();
+    for (format, line) in [
+        ("mosquitto", "pattern write muster/v1/d/%u/up/state"),
+        ("mosquitto-conf", "use_username_as_clientid true"),
+        ("emqx", "{deny, all}."),
+    ] {
+        let printed = desk.ok(&format!("broker acl --format {format}")).stdout;
+        assert!(printed.lines().any(|there| there == line), "{printed}");
+        assert_eq!(desk.ok(&format!("broker acl --format {format}")).stdout, printed);
+        let json = desk.ok(&format!("--output json broker acl --format {format}")).json();
+        assert_eq!(json.as_str().unwrap().trim_end(), printed.trim_end());
+    }
+    desk.run("broker acl").assert(2, &["--format"]);
+    desk.run("broker acl --format other").assert(2, &["mosquitto-conf"]);
+}
+
+#[test]
+fn what_is_no_list_of_revoked_certificates_replaces_none() {
+    let desk = Desk::new();
+    desk.write("crl.pem", "the list before");
+    let server = Server::start(|_| (200, json!("noise")));
+    run(&desk, &server, "broker crl --out crl.pem --force").assert(4, &["no list of revoked certificates"]);
+    let server = Server::start(not_found);
+    run(&desk, &server, "broker crl --out crl.pem --force").assert(3, &["/api/v1/crl.pem"]);
+    assert_eq!(desk.read("crl.pem"), b"the list before");
+}
