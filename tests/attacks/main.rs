@@ -87,7 +87,7 @@ fn main() -> ExitCode {
     if attacks.is_empty() {
         return ExitCode::SUCCESS;
     }
-    let Some(mosquitto) = broker::mosquitto() else {
+    let Some(mosquitto) = muster_tests::mosquitto::program() else {
         println!("LEFT OUT: mosquitto is not installed (on Debian: apt-get install mosquitto)");
         return ExitCode::SUCCESS;
     };

@@ -1,5 +1,6 @@
 //! Integration tests over the real programs: separate processes, real sockets, real certificates, real models.
 
+mod acl;
 mod bad_input;
 mod controller_full_disk;
 mod crashes;
@@ -13,4 +14,3 @@ mod rotation;
 mod secrets;
 mod security_page;
 mod stage;
-mod topics;

@@ -1,0 +1,108 @@
+//! What each of those who act shows: certificates that the controller gave its devices, and such as only an attacker or an administrator
+//! with the CA's key could make.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use muster_tests::device::DeviceSetup;
+use muster_tests::fleet::Fleet;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::cases::Who;
+
+/// The papers of everybody in the table.
+pub(super) struct Papers {
+    dev1: Arc<ClientConfig>,
+    dev10: Arc<ClientConfig>,
+    /// There are none where `openssl` is missing.
+    others: Option<[Arc<ClientConfig>; 2]>,
+}
+
+impl Papers {
+    /// Has `dev1` and `dev10` enrol, and their agents stop: they would fight for the client id.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub(super) async fn of(fleet: &mut Fleet) -> anyhow::Result<Self> {
+        let token = fleet.enrolment_token(2).await?;
+        for id in ["dev1", "dev10"] {
+            let setup = DeviceSetup { id, token: &token, window_ms: 60_000, settings: "" };
+            fleet.add_device(&setup, false).await?;
+        }
+        fleet.wait_online(2).await?;
+        for id in ["dev1", "dev10"] {
+            fleet.device(id)?.process_mut().stop().await?;
+        }
+        fleet.wait_online(0).await?;
+        let ca = &fleet.controller.endpoints.ca_file;
+        let device = |id: &str| {
+            let folder = fleet.folder.join(id).join("data/identity");
+            client_config(ca, &folder.join("device.pem"), &folder.join("device.key"))
+        };
+        let (dev1, dev10) = (device("dev1")?, device("dev10")?);
+        let others = if Command::new("openssl").arg("version").output().is_ok() {
+            let folder = fleet.folder.join("papers");
+            std::fs::create_dir_all(&folder)?;
+            controllers(&folder, ca)?;
+            strangers(&folder)?;
+            let of = |name: &str| {
+                client_config(ca, &folder.join(name).with_extension("pem"), &folder.join(name).with_extension("key"))
+            };
+            Some([of("controller")?, of("stranger")?])
+        } else {
+            eprintln!("SKIPPED what the controller and a stranger do: openssl is not installed");
+            None
+        };
+        Ok(Self { dev1, dev10, others })
+    }
+
+    /// Those of `who`, if there are any.
+    pub(super) fn shown_by(&self, who: Who) -> Option<&Arc<ClientConfig>> {
+        match who {
+            Who::Dev1 => Some(&self.dev1),
+            Who::Dev10 => Some(&self.dev10),
+            Who::Controller => self.others.as_ref().map(|[controller, _]| controller),
+            Who::Stranger => self.others.as_ref().map(|[_, stranger]| stranger),
+        }
+    }
+}
+
+fn client_config(ca: &Path, certificate: &Path, key: &Path) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca)?)?;
+    let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(key)?;
+    Ok(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key)?))
+}
+
+fn openssl(folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+    let done = Command::new("openssl").args(arguments).current_dir(folder).output()?;
+    ensure!(done.status.success(), "openssl {}: {}", arguments.join(" "), String::from_utf8_lossy(&done.stderr));
+    Ok(())
+}
+
+const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+
+/// Makes the controller's certificate for an outside broker with the CA's own key.
+fn controllers(folder: &Path, ca: &Path) -> anyhow::Result<()> {
+    let subject = format!("/CN={}", Who::Controller.certificate().common_name);
+    let request = ["req", "-new", "-subj", &subject, "-keyout", "controller.key", "-out", "controller.csr"];
+    openssl(folder, &[&request[..], &NEW_KEY].concat())?;
+    std::fs::write(folder.join("usage"), "extendedKeyUsage=clientAuth\n")?;
+    let (ca, ca_key) = (ca.display().to_string(), ca.with_extension("key").display().to_string());
+    let sign =
+        ["x509", "-req", "-in", "controller.csr", "-CA", &ca, "-CAkey", &ca_key, "-set_serial", "2", "-days", "1"];
+    openssl(folder, &[&sign[..], &["-extfile", "usage", "-out", "controller.pem"]].concat())
+        .context("the controller's certificate")
+}
+
+/// Makes a certificate that bears a device's name and that nobody signed but its own key.
+fn strangers(folder: &Path) -> anyhow::Result<()> {
+    let subject = format!("/CN={}", Who::Stranger.certificate().common_name);
+    let own = ["req", "-x509", "-days", "1", "-subj", &subject, "-keyout", "stranger.key", "-out", "stranger.pem"];
+    openssl(folder, &[&own[..], &NEW_KEY].concat())
+}
