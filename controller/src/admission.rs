@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use muster_shared::ids::DeviceId;
 
 use crate::broker::Admit;
+use crate::clock;
 use crate::fleet::FleetIndex;
 use crate::store::records::DeviceRecord;
 use crate::store::{Expect, Records, StoreError, Stored, Table};
@@ -33,18 +34,14 @@ pub(crate) enum Refusal {
 
 /// How the device stands once it has shown the certificate `serial`: none when it is to be refused, the same when nothing
 /// changes.
-fn shown(record: &DeviceRecord, serial: &str) -> Option<DeviceRecord> {
+fn shown(record: &DeviceRecord, serial: &str, now_ms: u64) -> Option<DeviceRecord> {
     if record.certificate_serial == serial {
         return Some(record.clone());
     }
     let taken_up = record.pending.iter().find(|pending| pending.serial == serial)?;
-    Some(DeviceRecord {
-        certificate_serial: taken_up.serial.clone(),
-        public_key_sha256: taken_up.public_key_sha256,
-        authorities: taken_up.authorities,
-        pending: Vec::new(),
-        ..record.clone()
-    })
+    let mut after = record.clone();
+    after.take_up(taken_up.clone(), now_ms);
+    Some(after)
 }
 
 /// The device's record, if the certificate `serial` is accepted; there is none where devices have no certificates. What
@@ -64,7 +61,7 @@ pub(crate) async fn accept(
             return Err(Refusal::Revoked);
         }
         let Some(serial) = serial else { return Ok(stored) };
-        let record = shown(&stored.value, serial).ok_or(Refusal::Superseded)?;
+        let record = shown(&stored.value, serial, clock::now_ms()).ok_or(Refusal::Superseded)?;
         if record == stored.value {
             return Ok(stored);
         }
@@ -126,7 +123,9 @@ mod tests {
 
     use super::*;
     use crate::pki::AuthoritiesVersion;
-    use crate::store::records::PendingCertificate;
+    use crate::store::records::{PendingCertificate, SupersededCertificate};
+
+    const NOW_MS: u64 = 1_790_000_000_000;
 
     fn record(current: &str, pending: &[String]) -> DeviceRecord {
         let key = |serial: &str| Digest::of(serial.as_bytes());
@@ -145,6 +144,7 @@ mod tests {
                     authorities: AuthoritiesVersion::default(),
                 })
                 .collect(),
+            superseded: Vec::new(),
             renewed_at_ms: Some(2),
             revocation: None,
             desired: None,
@@ -158,14 +158,17 @@ mod tests {
             current in "[a-f]", pending in prop::collection::vec("[a-f]", 0..4), serial in "[a-f]",
         ) {
             let before = record(&current, &pending);
-            match shown(&before, &serial) {
+            match shown(&before, &serial, NOW_MS) {
                 Some(after) if serial == current => prop_assert_eq!(after, before),
                 Some(after) => {
                     prop_assert!(pending.contains(&serial));
-                    prop_assert_eq!(&after, &record(&serial, &[]));
-                    for other in pending.iter().chain([&current]).filter(|other| **other != serial) {
-                        prop_assert_eq!(shown(&after, other), None);
+                    let others: Vec<_> = [&current].into_iter().chain(&pending).filter(|other| **other != serial).collect();
+                    for other in &others {
+                        prop_assert_eq!(shown(&after, other, NOW_MS), None);
                     }
+                    let superseded =
+                        others.into_iter().map(|other| SupersededCertificate { serial: other.clone(), since_ms: NOW_MS });
+                    prop_assert_eq!(after, DeviceRecord { superseded: superseded.collect(), ..record(&serial, &[]) });
                 }
                 None => prop_assert!(serial != current && !pending.contains(&serial)),
             }

@@ -303,6 +303,7 @@ impl TestApp {
             public_key_sha256: Digest::of(name.as_bytes()),
             authorities: AuthoritiesVersion::default(),
             pending: Vec::new(),
+            superseded: Vec::new(),
             renewed_at_ms: None,
             revocation: None,
             desired: None,

@@ -30,6 +30,7 @@ const ATTEMPTS: usize = 64;
         (status = 403, description = "The token has expired, is revoked or used up, or the device of that name is revoked", body = Problem),
         (status = 409, description = "The name is taken, or no root document is there yet", body = Problem),
         (status = 422, description = "The certificate request proves nothing", body = Problem),
+        (status = 429, description = "The device of that name and key has been given too many certificates", body = Problem),
     ),
 )]
 pub(super) async fn enrol(
@@ -53,17 +54,16 @@ pub(super) async fn enrol(
         Some(device) => device,
         None => derived_name(&key)?,
     };
+    let valid_for_ms = app.config.pki.device_certificate_valid_for_ms;
     for _ in 0..ATTEMPTS {
         let now_ms = clock::now_ms();
         let token = token(&app.records, &secret_sha256).await?;
         let known = app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?;
-        let certificate = app
-            .pki
-            .issue(&device, &key, now_ms, app.config.pki.device_certificate_valid_for_ms)
-            .map_err(|error| ApiError::internal(&error))?;
+        let certificate =
+            app.pki.issue(&device, &key, now_ms, valid_for_ms).map_err(|error| ApiError::internal(&error))?;
         let version = known.as_ref().map_or(0, |known| known.version) + 1;
         let (record, mut changes) = match known {
-            Some(known) => again(known, &key, &certificate)?,
+            Some(known) => again(known, &key, &certificate, now_ms, valid_for_ms)?,
             None => first(&token, &device, &key, &certificate, now_ms)?,
         };
         let (event, _held) = app.events.prepare(NewEvent {
@@ -158,6 +158,7 @@ fn first(
         public_key_sha256: key.sha256(),
         authorities: certificate.version,
         pending: Vec::new(),
+        superseded: Vec::new(),
         renewed_at_ms: None,
         revocation: None,
         desired: None,
@@ -178,6 +179,8 @@ fn again(
     known: Stored<DeviceRecord>,
     key: &DeviceKey,
     certificate: &DeviceCertificate,
+    now_ms: u64,
+    valid_for_ms: u64,
 ) -> ApiResult<(DeviceRecord, Vec<Change>)> {
     let device = &known.value.id;
     if known.value.is_revoked() {
@@ -189,13 +192,17 @@ fn again(
         let detail = format!("a device {device} has enrolled already: choose another name");
         return Err(ApiError::conflict("device-exists", detail));
     }
-    let record = DeviceRecord {
-        certificate_serial: certificate.serial.clone(),
-        public_key_sha256: key.sha256(),
-        authorities: certificate.version,
-        pending: Vec::new(),
-        ..known.value.clone()
-    };
+    let mut record = known.value.clone();
+    if !record.has_room_for_certificate(now_ms, valid_for_ms) {
+        return Err(too_many_certificates(device));
+    }
+    record.take_up(certificate.of(key), now_ms);
     let change = Records::put(Table::Devices, device.as_str(), Expect::Version(known.version), &record)?;
     Ok((record, vec![change]))
+}
+
+/// The answer to a device that has been given more certificates than any agent asks for.
+pub(super) fn too_many_certificates(device: &DeviceId) -> ApiError {
+    let detail = format!("device {device} has too many certificates that have not ended: try again once one has");
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too-many-certificates", detail)
 }

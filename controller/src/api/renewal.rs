@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use muster_shared::api::{Problem, RenewRequest, RenewResponse};
 
 use super::authorities;
+use super::enrol::too_many_certificates;
 use super::extract::Json;
 use super::peer::Holder;
 use crate::admission::{self, Refusal};
@@ -15,7 +16,7 @@ use crate::events::{ACTOR_DEVICE, NewEvent};
 use crate::pki::DeviceKey;
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
-use crate::store::records::{DeviceRecord, PendingCertificate};
+use crate::store::records::DeviceRecord;
 use crate::store::{Expect, Records, StoreError, Table};
 
 /// Times a renewal is tried again because somebody else changed the device at the same moment.
@@ -35,7 +36,7 @@ const LONGEST_WAIT_MS: u64 = 60_000;
         (status = 401, description = "No certificate of a device was shown", body = Problem),
         (status = 403, description = "The device is revoked, or the certificate was superseded", body = Problem),
         (status = 422, description = "The certificate request proves nothing", body = Problem),
-        (status = 429, description = "The device has been given one just now", body = Problem),
+        (status = 429, description = "The device has been given one just now, or too many", body = Problem),
     ),
 )]
 pub(super) async fn renew(
@@ -65,14 +66,11 @@ pub(super) async fn renew(
         }
         let certificate =
             app.pki.issue(&device, &key, now_ms, valid_for_ms).map_err(|error| ApiError::internal(&error))?;
-        let mut pending = stored.value.pending.clone();
-        pending.push(PendingCertificate {
-            serial: certificate.serial.clone(),
-            public_key_sha256: key.sha256(),
-            authorities: certificate.version,
-        });
-        pending.drain(..pending.len().saturating_sub(MAX_PENDING));
-        let record = DeviceRecord { pending, renewed_at_ms: Some(now_ms), ..stored.value };
+        let mut record = DeviceRecord { renewed_at_ms: Some(now_ms), ..stored.value };
+        if !record.has_room_for_certificate(now_ms, valid_for_ms) {
+            return Err(too_many_certificates(&device));
+        }
+        record.give(certificate.of(&key), MAX_PENDING, now_ms);
         let (event, _held) = app.events.prepare(NewEvent {
             kind: "device.renewed".into(),
             actor: ACTOR_DEVICE.into(),

@@ -20,7 +20,7 @@ use muster_shared::selector::Selector;
 pub(crate) use evidence::{Observation, reference_predictions};
 
 use crate::pki::{AuthoritiesVersion, RevokedCertificate};
-use crate::store::records::{Desired, DeviceRecord};
+use crate::store::records::{Desired, DeviceRecord, SupersededCertificate};
 use evidence::EvidenceLog;
 
 /// Windows this fresh are never added up: a rollout may yet ask for those since a moment among them.
@@ -148,17 +148,22 @@ impl FleetIndex {
         FleetCounts { known: inner.devices.len(), online: inner.devices.values().filter(|entry| entry.online).count() }
     }
 
-    /// Every certificate of the devices that are shut out, by their names.
+    /// Every certificate that is refused and may not have ended: all of the devices that are shut out, and of the others those that
+    /// were superseded.
     pub(crate) fn revoked_certificates(&self) -> Vec<RevokedCertificate> {
         let inner = self.read();
-        let revoked =
-            inner.devices.values().filter_map(|entry| Some((entry.record.revocation.as_ref()?, &entry.record)));
-        revoked
-            .flat_map(|(revocation, record)| {
-                let since_ms = revocation.since_ms;
-                record.serials().map(move |serial| RevokedCertificate { serial: serial.to_owned(), since_ms })
-            })
-            .collect()
+        let refused = |record: &DeviceRecord| -> Vec<RevokedCertificate> {
+            let superseded = record.superseded.iter().map(|SupersededCertificate { serial, since_ms }| {
+                RevokedCertificate { serial: serial.clone(), since_ms: *since_ms }
+            });
+            let shut_out = record.revocation.iter().flat_map(|revocation| {
+                record
+                    .serials()
+                    .map(|serial| RevokedCertificate { serial: serial.to_owned(), since_ms: revocation.since_ms })
+            });
+            superseded.chain(shut_out).collect()
+        };
+        inner.devices.values().flat_map(|entry| refused(&entry.record)).collect()
     }
 
     /// Whether the device is enrolled and not revoked.

@@ -15,6 +15,7 @@ use x509_parser::prelude::FromDer as _;
 use super::authorities::{Authorities, AuthoritiesVersion};
 use super::{BACKDATED_MS, PkiError, date, random_serial};
 use crate::broker::serial_text;
+use crate::store::records::PendingCertificate;
 
 /// What of a certificate's life may lie before it was given out: devices renew at a part of the whole.
 const BACKDATED_PART: u64 = 12;
@@ -83,6 +84,17 @@ pub(crate) struct DeviceCertificate {
     pub(crate) serial: String,
     /// Which authorities there were, the last of which signed it.
     pub(crate) version: AuthoritiesVersion,
+}
+
+impl DeviceCertificate {
+    /// What is kept of it until the device shows it. It was made for `key`.
+    pub(crate) fn of(&self, key: &DeviceKey) -> PendingCertificate {
+        PendingCertificate {
+            serial: self.serial.clone(),
+            public_key_sha256: key.sha256(),
+            authorities: self.version,
+        }
+    }
 }
 
 pub(super) fn issue(

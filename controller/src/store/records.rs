@@ -36,7 +36,10 @@ pub(crate) struct DeviceRecord {
     /// Certificates it has been given since and has not shown yet, oldest first.
     #[serde(default)]
     pub(crate) pending: Vec<PendingCertificate>,
-    /// When it was last given one of these, in milliseconds since the Unix epoch.
+    /// Certificates it had and that are refused by now, the last at the end.
+    #[serde(default)]
+    pub(crate) superseded: Vec<SupersededCertificate>,
+    /// When it was last given a certificate to follow the one in use, in milliseconds since the Unix epoch.
     #[serde(default)]
     pub(crate) renewed_at_ms: Option<u64>,
     /// Set while it is shut out.
@@ -49,6 +52,8 @@ pub(crate) struct DeviceRecord {
     pub(crate) assigned: Vec<Digest>,
 }
 
+/// Certificates of one device that have not ended; an agent renews early enough to have two or three.
+const MAX_CERTIFICATES: usize = 64;
 /// Bundles remembered of a device: the one it holds is among its last.
 const MAX_ASSIGNED: usize = 8;
 
@@ -63,6 +68,31 @@ impl DeviceRecord {
         std::iter::once(&self.certificate_serial)
             .chain(self.pending.iter().map(|pending| &pending.serial))
             .map(String::as_str)
+    }
+
+    /// Has it use another certificate: every other one is refused from now on.
+    pub(crate) fn take_up(&mut self, certificate: PendingCertificate, now_ms: u64) {
+        let before = std::mem::replace(&mut self.certificate_serial, certificate.serial);
+        self.public_key_sha256 = certificate.public_key_sha256;
+        self.authorities = certificate.authorities;
+        let pending = std::mem::take(&mut self.pending).into_iter().map(|pending| pending.serial);
+        let others = std::iter::once(before).chain(pending).filter(|other| *other != self.certificate_serial);
+        self.superseded.extend(others.map(|serial| SupersededCertificate { serial, since_ms: now_ms }));
+    }
+
+    /// Adds a certificate that it has not shown. Of more than `most` that wait so, the oldest are refused from now on.
+    pub(crate) fn give(&mut self, certificate: PendingCertificate, most: usize, now_ms: u64) {
+        self.pending.push(certificate);
+        let over = self.pending.drain(..self.pending.len().saturating_sub(most));
+        self.superseded
+            .extend(over.map(|PendingCertificate { serial, .. }| SupersededCertificate { serial, since_ms: now_ms }));
+    }
+
+    /// Whether it may be given one more. What is refused is remembered until it has ended, so there must be an end to it.
+    /// Certificates live for `valid_for_ms`; those that have ended by now are forgotten.
+    pub(crate) fn has_room_for_certificate(&mut self, now_ms: u64, valid_for_ms: u64) -> bool {
+        self.superseded.retain(|superseded| superseded.since_ms.saturating_add(valid_for_ms) > now_ms);
+        1 + self.pending.len() + self.superseded.len() < MAX_CERTIFICATES
     }
 
     /// Gives it something else to run.
@@ -88,6 +118,15 @@ pub(crate) struct PendingCertificate {
     /// As [`DeviceRecord::authorities`].
     #[serde(default)]
     pub(crate) authorities: AuthoritiesVersion,
+}
+
+/// A certificate of a device that is refused although it has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SupersededCertificate {
+    /// As [`DeviceRecord::certificate_serial`].
+    pub(crate) serial: String,
+    /// In milliseconds since the Unix epoch.
+    pub(crate) since_ms: u64,
 }
 
 /// What a device shall run.
@@ -494,6 +533,7 @@ mod tests {
             public_key_sha256: Digest::of(b"key"),
             authorities: AuthoritiesVersion::default(),
             pending: Vec::new(),
+            superseded: Vec::new(),
             renewed_at_ms: None,
             revocation: None,
             desired,

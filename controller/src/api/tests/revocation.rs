@@ -247,12 +247,46 @@ async fn listed(client: &Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_list_names_every_certificate_of_those_who_are_shut_out() {
-    let (client, _) = with_device(&KeyPair::generate().unwrap()).await;
+async fn the_list_names_every_certificate_that_is_refused_and_no_other() {
+    let (client, first) = enrolled().await;
     assert_eq!(listed(&client).await, [""; 0]);
-    let _: DeviceView = client.post("/api/v1/devices/press-7/revoke", &json!({})).await.ok(200);
-    let stored = record(&client).await;
-    assert_eq!(listed(&client).await, [stored.certificate_serial]);
+    let mut given = vec![first.clone()];
+    for _ in 0..5 {
+        let answer: RenewResponse = client.renew(Some(&first), &request()).await.ok(200);
+        given.push(answer.certificate_pem);
+        client.rested().await;
+    }
+    let serials = |certificates: &[usize]| certificates.iter().map(|at| serial(&given[*at])).collect::<Vec<_>>();
+    assert_eq!(listed(&client).await, serials(&[1]), "only four wait");
+    let admit = EnrolledDevices::new(client.test.app.records.clone(), client.test.app.fleet.clone());
+    assert!(admit.device_allowed(&"press-7".parse().unwrap(), Some(&serial(&given[3]))).await);
+    assert_eq!(listed(&client).await, serials(&[1, 0, 2, 4, 5]));
+    let _: RenewResponse = client.renew(Some(&given[3]), &request()).await.ok(200);
+    let pending = record(&client).await.pending[0].serial.clone();
+    let _: DeviceView = client.raw(Method::POST, "/api/v1/devices/press-7/revoke", "").await.ok(200);
+    assert_eq!(listed(&client).await, [serials(&[1, 0, 2, 4, 5, 3]), vec![pending]].concat());
     let _: DeviceView = client.raw(Method::POST, "/api/v1/devices/press-7/reinstate", "").await.ok(200);
-    assert_eq!(listed(&client).await, [""; 0]);
+    assert_eq!(listed(&client).await, serials(&[1, 0, 2, 4, 5]));
+}
+
+#[tokio::test]
+async fn there_is_an_end_to_the_certificates_that_a_device_is_given() {
+    let (client, first) = enrolled().await;
+    let refused = loop {
+        let answer = client.renew(Some(&first), &request()).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        client.rested().await;
+        assert!(record(&client).await.superseded.len() < 1_000, "no end");
+    };
+    refused.problem(429, "too-many-certificates");
+    // Once they have ended there is room again, and the list is as short as before.
+    let stored = client.test.app.records.get::<DeviceRecord>(Table::Devices, "press-7").await.unwrap().unwrap();
+    let mut aged = stored.value;
+    aged.superseded.iter_mut().for_each(|superseded| superseded.since_ms = 1);
+    let change = Records::put(Table::Devices, "press-7", Expect::Version(stored.version), &aged).unwrap();
+    client.test.app.records.commit(vec![change]).await.unwrap();
+    let _: RenewResponse = client.renew(Some(&first), &request()).await.ok(200);
+    assert_eq!(listed(&client).await.len(), 1);
 }
