@@ -28,7 +28,8 @@ impl From<PkiError> for ApiError {
             | PkiError::KeyMissing { .. }
             | PkiError::KeyMismatch { .. }
             | PkiError::Make { .. }
-            | PkiError::Tls { .. } => Self::internal(&error),
+            | PkiError::Tls { .. }
+            | PkiError::RevocationList { .. } => Self::internal(&error),
         }
     }
 }
