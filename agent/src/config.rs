@@ -119,6 +119,8 @@ pub(crate) struct Config {
     pub(crate) device_id: Option<DeviceId>,
     /// The string `muster token create` printed; only needed until the device is enrolled.
     enrolment_token: Option<Secret>,
+    /// A certificate the device was given by somebody else's authority, which stands for the secret of a token.
+    pub(crate) provisioned: Option<ProvisionedConfig>,
     /// A file that holds that string instead.
     enrolment_token_file: Option<PathBuf>,
     /// The inference endpoint.
@@ -133,6 +135,16 @@ pub(crate) struct Config {
     pub(crate) log: LogConfig,
     /// Facts to report besides those the agent finds by itself.
     pub(crate) attributes: BTreeMap<String, String>,
+}
+
+/// A certificate of somebody else's authority.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct ProvisionedConfig {
+    /// It, and those between it and the authority, in PEM.
+    pub(crate) certificate: PathBuf,
+    /// Its key in PEM.
+    pub(crate) key: PathBuf,
 }
 
 /// A string that must not show in a log.
@@ -227,6 +239,7 @@ impl Default for Config {
             device_id: None,
             enrolment_token: None,
             enrolment_token_file: None,
+            provisioned: None,
             serve: ServeConfig::default(),
             monitor: MonitorConfig::default(),
             outbox: OutboxConfig::default(),
@@ -473,7 +486,7 @@ mod tests {
             url: "https://c:1".into(),
             ca_sha256: muster_shared::ids::Digest::of(b"ca"),
             root_sha256: muster_shared::ids::Digest::of(b"root"),
-            secret: "hunter2".into(),
+            secret: Some("hunter2".into()),
         };
         let whole = token.to_token_string();
         let huge = whole.repeat(100_000);
@@ -492,14 +505,14 @@ mod tests {
             url: "https://c:1".into(),
             ca_sha256: muster_shared::ids::Digest::of(b"ca"),
             root_sha256: muster_shared::ids::Digest::of(b"root"),
-            secret: secret.into(),
+            secret: Some(secret.into()),
         };
         let write = |name: &str| {
             std::fs::write(folder.path().join(name), token(name).to_token_string()).unwrap();
             folder.path().join(name)
         };
         let found = |config: &str, places: &TokenPlaces| {
-            parse(config).unwrap().enrolment_token(places).map(|token| token.map(|token| token.secret))
+            parse(config).unwrap().enrolment_token(places).map(|token| token.and_then(|token| token.secret))
         };
         let (file, set) = (write("named"), write("set"));
         let credentials = TokenPlaces { file: None, credentials: Some(folder.path().to_owned()) };

@@ -299,7 +299,8 @@ impl Base {
     async fn enrol(&self) -> Result<Identity, DaemonError> {
         let token = self.config.enrolment_token(&TokenPlaces::of_environment())?.ok_or(DaemonError::NoToken)?;
         tracing::info!(url = %token.url, "enrolling");
-        let enrolled = enrol(&self.store, &token, self.config.device_id.as_ref(), &self.time).await?;
+        let (wish, provisioned) = (self.config.device_id.as_ref(), self.config.provisioned.as_ref());
+        let enrolled = enrol(&self.store, &token, wish, provisioned, &self.time).await?;
         let keep = || {
             TrustStore::install(&self.config.data_dir, enrolled.roots(), enrolled.root_sha256())?;
             enrolled.commit(&self.store).map_err(DaemonError::from)

@@ -135,6 +135,7 @@ mod tests {
             enrolled_at_ms: 1,
             certificate_serial: current.into(),
             public_key_sha256: key(current),
+            outside: None,
             authorities: AuthoritiesVersion::default(),
             pending: pending
                 .iter()

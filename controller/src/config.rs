@@ -3,11 +3,15 @@
 //! Nothing here touches the network or the data folder; a file that parses and passes [`Config::check`] may
 //! still name a port that is taken, and the part that binds it says so.
 
+mod outside;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use muster_shared::limits::MAX_PACKET_BYTES;
 use serde::Deserialize;
+
+pub(crate) use outside::{DeviceIdFrom, OutsideConfig};
 
 use crate::pki::DAY_MS;
 
@@ -141,6 +145,8 @@ pub(crate) struct PkiConfig {
     pub(crate) addresses: Vec<IpAddr>,
     /// How long a device's certificate is good for, in milliseconds. Devices renew theirs at two thirds of that.
     pub(crate) device_certificate_valid_for_ms: u64,
+    /// Authorities of others, whose certificates stand for an enrolment token.
+    pub(crate) outside: Vec<OutsideConfig>,
 }
 
 impl Default for PkiConfig {
@@ -149,6 +155,7 @@ impl Default for PkiConfig {
             names: vec!["localhost".into()],
             addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
             device_certificate_valid_for_ms: 365 * DAY_MS,
+            outside: Vec::new(),
         }
     }
 }
@@ -296,6 +303,7 @@ impl Config {
             "pki.device-certificate-valid-for-ms",
             "6000 to 315360000000 (ten years) is expected",
         )?;
+        outside::check(&self.pki.outside).map_err(|reason| ConfigError::Value { setting: "pki.outside", reason })?;
         expect(self.telemetry.retention_ms > 0, "telemetry.retention-ms", "it must be above 0")?;
         expect(
             self.content.send_bytes_per_s >= 64 * 1024,

@@ -96,7 +96,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let records = Records::new(Arc::new(store));
     // The store is ours, hence the folder. A file from an earlier run must not be taken for this one's.
     durable::remove(&Endpoints::path(&data))?;
-    let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms())?;
+    let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), &config.pki.outside, clock::now_ms())?;
     let director = Director::open(&data)?;
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let admin_token = AdminToken::locate(config.api.admin_token_file.as_deref(), &data, set);

@@ -186,7 +186,7 @@ async fn open(config: Config, broker: Arc<RecordingBroker>) -> App {
 /// A controller over a store that is open already: the next one of a series in the same folder, or one that a test watches.
 pub(crate) async fn open_over(config: Config, broker: Arc<RecordingBroker>, records: Records) -> App {
     let data: &Path = &config.data_dir;
-    let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), clock::now_ms()).unwrap();
+    let pki = Pki::open(&data.join("pki"), &ServerNames::of(&config), &config.pki.outside, clock::now_ms()).unwrap();
     let idle_timeout = Duration::from_millis(config.api.request_timeout_ms);
     App {
         endpoints: Endpoints::new(&config, config.api.listen, config.broker.listen, &pki.ca_file()),
@@ -301,6 +301,7 @@ impl TestApp {
             enrolled_at_ms: 1,
             certificate_serial: "1".into(),
             public_key_sha256: Digest::of(name.as_bytes()),
+            outside: None,
             authorities: AuthoritiesVersion::default(),
             pending: Vec::new(),
             superseded: Vec::new(),

@@ -97,13 +97,22 @@ pub struct TokenView {
     pub revoked: Option<Revocation>,
 }
 
+/// What devices need to find and trust this controller: an enrolment token without a secret, the same for all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ProvisioningString {
+    /// To be given to the agent as `enrolment-token`.
+    pub token: String,
+}
+
 /// A device asking to join.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EnrolRequest {
-    /// The secret of the enrolment token.
-    pub secret: String,
+    /// The secret of the enrolment token; none where the device shows a certificate of an outside authority.
+    #[serde(default)]
+    pub secret: Option<String>,
     /// The name the device wants; the controller makes one up otherwise.
     pub device: Option<DeviceId>,
     /// PKCS#10 certificate request in PEM, signed with the device's own key.

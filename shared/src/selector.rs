@@ -147,6 +147,28 @@ impl fmt::Display for Selector {
     }
 }
 
+/// Whether a device may carry these labels.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    if labels.len() > MAX_LABELS {
+        return Err(format!("a device has at most {MAX_LABELS} labels"));
+    }
+    if labels.contains_key("id") {
+        return Err("the label \"id\" is reserved: in selectors it names the device itself".into());
+    }
+    match labels.iter().flat_map(|(key, value)| [key, value]).find(|text| !is_label_text(text)) {
+        None => Ok(()),
+        Some(text) => {
+            let text: String = text.chars().take(80).collect();
+            Err(format!(
+                "{text:?} cannot be a label's key or value: use 1 to 128 visible ASCII characters without ,=!*"
+            ))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -25,8 +25,9 @@ pub struct EnrolmentToken {
     pub ca_sha256: Digest,
     /// SHA-256 of the payload of the root document a device starts from.
     pub root_sha256: Digest,
-    /// What proves the right to enrol; the controller keeps only its digest.
-    pub secret: String,
+    /// What proves the right to enrol; the controller keeps only its digest. None for devices that prove it by a certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
 }
 
 impl fmt::Debug for EnrolmentToken {
@@ -89,7 +90,7 @@ mod tests {
             url: "https://muster.example:8443".into(),
             ca_sha256: Digest::of(b"ca"),
             root_sha256: Digest::of(b"root"),
-            secret: "hunter2".into(),
+            secret: Some("hunter2".into()),
         }
     }
 

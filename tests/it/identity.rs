@@ -12,6 +12,7 @@ use muster_tests::device::{Device, DeviceSetup};
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::traffic::Traffic;
 use muster_tests::wait;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::stage::{self, PACE};
 
@@ -375,4 +376,56 @@ fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
         std::fs::copy(entry.path(), to.join(entry.file_name()))?;
     }
     Ok(())
+}
+
+/// The certificate of a device, with its key, as its maker's authority gives it out.
+fn made_with(folder: &Path, name: &str, ca: &CertifiedIssuer<'_, KeyPair>) -> anyhow::Result<String> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let (certificate, key_file) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
+    std::fs::write(&certificate, params.signed_by(&key, ca)?.pem())?;
+    std::fs::write(&key_file, key.serialize_pem())?;
+    Ok(format!("[provisioned]\ncertificate = {certificate:?}\nkey = {key_file:?}\n"))
+}
+
+#[test]
+fn a_device_joins_with_the_certificate_its_maker_gave_it() {
+    stage::run(async |binaries, folder| {
+        let authority = || {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            anyhow::Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
+        };
+        let (maker, stranger) = (authority()?, authority()?);
+        let file = folder.join("maker.pem");
+        std::fs::write(&file, maker.pem())?;
+        let settings = format!("[[pki.outside]]\nname = \"maker\"\nfile = {file:?}\nlabels = {{ maker = \"acme\" }}\n");
+        let mut fleet = stage::fleet_with(&binaries, &folder, 0, &settings).await?;
+        let root = folder.join("keys/root.json").display().to_string();
+        let token = fleet.operator.run(&["token", "provisioning", "--root", &root]).await?;
+        let provisioned = made_with(&folder, "DEV-1", &maker)?;
+        let setup = DeviceSetup { id: "dev-1", token: token.trim(), window_ms: 500, settings: &provisioned };
+        fleet.add_device(&setup, true).await?;
+        fleet.wait_online(1).await?;
+        ensure!(fleet.operator.device("dev-1").await?.labels["maker"] == "acme");
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+
+        // Another authority's certificate ends at the door; TLS does not say more.
+        let provisioned = made_with(&folder, "DEV-2", &stranger)?;
+        let setup = DeviceSetup { id: "dev-2", token: token.trim(), window_ms: 500, settings: &provisioned };
+        let second = folder.join("dev-2");
+        let refused = Device::start(&binaries, &second, &setup, None);
+        let seen = wait::until("the stranger is refused", PATIENCE, async || {
+            let agent = std::fs::read_to_string(second.join("agent.log")).unwrap_or_default();
+            Ok(agent.contains("enrolment has to wait").then_some(()))
+        });
+        tokio::select! {
+            came_up = refused => came_up.map(drop)?,
+            seen = seen => seen?,
+        }
+        ensure!(fleet.operator.devices().await?.len() == 1);
+        stage::ensure_all_answered(&traffic)
+    });
 }

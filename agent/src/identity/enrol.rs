@@ -13,7 +13,9 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use reqwest::StatusCode;
 
 use super::papers::{self, PapersError};
+use super::provisioned::{self, ProvisionedError};
 use super::{Identity, IdentityError, IdentityStore, pin};
+use crate::config::ProvisionedConfig;
 use crate::time::{EffectiveTime, jitter, wall_ms};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,6 +27,14 @@ pub(crate) enum EnrolError {
     /// The device's own files are in the way.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The certificate it was given cannot be read.
+    #[error(transparent)]
+    Provisioned(#[from] ProvisionedError),
+    /// Neither a secret nor a certificate.
+    #[error(
+        "the enrolment token holds no secret: it is for devices that show a certificate they were given; set provisioned, or get a token from `muster token create`"
+    )]
+    NoRight,
     /// The request could not be made.
     #[error("no enrolment request could be made: {0}")]
     Request(String),
@@ -71,6 +81,8 @@ impl EnrolError {
         match self {
             Self::Away { .. } => true,
             Self::Identity(_)
+            | Self::Provisioned(_)
+            | Self::NoRight
             | Self::Request(_)
             | Self::OtherController { .. }
             | Self::Refused { .. }
@@ -79,7 +91,7 @@ impl EnrolError {
     }
 }
 
-/// Joins with `token`, as `wish` if the controller agrees; waits for a controller that is away. The root documents are to be
+/// Joins with `token`, or with the certificate `provisioned` where that holds no secret, as `wish` if the controller agrees; waits for a controller that is away. The root documents are to be
 /// stored before `commit` is called on the result.
 ///
 /// # Errors
@@ -88,11 +100,15 @@ pub(crate) async fn enrol(
     store: &IdentityStore,
     token: &EnrolmentToken,
     wish: Option<&DeviceId>,
+    provisioned: Option<&ProvisionedConfig>,
     time: &EffectiveTime,
 ) -> Result<Enrolled, EnrolError> {
+    if token.secret.is_none() && provisioned.is_none() {
+        return Err(EnrolError::NoRight);
+    }
     let mut backoff = Backoff::new(Pauses { first_ms: 1_000, longest_ms: 300_000 });
     loop {
-        match attempt(store, token, wish, time).await {
+        match attempt(store, token, wish, provisioned, time).await {
             Err(error) if error.is_temporary() => {
                 let pause_ms = backoff.failed(jitter());
                 tracing::warn!(%error, pause_ms, "enrolment has to wait");
@@ -133,6 +149,7 @@ async fn attempt(
     store: &IdentityStore,
     token: &EnrolmentToken,
     wish: Option<&DeviceId>,
+    provisioned: Option<&ProvisionedConfig>,
     time: &EffectiveTime,
 ) -> Result<Enrolled, EnrolError> {
     let key = store.key()?;
@@ -141,7 +158,9 @@ async fn attempt(
         device: wish.cloned(),
         csr_pem: csr(&key, wish).map_err(EnrolError::Request)?,
     };
-    let tls = pin::client(token.ca_sha256, time).map_err(|error| EnrolError::Request(error.to_string()))?;
+    // A token that was handed out counts for itself; a certificate is shown where there is none.
+    let own = provisioned.filter(|_| token.secret.is_none()).map(provisioned::read).transpose()?;
+    let tls = pin::client(token.ca_sha256, time, own).map_err(|error| EnrolError::Request(error.to_string()))?;
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .no_proxy()
@@ -239,7 +258,7 @@ mod tests {
 
     async fn attempt_at(store: &IdentityStore, token: &EnrolmentToken) -> Result<Enrolled, EnrolError> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        attempt(store, token, None, &EffectiveTime::default()).await
+        attempt(store, token, None, None, &EffectiveTime::default()).await
     }
 
     #[tokio::test]
@@ -287,7 +306,7 @@ mod tests {
         let store = IdentityStore::new(folder.path());
         let error = attempt_at(&store, &token).await.unwrap_err();
         assert!(error.is_temporary(), "{error}");
-        assert!(!error.to_string().contains(&format!("secret {}", token.secret)));
+        assert!(!error.to_string().contains(&format!("secret {}", token.secret.unwrap_or_default())));
         assert!(folder.path().join("identity/device.key").exists(), "the key is kept for the next attempt");
         assert_eq!(store.load().unwrap(), None);
     }

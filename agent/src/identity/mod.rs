@@ -10,6 +10,7 @@ mod authorities;
 mod enrol;
 mod papers;
 mod pin;
+mod provisioned;
 mod renew;
 
 use std::path::{Path, PathBuf};

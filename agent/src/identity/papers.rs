@@ -193,7 +193,7 @@ pub(super) mod tests {
                 url: "https://127.0.0.1:1".into(),
                 ca_sha256: Digest::of(self.ca.der()),
                 root_sha256: Digest::of(&self.root.payload_bytes().unwrap()),
-                secret: "s".into(),
+                secret: Some("s".into()),
             }
         }
 

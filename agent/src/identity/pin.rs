@@ -12,6 +12,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
+use super::provisioned::Provisioned;
 use crate::time::EffectiveTime;
 
 /// Accepts servers of the CA with one fingerprint.
@@ -85,18 +86,21 @@ impl ServerCertVerifier for PinnedCa {
     }
 }
 
-/// A TLS client that accepts only servers of the CA with this fingerprint.
+/// A TLS client that accepts only servers of the CA with this fingerprint, and shows them its `own` certificate where it has one.
 ///
 /// # Errors
 /// When rustls refuses the configuration.
-pub(super) fn client(ca_sha256: Digest, time: &EffectiveTime) -> Result<ClientConfig, Error> {
+pub(super) fn client(ca_sha256: Digest, time: &EffectiveTime, own: Option<Provisioned>) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = PinnedCa { ca_sha256, provider: Arc::clone(&provider) };
-    Ok(ClientConfig::builder_with_details(provider, Arc::new(time.clone()))
+    let builder = ClientConfig::builder_with_details(provider, Arc::new(time.clone()))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth())
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    match own {
+        Some((certificates, key)) => builder.with_client_auth_cert(certificates, key),
+        None => Ok(builder.with_no_client_auth()),
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use comfy_table::Cell;
-use muster_shared::api::{ActionReason, CreateToken, CreatedToken, TokenView};
+use muster_shared::api::{ActionReason, CreateToken, CreatedToken, ProvisioningString, TokenView};
 use muster_shared::ids::Digest;
 use muster_shared::token::EnrolmentToken;
 
@@ -30,6 +30,13 @@ pub(crate) enum TokenCommand {
         #[arg(long, value_name = "KEY=VALUE")]
         label: Vec<Label>,
         /// The first root document, as it was made offline: a token that would have devices start from another is not printed.
+        #[arg(long, value_name = "FILE")]
+        root: Option<PathBuf>,
+    },
+    /// Print what devices need that show a certificate of an outside authority: where the controller is and whom to trust. It is the same for
+    /// all of them and no secret; give it to the agent as `enrolment-token`, beside its section `provisioned`.
+    Provisioning {
+        /// The first root document, as it was made offline: a string that would have devices start from another is not printed.
         #[arg(long, value_name = "FILE")]
         root: Option<PathBuf>,
     },
@@ -120,6 +127,14 @@ pub(crate) fn run(context: &Context, command: TokenCommand) -> Result<(), Failur
             let until = output::time(created.expires_ms);
             output::note(&format!("token {} for {uses} device(s), until {until}", created.id));
             context.output.show(&created, |created| created.token.clone())
+        }
+        TokenCommand::Provisioning { root } => {
+            let expected_root = root.as_deref().map(first_root).transpose()?;
+            let given: ProvisioningString = block_on(context.client()?.get(&["tokens", "provisioning"], &[]))?;
+            if let Some(expected) = expected_root {
+                check_root(&given.token, expected)?;
+            }
+            context.output.show(&given, |given| given.token.clone())
         }
         TokenCommand::List => {
             let tokens: Vec<TokenView> = block_on(context.client()?.list(&["tokens"], &[]))?;

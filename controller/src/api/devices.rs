@@ -12,12 +12,12 @@ use utoipa::IntoParams;
 
 use super::extract::{Json, Operator, Parameters, Segments, Viewer};
 use super::paging::{page, page_size};
-use super::tokens::check_labels;
 use crate::events::NewEvent;
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
 use crate::store::records::DeviceRecord;
 use crate::store::{Expect, Records, StoreError, Table};
+use muster_shared::selector::check_labels;
 
 /// Times a change is tried again because somebody else changed the device at the same moment.
 const ATTEMPTS: usize = 16;

@@ -1,7 +1,9 @@
 //! Devices joining: a token's secret and a key that proves itself, for a name and a certificate.
 
+use std::fmt;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use muster_shared::api::{EnrolRequest, EnrolResponse, Problem};
@@ -9,9 +11,10 @@ use muster_shared::ids::{DeviceId, Digest};
 
 use super::authorities;
 use super::extract::Json;
+use super::peer::Shown;
 use crate::clock;
 use crate::events::{ACTOR_DEVICE, NewEvent};
-use crate::pki::{DeviceCertificate, DeviceKey};
+use crate::pki::{DeviceCertificate, DeviceKey, OutsideError, Provisioned};
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
 use crate::store::records::{DeviceRecord, EnrolmentTokenRecord};
@@ -21,12 +24,49 @@ use crate::trust;
 /// Times an enrolment is tried again because another one used the same token at the same moment.
 const ATTEMPTS: usize = 64;
 
+/// What gives a device the right to join.
+enum Right {
+    /// It knows the secret of the token with this digest.
+    Token(Digest),
+    /// It has shown a certificate of an outside authority.
+    Certificate(Provisioned),
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Token(secret_sha256) => write!(f, "token {}", secret_sha256.short()),
+            Self::Certificate(certificate) => write!(f, "shown a certificate of {}", certificate.authority),
+        }
+    }
+}
+
+/// The same, as it stands in the store at this moment.
+enum Used<'a> {
+    Token(Stored<EnrolmentTokenRecord>),
+    Certificate(&'a Provisioned),
+}
+
+/// Who the certificate shown says the device is.
+fn provisioned(app: &App, shown: Option<Extension<Shown>>) -> ApiResult<Provisioned> {
+    let refuse = |detail: String| ApiError::new(StatusCode::UNAUTHORIZED, "no-right-to-enrol", detail);
+    let Some(Extension(Shown(chain))) = shown else {
+        return Err(refuse("neither an enrolment token's secret nor a certificate was shown".into()));
+    };
+    app.pki.provisioned(&chain, clock::now_ms()).map_err(|error| match error {
+        OutsideError::Revoked { .. } => ApiError::internal(&error),
+        OutsideError::Certificate(_) | OutsideError::Rule { .. } => {
+            refuse(format!("the certificate shown gives no right to enrol: {error}"))
+        }
+    })
+}
+
 /// Joins the fleet.
 #[utoipa::path(
     post, path = "/api/v1/enrol", tag = "devices", security(()), request_body = EnrolRequest,
     responses(
         (status = 200, description = "The device's papers", body = EnrolResponse),
-        (status = 401, description = "The secret is not known", body = Problem),
+        (status = 401, description = "The secret is not known, or the certificate shown gives no right to enrol", body = Problem),
         (status = 403, description = "The token has expired, is revoked or used up, or the device of that name is revoked", body = Problem),
         (status = 409, description = "The name is taken, or no root document is there yet", body = Problem),
         (status = 422, description = "The certificate request proves nothing", body = Problem),
@@ -35,11 +75,18 @@ const ATTEMPTS: usize = 64;
 )]
 pub(super) async fn enrol(
     State(app): State<Arc<App>>,
+    shown: Option<Extension<Shown>>,
     Json(wish): Json<EnrolRequest>,
 ) -> ApiResult<axum::Json<EnrolResponse>> {
-    let secret_sha256 = Digest::of(wish.secret.as_bytes());
-    // Only those who hold a token learn what else is wrong.
-    let named = token(&app.records, &secret_sha256).await?.value.ca_sha256;
+    // Only those who have a right to enrol learn what else is wrong.
+    let (right, named) = match &wish.secret {
+        Some(secret) => {
+            let secret_sha256 = Digest::of(secret.as_bytes());
+            let named = token(&app.records, &secret_sha256).await?.value.ca_sha256;
+            (Right::Token(secret_sha256), named)
+        }
+        None => (Right::Certificate(provisioned(&app, shown)?), Some(app.pki.current().sha256)),
+    };
     let key = DeviceKey::from_request(&wish.csr_pem)
         .map_err(|error| ApiError::unacceptable("invalid-certificate-request", error))?;
     let ca_pem = named_authority(&app, &named)?;
@@ -50,27 +97,36 @@ pub(super) async fn enrol(
             "no root document has been pushed yet, so a device would have nothing to trust",
         ));
     }
-    let device = match wish.device {
-        Some(device) => device,
-        None => derived_name(&key)?,
+    let device = match (&right, wish.device) {
+        (Right::Certificate(certificate), Some(wish)) if wish != certificate.device => {
+            let detail =
+                format!("the certificate shown is {}'s: a device cannot choose another name", certificate.device);
+            return Err(ApiError::conflict("other-device", detail));
+        }
+        (Right::Certificate(certificate), _) => certificate.device.clone(),
+        (Right::Token(_), Some(device)) => device,
+        (Right::Token(_), None) => derived_name(&key)?,
     };
     let valid_for_ms = app.config.pki.device_certificate_valid_for_ms;
     for _ in 0..ATTEMPTS {
         let now_ms = clock::now_ms();
-        let token = token(&app.records, &secret_sha256).await?;
+        let used = match &right {
+            Right::Token(secret_sha256) => Used::Token(token(&app.records, secret_sha256).await?),
+            Right::Certificate(certificate) => Used::Certificate(certificate),
+        };
         let known = app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?;
         let certificate =
             app.pki.issue(&device, &key, now_ms, valid_for_ms).map_err(|error| ApiError::internal(&error))?;
         let version = known.as_ref().map_or(0, |known| known.version) + 1;
         let (record, mut changes) = match known {
-            Some(known) => again(known, &key, &certificate, now_ms, valid_for_ms)?,
-            None => first(&token, &device, &key, &certificate, now_ms)?,
+            Some(known) => again(known, &used, &key, &certificate, now_ms, valid_for_ms)?,
+            None => first(&used, &device, &key, &certificate, now_ms)?,
         };
         let (event, _held) = app.events.prepare(NewEvent {
             kind: "device.enrolled".into(),
             actor: ACTOR_DEVICE.into(),
             device: Some(device.clone()),
-            detail: format!("certificate {}, token {}", certificate.serial, secret_sha256.short()),
+            detail: format!("certificate {}, {right}", certificate.serial),
             ..NewEvent::default()
         })?;
         changes.push(event);
@@ -140,22 +196,23 @@ fn derived_name(key: &DeviceKey) -> ApiResult<DeviceId> {
 
 /// The changes that let a new device in.
 fn first(
-    token: &Stored<EnrolmentTokenRecord>,
+    used: &Used<'_>,
     device: &DeviceId,
     key: &DeviceKey,
     certificate: &DeviceCertificate,
     now_ms: u64,
 ) -> ApiResult<(DeviceRecord, Vec<Change>)> {
-    let Some(uses_left) = token.value.uses_left.checked_sub(1) else {
-        let detail = "the enrolment token is used up: make one with `muster token create`";
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "used-up-enrolment-token", detail));
+    let (labels, outside, spent) = match used {
+        Used::Token(token) => (token.value.labels.clone(), None, Some(spend(token)?)),
+        Used::Certificate(certificate) => (certificate.labels.clone(), Some(certificate.authority.clone()), None),
     };
     let record = DeviceRecord {
         id: device.clone(),
-        labels: token.value.labels.clone(),
+        labels,
         enrolled_at_ms: now_ms,
         certificate_serial: certificate.serial.clone(),
         public_key_sha256: key.sha256(),
+        outside,
         authorities: certificate.version,
         pending: Vec::new(),
         superseded: Vec::new(),
@@ -164,19 +221,26 @@ fn first(
         desired: None,
         assigned: Vec::new(),
     };
-    let used = EnrolmentTokenRecord { uses_left, ..token.value.clone() };
-    let token_key = token.value.secret_sha256.to_string();
-    let changes = vec![
-        Records::put(Table::EnrolmentTokens, token_key, Expect::Version(token.version), &used)?,
-        Records::put(Table::Devices, device.as_str(), Expect::Absent, &record)?,
-    ];
-    Ok((record, changes))
+    let joins = Records::put(Table::Devices, device.as_str(), Expect::Absent, &record)?;
+    Ok((record, spent.into_iter().chain([joins]).collect()))
 }
 
-/// The changes for a device that enrolled before with the same key: its first answer was lost on the way, or its certificate
-/// ended while it was away. Its place in the fleet and the token's uses stay as they are. Anybody else who wants the name is refused.
+/// The change that uses `token` once.
+fn spend(token: &Stored<EnrolmentTokenRecord>) -> ApiResult<Change> {
+    let Some(uses_left) = token.value.uses_left.checked_sub(1) else {
+        let detail = "the enrolment token is used up: make one with `muster token create`";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "used-up-enrolment-token", detail));
+    };
+    let used = EnrolmentTokenRecord { uses_left, ..token.value.clone() };
+    let key = token.value.secret_sha256.to_string();
+    Ok(Records::put(Table::EnrolmentTokens, key, Expect::Version(token.version), &used)?)
+}
+
+/// The changes for a device that enrolled before with the same key, or showed the same authority's certificate: its first answer was lost on the
+/// way, its certificate ended while it was away, or it was set up anew. Its place in the fleet and the token's uses stay as they are. Anybody else who wants the name is refused.
 fn again(
     known: Stored<DeviceRecord>,
+    used: &Used<'_>,
     key: &DeviceKey,
     certificate: &DeviceCertificate,
     now_ms: u64,
@@ -188,7 +252,12 @@ fn again(
         return Err(ApiError::new(StatusCode::FORBIDDEN, "device-revoked", detail));
     }
     let is_pending = known.value.pending.iter().any(|pending| pending.public_key_sha256 == key.sha256());
-    if known.value.public_key_sha256 != key.sha256() && !is_pending {
+    let is_itself = match used {
+        Used::Token(_) => known.value.public_key_sha256 == key.sha256() || is_pending,
+        // A name that was given by a token is not another authority's to take.
+        Used::Certificate(certificate) => known.value.outside.as_ref() == Some(&certificate.authority),
+    };
+    if !is_itself {
         let detail = format!("a device {device} has enrolled already: choose another name");
         return Err(ApiError::conflict("device-exists", detail));
     }

@@ -56,6 +56,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/renew", post(renewal::renew)),
         ("/api/v1/crl.pem", get(crl::show)),
         ("/api/v1/tokens", get(tokens::list).post(tokens::create)),
+        ("/api/v1/tokens/provisioning", get(tokens::provisioning)),
         ("/api/v1/tokens/{id}/revoke", post(tokens::revoke)),
         ("/api/v1/devices", get(devices::list)),
         ("/api/v1/devices/{id}", get(devices::show)),

@@ -4,7 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    authorities, bundles, crl, devices, drift, enrol, events, files, health, renewal, revocation, rollouts, tokens, trust,
+    authorities, bundles, crl, devices, drift, enrol, events, files, health, renewal, revocation, rollouts, tokens,
+    trust,
 };
 
 #[derive(OpenApi)]
@@ -20,6 +21,7 @@ use super::{
         crl::show,
         tokens::create,
         tokens::list,
+        tokens::provisioning,
         tokens::revoke,
         devices::list,
         devices::show,

@@ -1,7 +1,7 @@
 //! Devices that show their certificate to the API, as they do to the broker.
 //!
-//! A certificate is asked for and not insisted on: people and new devices have none. One that is shown must be of our authority
-//! and in date, or the TLS handshake fails.
+//! A certificate is asked for and not insisted on: people and new devices have none. One that is shown must be of our authorities or of an
+//! outside one and in date, or the TLS handshake fails.
 
 use std::future::Future;
 use std::io;
@@ -21,12 +21,13 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::broker::serial_text;
 use crate::clock;
+use crate::pki::Pki;
 use crate::problem::ApiError;
 use crate::state::App;
 
-/// The certificate that the other end of a connection has shown.
+/// The certificate that the other end, and what it sent along, of a connection has shown.
 #[derive(Debug, Clone)]
-pub(super) struct Shown(pub(super) CertificateDer<'static>);
+pub(super) struct Shown(pub(super) Vec<CertificateDer<'static>>);
 
 /// Accepts TLS connections, and tells handlers what certificate was shown.
 #[derive(Clone)]
@@ -43,9 +44,12 @@ impl Accept<TcpStream, Router> for AcceptDevices {
         let accepting = self.0.accept(stream, service);
         Box::pin(async move {
             let (stream, service) = accepting.await?;
-            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let shown = stream.get_ref().1.peer_certificates().filter(|chain| !chain.is_empty());
             let service = match shown {
-                Some(certificate) => service.layer(Extension(Shown(certificate.clone().into_owned()))),
+                Some(chain) => {
+                    let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+                    service.layer(Extension(Shown(chain)))
+                }
                 None => service,
             };
             Ok((stream, service))
@@ -61,8 +65,12 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    fn of(certificate: &CertificateDer<'_>, now_ms: u64) -> Result<Self, &'static str> {
+    fn of(pki: &Pki, certificate: &CertificateDer<'_>, now_ms: u64) -> Result<Self, &'static str> {
         let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| "it does not parse")?;
+        // TLS lets those of outside authorities pass as well.
+        if !pki.is_ours(&certificate) {
+            return Err("another authority signed it");
+        }
         let mut names = certificate.subject().iter_common_name();
         let (Some(name), None) = (names.next(), names.next()) else { return Err("it has not one common name") };
         let device = name.as_str().ok().and_then(|name| DeviceId::new(name).ok()).ok_or("it names no device")?;
@@ -77,12 +85,12 @@ impl Holder {
 
 impl FromRequestParts<Arc<App>> for Holder {
     type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         let refuse = |detail: String| ApiError::new(StatusCode::UNAUTHORIZED, "no-client-certificate", detail);
-        let Some(Shown(certificate)) = parts.extensions.get::<Shown>() else {
+        let Some(certificate) = parts.extensions.get::<Shown>().and_then(|shown| shown.0.first()) else {
             return Err(refuse("a device must show the certificate it has".into()));
         };
-        Self::of(certificate, clock::now_ms())
+        Self::of(&app.pki, certificate, clock::now_ms())
             .map_err(|why| refuse(format!("the certificate shown is of no use: {why}")))
     }
 }

@@ -1,14 +1,15 @@
 //! Enrolment tokens: one string that lets devices join.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use muster_shared::api::{ActionReason, CreateToken, CreatedToken, Page, Problem, Revocation, TokenView};
+use muster_shared::api::{
+    ActionReason, CreateToken, CreatedToken, Page, Problem, ProvisioningString, Revocation, TokenView,
+};
 use muster_shared::ids::Digest;
-use muster_shared::limits::{MAX_LABELS, MAX_TEXT_BYTES};
-use muster_shared::selector::is_label_text;
+use muster_shared::limits::MAX_TEXT_BYTES;
+use muster_shared::selector::check_labels;
 use muster_shared::token::EnrolmentToken;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -47,14 +48,7 @@ pub(super) async fn create(
     Json(wish): Json<CreateToken>,
 ) -> ApiResult<(StatusCode, axum::Json<CreatedToken>)> {
     check(&wish)?;
-    let roots = trust::roots(&app.records).await?;
-    let Some(first_root) = roots.first() else {
-        return Err(ApiError::conflict(
-            "no-root",
-            "no root document has been pushed yet: make one with `muster root init` and push it, so that devices know whom to trust",
-        ));
-    };
-    let root = first_root.payload_bytes().map_err(|error| ApiError::internal(&error))?;
+    let root_sha256 = first_root(&app).await?;
     let now_ms = clock::now_ms();
     let secret = auth::new_secret().map_err(|error| ApiError::internal(&error))?;
     let ca_sha256 = app.pki.current().sha256;
@@ -83,11 +77,45 @@ pub(super) async fn create(
     let token = EnrolmentToken {
         url: app.endpoints.api_url.clone(),
         ca_sha256,
-        root_sha256: Digest::of(&root),
-        secret: secret.as_str().to_owned(),
+        root_sha256,
+        secret: Some(secret.as_str().to_owned()),
     };
     let created = CreatedToken { id, token: token.to_token_string(), expires_ms: record.expires_ms };
     Ok((StatusCode::CREATED, axum::Json(created)))
+}
+
+/// What devices of an outside authority need to find and trust this controller. It is no secret.
+#[utoipa::path(
+    get, path = "/api/v1/tokens/provisioning", tag = "devices",
+    responses(
+        (status = 200, description = "An enrolment token without a secret", body = ProvisioningString),
+        (status = 409, description = "No root document has been pushed yet", body = Problem),
+    ),
+)]
+pub(super) async fn provisioning(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+) -> ApiResult<axum::Json<ProvisioningString>> {
+    let token = EnrolmentToken {
+        url: app.endpoints.api_url.clone(),
+        ca_sha256: app.pki.current().sha256,
+        root_sha256: first_root(&app).await?,
+        secret: None,
+    };
+    Ok(axum::Json(ProvisioningString { token: token.to_token_string() }))
+}
+
+/// The digest of the first root document, where devices' trust begins.
+async fn first_root(app: &App) -> ApiResult<Digest> {
+    let roots = trust::roots(&app.records).await?;
+    let Some(first_root) = roots.first() else {
+        return Err(ApiError::conflict(
+            "no-root",
+            "no root document has been pushed yet: make one with `muster root init` and push it, so that devices know whom to trust",
+        ));
+    };
+    let root = first_root.payload_bytes().map_err(|error| ApiError::internal(&error))?;
+    Ok(Digest::of(&root))
 }
 
 /// Which tokens to list.
@@ -204,25 +232,6 @@ fn check(wish: &CreateToken) -> ApiResult<()> {
         return refuse("uses must be at least 1".into());
     }
     check_labels(&wish.labels).or_else(refuse)
-}
-
-/// Whether a device may carry these labels.
-pub(super) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
-    if labels.len() > MAX_LABELS {
-        return Err(format!("a device has at most {MAX_LABELS} labels"));
-    }
-    if labels.contains_key("id") {
-        return Err("the label \"id\" is reserved: in selectors it names the device itself".into());
-    }
-    match labels.iter().flat_map(|(key, value)| [key, value]).find(|text| !is_label_text(text)) {
-        None => Ok(()),
-        Some(text) => {
-            let text: String = text.chars().take(80).collect();
-            Err(format!(
-                "{text:?} cannot be a label's key or value: use 1 to 128 visible ASCII characters without ,=!*"
-            ))
-        }
-    }
 }
 
 async fn forget_expired(records: &Records, now_ms: u64) -> Result<Vec<Change>, StoreError> {

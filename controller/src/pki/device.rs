@@ -89,11 +89,7 @@ pub(crate) struct DeviceCertificate {
 impl DeviceCertificate {
     /// What is kept of it until the device shows it. It was made for `key`.
     pub(crate) fn of(&self, key: &DeviceKey) -> PendingCertificate {
-        PendingCertificate {
-            serial: self.serial.clone(),
-            public_key_sha256: key.sha256(),
-            authorities: self.version,
-        }
+        PendingCertificate { serial: self.serial.clone(), public_key_sha256: key.sha256(), authorities: self.version }
     }
 }
 

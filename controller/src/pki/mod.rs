@@ -8,6 +8,7 @@ mod authorities;
 mod ca;
 mod crl;
 mod device;
+mod outside;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -16,13 +17,17 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use axum_server::tls_rustls::RustlsConfig;
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::trust;
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub(crate) use authorities::AuthoritiesVersion;
 pub(crate) use crl::RevokedCertificate;
 pub(crate) use device::{DeviceCertificate, DeviceKey};
+pub(crate) use outside::{OutsideError, Provisioned};
 pub(crate) use server::ServerNames;
 
 use crate::broker::TlsFiles;
+use crate::config::OutsideConfig;
 use crate::durable::{self, Access, FileError};
 
 /// Clocks of fresh devices may be behind: certificates are good from this long before now, in milliseconds.
@@ -113,6 +118,7 @@ impl From<&ca::Authority> for AuthorityFacts {
 pub(crate) struct Pki {
     folder: PathBuf,
     names: ServerNames,
+    outside: Vec<outside::Outside>,
     inner: RwLock<Inner>,
     api: RustlsConfig,
 }
@@ -148,11 +154,17 @@ impl Pki {
     ///
     /// # Errors
     /// [`PkiError`]; an authority that is there is never replaced.
-    pub(crate) fn open(folder: &Path, names: &ServerNames, now_ms: u64) -> Result<Self, PkiError> {
+    pub(crate) fn open(
+        folder: &Path,
+        names: &ServerNames,
+        outside: &[OutsideConfig],
+        now_ms: u64,
+    ) -> Result<Self, PkiError> {
         durable::make_folder(folder)?;
+        let outside = outside.iter().map(outside::Outside::open).collect::<Result<Vec<_>, _>>()?;
         let inner = Inner::open(folder, names, now_ms)?;
-        let api = RustlsConfig::from_config(Arc::new(inner.server.api_tls(&inner.authorities)?));
-        Ok(Self { folder: folder.to_owned(), names: names.clone(), inner: RwLock::new(inner), api })
+        let api = RustlsConfig::from_config(Arc::new(inner.server.api_tls(&inner.authorities, &outside)?));
+        Ok(Self { folder: folder.to_owned(), names: names.clone(), outside, inner: RwLock::new(inner), api })
     }
 
     fn inner(&self) -> RwLockReadGuard<'_, Inner> {
@@ -191,6 +203,22 @@ impl Pki {
             version: version.number(),
             certificates: inner.authorities.all().map(|authority| authority.pem().to_owned()).collect(),
         })
+    }
+
+    /// Whether one of our own authorities in force signed `certificate`.
+    pub(crate) fn is_ours(&self, certificate: &X509Certificate<'_>) -> bool {
+        self.inner().authorities.all().any(|authority| {
+            X509Certificate::from_der(authority.der())
+                .is_ok_and(|(_, ca)| certificate.verify_signature(Some(ca.public_key())).is_ok())
+        })
+    }
+
+    /// Who the certificate of an outside authority at the head of `chain` was given to.
+    ///
+    /// # Errors
+    /// [`OutsideError`].
+    pub(crate) fn provisioned(&self, chain: &[CertificateDer<'_>], now_ms: u64) -> Result<Provisioned, OutsideError> {
+        outside::identify(&self.outside, chain, now_ms)
     }
 
     /// Where the certificate of the authority that signs lies.
@@ -236,7 +264,7 @@ impl Pki {
 
     fn follow(&self, inner: &mut Inner, now_ms: u64) -> Result<(), PkiError> {
         inner.follow(&self.folder, &self.names, now_ms)?;
-        self.api.reload_from_config(Arc::new(inner.server.api_tls(&inner.authorities)?));
+        self.api.reload_from_config(Arc::new(inner.server.api_tls(&inner.authorities, &self.outside)?));
         Ok(())
     }
 

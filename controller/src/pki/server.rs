@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::authorities::Authorities;
 use super::ca::{make_key, read_key};
+use super::outside::Outside;
 use super::{BACKDATED_MS, DAY_MS, PkiError, date, random_serial};
 use crate::config::{Config, host_of_url};
 use crate::durable::{self, Access};
@@ -139,7 +140,7 @@ impl ServerFiles {
         Ok(())
     }
 
-    pub(super) fn api_tls(&self, ca: &Authorities) -> Result<rustls::ServerConfig, PkiError> {
+    pub(super) fn api_tls(&self, ca: &Authorities, outside: &[Outside]) -> Result<rustls::ServerConfig, PkiError> {
         let failed = |reason: String| PkiError::Tls { path: self.certificate.clone(), reason };
         let chain = CertificateDer::pem_file_iter(&self.certificate)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -149,6 +150,9 @@ impl ServerFiles {
         let mut roots = RootCertStore::empty();
         for authority in ca.all() {
             roots.add(authority.der().clone()).map_err(|error| failed(error.to_string()))?;
+        }
+        for authority in outside {
+            roots.roots.extend(authority.roots().roots.iter().cloned());
         }
         // People have tokens, devices that enrol have nothing yet: only those who renew show a certificate.
         let devices = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
@@ -205,7 +209,7 @@ mod tests {
         let ca = Authorities::open(folder.path(), NOW_MS).unwrap();
         let current = |names: &ServerNames, now_ms: u64| {
             let files = ServerFiles::open(folder.path(), &ca, names, now_ms).unwrap();
-            files.api_tls(&ca).unwrap();
+            files.api_tls(&ca, &[]).unwrap();
             fs::read_to_string(files.certificate_file()).unwrap()
         };
         let first = current(&names(&["localhost"]), NOW_MS);
@@ -238,7 +242,7 @@ mod tests {
             };
             fs::write(folder.path().join(if of_key { "server.key" } else { "server.pem" }), noise).unwrap();
             let files = ServerFiles::open(folder.path(), &ca, &names(&["localhost"]), NOW_MS).unwrap();
-            files.api_tls(&ca).unwrap();
+            files.api_tls(&ca, &[]).unwrap();
         }
     }
 

@@ -30,6 +30,9 @@ pub(crate) struct DeviceRecord {
     pub(crate) certificate_serial: String,
     /// Digest of that certificate's public key (SubjectPublicKeyInfo, DER).
     pub(crate) public_key_sha256: Digest,
+    /// The outside authority whose certificate it showed to enrol; none for those that had a token.
+    #[serde(default)]
+    pub(crate) outside: Option<String>,
     /// Which authorities there were when it was given that certificate.
     #[serde(default)]
     pub(crate) authorities: AuthoritiesVersion,
@@ -531,6 +534,7 @@ mod tests {
             enrolled_at_ms: 1,
             certificate_serial: "1".into(),
             public_key_sha256: Digest::of(b"key"),
+            outside: None,
             authorities: AuthoritiesVersion::default(),
             pending: Vec::new(),
             superseded: Vec::new(),

@@ -2,6 +2,7 @@
 
 mod content;
 mod enrolment;
+mod provisioned;
 mod revocation;
 mod rollouts;
 mod surroundings;

@@ -132,7 +132,7 @@ impl Client {
     async fn renew(&self, shown: Option<&str>, csr: &str) -> Answer {
         let mut request = Request::post("/api/v1/renew").header(header::CONTENT_TYPE, "application/json");
         if let Some(pem) = shown {
-            request = request.extension(Shown(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()));
+            request = request.extension(Shown(vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()]));
         }
         self.send(request.body(serde_json::to_vec(&json!({ "csr_pem": csr })).unwrap().into()).unwrap()).await
     }
