@@ -13,13 +13,15 @@ pub(crate) enum Who {
     Controller,
     /// Has a certificate of another authority that bears the name of `dev1`.
     Stranger,
+    /// Shows no certificate, and says that it is `dev1`.
+    Nobody,
 }
 
 /// What somebody shows when it connects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Certificate {
     pub(crate) common_name: &'static str,
-    /// Whether the fleet's own authority signed it.
+    /// Whether it is there, and the fleet's own authority signed it.
     pub(crate) ours: bool,
 }
 
@@ -29,7 +31,7 @@ impl Who {
             Self::Dev1 => Certificate { common_name: "dev1", ours: true },
             Self::Dev10 => Certificate { common_name: "dev10", ours: true },
             Self::Controller => Certificate { common_name: "Muster-Controller", ours: true },
-            Self::Stranger => Certificate { common_name: "dev1", ours: false },
+            Self::Stranger | Self::Nobody => Certificate { common_name: "dev1", ours: false },
         }
     }
 }
@@ -79,7 +81,7 @@ const fn hearing(filter: &'static str, hears: &'static str) -> Deed {
 
 use Deed::{Connect, Publish, PublishRetained, Will, WillRetained};
 use Outcome::{Allowed, Refused, RefusedOrHarmless};
-use Who::{Controller, Dev1, Dev10, Stranger};
+use Who::{Controller, Dev1, Dev10, Nobody, Stranger};
 
 /// Every case.
 pub(crate) const CASES: &[Case] = &[
@@ -96,6 +98,8 @@ pub(crate) const CASES: &[Case] = &[
     case(Stranger, Publish("muster/v1/d/dev1/up/presence"), Refused),
     case(Stranger, hearing("muster/v1/d/dev1/down/+", "muster/v1/d/dev1/down/ack"), Refused),
     case(Stranger, Will("muster/v1/d/dev1/up/presence"), Refused),
+    case(Nobody, Connect { client_id: "dev1" }, Refused),
+    case(Nobody, Publish("muster/v1/d/dev1/up/presence"), Refused),
     // What a device says.
     case(Dev1, Publish("muster/v1/d/dev1/up/state"), Allowed),
     case(Dev1, Publish("muster/v1/d/dev1/up/telemetry"), Allowed),

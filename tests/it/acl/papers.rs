@@ -18,6 +18,7 @@ use super::cases::Who;
 pub(super) struct Papers {
     dev1: Arc<ClientConfig>,
     dev10: Arc<ClientConfig>,
+    nobody: Arc<ClientConfig>,
     /// There are none where `openssl` is missing.
     others: Option<[Arc<ClientConfig>; 2]>,
 }
@@ -57,7 +58,8 @@ impl Papers {
             eprintln!("SKIPPED what the controller and a stranger do: openssl is not installed");
             None
         };
-        Ok(Self { dev1, dev10, others })
+        let nobody = Arc::new(ClientConfig::builder().with_root_certificates(trusting(ca)?).with_no_client_auth());
+        Ok(Self { dev1, dev10, nobody, others })
     }
 
     /// Those of `who`, if there are any.
@@ -65,18 +67,23 @@ impl Papers {
         match who {
             Who::Dev1 => Some(&self.dev1),
             Who::Dev10 => Some(&self.dev10),
+            Who::Nobody => Some(&self.nobody),
             Who::Controller => self.others.as_ref().map(|[controller, _]| controller),
             Who::Stranger => self.others.as_ref().map(|[_, stranger]| stranger),
         }
     }
 }
 
-fn client_config(ca: &Path, certificate: &Path, key: &Path) -> anyhow::Result<Arc<ClientConfig>> {
+fn trusting(ca: &Path) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca)?)?;
+    Ok(roots)
+}
+
+fn client_config(ca: &Path, certificate: &Path, key: &Path) -> anyhow::Result<Arc<ClientConfig>> {
     let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(key)?;
-    Ok(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key)?))
+    Ok(Arc::new(ClientConfig::builder().with_root_certificates(trusting(ca)?).with_client_auth_cert(chain, key)?))
 }
 
 fn openssl(folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
