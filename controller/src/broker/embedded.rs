@@ -1,6 +1,7 @@
 //! The broker inside the controller: rmqtt behind mutual TLS.
 //!
-//! Sessions are short and queues small: whatever is lost on the way to a device is asked for again, or issued again.
+//! Sessions end with their connections and queues are small: whatever is lost on the way to a device is asked for again, or issued
+//! again.
 
 mod connections;
 mod gate;

@@ -38,7 +38,7 @@ pub fn mosquitto_conf() -> String {
     format!(
         "# Made by `muster broker acl --format mosquitto-conf`: adapt the paths and the port.\n\
          \n\
-         # What follows holds for the listener before it alone: one that is added opens nothing here.\n\
+         # Rules of access hold for the listener that they follow: another one, added below, opens nothing here.\n\
          per_listener_settings true\n\
          # Nobody may leave messages for those who come later. No rule of an acl_file can say so.\n\
          retain_available false\n\
@@ -50,7 +50,6 @@ pub fn mosquitto_conf() -> String {
          max_inflight_messages 32\n\
          max_queued_messages 1000\n\
          max_queued_bytes {}\n\
-         max_keepalive 600\n\
          \n\
          listener 8883\n\
          tls_version tlsv1.2\n\

@@ -10,7 +10,9 @@ mod outside;
 mod papers;
 
 use anyhow::{Context as _, ensure};
+use muster_tests::device::{Device, DeviceSetup};
 use muster_tests::fleet::Fleet;
+use muster_tests::link::Link;
 
 use crate::stage;
 use cases::{CASES, Outcome, Who};
@@ -61,8 +63,24 @@ fn mosquitto_under_the_printed_rules_lets_everybody_do_what_the_table_allows_and
             });
         }
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-        Ok(())
+        an_agent_is_heard(&fleet, &mosquitto, &papers).await
     });
+}
+
+/// What agents really do is among what is allowed: the controller's identity hears how `dev1` is.
+async fn an_agent_is_heard(fleet: &Fleet, mosquitto: &Mosquitto, papers: &Papers) -> anyhow::Result<()> {
+    if papers.shown_by(Who::Controller).is_none() {
+        return Ok(());
+    }
+    let mut controller = connect(mosquitto, papers, Who::Controller, true)?;
+    let answer = controller.subscribe("muster/v1/d/+/up/+")?;
+    ensure!(answer == Subscription::Granted, "the controller may not hear devices: {answer:?}");
+    let link = Link::open(format!("127.0.0.1:{}", mosquitto.port)).await?;
+    let token = fleet.enrolment_token(1).await?;
+    let setup = DeviceSetup { id: "dev1", token: &token, window_ms: 60_000, settings: "" };
+    let _agent = Device::start(&fleet.binaries, &fleet.folder.join("dev1"), &setup, Some(link)).await?;
+    controller.heard_before(|message| message.topic == "muster/v1/d/dev1/up/state")?;
+    Ok(())
 }
 
 fn note(
