@@ -1,6 +1,6 @@
 //! The same rules for brokers outside the controller, in their own words.
 //!
-//! Which topics there are and who may use them comes from [`super::GRANTS`] and [`crate::topics`]; here is only how
+//! Which topics there are and who may use them comes from `GRANTS` in [`super`] and from [`crate::topics`]; here is only how
 //! mosquitto and EMQX are told. Both know a client by the common name of its certificate, and by nothing else.
 
 use super::{CONTROLLER_NAME, GRANTS, Grant, Holder, Use};
