@@ -127,6 +127,8 @@ pub(crate) struct Config {
     pub(crate) serve: ServeConfig,
     /// Monitoring of inputs and outputs.
     pub(crate) monitor: MonitorConfig,
+    /// Room for bundles.
+    pub(crate) storage: StorageConfig,
     /// What waits to be delivered.
     pub(crate) outbox: OutboxConfig,
     /// The connection to the controller.
@@ -180,6 +182,14 @@ pub(crate) struct ServeConfig {
 pub(crate) struct MonitorConfig {
     /// How long a window of counts is, in milliseconds.
     pub(crate) window_ms: u64,
+}
+
+/// Room for bundles.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct StorageConfig {
+    /// Bytes that bundles may take on disk in all: the one in use and the one beside it.
+    pub(crate) max_bytes: u64,
 }
 
 /// What waits to be delivered.
@@ -242,6 +252,7 @@ impl Default for Config {
             provisioned: None,
             serve: ServeConfig::default(),
             monitor: MonitorConfig::default(),
+            storage: StorageConfig::default(),
             outbox: OutboxConfig::default(),
             broker: BrokerConfig::default(),
             log: LogConfig::default(),
@@ -265,6 +276,12 @@ impl Default for ServeConfig {
 impl Default for MonitorConfig {
     fn default() -> Self {
         Self { window_ms: 3_600_000 }
+    }
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { max_bytes: 4 << 30 }
     }
 }
 
@@ -328,6 +345,7 @@ impl Config {
         within("serve.max-queue", size(self.serve.max_queue), 0, 65_536)?;
         within("serve.max-body-bytes", size(self.serve.max_body_bytes), 1_024, 1 << 30)?;
         within("monitor.window-ms", self.monitor.window_ms, 100, 7 * 86_400_000)?;
+        within("storage.max-bytes", self.storage.max_bytes, 1 << 20, 1 << 50)?;
         within("outbox.max-bytes", self.outbox.max_bytes, 64 * 1024, 1 << 34)?;
         within("outbox.max-events", size(self.outbox.max_events), 16, 1_000_000)?;
         within("broker.keep-alive-s", self.broker.keep_alive_s, 5, 65_535)?;
@@ -437,7 +455,7 @@ mod tests {
         let keys: Vec<String> = example.lines().filter_map(shown).collect();
         let unknown = chain(&parse("nonsense = 1").unwrap_err());
         let expected = unknown.split("expected one of").nth(1).unwrap();
-        for section in ["", "[serve]\n", "[monitor]\n", "[outbox]\n", "[broker]\n", "[log]\n"] {
+        for section in ["", "[serve]\n", "[monitor]\n", "[storage]\n", "[outbox]\n", "[broker]\n", "[log]\n"] {
             let text = chain(&parse(&format!("{section}nonsense = 1")).unwrap_err());
             let listed = text.split("expected").nth(1).unwrap_or(expected);
             for name in listed.split('`').skip(1).step_by(2) {
@@ -455,6 +473,7 @@ mod tests {
             ("device-id = \"Not Valid\"", &["line 1", "device id"]),
             ("[serve]\nlisten = \"nowhere\"", &["line 2", "listen"]),
             ("[serve]\nmax-concurrency = 0", &["serve.max-concurrency", "from 1 to 256"]),
+            ("[storage]\nmax-bytes = 1", &["storage.max-bytes", "from 1048576"]),
             ("[broker]\nreconnect-max-ms = 20", &["broker.reconnect-max-ms"]),
             ("[attributes]\n\"\" = \"x\"", &["attributes"]),
             ("[log]\nfilter = \"muster=loud\"", &["log.filter"]),

@@ -28,7 +28,7 @@ use crate::telemetry::Pump;
 use crate::time::{EffectiveTime, Steady, wall_ms};
 use crate::trust_store::{TrustStore, TrustStoreError};
 use crate::updater::{self, INBOX, Input, Parts, Running, Updater, UpdaterError};
-use crate::{attributes, endpoints, notify};
+use crate::{attributes, endpoints, garbage, notify};
 
 /// Chunk requests that may wait for the link.
 const REQUESTS: usize = 8;
@@ -232,6 +232,7 @@ impl Base {
         if let Err(error) = endpoints::withdraw(&config.data_dir) {
             tracing::warn!(error = %with_source(&error), "endpoints.json of an earlier start stays");
         }
+        garbage::clear_left_over(&config.data_dir, config.outbox.max_bytes);
         let (boot, alarms) = Boot::begin(&config.data_dir.join("run"));
         let metrics = Metrics::new();
         let bounds = Bounds { max_bytes: config.outbox.max_bytes, max_events: config.outbox.max_events };
@@ -344,6 +345,7 @@ impl Base {
             attributes: attributes::all(&self.config.attributes),
             starts: self.boot.starts,
             chunk_timeout_ms: self.config.broker.chunk_timeout_ms,
+            disk_allowed_bytes: self.config.storage.max_bytes,
             link: state.clone(),
             requests: ask,
             renew: Arc::clone(&self.renew),

@@ -10,6 +10,7 @@ mod config;
 mod daemon;
 mod endpoints;
 mod files;
+mod garbage;
 mod host;
 mod identity;
 mod metrics;

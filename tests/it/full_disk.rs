@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, ensure};
+use muster_shared::messages::UpdateState;
 use muster_tests::device::DeviceSetup;
 use muster_tests::fleet::PATIENCE;
 use muster_tests::process::Process;
@@ -144,6 +145,34 @@ fn a_device_with_a_full_disk_answers_after_a_restart_and_updates_once_there_is_r
         fleet.release_digits("1.1.0").await?;
         fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
         fleet.wait_committed("dev-1", "1.1.0").await?;
+        stage::ensure_all_answered(&traffic)
+    });
+}
+
+#[test]
+fn a_bundle_beyond_a_devices_quota_fails_its_rollout_with_the_numbers_and_nothing_is_fetched() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
+        let token = fleet.enrolment_token(1).await?;
+        let settings = "[storage]\nmax-bytes = 1048576\n";
+        fleet.add_device(&DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings }, false).await?;
+        fleet.wait_online(1).await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+
+        fleet.release_large_digits("1.1.0", 1024 * 1024).await?;
+        fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
+        let failed = wait::until("the controller hears of the refusal", PATIENCE, async || {
+            let reported = fleet.operator.device("dev-1").await?.reported;
+            Ok(reported.map(|state| state.update).filter(|update| update.state == UpdateState::Failed))
+        })
+        .await?;
+        let reason = failed.reason.unwrap_or_default();
+        ensure!(reason.contains("storage.max-bytes allows 1048576") && reason.contains("are free"), "{reason}");
+        let told = fleet.operator.events().await?;
+        ensure!(told.iter().any(|event| format!("{event:?}").contains("storage.max-bytes")), "{told:?}");
+        let manifests = fs::read_dir(folder.join("dev-1/data/slots/manifests"))?.count();
+        ensure!(manifests == 1 && !folder.join("dev-1/data/slots/b").exists(), "something of it is there");
         stage::ensure_all_answered(&traffic)
     });
 }

@@ -25,6 +25,8 @@ pub struct DeviceFacts {
     pub agent_version: semver::Version,
     /// Free space where bundles go, in bytes.
     pub disk_free_bytes: u64,
+    /// What bundles may take on disk in all, in bytes.
+    pub disk_allowed_bytes: u64,
     /// The time to hold documents against, in milliseconds since the Unix epoch.
     pub now_ms: u64,
 }
@@ -143,15 +145,35 @@ pub enum Unsuitable {
         /// This version.
         have: semver::Version,
     },
+    /// More than its owner lets bundles take.
+    #[error(
+        "{bundle} needs {need} bytes of disk beside the {beside} of the bundle in use, storage.max-bytes allows {allowed} in all ({free} are free)"
+    )]
+    Quota {
+        /// The bundle.
+        bundle: BundleRef,
+        /// What it needs, in bytes.
+        need: u64,
+        /// What the bundle in the other slot takes, in bytes.
+        beside: u64,
+        /// What both together may take, in bytes.
+        allowed: u64,
+        /// What there is, in bytes.
+        free: u64,
+    },
     /// Too little room.
-    #[error("{bundle} needs {need} bytes of disk with reserve, {have} are free")]
+    #[error(
+        "{bundle} needs {need} bytes of disk with reserve, {free} are free (storage.max-bytes would allow {allowed})"
+    )]
     DiskSpace {
         /// The bundle.
         bundle: BundleRef,
         /// What it needs, in bytes.
         need: u64,
         /// What there is, in bytes.
-        have: u64,
+        free: u64,
+        /// What bundles may take in all, in bytes.
+        allowed: u64,
     },
 }
 
@@ -247,28 +269,30 @@ fn unsuitable(record: &Record, manifest: &OfferedManifest, device: &DeviceFacts)
             have: device.agent_version.clone(),
         });
     }
-    let staged = record.slots.holding(&manifest.digest).is_some();
-    let have = device.disk_free_bytes.saturating_add(reclaimable_bytes(record, &manifest.digest));
-    let need = manifest.total_bytes.saturating_add(DISK_RESERVE_BYTES);
-    if !staged && have < need {
-        return Some(Unsuitable::DiskSpace { bundle: bundle(), need, have });
+    if record.slots.holding(&manifest.digest).is_some() {
+        return None;
     }
-    None
-}
-
-/// What clearing the slot that `manifest` would go to gives back, in bytes.
-fn reclaimable_bytes(record: &Record, manifest: &Digest) -> u64 {
-    let target = crate::update::target_slot(record, manifest);
-    record.slots.get(target).map_or(0, |content: &SlotContent| content.total_bytes)
+    let target = crate::update::target_slot(record, &manifest.digest);
+    let taken_by = |slot| record.slots.get(slot).map_or(0, |content: &SlotContent| content.total_bytes);
+    // What the target holds is cleared first.
+    let free = device.disk_free_bytes.saturating_add(taken_by(target));
+    let (beside, allowed) = (taken_by(target.other()), device.disk_allowed_bytes);
+    if manifest.total_bytes.saturating_add(beside) > allowed {
+        return Some(Unsuitable::Quota { bundle: bundle(), need: manifest.total_bytes, beside, allowed, free });
+    }
+    let need = manifest.total_bytes.saturating_add(DISK_RESERVE_BYTES);
+    (free < need).then(|| Unsuitable::DiskSpace { bundle: bundle(), need, free, allowed })
 }
 
 #[cfg(test)]
 mod tests {
+    use muster_shared::chunk::ChunkSet;
     use muster_shared::ids::{DeviceId, RolloutId};
     use muster_shared::trust::WatchPolicy;
 
     use super::*;
     use crate::record::Phase;
+    use crate::slots::{Pointer, Slot};
 
     fn offer(generation: u64) -> Offer {
         let digest = Digest::of(b"m");
@@ -302,6 +326,7 @@ mod tests {
                 memory_bytes: 100,
                 agent_version: semver::Version::new(0, 1, 0),
                 disk_free_bytes: 50 + DISK_RESERVE_BYTES,
+                disk_allowed_bytes: 50,
                 now_ms: 999,
             },
         }
@@ -319,17 +344,44 @@ mod tests {
     #[test]
     fn every_requirement_has_its_own_words() {
         assert_eq!(admit(&Record { security_floor: 5, ..Record::default() }, &offer(1)), Ok(Admission::Accept));
-        let cases: [(String, &str); 6] = [
+        let cases: [(String, &str); 7] = [
             (refused_as(|o| o.manifest.as_mut().unwrap().release_counter = 4), "security floor 5"),
             (refused_as(|o| o.device.now_ms = 1_000), "expired at 1000 ms"),
             (refused_as(|o| o.device.arch = "armv7".into()), "for aarch64, this device is armv7"),
             (refused_as(|o| o.device.memory_bytes = 99), "100 bytes of memory"),
             (refused_as(|o| o.device.agent_version = semver::Version::new(0, 0, 9)), "muster-agent 0.1.0 or later"),
-            (refused_as(|o| o.device.disk_free_bytes -= 1), "bytes of disk"),
+            (refused_as(|o| o.device.disk_free_bytes -= 1), "8388658 bytes of disk with reserve, 8388657 are free"),
+            (refused_as(|o| o.device.disk_allowed_bytes -= 1), "50 bytes of disk beside the 0 of the bundle in use"),
         ];
         for (text, expected) in cases {
             assert!(text.contains(expected), "{text:?} does not say {expected:?}");
         }
+    }
+
+    #[test]
+    fn a_quota_counts_the_bundle_that_stays_and_not_the_one_that_goes() {
+        let content = |name: &[u8], total_bytes| SlotContent {
+            manifest: Digest::of(name),
+            bundle: "digits@0.9.0".parse().unwrap(),
+            release_counter: 5,
+            security_floor: 0,
+            total_bytes,
+            have: ChunkSet::empty(0),
+        };
+        let mut record = Record { committed: Some(Pointer { slot: Slot::A, generation: 1 }), ..Record::default() };
+        record.slots.set(Slot::A, Some(content(b"in use", 30)));
+        record.slots.set(Slot::B, Some(content(b"before", 1_000)));
+        let mut offered = offer(2);
+        offered.device.disk_allowed_bytes = 80;
+        assert_eq!(admit(&record, &offered), Ok(Admission::Accept));
+        offered.device.disk_allowed_bytes = 79;
+        let Ok(Admission::Unsuitable(why)) = admit(&record, &offered) else { panic!("it is taken") };
+        let expected = "digits@1.0.0 needs 50 bytes of disk beside the 30 of the bundle in use, storage.max-bytes allows 79 in all \
+                        (8389658 are free)";
+        assert_eq!(why.to_string(), expected);
+        // What is there already needs no more.
+        record.slots.set(Slot::B, Some(content(b"m", 50)));
+        assert_eq!(admit(&record, &offered), Ok(Admission::Accept));
     }
 
     #[test]

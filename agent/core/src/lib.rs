@@ -10,6 +10,7 @@
 //! | what survives a crash? | [`record`], [`slots`] |
 //! | does this device want a genuine bundle? | [`admit`] |
 //! | which chunks are asked for next? | [`fetch`] |
+//! | what on the disk belongs to nothing any more? | [`garbage`] |
 //! | what is given up when the outbox is full? | [`outbox`] |
 //! | when is it tried again? | [`backoff`] |
 //! | what time is it, and how sure is that? | [`clock`] |
@@ -22,6 +23,7 @@ pub mod backoff;
 pub mod clock;
 pub mod fetch;
 pub mod freshness;
+pub mod garbage;
 pub mod outbox;
 pub mod ration;
 pub mod record;

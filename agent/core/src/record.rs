@@ -334,11 +334,6 @@ impl Record {
             reason,
         }
     }
-
-    /// Every manifest the record refers to: these must be kept.
-    pub fn manifests(&self) -> impl Iterator<Item = Digest> + '_ {
-        Slot::ALL.into_iter().filter_map(|slot| self.slots.get(slot).map(|c| c.manifest))
-    }
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ fn offer(generation: u64, bundle: Option<u8>, suitable: bool) -> Event {
             memory_bytes: 1,
             agent_version: semver::Version::new(0, 1, 0),
             disk_free_bytes: 1 << 40,
+            disk_allowed_bytes: 1 << 40,
             now_ms: 1,
         },
     }))
@@ -158,7 +159,12 @@ impl World {
                 self.machine.told(usize::MAX);
                 self.persist();
             }
-            Effect::Report | Effect::Refuse { .. } | Effect::Tidy { .. } => {}
+            Effect::Report | Effect::Refuse { .. } => {}
+            Effect::Tidy { .. } => {
+                let record = self.machine.record();
+                self.files.retain(|slot, _| record.slots.get(*slot).is_some());
+                self.manifests.retain(|manifest| record.slots.holding(manifest).is_some());
+            }
             Effect::PrepareSlot { slot, fresh } => {
                 let content = self.machine.record().slots.get(slot).unwrap().clone();
                 assert!(self.manifests.contains(&content.manifest), "a slot is prepared without its manifest");
@@ -224,7 +230,8 @@ impl World {
             | Effect::Report => self.record == *now,
             Effect::Tell => self.record.untold == now.untold,
             Effect::LoadCommitted(pointer) => self.record.committed == Some(*pointer),
-            Effect::ServeNothing | Effect::Tidy { .. } => self.record.committed == now.committed,
+            Effect::ServeNothing => self.record.committed == now.committed,
+            Effect::Tidy { .. } => (self.record.committed, &self.record.slots) == (now.committed, &now.slots),
             Effect::StopFetching | Effect::StoreManifest(_) | Effect::Persist | Effect::Refuse { .. } => true,
         }
     }

@@ -46,9 +46,7 @@ impl Updater {
             Effect::ServeNothing => self.parts.host.deactivate(wall_ms()),
             Effect::Tidy { keep } => {
                 self.loaded.retain(|slot, _| Some(*slot) == keep);
-                if let Err(error) = self.records.tidy(self.machine.record()) {
-                    tracing::warn!(error = %with_source(&error), "manifests that are no longer needed stay");
-                }
+                self.clear_slots();
             }
         }
         Ok(None)

@@ -40,6 +40,7 @@ pub(crate) use self::records::RecordsError;
 use self::slot_files::SlotFiles;
 use crate::causes::with_source;
 use crate::files::FileError;
+use crate::garbage;
 use crate::host::{ModelHost, ServedModel};
 use crate::metrics::Metrics;
 use crate::mqtt::{LinkState, Told};
@@ -87,6 +88,8 @@ pub(crate) struct Parts {
     pub(crate) attributes: BTreeMap<String, String>,
     pub(crate) starts: u64,
     pub(crate) chunk_timeout_ms: u64,
+    /// What bundles may take on disk in all, in bytes.
+    pub(crate) disk_allowed_bytes: u64,
     pub(crate) link: LinkState,
     pub(crate) requests: mpsc::Sender<ChunkRequest>,
     /// Told when the controller asks for another certificate to be fetched.
@@ -224,6 +227,9 @@ impl Updater {
                 self.ready = Some(ready);
                 self.dispatch(Event::Started);
                 self.report();
+                if !self.stopping() {
+                    self.clear_slots();
+                }
                 self.is_ready();
                 self.run(&input);
             })
@@ -378,6 +384,11 @@ impl Updater {
     fn put(&self, kind: DeviceEventKind, generation: u64, bundle: Option<BundleRef>, detail: &str) {
         let event = DeviceEvent { at_ms: wall_ms(), kind, generation, bundle, detail: bounded_text(detail) };
         self.parts.outbox.note(&event);
+    }
+
+    /// Removes what belongs to no bundle from the folder of the slots. The record must be on disk.
+    fn clear_slots(&self) {
+        garbage::clear_slots(self.data_dir(), &self.records.kept(self.machine.record()));
     }
 
     fn data_dir(&self) -> &Path {

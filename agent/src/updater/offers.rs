@@ -47,6 +47,7 @@ impl Updater {
                 memory_bytes: resources::memory_bytes(),
                 agent_version: attributes::AGENT_VERSION.parse().unwrap_or_else(|_| semver::Version::new(0, 0, 0)),
                 disk_free_bytes: resources::disk_free_bytes(self.data_dir()),
+                disk_allowed_bytes: self.parts.disk_allowed_bytes,
                 now_ms,
             },
         };

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use muster_agent_core::garbage::Kept;
 use muster_agent_core::record::{Barrier, Record, RecordError};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::Digest;
@@ -165,14 +166,12 @@ impl Records {
         Ok(parsed)
     }
 
-    /// Removes manifests that `record` does not refer to.
-    pub(super) fn tidy(&self, record: &Record) -> Result<(), FileError> {
-        let kept: Vec<PathBuf> = record.manifests().map(|digest| self.manifest_path(&digest)).collect();
-        let entries = std::fs::read_dir(&self.manifests).map_err(FileError::io("look through", &self.manifests))?;
-        for path in entries.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
-            files::remove(&path)?;
-        }
-        Ok(())
+    /// What `record` needs in the folder of the slots.
+    pub(super) fn kept(&self, record: &Record) -> Kept {
+        Kept::by(record, |digest| {
+            let (_, manifest) = self.manifest(digest).ok()??;
+            Some(manifest.files.into_iter().map(|file| file.path).collect())
+        })
     }
 }
 

@@ -22,6 +22,7 @@ use crate::trust_store::tests::{pin, root, signer};
 
 mod damage;
 mod director;
+mod disk;
 
 const PADDING_CHUNKS: usize = 40;
 
@@ -86,6 +87,10 @@ struct Rig {
 
 impl Rig {
     fn start(data_dir: &Path) -> Self {
+        Self::start_within(data_dir, u64::MAX)
+    }
+
+    fn start_within(data_dir: &Path, disk_allowed_bytes: u64) -> Self {
         if !data_dir.join("trust").exists() {
             TrustStore::install(data_dir, &[root(1, u64::MAX)], pin()).unwrap();
         }
@@ -107,6 +112,7 @@ impl Rig {
             attributes: BTreeMap::new(),
             starts: 1,
             chunk_timeout_ms: 30_000,
+            disk_allowed_bytes,
             link,
             requests: ask,
             renew: Arc::default(),

@@ -54,10 +54,11 @@ impl Machine {
             let reason = bounded_text(&why.to_string());
             update.phase = Phase::Failed { reason: reason.clone() };
             self.record.update = Some(update);
+            self.drop_unfinished();
             self.note_update(DeviceEventKind::Failed, &reason);
             let mut effects = vec![Effect::StopFetching, Effect::Persist];
             effects.extend(self.leave_trial(on_trial));
-            effects.extend([Effect::Tell, Effect::Report]);
+            effects.extend([Effect::Tell, Effect::Report, Effect::Tidy { keep: self.kept() }]);
             return effects;
         }
         let Some(manifest) = &offer.manifest else { return self.withdraw(update) };
@@ -100,6 +101,7 @@ impl Machine {
     pub(super) fn withdraw(&mut self, update: Update) -> Vec<Effect> {
         self.record.update = Some(update);
         self.record.committed = None;
+        self.drop_unfinished();
         self.run.trial_since_ms = None;
         self.run.committed_loaded = false;
         self.note_update(DeviceEventKind::Assigned, "to run nothing");
@@ -126,6 +128,7 @@ impl Machine {
         update.phase = Phase::Committed;
         self.record.committed = Some(pointer);
         self.record.update = Some(update);
+        self.drop_unfinished();
         self.run.trial_since_ms = None;
         self.note_update(DeviceEventKind::Assigned, "");
         self.note_update(DeviceEventKind::Committed, "it was running already");

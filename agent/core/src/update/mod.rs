@@ -160,7 +160,7 @@ pub enum Effect {
     Serve(Pointer),
     /// Let nothing answer requests.
     ServeNothing,
-    /// Loaded models but that of this slot, and manifests without a slot, may go.
+    /// Loaded models but that of this slot may go, and what on the disk [`crate::garbage`] says belongs to no bundle.
     Tidy {
         /// The slot whose model stays.
         keep: Option<Slot>,
@@ -246,8 +246,19 @@ impl Machine {
     fn fail(&mut self, reason: String) -> Vec<Effect> {
         let reason = bounded_text(&reason);
         self.set_phase(Phase::Failed { reason: reason.clone() });
+        self.drop_unfinished();
         self.note_update(DeviceEventKind::Failed, &reason);
         vec![Effect::StopFetching, Effect::Persist, Effect::Tell, Effect::Report, Effect::Tidy { keep: self.kept() }]
+    }
+
+    /// An update has ended: of bundles that are not whole only the incumbent is of use, and its pieces are fetched again.
+    fn drop_unfinished(&mut self) {
+        for slot in Slot::ALL {
+            let whole = self.record.slots.get(slot).is_none_or(|content| content.have.is_full());
+            if !whole && self.record.committed.is_none_or(|pointer| pointer.slot != slot) {
+                self.record.slots.set(slot, None);
+            }
+        }
     }
 
     fn generation(&self) -> u64 {

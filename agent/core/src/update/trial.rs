@@ -71,6 +71,7 @@ impl Machine {
         self.run.trial_since_ms = None;
         self.run.committed_loaded = true;
         self.set_phase(Phase::Committed);
+        self.drop_unfinished();
         self.note_update(DeviceEventKind::Committed, detail);
         vec![Effect::Persist, Effect::Tell, Effect::Report, Effect::Tidy { keep: Some(slot) }]
     }
