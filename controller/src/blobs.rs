@@ -3,10 +3,11 @@
 //! A file is there whole and right, or not at all: it is hashed while it arrives in a temporary file, synced,
 //! and then renamed. Which files a bundle needs is decided elsewhere.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -70,6 +71,8 @@ pub(crate) struct Blobs {
     folder: Arc<Path>,
     max_bytes: u64,
     idle_timeout: Duration,
+    /// Held while it is decided whether a file goes, so that none goes that has just been asked for.
+    removing: Arc<Mutex<()>>,
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BlobError {
@@ -77,6 +80,11 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BlobError {
     move |source| {
         if durable::is_full(&source) { BlobError::Full } else { BlobError::Io { path, source } }
     }
+}
+
+fn is_older(path: &Path, before_ms: u64) -> io::Result<bool> {
+    let since = std::fs::metadata(path)?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(since.as_millis() < u128::from(before_ms))
 }
 
 impl Blobs {
@@ -93,7 +101,7 @@ impl Blobs {
             _ => {}
         }
         durable::make_folder(&incoming)?;
-        Ok(Self { folder: folder.into(), max_bytes, idle_timeout })
+        Ok(Self { folder: folder.into(), max_bytes, idle_timeout, removing: Arc::default() })
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -101,16 +109,68 @@ impl Blobs {
         self.folder.join(&name[..2]).join(name)
     }
 
-    /// The length of a file in bytes; none when it is not there.
+    /// Notes that a file is wanted now, and tells its length in bytes; none when it is not there.
     ///
     /// # Errors
     /// [`BlobError::Io`].
-    pub(crate) async fn length(&self, digest: &Digest) -> Result<Option<u64>, BlobError> {
-        let path = self.path(digest);
-        match fs::metadata(&path).await {
-            Ok(metadata) => Ok(Some(metadata.len())),
+    pub(crate) async fn touch(&self, digest: &Digest) -> Result<Option<u64>, BlobError> {
+        self.alone(self.path(digest), |path| {
+            let file = std::fs::File::open(path)?;
+            file.set_modified(SystemTime::now())?;
+            Ok(file.metadata()?.len())
+        })
+        .await
+    }
+
+    /// Files that nobody has asked for since `before_ms`, in milliseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub(crate) async fn untouched_since(&self, before_ms: u64) -> Result<BTreeSet<Digest>, BlobError> {
+        let found = self
+            .alone(self.folder.to_path_buf(), move |folder| {
+                let mut found = BTreeSet::new();
+                for parent in std::fs::read_dir(folder)?.flatten().filter(|parent| parent.file_name() != INCOMING) {
+                    for file in std::fs::read_dir(parent.path()).into_iter().flatten().flatten() {
+                        let digest = file.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
+                        found.extend(digest.filter(|_| is_older(&file.path(), before_ms).unwrap_or(false)));
+                    }
+                }
+                Ok(found)
+            })
+            .await?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Removes a file, unless somebody has asked for it since `before_ms`; tells whether it was removed.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub(crate) async fn remove_untouched(&self, digest: &Digest, before_ms: u64) -> Result<bool, BlobError> {
+        let removed = self.alone(self.path(digest), move |path| {
+            let goes = is_older(path, before_ms)?;
+            if goes {
+                std::fs::remove_file(path)?;
+            }
+            Ok(goes)
+        });
+        Ok(removed.await?.unwrap_or(false))
+    }
+
+    /// Does `work` on `path` where it may wait, and while no other such work is done; none when nothing is there.
+    async fn alone<T: Send + 'static>(
+        &self,
+        path: PathBuf,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<Option<T>, BlobError> {
+        let (removing, at) = (Arc::clone(&self.removing), path.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            let _held = removing.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&at)
+        });
+        match done.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error(&path)(error)),
+            done => done.map(Some).map_err(io_error(&path)),
         }
     }
 
@@ -159,7 +219,7 @@ impl Blobs {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
-        if self.length(digest).await?.is_some() {
+        if self.touch(digest).await?.is_some() {
             // Read to its end all the same: a client in the middle of sending does not hear an early answer.
             self.copy(&mut content, &mut tokio::io::sink(), &self.folder).await?;
             return Ok(Received::Known);
@@ -263,11 +323,11 @@ mod tests {
         let blobs = blobs(folder.path(), 1_000);
         let content: Vec<u8> = (0..200).collect();
         let digest = Digest::of(&content);
-        assert_eq!(blobs.length(&digest).await.unwrap(), None);
+        assert_eq!(blobs.touch(&digest).await.unwrap(), None);
         assert!(matches!(blobs.read_at(&digest, 0, 1).await, Err(BlobError::Missing(_))));
         assert_eq!(blobs.receive(&digest, pieces(&content)).await.unwrap(), Received::New);
         assert_eq!(blobs.receive(&digest, pieces(&content)).await.unwrap(), Received::Known);
-        assert_eq!(blobs.length(&digest).await.unwrap(), Some(200));
+        assert_eq!(blobs.touch(&digest).await.unwrap(), Some(200));
         assert_eq!(blobs.read_at(&digest, 190, 10).await.unwrap(), content[190..]);
         assert!(matches!(blobs.read_at(&digest, 195, 10).await, Err(BlobError::Io { .. })));
     }
@@ -284,7 +344,7 @@ mod tests {
         ));
         let broken = stream::iter([Ok(Bytes::from_static(b"ri")), Err("connection reset")]);
         assert!(matches!(blobs.receive(&digest, broken).await, Err(BlobError::Interrupted(_))));
-        assert_eq!(blobs.length(&digest).await.unwrap(), None);
+        assert_eq!(blobs.touch(&digest).await.unwrap(), None);
         assert_eq!(left_over(folder.path()), 0);
     }
 

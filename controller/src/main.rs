@@ -20,6 +20,7 @@ mod executor;
 mod fleet;
 mod ingest;
 mod metrics;
+mod orphans;
 mod pki;
 mod problem;
 mod readiness;

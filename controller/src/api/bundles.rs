@@ -158,7 +158,7 @@ async fn known_already(
 async fn check_files(app: &App, manifest: &Manifest) -> ApiResult<()> {
     let mut missing = Vec::new();
     for file in &manifest.files {
-        match app.blobs.length(&file.sha256).await? {
+        match app.blobs.touch(&file.sha256).await? {
             Some(length) if length == file.length => {}
             Some(length) => {
                 let detail = format!(

@@ -47,6 +47,7 @@ pub(crate) fn spawn(
             })
             .collect();
         let house = tokio::spawn(retention::keep_house(Arc::clone(&app), shutdown.clone()));
+        let files = tokio::spawn(crate::orphans::keep_house(Arc::clone(&app), shutdown.clone()));
         let mut shutdown = shutdown;
         loop {
             let event = tokio::select! {
@@ -64,6 +65,7 @@ pub(crate) fn spawn(
         drop(workers);
         while tasks.join_next().await.is_some() {}
         house.abort();
+        files.abort();
     })
 }
 
