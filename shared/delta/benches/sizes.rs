@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! python tests/fixtures/make_pairs.py MODEL.onnx DIR
-//! cargo bench -p muster-delta -- DIR...        # with zstd, xdelta3 and bsdiff installed
+//! cargo bench -p muster-delta --bench sizes -- DIR...        # with zstd, xdelta3 and bsdiff installed
 //! ```
 
 #![allow(
@@ -74,7 +74,7 @@ fn peer(program: &str, arguments: &[&str], out: &Path) -> Option<(usize, Duratio
 fn main() {
     let folders: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     if folders.is_empty() {
-        println!("name folders of pairs: cargo bench -p muster-delta -- DIR...");
+        println!("name folders of pairs: cargo bench -p muster-delta --bench sizes -- DIR...");
         return;
     }
     let scratch = std::env::temp_dir().join(format!("muster-delta-{}", std::process::id()));

@@ -1,16 +1,58 @@
 //! Differences of single bytes, each coded with what it differs from in mind.
 //!
-//! Quantised weights change rarely, and large ones sooner than small ones: how likely a byte is to differ, and in which direction, is
-//! learnt for each size of the old byte as the stream goes. That takes an arithmetic coder, which gives a likely bit less than a bit
-//! of space; this is the range coder of LZMA (Igor Pavlov, LZMA specification, 2015) with probabilities of 16 bits that are
-//! counted. General compressors cannot be told of the old byte, and take about a third more.
+//! Quantised weights change rarely, and large ones sooner than small ones: how likely a byte is to differ is learnt for each size of the
+//! old byte as the stream goes, from the first guess that it grows with the size. That takes an arithmetic coder, which gives a likely
+//! bit less than a bit of space; this is the range coder of LZMA (Igor Pavlov, LZMA specification, 2015). General compressors cannot
+//! be told of the old byte, and take about a third more.
+//!
+//! As nearly all bytes stay, a group of them is coded at once: whether any differs, by the product of what is likely for each, and only
+//! then which. That takes no more space, and one step in place of eight.
 
 /// Below this, another byte of the number is settled.
 const LEAST_RANGE: u32 = 1 << 24;
-/// Sizes of old bytes told apart: with more, each is learnt too late in a chunk.
-const SIZES: usize = 32;
+/// Certainty, as likelihoods are counted.
+const ONE: u32 = 1 << 16;
+/// Bytes coded at once, where few differ.
+const GROUP: usize = 8;
+/// Bytes after which likelihoods are reckoned anew: soon at first, and then each time as much again, up to the most.
+const FIRST_BLOCK: usize = 64;
+const LONGEST_BLOCK: usize = 2_048;
+/// Where one of so many bytes or more differs, they are coded one by one.
+const GROUPED_FROM: u64 = 8;
+/// How many differing bytes of a size it takes to outweigh the guess from all sizes together.
+const GUESS_COUNTS: u64 = 3;
+/// The first guess, before anything is known: one differing byte among old ones whose weights sum up to this.
+const FIRST_GUESS: u64 = 4_096;
 
-/// How likely the next bit is 0, in 1/65536: the share so far, and once there have been many, with the older ones forgotten slowly.
+/// Sizes of old bytes told apart: finer where most weights are.
+const SIZES: usize = 23;
+
+/// The number of each size, by the old byte.
+const SIZE_OF: [u8; 256] = {
+    let mut sizes = [0; 256];
+    let mut byte = 0_u8;
+    loop {
+        let size = byte.cast_signed().unsigned_abs();
+        sizes[byte as usize] = match size {
+            0..8 => size,
+            8..16 => 8 + (size - 8) / 2,
+            16..32 => 12 + (size - 16) / 4,
+            _ => 16 + (size - 32) / 16,
+        };
+        if byte == u8::MAX {
+            break;
+        }
+        byte += 1;
+    }
+    sizes
+};
+
+/// How likely a byte of each size is to differ, in relation to the others, as a first guess: the scale of a tensor is chosen by its
+/// largest weights, and a step of training moves these most.
+const WEIGHTS: [u64; SIZES] =
+    [1, 4, 7, 10, 13, 16, 19, 22, 26, 32, 38, 44, 52, 64, 76, 88, 110, 110, 110, 110, 110, 110, 110];
+
+/// How likely the next bit is 0: the share so far, and once there have been many, with the older ones forgotten slowly.
 #[derive(Clone, Copy)]
 struct Chance {
     of_zero: u16,
@@ -18,104 +60,203 @@ struct Chance {
 }
 
 /// 65536 / (n + 1.5): how much the bit after `n` others counts, by Krichevsky and Trofimov.
-const WEIGHTS: [u32; 256] = {
-    let mut weights = [0; 256];
+const SHARES: [u32; 256] = {
+    let mut shares = [0; 256];
     let (mut at, mut seen) = (0, 0);
-    while at < weights.len() {
-        weights[at] = 131_072 / (2 * seen + 3);
+    while at < shares.len() {
+        shares[at] = 131_072 / (2 * seen + 3);
         (at, seen) = (at + 1, seen + 1);
     }
-    weights
+    shares
 };
 
 impl Chance {
     const EVEN: Self = Self { of_zero: 1 << 15, seen: 0 };
+    /// As if there had been 14 zeros of 15.
+    const SELDOM: Self = Self { of_zero: 61_167, seen: 14 };
 
-    fn of_zero(self) -> u32 {
-        u32::from(self.of_zero).clamp(32, 65_504)
-    }
-
-    fn learn(&mut self, bit: bool) {
-        let weight = WEIGHTS[usize::from(self.seen)];
-        let change = |rest: u16| ((u32::from(rest) * weight) >> 16) as u16;
+    fn code(&mut self, coder: &mut impl Coder, bit: bool) -> bool {
+        let bit = coder.code(u32::from(self.of_zero).clamp(32, ONE - 32), bit);
+        let change = |rest: u16| ((u32::from(rest) * SHARES[usize::from(self.seen)]) >> 16) as u16;
         if bit {
             self.of_zero -= change(self.of_zero);
         } else {
             self.of_zero += change(u16::MAX - self.of_zero);
         }
         self.seen = self.seen.saturating_add(1);
+        bit
     }
 }
 
 /// What has been learnt so far.
 struct Model {
-    /// Whether a byte differs, by the size of the old one.
-    differs: [Chance; SIZES],
-    /// By how much: a tree of bits, highest first, by the sign of the old byte.
-    by: [[Chance; 256]; 2],
+    /// How likely a byte is to stay, by the old one.
+    stays: [u32; 256],
+    /// Bytes so far, and those of them that differed, by size.
+    seen: [u64; SIZES],
+    differed: [u64; SIZES],
+    /// Whether a difference is larger than 1, whether one of 1 is up, by the sign of the old byte, and what a larger one is: a tree of
+    /// bits, highest first.
+    larger: Chance,
+    up: [Chance; 2],
+    by: [Chance; 256],
 }
 
 impl Model {
     fn new() -> Self {
-        Self { differs: [Chance::EVEN; SIZES], by: [[Chance::EVEN; 256]; 2] }
+        let mut model = Self {
+            stays: [0; 256],
+            seen: [0; SIZES],
+            differed: [0; SIZES],
+            larger: Chance::SELDOM,
+            up: [Chance::EVEN; 2],
+            by: [Chance::EVEN; 256],
+        };
+        model.reckon();
+        model
     }
 
-    /// Codes one difference from `old` through `coder`, and returns it; a reader takes no notice of `value`.
+    /// How likely each byte is to stay, from what has been counted.
+    fn reckon(&mut self) {
+        let weighed: u64 = self.seen.iter().zip(WEIGHTS).map(|(seen, weight)| seen * weight).sum();
+        let all: u64 = self.differed.iter().sum();
+        let stays: [u32; SIZES] = std::array::from_fn(|size| {
+            let guess = ((all + 1) * WEIGHTS[size] * u64::from(ONE) / (weighed + FIRST_GUESS)).clamp(4, 1 << 15);
+            // As if a few more had differed, among as many bytes as the guess says it takes for that.
+            let bytes = self.seen[size] + GUESS_COUNTS * u64::from(ONE) / guess;
+            let differs = (self.differed[size] + GUESS_COUNTS) * u64::from(ONE) / bytes;
+            ONE - u32::try_from(differs).unwrap_or(ONE).clamp(4, ONE - 1_024)
+        });
+        for (stay, size) in self.stays.iter_mut().zip(SIZE_OF) {
+            *stay = stays[usize::from(size)];
+        }
+    }
+
+    /// Counts a block that has been coded.
+    fn count(&mut self, old: &[u8]) {
+        // Apart, so that bytes of one size in a row do not wait for each other.
+        let mut counts = [[0_u32; 32]; 4];
+        let (fours, rest) = old.as_chunks::<4>();
+        for four in fours {
+            for (counts, byte) in counts.iter_mut().zip(four) {
+                counts[usize::from(SIZE_OF[usize::from(*byte)] & 31)] += 1;
+            }
+        }
+        for byte in rest {
+            counts[0][usize::from(SIZE_OF[usize::from(*byte)] & 31)] += 1;
+        }
+        for (size, seen) in self.seen.iter_mut().enumerate() {
+            *seen += counts.iter().map(|counts| u64::from(counts[size])).sum::<u64>();
+        }
+    }
+
+    /// Codes `values`, which differ from `old`, through `coder`; a reader takes them for zeros and fills them in.
+    fn code(&mut self, old: &[u8], values: &mut [u8], coder: &mut impl Coder) {
+        let (mut begin, mut length) = (0, FIRST_BLOCK);
+        while begin < old.len() {
+            let end = old.len().min(begin + length);
+            self.block(&old[begin..end], &mut values[begin..end], coder);
+            self.count(&old[begin..end]);
+            self.reckon();
+            length = LONGEST_BLOCK.min(end);
+            begin = end;
+        }
+    }
+
+    fn block(&mut self, mut old: &[u8], mut values: &mut [u8], coder: &mut impl Coder) {
+        let (seen, differed) = (self.seen.iter().sum::<u64>(), self.differed.iter().sum::<u64>());
+        if differed * GROUPED_FROM <= seen {
+            while let Some((group, _)) = old.split_first_chunk::<GROUP>() {
+                let (value, _) = values.split_at_mut(GROUP);
+                let done = self.group(group, value, coder);
+                old = &old[done..];
+                values = &mut values[done..];
+            }
+        }
+        for (old, value) in old.iter().zip(values) {
+            if coder.code(self.stays[usize::from(*old)], *value != 0) {
+                *value = self.difference(*old, *value, coder);
+            }
+        }
+    }
+
+    /// Codes the bytes of a group up to the first that differs, and says how many that were.
+    fn group(&mut self, old: &[u8; GROUP], values: &mut [u8], coder: &mut impl Coder) -> usize {
+        let stay = old.map(|old| self.stays[usize::from(old)]);
+        // The first of the two is below certainty, so that this does not overflow.
+        let both = |a: u32, b: u32| (a * b) >> 16;
+        let halves = [
+            both(both(stay[0], stay[1]), both(stay[2], stay[3])),
+            both(both(stay[4], stay[5]), both(stay[6], stay[7])),
+        ];
+        let all = both(halves[0], halves[1]).max(1);
+        let first = values.iter().position(|value| *value != 0);
+        if !coder.code(all, first.is_some()) {
+            return GROUP;
+        }
+        // How likely it is that all from each one on stay.
+        let mut rest = [ONE; GROUP + 1];
+        for at in (0..GROUP).rev() {
+            rest[at] = both(stay[at], rest[at + 1]);
+        }
+        let at = (0..GROUP - 1)
+            .find(|at| {
+                // One of those that are left differs, for certain.
+                let differs = (u64::from(ONE - stay[*at]) << 16) / u64::from(ONE - rest[*at]).max(1);
+                let stays = ONE - u32::try_from(differs).unwrap_or(ONE).clamp(1, ONE - 1);
+                coder.code(stays, first == Some(*at))
+            })
+            .unwrap_or(GROUP - 1);
+        values[at] = self.difference(old[at], values[at], coder);
+        at + 1
+    }
+
+    /// Codes one difference from `old` that is not 0, and returns it.
     fn difference(&mut self, old: u8, value: u8, coder: &mut impl Coder) -> u8 {
-        let old = old.cast_signed();
-        let size = usize::from(old.unsigned_abs() / 4).min(SIZES - 1);
-        if !coder.code(&mut self.differs[size], value != 0) {
-            return 0;
+        self.differed[usize::from(SIZE_OF[usize::from(old)])] += 1;
+        // Differences are zigzag encoded: 1 is down by 1, 2 is up by 1.
+        if !self.larger.code(coder, value > 2) {
+            return 1 + u8::from(self.up[usize::from(old >> 7)].code(coder, value == 2));
         }
-        let tree = &mut self.by[usize::from(old < 0)];
-        let less_one = value.wrapping_sub(1);
         let mut node = 1_usize;
-        let mut found = 0_u8;
         for shift in (0..8).rev() {
-            let bit = coder.code(&mut tree[node], less_one >> shift & 1 == 1);
-            node = node << 1 | usize::from(bit);
-            found = found << 1 | u8::from(bit);
+            node = node << 1 | usize::from(self.by[node].code(coder, value >> shift & 1 == 1));
         }
-        found.wrapping_add(1)
+        node.to_le_bytes()[0]
     }
 }
 
-/// One side of the coding: a writer is told each bit, a reader finds it out.
+/// One side of the coding: a writer is told each bit, a reader finds it out. Bits are 0 with a likelihood of `of_zero`, above 0 and below
+/// [`ONE`].
 trait Coder {
-    fn code(&mut self, chance: &mut Chance, bit: bool) -> bool;
+    fn code(&mut self, of_zero: u32, bit: bool) -> bool;
 }
 
 impl Coder for Writer {
-    fn code(&mut self, chance: &mut Chance, bit: bool) -> bool {
-        self.bit(chance.of_zero(), bit);
-        chance.learn(bit);
+    fn code(&mut self, of_zero: u32, bit: bool) -> bool {
+        self.bit(of_zero, bit);
         bit
     }
 }
 
 impl Coder for Reader<'_> {
-    fn code(&mut self, chance: &mut Chance, _: bool) -> bool {
-        let bit = self.bit(chance.of_zero());
-        chance.learn(bit);
-        bit
+    fn code(&mut self, of_zero: u32, _: bool) -> bool {
+        self.bit(of_zero)
     }
 }
 
 /// Codes `differences`, each from the byte of `old` at its place.
 pub(crate) fn encode(differences: &[u8], old: &[u8]) -> Vec<u8> {
     let mut writer = Writer { low: 0, range: u32::MAX, held: 0, held_count: 1, out: Vec::new() };
-    let mut model = Model::new();
-    for (value, old) in differences.iter().zip(old) {
-        model.difference(*old, *value, &mut writer);
-    }
+    Model::new().code(old, &mut differences.to_vec(), &mut writer);
     writer.end()
 }
 
 /// The differences from `old` that [`encode`] coded as `bytes`. Other bytes give other differences.
 pub(crate) fn decode(bytes: &[u8], old: &[u8]) -> Vec<u8> {
-    let mut reader = Reader::new(bytes);
-    let mut model = Model::new();
-    old.iter().map(|old| model.difference(*old, 0, &mut reader)).collect()
+    let mut differences = vec![0; old.len()];
+    Model::new().code(old, &mut differences, &mut Reader::new(bytes));
+    differences
 }
 
 struct Writer {

@@ -90,10 +90,10 @@ impl Decoder {
         if elements == 0 {
             return Ok(());
         }
-        let before: Vec<u8> = match (width_log2, based) {
-            (0, true) => belonging().flat_map(|(_, range)| &old[range]).copied().collect(),
-            _ => Vec::new(),
-        };
+        let mut before = Vec::new();
+        if (width_log2, based) == (0, true) {
+            belonging().for_each(|(_, range)| before.extend_from_slice(&old[range]));
+        }
         for plane in 0..1 << width_log2 {
             let stream = self
                 .unpacker
@@ -103,6 +103,10 @@ impl Decoder {
             for (part, range) in belonging() {
                 let (bytes, left) = rest.split_at(part.length >> width_log2);
                 rest = left;
+                if part.element_bytes() == 1 {
+                    chunk[range].copy_from_slice(bytes);
+                    continue;
+                }
                 for (element, byte) in chunk[range].chunks_exact_mut(part.element_bytes()).zip(bytes) {
                     element[plane] = *byte;
                 }
@@ -125,8 +129,9 @@ fn with_ranges(parts: &[Part]) -> impl Iterator<Item = (&Part, Range<usize>)> {
 fn add(chunk: &mut [u8], old: &[u8], element_bytes: usize) {
     match element_bytes {
         1 => {
+            // As `unzigzag`, in a form of which sixteen are done at once.
             for (new, old) in chunk.iter_mut().zip(old) {
-                *new = old.wrapping_add(unzigzag(u64::from(*new)).to_le_bytes()[0]);
+                *new = old.wrapping_add(*new >> 1 ^ 0_u8.wrapping_sub(*new & 1));
             }
         }
         2 => add_wide::<2>(chunk, old),
