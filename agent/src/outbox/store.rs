@@ -34,6 +34,8 @@ const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 /// Room taken behind the end of the log before each write.
 const AHEAD_BYTES: u64 = 1024 * 1024;
 const MAX_NOTE_BYTES: u64 = 64;
+/// Messages nobody needs that may wait for the next write.
+const MAX_UNNEEDED: usize = 256;
 
 pub(super) struct Store {
     db: sled::Db,
@@ -246,9 +248,13 @@ impl Store {
         Ok(value.and_then(|v| v.get(ORDER_BYTES..).map(<[u8]>::to_vec)).unwrap_or_default())
     }
 
-    /// Removes messages; not durably, and where there is no room for that, with the next message that is stored.
+    /// Removes messages: with the next one that is stored, so that an acknowledgement wears no flash by itself, or now where there are
+    /// many; not durably either way.
     pub(super) fn forget(&mut self, stream: Stream, sequences: &[u64]) -> Result<(), OutboxError> {
         self.unneeded.extend(sequences.iter().map(|sequence| key(stream, *sequence)));
+        if self.unneeded.len() < MAX_UNNEEDED {
+            return Ok(());
+        }
         self.check_room()?;
         let mut batch = sled::Batch::default();
         for key in std::mem::take(&mut self.unneeded) {

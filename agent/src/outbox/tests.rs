@@ -13,8 +13,12 @@ const BOUNDS: Bounds = Bounds { max_bytes: 100_000, max_events: 100 };
 /// sled's own threads may hold the lock for a moment after the last handle is gone; a process that ends takes them with it,
 /// which a test that starts again within its process has to wait for.
 fn open(dir: &Path) -> Outbox {
+    open_with(dir, BOUNDS)
+}
+
+fn open_with(dir: &Path, bounds: Bounds) -> Outbox {
     loop {
-        let outbox = Outbox::open(dir, BOUNDS, Metrics::new());
+        let outbox = Outbox::open(dir, bounds, Metrics::new());
         let locked = outbox.lock().trouble.as_ref().is_some_and(|why| why.contains("could not acquire lock"));
         if !locked {
             return outbox;
@@ -80,6 +84,30 @@ fn messages_survive_a_restart_and_keep_their_places_until_acknowledged() {
     assert_eq!(Some(sketch.body), window().sketch);
     outbox.event(&event("four")).unwrap();
     assert_eq!(events(&outbox)[0].0, Position { epoch, sequence: 4, oldest: 4 });
+}
+
+#[test]
+fn an_acknowledgement_writes_nothing_by_itself() {
+    let bounds = Bounds { max_bytes: 1 << 20, max_events: 1_000 };
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = open_with(folder.path(), bounds);
+    for number in 0..400 {
+        outbox.event(&event(&number.to_string())).unwrap();
+    }
+    let epoch = events(&outbox)[0].0.epoch;
+    let content = || std::fs::read(folder.path().join("outbox/db")).unwrap();
+    let before = content();
+    assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 1 }));
+    assert!(content() == before, "it was written");
+    // The next message takes it along, and many do not wait for that.
+    outbox.event(&event("next")).unwrap();
+    drop(outbox);
+    let outbox = open_with(folder.path(), bounds);
+    assert_eq!(events(&outbox)[0].0.sequence, 2);
+    assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 400 }));
+    drop(outbox);
+    let left: Vec<String> = events(&open_with(folder.path(), bounds)).into_iter().map(|e| e.1).collect();
+    assert_eq!(left, ["next"]);
 }
 
 #[test]
