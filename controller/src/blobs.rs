@@ -11,8 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use muster_shared::ids::Digest;
-use sha2::{Digest as _, Sha256};
+use muster_shared::ids::{Digest, Hasher};
 use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -272,7 +271,7 @@ impl Blobs {
         E: std::fmt::Display,
         W: AsyncWrite + Unpin,
     {
-        let mut hasher = Sha256::new();
+        let mut hasher = Hasher::default();
         let mut total_bytes = 0_u64;
         loop {
             let piece = match tokio::time::timeout(self.idle_timeout, content.next()).await {
@@ -292,7 +291,7 @@ impl Blobs {
             to.write_all(&piece).await.map_err(io_error(path))?;
         }
         to.flush().await.map_err(io_error(path))?;
-        Ok(Digest::from_bytes(hasher.finalize().into()))
+        Ok(hasher.finish())
     }
 }
 

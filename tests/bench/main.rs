@@ -8,6 +8,7 @@ mod agent;
 mod controller;
 mod crowd;
 mod delivery;
+mod flash;
 mod http;
 mod inference;
 mod programs;
@@ -16,6 +17,7 @@ mod samples;
 mod simulated;
 mod stage;
 mod usage;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -62,6 +64,10 @@ enum Part {
     Controller,
     /// Bundles on their way to 1, 100 and many devices, beside mosquitto.
     Delivery,
+    /// What the agent writes to its disk, at rest and for an update; takes some minutes.
+    Flash,
+    /// Checking a bundle's signature and files on one core, beside sha256sum and openssl.
+    Verify,
     /// All of it.
     All,
 }
@@ -101,7 +107,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let window = Duration::from_secs(arguments.window_s);
     let mut complete = true;
-    for part in [Part::Agent, Part::Inference, Part::Controller, Part::Delivery] {
+    for part in [Part::Agent, Part::Inference, Part::Controller, Part::Delivery, Part::Flash, Part::Verify] {
         if arguments.part != part && arguments.part != Part::All {
             continue;
         }
@@ -113,6 +119,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 Part::Inference => inference::measure(&binaries, &place, arguments.requests).await,
                 Part::Controller => controller::measure(&binaries, &place, arguments.devices, window).await,
                 Part::Delivery => delivery::measure(&binaries, &place, arguments.devices).await,
+                Part::Verify => verify::measure(&binaries, &place).await,
+                Part::Flash => flash::measure(&binaries, &place, window).await,
             }
         });
         match measured {

@@ -23,9 +23,17 @@ const WINDOW_MS: u64 = 3_600_000;
 /// # Errors
 /// When it does not come up.
 pub(crate) async fn one_device(binaries: &Binaries, folder: &Path) -> anyhow::Result<Fleet> {
+    one_device_with(binaries, folder, WINDOW_MS).await
+}
+
+/// [`one_device`] with monitoring windows of this length.
+///
+/// # Errors
+/// When it does not come up.
+pub(crate) async fn one_device_with(binaries: &Binaries, folder: &Path, window_ms: u64) -> anyhow::Result<Fleet> {
     let mut fleet = Fleet::found(binaries, folder, "").await?;
     let token = fleet.enrolment_token(1).await?;
-    let setup = DeviceSetup { id: DEVICE, token: &token, window_ms: WINDOW_MS, settings: "" };
+    let setup = DeviceSetup { id: DEVICE, token: &token, window_ms, settings: "" };
     fleet.add_device(&setup, false).await?;
     fleet.wait_online(1).await?;
     Ok(fleet)
@@ -45,10 +53,18 @@ pub(crate) fn device(fleet: &mut Fleet) -> anyhow::Result<&mut Device> {
 /// When it does not get there.
 pub(crate) async fn commit_digits(fleet: &Fleet) -> anyhow::Result<()> {
     fleet.release_digits(VERSION).await?;
-    let bundle = format!("digits@{VERSION}");
+    commit(fleet, VERSION).await
+}
+
+/// Brings a version that was released to the device, as [`commit_digits`] does.
+///
+/// # Errors
+/// When it does not get there.
+pub(crate) async fn commit(fleet: &Fleet, version: &str) -> anyhow::Result<()> {
+    let bundle = format!("digits@{version}");
     let pace = ["--soak", "100ms", "--max-duration", "10m", "--probation", "100ms"];
     let id = fleet.roll_out(&[&["--bundle", &bundle, "--selector", "*"], &pace[..]].concat()).await?;
-    fleet.wait_committed(DEVICE, VERSION).await?;
+    fleet.wait_committed(DEVICE, version).await?;
     fleet.operator.run(&["rollout", "abort", &id, "--reason", "the device is measured now"]).await?;
     Ok(())
 }

@@ -24,6 +24,7 @@ pub(crate) struct Spent {
     at: Instant,
     cpu: Duration,
     written_bytes: u64,
+    handed_bytes: u64,
 }
 
 /// What a process used up over a time.
@@ -33,8 +34,10 @@ pub(crate) struct Use {
     pub(crate) wall: Duration,
     /// Processor time, of all cores together.
     pub(crate) cpu: Duration,
-    /// Bytes it caused to be written to a disk.
+    /// Bytes it caused to be written to a disk: whole pages, and one that is changed twice before it is written counts once.
     pub(crate) written_bytes: u64,
+    /// Bytes it handed to the system to write anywhere, sockets and logs included.
+    pub(crate) handed_bytes: u64,
 }
 
 impl Use {
@@ -55,6 +58,17 @@ fn field(text: &str, name: &str) -> anyhow::Result<u64> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
         .with_context(|| format!("the system does not tell {name}"))
+}
+
+/// What the system says under `name` about the thread that asks.
+///
+/// # Errors
+/// When it does not tell.
+pub(crate) fn thread_status(name: &str) -> anyhow::Result<String> {
+    let path = "/proc/thread-self/status";
+    let text = std::fs::read_to_string(path).context(path)?;
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(found.with_context(|| format!("{path} does not tell {name}"))?.trim().to_owned())
 }
 
 /// Memory of `process` now.
@@ -96,8 +110,9 @@ pub(crate) fn peak_resident(process: u32) -> anyhow::Result<u64> {
 pub(crate) fn spent(process: u32) -> anyhow::Result<Spent> {
     let stat = read(process, "stat")?;
     let ticks = cpu_ticks(&stat).with_context(|| format!("/proc/{process}/stat says {stat:?}"))?;
-    let written_bytes = field(&read(process, "io")?, "write_bytes")?;
-    Ok(Spent { at: Instant::now(), cpu: Duration::from_secs(ticks) / ticks_per_second(), written_bytes })
+    let io = read(process, "io")?;
+    let (written_bytes, handed_bytes) = (field(&io, "write_bytes")?, field(&io, "wchar")?);
+    Ok(Spent { at: Instant::now(), cpu: Duration::from_secs(ticks) / ticks_per_second(), written_bytes, handed_bytes })
 }
 
 /// User and system time in a `stat` line. The program's name before them may hold anything, brackets and spaces included.
@@ -128,6 +143,7 @@ pub(crate) fn since(process: u32, before: &Spent) -> anyhow::Result<Use> {
         wall: now.at - before.at,
         cpu: now.cpu.saturating_sub(before.cpu),
         written_bytes: now.written_bytes.saturating_sub(before.written_bytes),
+        handed_bytes: now.handed_bytes.saturating_sub(before.handed_bytes),
     })
 }
 

@@ -11,11 +11,10 @@ use muster_agent_core::slots::Slot;
 use muster_agent_core::update::FileDamage;
 use muster_shared::bundle::{BundleFile, Manifest};
 use muster_shared::chunk::ChunkSet;
-use muster_shared::ids::Digest;
+use muster_shared::ids::{Digest, Hasher};
 use muster_shared::limits::CHUNK_BYTES;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
 
 use crate::files::{self, FileError};
 use crate::resources;
@@ -137,7 +136,7 @@ impl SlotFiles {
         let path = self.path(slot, file);
         let Some(open) = files::open_for_reading(&path)? else { return Ok(false) };
         let mut open = open.take(file.length.saturating_add(1));
-        let (mut hash, mut length, mut buffer) = (Sha256::new(), 0u64, vec![0; CHUNK_BYTES]);
+        let (mut hash, mut length, mut buffer) = (Hasher::default(), 0u64, vec![0; CHUNK_BYTES]);
         loop {
             let read = open.read(&mut buffer).map_err(FileError::io("read", &path))?;
             if read == 0 {
@@ -146,7 +145,7 @@ impl SlotFiles {
             length = length.saturating_add(read as u64);
             hash.update(&buffer[..read]);
         }
-        Ok(length == file.length && Digest::from_bytes(hash.finalize().into()) == file.sha256)
+        Ok(length == file.length && hash.finish() == file.sha256)
     }
 
     /// Which chunks of `file` are not right.
