@@ -11,6 +11,7 @@ mod delivery;
 mod flash;
 mod http;
 mod inference;
+mod pairs;
 mod programs;
 mod report;
 mod samples;
@@ -48,6 +49,10 @@ struct Arguments {
     /// disk.
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// With `delivery`: folders of pairs that tests/fixtures/make_pairs.py made, to measure how much of each really travels, in place
+    /// of many devices.
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    pairs: Vec<PathBuf>,
     /// Measure this agent instead of the release build, as target/dist/muster-agent.
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -90,7 +95,8 @@ fn main() -> ExitCode {
 
 /// Runs the parts asked for and tells whether all of them could be measured.
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let with_agent = arguments.agent.is_none() && !matches!(arguments.part, Part::Controller | Part::Delivery);
+    let simulated = arguments.pairs.is_empty() && matches!(arguments.part, Part::Controller | Part::Delivery);
+    let with_agent = arguments.agent.is_none() && !simulated;
     programs::build(with_agent)?;
     let mut binaries = Binaries::beside_this_one()?;
     if let Some(agent) = &arguments.agent {
@@ -118,7 +124,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 Part::Agent | Part::All => agent::measure(&binaries, &place, window).await,
                 Part::Inference => inference::measure(&binaries, &place, arguments.requests).await,
                 Part::Controller => controller::measure(&binaries, &place, arguments.devices, window).await,
-                Part::Delivery => delivery::measure(&binaries, &place, arguments.devices).await,
+                Part::Delivery if arguments.pairs.is_empty() => {
+                    delivery::measure(&binaries, &place, arguments.devices).await
+                }
+                Part::Delivery => pairs::measure(&binaries, &place, &arguments.pairs).await,
                 Part::Verify => verify::measure(&binaries, &place).await,
                 Part::Flash => flash::measure(&binaries, &place, window).await,
             }
