@@ -12,5 +12,6 @@ pub mod link;
 pub mod mosquitto;
 pub mod operator;
 pub mod process;
+pub mod small_disk;
 pub mod traffic;
 pub mod wait;

@@ -1,79 +1,20 @@
 //! A device whose disk is full to the last byte, or whose own files are damaged, goes on answering, and is itself again once that
 //! is over.
 
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use muster_shared::messages::UpdateState;
 use muster_tests::device::DeviceSetup;
 use muster_tests::fleet::PATIENCE;
 use muster_tests::process::Process;
+use muster_tests::small_disk::SmallDisk;
 use muster_tests::traffic::Traffic;
 use muster_tests::wait;
 
 use crate::stage::{self, PACE};
-
-/// A tmpfs of a few mebibytes, mounted in a namespace of its own and reached through the process that keeps it.
-struct SmallDisk {
-    keeper: Child,
-    dir: PathBuf,
-}
-
-impl SmallDisk {
-    /// Mounts it over `dir`; `None` where the system does not let this user mount anything.
-    fn mount(dir: &Path, mebibytes: u32) -> anyhow::Result<Option<Self>> {
-        fs::create_dir_all(dir)?;
-        let script = "mount -t tmpfs -o size=$1m small \"$2\" && echo mounted && exec cat";
-        let mut keeper = Command::new("unshare")
-            .args(["-Urm", "sh", "-c", script, "sh", &mebibytes.to_string()])
-            .arg(dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("unshare (util-linux) is needed for a disk that can be filled")?;
-        let mut said = String::new();
-        BufReader::new(keeper.stdout.take().context("its output is piped")?).read_line(&mut said)?;
-        if said.trim() != "mounted" {
-            keeper.wait()?;
-            return Ok(None);
-        }
-        let inside = format!("/proc/{}/root{}", keeper.id(), dir.canonicalize()?.display());
-        Ok(Some(Self { keeper, dir: inside.into() }))
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.dir.join("ballast")
-    }
-
-    /// Takes all the room there is.
-    fn fill(&self) -> anyhow::Result<()> {
-        let mut ballast = File::options().create(true).append(true).open(self.ballast())?;
-        let error = loop {
-            if let Err(error) = ballast.write_all(&[7; 4_096]) {
-                break error;
-            }
-        };
-        ensure!(error.kind() == std::io::ErrorKind::StorageFull, "{error}");
-        Ok(())
-    }
-
-    /// Gives it back.
-    fn empty(&self) -> anyhow::Result<()> {
-        Ok(fs::remove_file(self.ballast())?)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // The mount goes with its last process. It may have ended already.
-        drop(self.keeper.kill());
-        drop(self.keeper.wait());
-    }
-}
 
 async fn answers_again(traffic: &Traffic, agent: &mut Process) -> anyhow::Result<()> {
     let answered = traffic.seen_by("dev-1").answered;
@@ -95,7 +36,7 @@ fn a_device_with_a_full_disk_answers_after_a_restart_and_updates_once_there_is_r
         let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
         let home = folder.join("dev-1");
         fs::create_dir_all(&home)?;
-        symlink(&disk.dir, home.join("data"))?;
+        symlink(disk.dir(), home.join("data"))?;
         let token = fleet.enrolment_token(1).await?;
         let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
         fleet.add_device(&setup, false).await?;
