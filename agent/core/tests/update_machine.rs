@@ -481,7 +481,8 @@ fn a_committed_bundle_whose_files_rot_is_replaced_by_the_one_before_or_fetched_a
     assert_eq!(effects, [Effect::LoadCommitted(other)]);
     assert_eq!(with_fallback.record().update_report().state, UpdateState::Reverted);
     let effects = with_fallback.clone().handle(Event::CommittedLoaded, 0);
-    assert_eq!(effects, [Effect::Serve(other), Effect::Persist, Effect::Tell]);
+    let tidy = Effect::Tidy { keep: Some(other.slot) };
+    assert_eq!(effects, [Effect::Serve(other), Effect::Persist, Effect::Tell, tidy]);
     // Neither can be loaded, though the bytes are right: nothing is thrown away.
     let unloadable = Event::CommittedUnusable { reason: "no runtime".into(), damaged: vec![] };
     let _ = with_fallback.handle(unloadable, 0);
@@ -506,7 +507,8 @@ fn a_lost_manifest_is_taken_from_the_assignment_said_again() {
     let mut machine = start();
     let again = [Effect::StoreManifest(digest(0)), Effect::LoadCommitted(pointer)];
     assert_eq!(machine.handle(offer(1, Some(0), true), 0), again);
-    assert_eq!(machine.handle(Event::CommittedLoaded, 0), [Effect::Serve(pointer), Effect::Report]);
+    let tidy = Effect::Tidy { keep: Some(pointer.slot) };
+    assert_eq!(machine.handle(Event::CommittedLoaded, 0), [Effect::Serve(pointer), Effect::Report, tidy]);
     assert_eq!(machine.handle(offer(1, Some(0), true), 0), [Effect::Report], "once is enough");
 
     // Under another generation it is checked and tried like any bundle, without fetching.
@@ -517,7 +519,7 @@ fn a_lost_manifest_is_taken_from_the_assignment_said_again() {
 }
 
 #[test]
-fn a_start_serves_before_it_writes_or_tells() {
+fn a_start_serves_before_it_writes_tells_or_tidies() {
     let mut world = World::new();
     world.happens(offer(1, Some(0), true), None);
     world.runs_to_the_end();
@@ -526,7 +528,9 @@ fn a_start_serves_before_it_writes_or_tells() {
     record.untold.push(Untold { kind: DeviceEventKind::Committed, generation: 1, bundle: None, detail: "left".into() });
     let mut machine = Machine::new(record);
     assert_eq!(machine.handle(Event::Started, 0), [Effect::LoadCommitted(pointer)]);
-    assert_eq!(machine.handle(Event::CommittedLoaded, 0), [Effect::Serve(pointer), Effect::Tell]);
+    // What a death just after a commit left behind goes with the next start, and not only with the next commit.
+    let tidy = Effect::Tidy { keep: Some(pointer.slot) };
+    assert_eq!(machine.handle(Event::CommittedLoaded, 0), [Effect::Serve(pointer), Effect::Tell, tidy]);
 }
 
 #[test]

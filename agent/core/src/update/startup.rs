@@ -28,6 +28,8 @@ impl Machine {
             effects.push(Effect::Report);
         }
         effects.extend(self.tell_and_resume());
+        // A death between a commit and what it tidies must not leave that lying until the next one.
+        effects.push(Effect::Tidy { keep: Some(pointer.slot) });
         effects
     }
 
