@@ -48,6 +48,7 @@ impl Boot {
             files::write_durably(&marker, b"").unwrap_or_else(&mut note);
         }
         files::write_durably(&count, format!("{{\"starts\":{starts}}}").as_bytes()).unwrap_or_else(&mut note);
+        passing!(StartCounted);
         let crashed = match files::read_start(&marker, MAX_FILE_BYTES) {
             // Where not even the marker of a first start could be written, there was still nothing before it.
             Ok(found) => found.is_none() && !is_first,
@@ -62,7 +63,7 @@ impl Boot {
     /// Notes that the agent runs: from here on, an end that is not in order is a crash. An earlier one must have been told by
     /// now.
     pub(crate) fn runs(&self) -> Result<(), FileError> {
-        files::remove(&self.marker)
+        files::remove_written(&self.marker)
     }
 
     /// Notes that this start ended in order.
@@ -98,6 +99,11 @@ mod tests {
         fourth.runs().unwrap();
         fourth.ended_in_order().unwrap();
         assert!(!begin(&run).crashed);
+        // A stop that was cut short leaves nothing for good.
+        std::fs::write(run.join("clean-stop.new"), b"").unwrap();
+        begin(&run).runs().unwrap();
+        let left: Vec<_> = std::fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["starts.json"]);
     }
 
     #[test]

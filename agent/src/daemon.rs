@@ -354,6 +354,7 @@ impl Base {
         if let Err(error) = self.boot.runs() {
             self.outbox.alarm(&format!("a crash from now on will not be noticed: {}", with_source(&error)));
         }
+        passing!(RunNoted);
         let (ready, is_ready) = oneshot::channel();
         let running = updater.start(input, ready)?;
         let (renewed, renewals) = watch::channel(0);

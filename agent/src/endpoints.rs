@@ -30,7 +30,10 @@ pub(crate) async fn publish(data_dir: PathBuf, device: DeviceId, inference: Sock
     loop {
         let written = tokio::task::block_in_place(|| files::write_durably(&data_dir.join("endpoints.json"), &json));
         match written {
-            Ok(()) => return,
+            Ok(()) => {
+                passing!(Published);
+                return;
+            }
             Err(error) if !said => {
                 tracing::error!(error = %with_source(&error), "programs on this device cannot find the agent by its file");
                 said = true;

@@ -88,8 +88,29 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(FileError::io("make durable", path))
 }
 
+/// As [`write_durably`]; what was there before stays at [`one_before`], where the file system has such links.
+pub(crate) fn write_durably_keeping_one(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let temporary = write_beside(path, bytes)?;
+    let before = one_before(path);
+    // A second name for the old bytes costs no writing of them. Without one there is just nothing to fall back to.
+    if remove(&before).is_ok() {
+        let _ = fs::hard_link(path, &before);
+    }
+    put_into_place(&temporary, path)
+}
+
+/// Where [`write_durably_keeping_one`] keeps what was at `path`.
+pub(crate) fn one_before(path: &Path) -> PathBuf {
+    beside(path, "before")
+}
+
 /// Puts `bytes` at `path`, durably and at once or not at all.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    put_into_place(&write_beside(path, bytes)?, path)
+}
+
+/// Writes `bytes` durably to a file beside `path`; gives that file.
+fn write_beside(path: &Path, bytes: &[u8]) -> Result<PathBuf, FileError> {
     let temporary = beside(path, "new");
     let written = OpenOptions::new()
         .write(true)
@@ -100,6 +121,7 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), FileError> 
         .open(&temporary)
         .and_then(|mut file| {
             file.write_all(bytes)?;
+            passing!(FileWritten);
             file.sync_all()
         });
     if let Err(error) = written {
@@ -107,7 +129,13 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), FileError> 
         let _ = fs::remove_file(&temporary);
         return Err(FileError::io("write", &temporary)(error));
     }
-    fs::rename(&temporary, path).map_err(FileError::io("put into place", path))?;
+    passing!(FileSynced);
+    Ok(temporary)
+}
+
+fn put_into_place(temporary: &Path, path: &Path) -> Result<(), FileError> {
+    fs::rename(temporary, path).map_err(FileError::io("put into place", path))?;
+    passing!(FileRenamed);
     path.parent().map_or(Ok(()), sync_folder)
 }
 
@@ -140,6 +168,12 @@ pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("remove", path)(error)),
         Err(_) | Ok(()) => Ok(()),
     }
+}
+
+/// Removes what [`write_durably`] put at `path`, and what it had begun to put there when the process died.
+pub(crate) fn remove_written(path: &Path) -> Result<(), FileError> {
+    remove(&beside(path, "new"))?;
+    remove(path)
 }
 
 /// Moves something damaged out of the way, for people to look at, and says where to. One set aside before is dropped, so
@@ -176,6 +210,10 @@ pub(crate) fn lock(data_dir: &Path) -> Result<File, FileError> {
         .truncate(false)
         .mode(PRIVATE_FILE)
         .open(&path)
+        .or_else(|error| {
+            // What was installed before the disk became read-only is served on, and a lock needs nothing written.
+            if error.kind() == io::ErrorKind::ReadOnlyFilesystem { File::open(&path) } else { Err(error) }
+        })
         .map_err(FileError::io("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -251,6 +289,18 @@ mod tests {
         assert!(text.contains("another agent runs on"), "{text}");
         drop(first);
         lock(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_has_become_read_only_can_be_locked() {
+        TinyDisk::run("files::tests::a_disk_that_has_become_read_only_can_be_locked", 1, |disk| {
+            drop(lock(disk.dir()).unwrap());
+            let mut remount = std::process::Command::new("mount");
+            assert!(remount.args(["-o", "remount,ro"]).arg(disk.dir()).status().unwrap().success());
+            assert!(write_durably(&disk.dir().join("pointer.json"), b"one").is_err());
+            let _first = lock(disk.dir()).unwrap();
+            assert!(matches!(lock(disk.dir()), Err(FileError::Locked { .. })));
+        });
     }
 
     #[test]

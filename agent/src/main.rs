@@ -3,6 +3,15 @@
 //! This file reads the command line, installs what must exist once per process (TLS provider, log, runtime) and hands
 //! over to [`daemon`].
 
+/// Marks a step of an update in `muster-agent-crashing`; in the agent it is nothing at all.
+#[cfg(not(feature = "crash-points"))]
+macro_rules! passing {
+    ($($step:tt)+) => {};
+}
+#[cfg(feature = "crash-points")]
+#[macro_use]
+mod crash_points;
+
 mod attributes;
 mod boot;
 mod causes;
@@ -19,6 +28,7 @@ mod mqtt;
 mod notify;
 mod outbox;
 mod resources;
+mod sealed;
 mod serve;
 mod telemetry;
 mod time;
@@ -71,6 +81,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    #[cfg(feature = "crash-points")]
+    if crash_points::begin()? {
+        return Ok(());
+    }
     match arguments.command {
         Some(Subcommands::CheckConfig { config }) => {
             Config::load(&config)?;

@@ -55,6 +55,7 @@ impl Pump {
     fn keep(&self, windows: Vec<ClosedWindow>) {
         // Making them durable blocks this thread; the runtime gives the others' work to another.
         tokio::task::block_in_place(|| {
+            passing!(WindowClosed);
             for window in windows {
                 self.outbox.window(&window);
             }

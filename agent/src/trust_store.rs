@@ -14,6 +14,7 @@ use muster_shared::trust::{Envelope, TrustError, TrustedRoot};
 use serde::Deserialize;
 
 use crate::files::{self, FileError};
+use crate::sealed;
 use crate::time::{EffectiveTime, wall_ms};
 
 /// Base64 and signatures make an envelope larger than its document.
@@ -21,8 +22,8 @@ const MAX_FILE_BYTES: u64 = MAX_DOCUMENT_BYTES as u64 * 2;
 /// Root documents one message may bring.
 const MAX_ROOTS_AT_ONCE: usize = 64;
 
-const MAX_NUMBER_BYTES: u64 = 64;
-/// Floors from before there were epochs.
+const MAX_NUMBER_BYTES: u64 = 128;
+/// What there is before a floor was ever stored.
 const FIRST_EPOCH: u64 = 1;
 
 /// Why trust cannot be established.
@@ -141,11 +142,10 @@ impl TrustStore {
         let Some(bytes) = files::read_start(&floor_path(dir), MAX_NUMBER_BYTES)? else {
             return Ok(Some((TimeFloor::default(), FIRST_EPOCH)));
         };
-        let numbers: Option<Vec<u64>> = std::str::from_utf8(&bytes)
-            .ok()
+        let numbers: Option<Vec<u64>> = sealed::open(&bytes)
+            .and_then(|text| std::str::from_utf8(text).ok())
             .and_then(|text| text.split_ascii_whitespace().map(|number| number.parse().ok()).collect());
         Ok(match numbers.as_deref() {
-            Some([floor_ms]) => Some((TimeFloor::new(*floor_ms), FIRST_EPOCH)),
             Some([floor_ms, epoch]) => Some((TimeFloor::new(*floor_ms), *epoch)),
             _ => None,
         })
@@ -153,7 +153,7 @@ impl TrustStore {
 
     fn store_floor(&mut self, floor: TimeFloor) -> Result<(), FileError> {
         let text = format!("{} {}", floor.floor_ms(), self.root.director_epoch());
-        files::write_durably(&floor_path(&self.dir), text.as_bytes())?;
+        files::write_durably(&floor_path(&self.dir), &sealed::seal(text.as_bytes()))?;
         self.floor = floor;
         self.time.set_floor(floor);
         Ok(())
@@ -179,6 +179,7 @@ impl TrustStore {
         let raised = self.floor.raised(made_at_ms, self.root.root().expires_ms);
         if raised > self.floor {
             self.store_floor(raised)?;
+            passing!(TimeFloorStored);
         }
         Ok(())
     }
@@ -189,7 +190,8 @@ impl TrustStore {
         let expires_ms = expires_ms.min(self.root.root().expires_ms);
         let now_ms = self.now_ms();
         if let Some(expires_ms) = self.freshness.renewed(issued_at_ms, expires_ms, now_ms) {
-            files::write_durably(&assignment_path(&self.dir), expires_ms.to_string().as_bytes())?;
+            write_number(&assignment_path(&self.dir), expires_ms)?;
+            passing!(AssignmentDateStored);
             self.freshness.stored(expires_ms);
         }
         Ok(())
@@ -263,10 +265,14 @@ fn assignment_path(dir: &Path) -> PathBuf {
     dir.join("assignment-ends")
 }
 
-/// The number a file holds; none when it holds none, or is not there.
+fn write_number(path: &Path, number: u64) -> Result<(), FileError> {
+    files::write_durably(path, &sealed::seal(number.to_string().as_bytes()))
+}
+
+/// The number a file holds; none when it is not as it was written, or not there.
 fn read_number(path: &Path) -> Result<Option<u64>, FileError> {
     let bytes = files::read_start(path, MAX_NUMBER_BYTES)?;
-    Ok(bytes.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok()))
+    Ok(bytes.and_then(|bytes| std::str::from_utf8(sealed::open(&bytes)?).ok()?.parse().ok()))
 }
 
 #[cfg(test)]
@@ -357,9 +363,15 @@ pub(crate) mod tests {
         store.learn_time(later).unwrap();
         let (store, _) = open(folder.path()).unwrap();
         assert_eq!((store.now_ms(), store.protection()), (later, FreezeProtection::Degraded));
-        std::fs::write(folder.path().join("trust/time-floor"), "soon").unwrap();
-        let (store, alarms) = open(folder.path()).unwrap();
-        assert!(store.now_ms() < later && alarms[0].contains("time floor"), "{alarms:?}");
+        let path = folder.path().join("trust/time-floor");
+        let good = std::fs::read_to_string(&path).unwrap();
+        // Another digit would keep every assignment out for as long as it takes, and a digit less let old ones in.
+        let (ahead, cut) = (good.replacen(&later.to_string(), &(later + 1).to_string(), 1), &later.to_string()[1..]);
+        for damaged in ["soon", &ahead, cut] {
+            std::fs::write(&path, damaged).unwrap();
+            let (store, alarms) = open(folder.path()).unwrap();
+            assert!(store.now_ms() < later && alarms[0].contains("time floor"), "{alarms:?}");
+        }
     }
 
     #[test]

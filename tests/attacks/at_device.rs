@@ -21,8 +21,16 @@ const ANSWERS_AFTERWARDS: u64 = 20;
 /// Twice what the agent needs when it is built for debugging; less than what the attacks on its memory unpack to.
 const MOST_MEMORY_KIB: u64 = 80 * 1024;
 /// What every life of an agent writes, besides what it is told: below the folder of the device.
-const WRITTEN_BY_EVERY_LIFE: [&str; 6] =
-    ["agent.log", "agent.toml", "data/outbox", "data/run", "data/endpoints.json", "data/lock"];
+const WRITTEN_BY_EVERY_LIFE: [&str; 7] = [
+    "agent.log",
+    "agent.toml",
+    "data/outbox",
+    "data/run",
+    "data/endpoints.json",
+    "data/lock",
+    // What the record said before, which it no longer does where it may change.
+    "data/slots/record.json.before",
+];
 /// How long the device may take for a self-test before it is asked again.
 const SAID_AGAIN: Duration = Duration::from_secs(3);
 /// Nobody is to fill a device's log from afar.

@@ -8,7 +8,7 @@ use crate::stage;
 /// When the last assignment of `device` ends, as a restart would know.
 fn ends_ms(fleet: &mut Fleet, device: &str) -> anyhow::Result<u64> {
     let file = fleet.device(device)?.folder().join("data/trust/assignment-ends");
-    Ok(std::fs::read_to_string(file)?.parse()?)
+    Ok(std::fs::read_to_string(file)?.lines().next().unwrap_or_default().parse()?)
 }
 
 #[test]

@@ -210,6 +210,19 @@ impl Record {
         }
     }
 
+    /// This record, where it is an earlier one of a device that has accepted what `barrier` says since: the last assignment is taken
+    /// again, and nothing older. None when what it has committed is kept out by now.
+    #[must_use]
+    pub fn held_to(self, barrier: Barrier) -> Option<Self> {
+        let committed = self.committed.and_then(|pointer| self.slots.get(pointer.slot));
+        let stands = committed.is_none_or(|content| content.release_counter >= barrier.security_floor);
+        stands.then(|| Self {
+            generation: self.generation.max(barrier.generation.saturating_sub(1)),
+            security_floor: self.security_floor.max(barrier.security_floor),
+            ..self
+        })
+    }
+
     /// What the bytes of a record that cannot be used still say about what is to be kept out.
     #[must_use]
     pub fn salvaged(bytes: &[u8]) -> Option<Barrier> {

@@ -7,6 +7,7 @@ mod backlog;
 mod error;
 mod store;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -30,6 +31,8 @@ use crate::time::{Steady, wall_ms};
 const PACKET_MARGIN_BYTES: usize = 1_024;
 /// Pause between attempts to open a store that does not open, in milliseconds: each may read all of it.
 const OPEN_AGAIN_MS: u64 = 2_000;
+/// Messages of one stream that a torn store may have lost. More is no acknowledgement of anything.
+const MAX_LOST: u64 = 1 << 20;
 
 /// The outbox. Cloning gives another handle to the same one.
 #[derive(Clone)]
@@ -61,6 +64,8 @@ struct State {
 struct Open {
     ledger: Ledger,
     store: Store,
+    /// The first sequence each stream has given out since the store was opened. A stream that has caught up has none.
+    begun: BTreeMap<Stream, u64>,
 }
 
 /// A message on its way.
@@ -157,6 +162,7 @@ impl Outbox {
     pub(crate) fn window(&self, window: &ClosedWindow) {
         let state = &mut *self.lock();
         self.keep(state, Stream::Telemetry, json(&window.telemetry));
+        passing!(TelemetryKept);
         if let Some(sketch) = &window.sketch {
             let unplaced = Position { epoch: 0, sequence: 0, oldest: 0 };
             let body = Sequenced { position: unplaced, body: sketch.clone() }.encode();
@@ -228,7 +234,8 @@ impl Outbox {
         state.open_again_ms = now_ms.saturating_add(OPEN_AGAIN_MS);
         let (store, ledger, alarms) = Store::open(&self.inner.data_dir, self.inner.bounds, state.condemned.as_deref())?;
         state.condemned = None;
-        state.open = Some(Open { ledger, store });
+        let begun = Stream::ALL.into_iter().map(|stream| (stream, ledger.next_sequence(stream))).collect();
+        state.open = Some(Open { ledger, store, begun });
         for text in alarms {
             tracing::error!("{text}");
             let _ = state.backlog.add(Stream::Event, json(&alarm(&text)));
@@ -284,13 +291,17 @@ impl Outbox {
     pub(crate) fn acknowledged(&self, ack: &Ack) -> bool {
         let mut state = self.lock();
         let Some(open) = &mut state.open else { return false };
-        if ack.epoch != open.store.epoch() || ack.sequence >= open.ledger.next_sequence(ack.stream) {
+        if ack.epoch != open.store.epoch() {
             return false;
+        }
+        if ack.sequence >= open.ledger.next_sequence(ack.stream) {
+            return self.catch_up(&mut state, ack.stream, ack.sequence);
         }
         let removed = open.ledger.acknowledged(ack.stream, ack.sequence);
         if removed.is_empty() {
             return false;
         }
+        passing!(AckTaken);
         // Not made durable: a message that comes back after a crash is sent once more, which harms nothing.
         match open.store.forget(ack.stream, &removed) {
             Ok(()) | Err(OutboxError::Full { .. }) => {}
@@ -300,6 +311,47 @@ impl Outbox {
             }
         }
         self.show(&state);
+        self.inner.changed.notify_one();
+        true
+    }
+
+    /// The controller has messages of `stream` up to `sequence` that this store knows nothing of: it was torn, and lost its end. What
+    /// it held when it was opened has been delivered, then. What came since bears numbers that were given before, under which the
+    /// controller would pass it over, so it goes on behind. True when that was so; once for each stream, as it cannot happen again
+    /// before the next start, and nobody shall wear the disk out with it.
+    fn catch_up(&self, state: &mut State, stream: Stream, sequence: u64) -> bool {
+        let Some(open) = &mut state.open else { return false };
+        let next = open.ledger.next_sequence(stream);
+        if sequence - next > MAX_LOST {
+            return false;
+        }
+        let Some(begun) = open.begun.remove(&stream) else { return false };
+        let mut after = begun.saturating_sub(1);
+        let mut since = Vec::new();
+        while let Some(waiting) = open.ledger.next_after(stream, after) {
+            since.extend(open.store.get(stream, waiting));
+            after = waiting;
+        }
+        open.ledger.continue_at(stream, sequence.saturating_add(1));
+        for body in since {
+            self.keep(state, stream, body);
+        }
+        if let Some(open) = &mut state.open {
+            let delivered = open.ledger.acknowledged(stream, sequence);
+            // Those that come back after a crash are acknowledged like any other.
+            if let Err(error) = open.store.forget(stream, &delivered)
+                && !matches!(error, OutboxError::Full { .. })
+            {
+                state.close(&error);
+            }
+        }
+        let lost = sequence - next + 1;
+        let text = format!(
+            "the outbox had lost its end: {lost} messages ({stream:?}) that the controller has were unknown to it"
+        );
+        tracing::error!("{text}");
+        self.keep(state, Stream::Event, json(&alarm(&text)));
+        self.show(state);
         self.inner.changed.notify_one();
         true
     }

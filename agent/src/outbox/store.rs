@@ -115,6 +115,7 @@ impl Store {
             alarms.push(set_aside(why)?);
         } else {
             files::write_durably(&marker, &vec![b'.'; openings.min(MAX_OPENINGS) + 1])?;
+            passing!(OutboxOpening);
         }
         let opened = guarded(|| {
             let store = Self::try_open(&dir)?;
@@ -138,6 +139,7 @@ impl Store {
         if !alarms.is_empty() || expected != Some(store.epoch) {
             files::write_durably(&noted, store.epoch.to_string().as_bytes())?;
         }
+        passing!(OutboxOpened);
         files::remove(&marker)?;
         Ok((store, ledger, alarms))
     }
@@ -236,7 +238,9 @@ impl Store {
         batch.insert(&GIVEN_UP, &total.to_be_bytes());
         batch.insert(&[META, NEXT, number(stream)], &held.sequence.saturating_add(1).to_be_bytes());
         self.apply(batch)?;
+        passing!(MessageBatched);
         guarded(|| self.make_durable())?;
+        passing!(MessageDurable);
         self.given_up = total;
         self.unneeded.clear();
         Ok(())
@@ -260,7 +264,9 @@ impl Store {
         for key in std::mem::take(&mut self.unneeded) {
             batch.remove(&key);
         }
-        self.apply(batch)
+        self.apply(batch)?;
+        passing!(AckForgotten);
+        Ok(())
     }
 
     fn apply(&mut self, batch: sled::Batch) -> Result<(), OutboxError> {
@@ -298,6 +304,7 @@ impl Store {
 
     fn make_durable(&mut self) -> Result<(), OutboxError> {
         self.db.flush()?;
+        passing!(LogFlushed);
         self.file.sync_all().map_err(FileError::io("make durable", &self.dir))?;
         // Large pages go to files of their own.
         let blobs = self.dir.join("blobs");

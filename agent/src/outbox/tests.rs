@@ -75,7 +75,7 @@ fn messages_survive_a_restart_and_keep_their_places_until_acknowledged() {
     assert!(waiting.iter().all(|(p, _)| p.epoch == epoch));
     // Another epoch, and sequences never given, are no acknowledgements.
     assert!(!outbox.acknowledged(&Ack { stream: Stream::Event, epoch: epoch ^ 1, sequence: 3 }));
-    assert!(!outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 99 }));
+    assert!(!outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: u64::MAX }));
     assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 3 }));
     assert!(events(&outbox).is_empty());
     let sketch = outbox.next_after(Stream::Sketch, 0).unwrap();
@@ -108,6 +108,35 @@ fn an_acknowledgement_writes_nothing_by_itself() {
     drop(outbox);
     let left: Vec<String> = events(&open_with(folder.path(), bounds)).into_iter().map(|e| e.1).collect();
     assert_eq!(left, ["next"]);
+}
+
+#[test]
+fn an_outbox_that_lost_its_end_goes_on_behind_what_the_controller_has() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let outbox = open(folder.path());
+        outbox.event(&event("delivered")).unwrap();
+        outbox.state(&StateReport { generation: 1, ..StateReport::default() });
+    }
+    let outbox = open(folder.path());
+    outbox.event(&event("new")).unwrap();
+    outbox.state(&StateReport { generation: 2, ..StateReport::default() });
+    let epoch = events(&outbox)[0].0.epoch;
+    // The device had sent events up to 7 and states up to 5 when the disk lost what came after the first of each.
+    for (stream, sequence) in [(Stream::Event, 7), (Stream::State, 5)] {
+        assert!(outbox.acknowledged(&Ack { stream, epoch, sequence }));
+    }
+    let waiting = events(&outbox);
+    assert_eq!(waiting[0], (Position { epoch, sequence: 8, oldest: 8 }, "new".to_owned()));
+    assert!(waiting.len() == 3 && waiting[1..].iter().all(|(_, text)| text.contains("lost its end")), "{waiting:?}");
+    let state = outbox.next_after(Stream::State, 0).unwrap();
+    let body = serde_json::from_slice::<Sequenced<StateReport>>(&state.payload).unwrap().body;
+    assert_eq!((state.sequence, body.generation), (6, 2));
+    // Once is enough: it cannot have happened since.
+    assert!(!outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 70 }));
+    assert_eq!(events(&outbox), waiting);
+    drop(outbox);
+    assert_eq!(events(&open(folder.path())), waiting);
 }
 
 #[test]

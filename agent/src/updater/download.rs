@@ -116,6 +116,7 @@ impl Download {
         match content {
             Ok(bytes) => {
                 target.write(&bytes, place.start)?;
+                passing!(ChunkWritten);
                 self.plan.arrived(frame.index, now_ms);
                 Ok(Taken::Written)
             }
@@ -132,12 +133,14 @@ impl Download {
         let found = place.zip(self.base.as_ref()).and_then(|(place, base)| Some((place, base.chunk(&place.chunk)?)));
         let Some((place, bytes)) = found else { return Ok(false) };
         self.targets[place.file].write(&bytes, place.start)?;
+        passing!(ChunkCopied);
         Ok(self.plan.arrived(index, now_ms))
     }
 
     /// Makes what was written durable, and says which chunks that are.
     pub(super) fn flush(&mut self) -> Result<Vec<u32>, FileError> {
         self.targets.iter_mut().try_for_each(Target::sync)?;
+        passing!(ChunksSynced);
         Ok(self.plan.durable())
     }
 

@@ -29,6 +29,7 @@ impl Updater {
             Effect::StoreManifest(digest) => match &self.offered {
                 Some((offered, envelope)) if *offered == digest => {
                     self.records.store_manifest(&digest, envelope).map_err(|error| with_source(&error))?;
+                    passing!(ManifestStored);
                 }
                 Some(_) | None => return Err("the manifest did not come with the assignment".to_owned()),
             },
@@ -40,13 +41,17 @@ impl Updater {
             Effect::Fetch { slot, generation } => self.fetch(slot, generation)?,
             Effect::StopFetching => self.download = None,
             Effect::CheckFiles { slot, generation } => self.check_files(slot, generation)?,
-            Effect::Test { slot, generation } => self.test(slot, generation)?,
+            Effect::Test { slot, generation } => {
+                passing!(TrySpent);
+                self.test(slot, generation)?;
+            }
             Effect::LoadCommitted(pointer) => return Ok(Some(self.load_committed(pointer))),
             Effect::Serve(pointer) => self.serve(pointer)?,
             Effect::ServeNothing => self.parts.host.deactivate(wall_ms()),
             Effect::Tidy { keep } => {
                 self.loaded.retain(|slot, _| Some(*slot) == keep);
                 self.clear_slots();
+                passing!(Tidied);
             }
         }
         Ok(None)
@@ -59,6 +64,7 @@ impl Updater {
         loop {
             let error = match self.records.save(self.machine.record()) {
                 Ok(()) => {
+                    passing!(record self.machine.record());
                     if said.is_some() {
                         tracing::info!(device = %self.parts.device, "the record of installed bundles is written");
                     }
@@ -102,6 +108,7 @@ impl Updater {
                 tracing::debug!(error = %with_source(&error), "an event waits to be told");
                 break;
             }
+            passing!(EventKept);
             told += 1;
             let finished = match untold.kind {
                 DeviceEventKind::Committed => Some(UpdateState::Committed),
@@ -146,6 +153,7 @@ impl Updater {
             starts: self.parts.starts,
         };
         self.parts.outbox.state(&report);
+        passing!(Reported);
     }
 
     /// The manifest of what `slot` holds, with its digest.
@@ -161,6 +169,7 @@ impl Updater {
         let (_, manifest) = self.manifest_of(slot)?;
         if fresh {
             self.slots.prepare(slot, &manifest).map_err(|error| with_source(&error))?;
+            passing!(SlotPrepared);
             return Ok(None);
         }
         let record = self.machine.record();
@@ -248,6 +257,7 @@ impl Updater {
         match loaded {
             Ok(Ok((loaded, _))) => {
                 self.loaded.insert(pointer.slot, loaded);
+                passing!(CommittedLoaded);
                 Event::CommittedLoaded
             }
             Ok(Err(damage)) => unusable(damage.reason, damage.chunks),
@@ -260,6 +270,7 @@ impl Updater {
         let served = loaded.served(pointer.generation);
         tracing::info!(device = %self.parts.device, bundle = %served.bundle, generation = pointer.generation, "serving");
         self.parts.host.activate(served, wall_ms());
+        passing!(PointerMoved);
         Ok(())
     }
 }

@@ -63,7 +63,10 @@ impl Updater {
 
     pub(super) fn done(&mut self, done: Done) {
         match done {
-            Done::Checked { generation, result } => self.dispatch(Event::FilesChecked { generation, result }),
+            Done::Checked { generation, result } => {
+                passing!(FilesChecked);
+                self.dispatch(Event::FilesChecked { generation, result });
+            }
             Done::Tested { slot, generation, result } => {
                 let result = result.map(|(loaded, report)| {
                     tracing::info!(
@@ -79,6 +82,7 @@ impl Updater {
                         self.loaded.insert(slot, *loaded);
                     }
                 });
+                passing!(ModelTested);
                 self.dispatch(Event::Tested { generation, result });
             }
             Done::SelfTested { running, result } => {

@@ -210,7 +210,7 @@ impl Updater {
             updater.tell(DeviceEventKind::Crashed, exposed.as_ref(), "the agent had not been stopped in order");
         }
         for alarm in alarms {
-            updater.tell(DeviceEventKind::Alarm, None, &alarm);
+            updater.parts.outbox.alarm(&alarm);
         }
         Ok(updater)
     }
@@ -325,6 +325,7 @@ impl Updater {
                         Err(error) => Event::Obstructed { generation, reason: with_source(&error) },
                     };
                     self.dispatch(event);
+                    passing!(BitmapStored);
                     // What is copied needs no answer from outside: between two windows the updater looks up from it.
                     return Some(now_ms);
                 }

@@ -53,6 +53,7 @@ impl Updater {
         };
         let assignment = offer.assignment.clone();
         self.offered = verified.map(|v| v.digest).zip(delivery.manifest);
+        passing!(AssignmentVerified);
         self.dispatch(Event::Offered(Box::new(offer)));
         let offered = self.offered.take();
         let record = self.machine.record();

@@ -1,7 +1,8 @@
 //! The update record and the manifests it refers to, on disk.
 //!
 //! `slots/record.json` is the one atomic pointer. What keeps old assignments and releases out is kept a second time in
-//! `trust/barrier.json`, so that a damaged record costs the installed bundles and nothing else.
+//! `trust/barrier.json`, so that a damaged record opens no door. What the record said before its last change stays beside it, so that a
+//! torn one costs that change.
 
 use std::path::{Path, PathBuf};
 
@@ -14,10 +15,13 @@ use muster_shared::trust::{DocumentKind, Envelope};
 
 use crate::causes::with_source;
 use crate::files::{self, FileError};
+use crate::sealed;
 
 /// Two bitmaps of the largest bundles, in hexadecimal, and the rest.
 const MAX_RECORD_BYTES: u64 = 1024 * 1024;
 const MAX_BARRIER_BYTES: u64 = 4_096;
+/// What is the matter with a file whose seal does not fit.
+const CHANGED: &str = "it is not what was written";
 const MAX_MANIFEST_BYTES: u64 = MAX_DOCUMENT_BYTES as u64 * 2;
 
 /// Why the record cannot be used.
@@ -70,9 +74,10 @@ impl Records {
     pub(super) fn load(&mut self) -> Result<(Record, Vec<String>), RecordsError> {
         let (barrier, barrier_problem) = match files::read_start(&self.barrier, MAX_BARRIER_BYTES) {
             Ok(None) => (None, None),
-            Ok(Some(bytes)) => match serde_json::from_slice::<Barrier>(&bytes) {
-                Ok(barrier) => (Some(barrier), None),
-                Err(error) => (None, Some(error.to_string())),
+            Ok(Some(bytes)) => match sealed::open_if_sealed(&bytes).map(serde_json::from_slice::<Barrier>) {
+                Some(Ok(barrier)) => (Some(barrier), None),
+                Some(Err(error)) => (None, Some(error.to_string())),
+                None => (None, Some(CHANGED.to_owned())),
             },
             Err(error) => (None, Some(with_source(&error))),
         };
@@ -81,8 +86,8 @@ impl Records {
         let (problem, salvaged) = match files::read_bounded(&self.record, MAX_RECORD_BYTES) {
             Ok(None) if barrier.is_none() && barrier_problem.is_none() => return Ok((Record::default(), Vec::new())),
             Ok(None) => ("missing".to_owned(), None),
-            Ok(Some(bytes)) => match Record::from_json(&bytes) {
-                Ok(record) => {
+            Ok(Some(bytes)) => match sealed::open_if_sealed(&bytes).map(Record::from_json) {
+                Some(Ok(record)) => {
                     self.strictest = record.barrier();
                     let alarm = barrier_problem.map(|problem| {
                         format!(
@@ -93,14 +98,26 @@ impl Records {
                     });
                     return Ok((record, alarm.into_iter().collect()));
                 }
-                Err(source @ RecordError::Format(_)) => {
+                Some(Err(source @ RecordError::Format(_))) => {
                     return Err(RecordsError::Newer { path: self.record.clone(), source });
                 }
-                Err(error) => (error.to_string(), Record::salvaged(&bytes)),
+                Some(Err(error)) => (error.to_string(), Record::salvaged(&bytes)),
+                // What is not what was written says nothing.
+                None => (CHANGED.to_owned(), None),
             },
             Err(error @ FileError::TooLarge { .. }) => (error.to_string(), None),
             Err(error) => return Err(error.into()),
         };
+        if self.record.exists()
+            && let Some(record) = barrier.and_then(|barrier| self.before(barrier))
+        {
+            let alarm = format!(
+                "the record of installed bundles {} was damaged ({problem}): what it said before its last change holds",
+                self.record.display()
+            );
+            self.strictest = barrier.unwrap_or_default();
+            return self.repaired(record, alarm, false);
+        }
         let mut alarm = format!(
             "the record of installed bundles {} was damaged ({problem}): nothing is installed any more",
             self.record.display()
@@ -115,9 +132,24 @@ impl Records {
             ));
         }
         self.strictest = barrier.or(salvaged).unwrap_or_default();
-        let record = Record::recovered(self.strictest);
+        self.repaired(Record::recovered(self.strictest), alarm, barrier_problem.is_some())
+    }
+
+    /// The record as it was before its last change, if that is whole and `barrier` leaves it standing.
+    fn before(&self, barrier: Barrier) -> Option<Record> {
+        let bytes = files::read_bounded(&files::one_before(&self.record), MAX_RECORD_BYTES).ok()??;
+        Record::from_json(sealed::open(&bytes)?).ok()?.held_to(barrier)
+    }
+
+    /// Puts `record` in the place of the damaged one, which is kept for people to look at.
+    fn repaired(
+        &mut self,
+        record: Record,
+        alarm: String,
+        barrier_is_damaged: bool,
+    ) -> Result<(Record, Vec<String>), RecordsError> {
         let mut alarms = vec![alarm];
-        let damaged = [(&self.record, true), (&self.barrier, barrier_problem.is_some())];
+        let damaged = [(&self.record, true), (&self.barrier, barrier_is_damaged)];
         for (path, _) in damaged.into_iter().filter(|(path, damaged)| *damaged && path.exists()) {
             files::keep_aside(path)?;
         }
@@ -131,11 +163,13 @@ impl Records {
     /// Makes `record` durable.
     pub(super) fn save(&mut self, record: &Record) -> Result<(), RecordsError> {
         let bytes = record.to_json().map_err(|error| RecordsError::Serialise(error.to_string()))?;
-        files::write_durably(&self.record, &bytes)?;
+        files::write_durably_keeping_one(&self.record, &sealed::seal(&bytes))?;
         let barrier = record.barrier().strictest(self.strictest);
         if self.stored_barrier != Some(barrier) {
             let bytes = serde_json::to_vec(&barrier).map_err(|error| RecordsError::Serialise(error.to_string()))?;
-            files::write_durably(&self.barrier, &bytes)?;
+            passing!(BarrierPending);
+            files::write_durably(&self.barrier, &sealed::seal(&bytes))?;
+            passing!(BarrierStored);
             self.stored_barrier = Some(barrier);
             self.strictest = barrier;
         }
@@ -226,6 +260,26 @@ mod tests {
         std::fs::write(&path, newer).unwrap();
         assert!(matches!(records.load(), Err(RecordsError::Newer { .. })));
         assert!(path.exists(), "a newer agent's record is left alone");
+    }
+
+    #[test]
+    fn a_torn_record_costs_its_last_change_and_nothing_else() {
+        let (folder, mut records, before) = stored();
+        records.save(&Record { generation: 8, security_floor: 4, ..before.clone() }).unwrap();
+        let path = folder.path().join("slots/record.json");
+        let whole = std::fs::read(&path).unwrap();
+        let mut changed = whole.clone();
+        changed[whole.len() / 3] ^= 1;
+        for torn in [&whole[..whole.len() / 2], &vec![0; whole.len()], &changed] {
+            std::fs::write(&path, torn).unwrap();
+            let mut records = Records::open(folder.path()).unwrap();
+            let (record, alarms) = records.load().unwrap();
+            // The last assignment is taken again, and nothing older; the floor stays where it was.
+            assert_eq!(record, Record { generation: 7, security_floor: 4, ..before.clone() });
+            assert!(alarms.len() == 1 && alarms[0].contains("record.json"), "{alarms:?}");
+            assert_eq!(Records::open(folder.path()).unwrap().load().unwrap(), (record.clone(), vec![]));
+            records.save(&record).unwrap();
+        }
     }
 
     #[test]

@@ -58,6 +58,7 @@ impl SlotFiles {
     pub(super) fn prepare(&self, slot: Slot, manifest: &Manifest) -> Result<(), SlotError> {
         let folder = self.folder(slot);
         files::remove(&folder)?;
+        passing!(SlotEmptied);
         files::make_folder(&folder)?;
         let need = manifest.total_bytes().saturating_add(DISK_RESERVE_BYTES);
         let have = resources::disk_free_bytes(&folder);
@@ -87,6 +88,7 @@ impl SlotFiles {
                 other => other.map_err(std::io::Error::from),
             }
         };
+        passing!(RoomReserved);
         reserved.and_then(|()| open.sync_all()).map_err(FileError::io("reserve room for", &path))?;
         files::sync_folder(&parent)
     }

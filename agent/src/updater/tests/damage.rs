@@ -23,7 +23,9 @@ fn commits(rig: &mut Rig, generation: u64, bundle: &Bundle) {
 }
 
 fn record_of(data_dir: &Path) -> String {
-    fs::read_to_string(data_dir.join("slots/record.json")).unwrap()
+    let file = fs::read_to_string(data_dir.join("slots/record.json")).unwrap();
+    // The seal would not fit what a test makes of it.
+    file.lines().next().unwrap().to_owned()
 }
 
 #[test]
