@@ -34,6 +34,24 @@ impl Binaries {
         Self::cargo_build(packages.iter().flat_map(|package| ["--package", package]))
     }
 
+    /// These programs with the agent that can be made to die at named steps, built first; the agent itself is left as it is.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn with_crashing_agent(self) -> anyhow::Result<Self> {
+        // The whole workspace, as its members decide together how libraries are built.
+        Self::cargo_build([
+            "--workspace",
+            "--bin",
+            "muster-agent-crashing",
+            "--features",
+            "muster-agent/crash-points",
+        ])?;
+        let agent = self.agent.with_file_name("muster-agent-crashing");
+        ensure!(agent.is_file(), "{} is not there, and no cargo to build it", agent.display());
+        Ok(Self { agent, ..self })
+    }
+
     fn cargo_build<'a>(what: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
         let Some(cargo) = std::env::var_os("CARGO") else {
             return Ok(());

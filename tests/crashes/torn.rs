@@ -1,0 +1,148 @@
+//! A device whose files are torn between its lives: cut, zeroed or changed at their ends.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::Outcome;
+use crate::folder;
+use crate::plan::{End, Plan};
+use crate::random::Random;
+use crate::subject::{Goal, Stop, Subject};
+
+/// The block a disk writes at once, in bytes.
+const BLOCK_BYTES: u64 = 4_096;
+
+/// Files whose loss is told by name at the next start. What the outbox's log loses is told by number, if a message is among it; files of
+/// bundles are looked at when they are loaded or built upon; the rest means nothing once it is written anew.
+const TOLD: [&str; 2] = ["slots/record.json", "trust/barrier.json"];
+
+/// Tears files `times` times.
+pub(crate) async fn run(mut subject: Subject, times: u64) -> Outcome {
+    let (mut torn, mut repeated) = (0, 0);
+    subject.falls_back = true;
+    // One bundle at a time: a device that has lost both has nothing left to serve.
+    let mut whole_from = 0;
+    while torn < times {
+        let (mut rollout, mut generation) = subject.next_update().await?;
+        let deaths = subject.random.below(4);
+        for _ in 0..deaths {
+            if subject.life.is_none() {
+                subject.begin(End::Open)?;
+            }
+            let end = Plan::at_random(&mut subject.random);
+            subject.life.as_mut().context("nobody lives")?.end_with(end);
+            // Reached is as good a moment as any other.
+            while subject.live(Goal::Quiet).await? != Stop::Died {}
+            subject.bury()?;
+            if subject.is_at_its_last_try() {
+                break;
+            }
+            let bundles = subject.updates >= whole_from;
+            let damage = tear(&subject.data(), &mut subject.random, bundles)?;
+            if damage.is_of_a_bundle() {
+                // By then both slots hold others.
+                whole_from = subject.updates + 3;
+            }
+            torn += 1;
+            subject.begin(End::Open)?;
+            subject.live(Goal::Answer).await.with_context(|| format!("after {damage:?}"))?;
+            damage.ensure_told(&subject).with_context(|| format!("after {damage:?}"))?;
+        }
+        if subject.life.is_none() {
+            subject.begin(End::Open)?;
+        }
+        loop {
+            match subject.live(Goal::Committed(generation)).await? {
+                Stop::Reached => break,
+                Stop::Died => bail!("{} died by itself", subject.id),
+                // Damage to what it ran may have cost it that, which it says; its operator brings it out again.
+                Stop::GaveUp(_) => {
+                    repeated += 1;
+                    subject.stage.end_rollout(&rollout).await?;
+                    (rollout, generation) = subject.assign_again().await?;
+                }
+            }
+        }
+        subject.live(Goal::Quiet).await?;
+        subject.reckon(false).await?;
+        subject.stage.end_rollout(&rollout).await?;
+    }
+    Ok(format!("{torn} files torn in {} updates, {repeated} of which had to be brought out again", subject.updates))
+}
+
+/// What was done to a file.
+#[derive(Debug)]
+struct Damage {
+    path: PathBuf,
+    #[expect(dead_code, reason = "shown where something is wrong")]
+    how: String,
+    changed: bool,
+}
+
+impl Damage {
+    fn is_of_a_bundle(&self) -> bool {
+        is_of_a_bundle(&self.path)
+    }
+
+    fn ensure_told(&self, subject: &Subject) -> anyhow::Result<()> {
+        let path = self.path.to_string_lossy();
+        if !self.changed || !TOLD.contains(&path.as_ref()) {
+            return Ok(());
+        }
+        let log = fs::read(subject.home.join("agent.log"))?;
+        let from = subject.life.as_ref().map_or(0, |life| usize::try_from(life.log_from).unwrap_or_default());
+        let said = String::from_utf8_lossy(log.get(from..).unwrap_or_default()).into_owned();
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        ensure!(said.contains(name.as_ref()), "{} says nothing of {name}: {said}", subject.id);
+        Ok(())
+    }
+}
+
+fn is_of_a_bundle(path: &Path) -> bool {
+    ["slots/a", "slots/b", "slots/manifests"].iter().any(|folder| path.starts_with(folder))
+}
+
+/// Tears one of the files in `data`, whichever; of those of `bundles` only where that is asked for.
+fn tear(data: &Path, random: &mut Random, bundles: bool) -> anyhow::Result<Damage> {
+    // Who the device is, and the root of its trust, come from nowhere else: what it does without them is another test's matter.
+    let spared = |path: &Path| {
+        ["identity", "trust/root-", "lock", "endpoints.json"].iter().any(|s| path.to_string_lossy().starts_with(s))
+    };
+    let files: Vec<PathBuf> = folder::files(data)?
+        .into_iter()
+        .filter(|path| bundles || !is_of_a_bundle(path))
+        .filter(|path| !spared(path) && !path.to_string_lossy().contains(".damaged"))
+        .filter(|path| fs::metadata(data.join(path)).is_ok_and(|meta| meta.len() > 0))
+        .collect();
+    // The log of the outbox is what is written most.
+    let log = PathBuf::from("outbox/db");
+    let path = if random.chance(30) { Some(&log) } else { random.pick(&files) };
+    let path = path.context("there is nothing to tear")?.clone();
+    let full = data.join(&path);
+    let before = fs::read(&full)?;
+    let length = before.len() as u64;
+    let tail = random.below(length.min(4 * BLOCK_BYTES)) + 1;
+    let file = File::options().read(true).write(true).open(&full)?;
+    let how = match random.below(3) {
+        0 => {
+            file.set_len(length - tail)?;
+            format!("{tail} of {length} bytes cut off")
+        }
+        1 => {
+            let zeros = vec![0; usize::try_from(tail)?];
+            file.write_all_at(&zeros, length - tail)?;
+            format!("the last {tail} of {length} bytes zeroed")
+        }
+        _ => {
+            let at = length - tail;
+            let byte = before[usize::try_from(at)?] ^ (1 << random.below(8));
+            file.write_all_at(&[byte], at)?;
+            format!("one bit changed {tail} bytes before the end of {length}")
+        }
+    };
+    let changed = fs::read(&full)? != before;
+    Ok(Damage { path, how, changed })
+}
