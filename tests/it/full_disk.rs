@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use muster_shared::messages::UpdateState;
 use muster_tests::device::DeviceSetup;
 use muster_tests::fleet::PATIENCE;

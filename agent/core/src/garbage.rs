@@ -48,7 +48,8 @@ impl Kept {
     /// What `record` names; `files_of` tells the paths a manifest lists, where that manifest is there.
     #[must_use]
     pub fn by(record: &Record, files_of: impl Fn(&Digest) -> Option<Vec<String>>) -> Self {
-        let mut files = BTreeSet::from([PathBuf::from("record.json"), PathBuf::from("record.json.damaged")]);
+        let records = ["record.json", "record.json.before", "record.json.damaged"];
+        let mut files: BTreeSet<PathBuf> = records.iter().map(PathBuf::from).collect();
         files.insert(PathBuf::from("manifests"));
         let mut whole = Vec::new();
         for (slot, content) in Slot::ALL.into_iter().filter_map(|slot| Some((slot, record.slots.get(slot)?))) {

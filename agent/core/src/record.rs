@@ -216,8 +216,11 @@ impl Record {
     pub fn held_to(self, barrier: Barrier) -> Option<Self> {
         let committed = self.committed.and_then(|pointer| self.slots.get(pointer.slot));
         let stands = committed.is_none_or(|content| content.release_counter >= barrier.security_floor);
+        let since = (barrier.director_epoch, barrier.generation.saturating_sub(1));
+        let (director_epoch, generation) = since.max((self.director_epoch, self.generation));
         stands.then(|| Self {
-            generation: self.generation.max(barrier.generation.saturating_sub(1)),
+            generation,
+            director_epoch,
             security_floor: self.security_floor.max(barrier.security_floor),
             ..self
         })
