@@ -218,7 +218,8 @@ pub(crate) struct BrokerConfig {
     pub(crate) reconnect_max_ms: u64,
     /// How long to wait for an acknowledgement before everything unacknowledged is sent again, in milliseconds.
     pub(crate) ack_timeout_ms: u64,
-    /// How long to wait for wanted chunks before they are asked for again, in milliseconds; it doubles up to 16 times that.
+    /// How long to wait at least for wanted chunks before they are asked for again, in milliseconds; it doubles up to 8 times that,
+    /// and is longer where chunks have been slow to come.
     pub(crate) chunk_timeout_ms: u64,
 }
 
@@ -296,11 +297,11 @@ impl Default for BrokerConfig {
         Self {
             host: None,
             port: None,
-            keep_alive_s: 30,
+            keep_alive_s: 60,
             reconnect_min_ms: 500,
             reconnect_max_ms: 60_000,
-            ack_timeout_ms: 20_000,
-            chunk_timeout_ms: 5_000,
+            ack_timeout_ms: 60_000,
+            chunk_timeout_ms: 45_000,
         }
     }
 }

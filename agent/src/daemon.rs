@@ -368,6 +368,7 @@ impl Base {
             inbox: Inbox::new(inbox, |told| told.map_or(Input::Wake, Input::Told)),
             requests,
             state,
+            did_good: false,
             renewed: renewals,
         };
         Ok((running, (renewed, link), is_ready))

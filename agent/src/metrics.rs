@@ -115,6 +115,7 @@ struct Inner {
     windows_closed: Counter,
     chunks_received: Counter,
     chunk_bytes_received: Counter,
+    chunks_repeated: Counter,
     chunks_copied: Counter,
     outbox_messages: Gauge<u64, AtomicU64>,
     outbox_bytes: Gauge<u64, AtomicU64>,
@@ -155,6 +156,12 @@ impl Metrics {
         registry.register("chunks_received", "Chunks of bundles received and verified", chunks_received.clone());
         let chunk_bytes_received = Counter::default();
         registry.register("chunk_bytes_received", "Bytes of those chunks, as they came", chunk_bytes_received.clone());
+        let chunks_repeated = Counter::default();
+        registry.register(
+            "chunks_repeated",
+            "Chunks that came and were there already, or for no download",
+            chunks_repeated.clone(),
+        );
         let chunks_copied = Counter::default();
         registry.register("chunks_copied", "Chunks taken from the bundle before", chunks_copied.clone());
         let outbox_messages = Gauge::default();
@@ -181,6 +188,7 @@ impl Metrics {
                 windows_closed,
                 chunks_received,
                 chunk_bytes_received,
+                chunks_repeated,
                 chunks_copied,
                 outbox_messages,
                 outbox_bytes,
@@ -237,6 +245,11 @@ impl Metrics {
         self.inner.chunk_bytes_received.inc_by(bytes as u64);
     }
 
+    /// Counts a chunk that came in vain.
+    pub(crate) fn chunk_repeated(&self) {
+        self.inner.chunks_repeated.inc();
+    }
+
     /// Sets what the outbox holds, and how many messages it has given up since it was made.
     pub(crate) fn set_outbox(&self, messages: u64, bytes: u64, dropped: u64) {
         self.inner.outbox_messages.set(messages);
@@ -288,6 +301,7 @@ mod tests {
         metrics.set_model(Some(&bundle));
         metrics.set_windows_closed(2);
         metrics.chunk_received(65_536);
+        metrics.chunk_repeated();
         metrics.set_outbox(3, 4_000, 5);
         metrics.update_finished(UpdateState::Reverted);
         metrics.set_broker_connected(true);
@@ -302,6 +316,7 @@ mod tests {
             "muster_agent_windows_closed_total 2",
             "muster_agent_chunks_received_total 1",
             "muster_agent_chunk_bytes_received_total 65536",
+            "muster_agent_chunks_repeated_total 1",
             "muster_agent_outbox_messages 3",
             "muster_agent_outbox_bytes 4000",
             "muster_agent_outbox_dropped_total 5",

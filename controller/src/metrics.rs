@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use muster_shared::messages::RequestCounts;
 use muster_shared::rollout::RolloutStatus;
 use muster_shared::topics::Up;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -47,6 +48,11 @@ struct IngestLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StatusLabels {
     status: &'static str,
 }
@@ -56,6 +62,7 @@ struct StatusLabels {
 pub(crate) struct Metrics {
     registry: Arc<Registry>,
     ingest: Family<IngestLabels, Counter>,
+    requests: Family<OutcomeLabels, Counter>,
     api: Family<StatusLabels, Counter>,
     rollouts: Family<StatusLabels, Gauge>,
     devices_known: Gauge,
@@ -81,6 +88,12 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("muster_controller");
         let ingest = Family::default();
         registry.register("ingest_messages", "Messages from devices, by kind and outcome", ingest.clone());
+        let requests = Family::default();
+        registry.register(
+            "reported_requests",
+            "Inference requests in the telemetry of all devices, by how they ended",
+            requests.clone(),
+        );
         let api = Family::default();
         registry.register("api_requests", "Requests to the API, by class of status", api.clone());
         let rollouts = Family::default();
@@ -100,6 +113,7 @@ impl Default for Metrics {
         Self {
             registry: Arc::new(registry),
             ingest,
+            requests,
             api,
             rollouts,
             devices_known,
@@ -115,6 +129,19 @@ impl Metrics {
     /// Counts a message from a device.
     pub(crate) fn ingested(&self, kind: Up, outcome: Ingested) {
         self.ingest.get_or_create(&IngestLabels { kind: kind.as_str(), outcome: outcome.as_str() }).inc();
+    }
+
+    /// Counts the requests of a window that was stored.
+    pub(crate) fn requests_reported(&self, requests: &RequestCounts) {
+        for (outcome, count) in [
+            ("served", requests.served),
+            ("failed", requests.failed),
+            ("non-finite", requests.non_finite),
+            ("rejected", requests.rejected),
+            ("overloaded", requests.overloaded),
+        ] {
+            self.requests.get_or_create(&OutcomeLabels { outcome }).inc_by(count);
+        }
     }
 
     /// Counts a chunk of `bytes` handed to the broker.
@@ -166,12 +193,15 @@ mod tests {
     fn a_scrape_shows_what_was_counted() {
         let metrics = Metrics::default();
         metrics.ingested(Up::Telemetry, Ingested::Stored);
+        metrics.requests_reported(&RequestCounts { served: 7, failed: 2, ..RequestCounts::default() });
         metrics.api_answered(404);
         metrics.chunk_sent(65_536);
         let snapshot = Snapshot { devices_known: 3, devices_online: 2, rollouts: vec![RolloutStatus::Running] };
         let text = metrics.render(&snapshot);
         for line in [
             "muster_controller_ingest_messages_total{kind=\"telemetry\",outcome=\"stored\"} 1",
+            "muster_controller_reported_requests_total{outcome=\"served\"} 7",
+            "muster_controller_reported_requests_total{outcome=\"failed\"} 2",
             "muster_controller_api_requests_total{status=\"4xx\"} 1",
             "muster_controller_chunk_sent_bytes_total 65536",
             "muster_controller_devices_known 3",

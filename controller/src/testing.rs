@@ -143,6 +143,10 @@ impl Broker for RecordingBroker {
         Room::Free
     }
 
+    fn is_sending(&self, _: &DeviceId) -> bool {
+        false
+    }
+
     async fn disconnect(&self, device: &DeviceId) {
         self.disconnected.lock().unwrap().push(device.clone());
     }

@@ -299,6 +299,9 @@ pub struct ChunkRequest {
     /// How they may be written.
     #[serde(default)]
     pub accepts: Accepts,
+    /// Grows with every request on one connection, so that one that comes twice or late is known for it; 0 where nobody counts.
+    #[serde(default)]
+    pub number: u64,
 }
 
 /// Whether a device is there. The offline form is its will.
@@ -427,7 +430,7 @@ mod tests {
             serde_json::to_value(window()),
             serde_json::to_value(Sequenced { position, body: report }),
             serde_json::to_value(Sequenced { position, body: event }),
-            serde_json::to_value(ChunkRequest { manifest: Digest::of(b"m"), first: 8, wanted, accepts }),
+            serde_json::to_value(ChunkRequest { manifest: Digest::of(b"m"), first: 8, wanted, accepts, number: 3 }),
             serde_json::to_value(Presence { online: true }),
             serde_json::to_value(delivery),
             serde_json::to_value(roots),

@@ -238,7 +238,13 @@ impl Fetch {
 
     fn request(&self) -> ChunkRequest {
         let accepts = Accepts::Packed { base: None };
-        ChunkRequest { manifest: self.manifest, first: self.first, wanted: self.outstanding.clone(), accepts }
+        ChunkRequest {
+            manifest: self.manifest,
+            first: self.first,
+            wanted: self.outstanding.clone(),
+            accepts,
+            number: 0,
+        }
     }
 
     /// Takes a chunk; true when that was the last of a window.

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use serde::Deserialize;
 
 use crate::binaries::Binaries;
+use crate::metrics;
 use crate::process::Process;
 use crate::wait;
 
@@ -101,6 +102,17 @@ impl Controller {
         self.process = process;
         self.endpoints = endpoints;
         Ok(())
+    }
+
+    /// The value of a counter or gauge on its `/metrics` page, as [`crate::device::Device::metric`].
+    ///
+    /// # Errors
+    /// When the page cannot be read.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let path = &self.endpoints.ca_file;
+        let pem = std::fs::read(path).with_context(|| format!("{}", path.display()))?;
+        let client = reqwest::Client::builder().tls_certs_only([reqwest::Certificate::from_pem(&pem)?]).build()?;
+        metrics::read(&client, self.endpoints.api_url.trim_end_matches('/'), name).await
     }
 
     /// Its process id.

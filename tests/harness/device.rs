@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::binaries::Binaries;
 use crate::link::Link;
+use crate::metrics;
 use crate::process::Process;
 use crate::wait;
 
@@ -56,16 +57,19 @@ impl Device {
         link: Option<Link>,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let broker = link.as_ref().map_or(String::new(), |link| {
-            format!("[broker]\nhost = \"{}\"\nport = {}\n", link.address.ip(), link.address.port())
-        });
+        let (mut settings, mut broker) = (setup.settings.to_owned(), String::new());
+        if let Some(link) = &link {
+            broker = format!("[broker]\nhost = \"{}\"\nport = {}\n", link.address.ip(), link.address.port());
+            if settings.contains("[broker]\n") {
+                settings = settings.replacen("[broker]\n", &std::mem::take(&mut broker), 1);
+            }
+        }
         let config = format!(
-            "data-dir = {:?}\ndevice-id = {:?}\nenrolment-token = {:?}\n{}\n[serve]\nlisten = \"127.0.0.1:0\"\n\
+            "data-dir = {:?}\ndevice-id = {:?}\nenrolment-token = {:?}\n{settings}\n[serve]\nlisten = \"127.0.0.1:0\"\n\
              [monitor]\nwindow-ms = {}\n{broker}",
             folder.join("data"),
             setup.id,
             setup.token,
-            setup.settings,
             setup.window_ms,
         );
         std::fs::write(folder.join("agent.toml"), config)?;
@@ -152,12 +156,6 @@ impl Device {
     /// # Errors
     /// When the page cannot be read.
     pub async fn metric(&self, client: &reqwest::Client, name: &str) -> anyhow::Result<f64> {
-        let page = client.get(format!("{}/metrics", self.inference_url)).send().await?.text().await?;
-        Ok(page
-            .lines()
-            .filter_map(|line| line.strip_prefix(name))
-            .filter(|rest| rest.starts_with([' ', '{']))
-            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum())
+        metrics::read(client, &self.inference_url, name).await
     }
 }

@@ -9,6 +9,7 @@ pub mod device;
 pub mod fixtures;
 pub mod fleet;
 pub mod link;
+mod metrics;
 pub mod mosquitto;
 pub mod operator;
 pub mod process;

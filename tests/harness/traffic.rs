@@ -1,6 +1,7 @@
 //! Applications on devices: they send real images to their device all the time and note what comes back.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ struct Shared {
     seen: Mutex<BTreeMap<String, Seen>>,
     /// Devices whose application expects answers.
     expected: Mutex<BTreeMap<String, bool>>,
+    /// No application asks again.
+    over: AtomicBool,
 }
 
 /// Applications sending to every device they were started for, until dropped.
@@ -74,6 +77,9 @@ impl Traffic {
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             for at in first.. {
                 ticks.tick().await;
+                if shared.over.load(Ordering::Relaxed) {
+                    return;
+                }
                 let image = &images[at % images.len()];
                 let expected_before = lock(&shared.expected).get(&device).copied().unwrap_or(false);
                 let outcome = ask(&client, &url, image).await;
@@ -103,6 +109,16 @@ impl Traffic {
     /// Says whether the application of `device` is to count what is not answered as a failure.
     pub fn expect(&self, device: &str, expected: bool) {
         lock(&self.shared.expected).insert(device.to_owned(), expected);
+    }
+
+    /// Lets every application end after the request it is about, and gives what they have seen in all.
+    pub async fn finish(&mut self) -> BTreeMap<String, Seen> {
+        self.shared.over.store(true, Ordering::Relaxed);
+        for task in self.tasks.drain(..) {
+            // It ends by itself; a panic of its own has been printed.
+            drop(task.await);
+        }
+        self.seen()
     }
 
     /// What every application has seen so far.

@@ -9,6 +9,8 @@ mod freshness;
 mod full_disk;
 mod identity;
 mod main_job;
+mod meddler;
+mod networks;
 mod operators;
 mod rotation;
 mod secrets;

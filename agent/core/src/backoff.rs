@@ -39,6 +39,19 @@ impl Backoff {
         self.failures = 0;
     }
 
+    /// The pause after something that did good for `lasted_ms` milliseconds and then failed: as after one more failure, but not
+    /// longer than it lasted. Whoever is cut off every few seconds is at work half of the time, and spreads a fleet out all the same
+    /// when a source dies as soon as it is reached.
+    pub fn cut_off(&mut self, lasted_ms: u64, jitter: u16) -> u64 {
+        self.failures = self.failures.min(self.doublings(lasted_ms));
+        self.failed(jitter)
+    }
+
+    /// How often the first pause can be doubled before it is longer than `most_ms`.
+    fn doublings(self, most_ms: u64) -> u32 {
+        (most_ms / self.pauses.first_ms.max(1)).checked_ilog2().unwrap_or(0)
+    }
+
     /// Attempts that failed in a row.
     #[must_use]
     pub fn failures(&self) -> u32 {
@@ -60,6 +73,17 @@ mod tests {
         assert_eq!(backoff.failed(0), 500);
         backoff.succeeded();
         assert_eq!((backoff.failed(500), backoff.failures()), (75, 1));
+    }
+
+    #[test]
+    fn who_is_cut_off_at_work_is_soon_back() {
+        let mut backoff = Backoff::new(Pauses { first_ms: 500, longest_ms: 60_000 });
+        (0..20).for_each(|_| _ = backoff.failed(1_000));
+        assert_eq!(backoff.cut_off(3_000, 1_000), 2_000);
+        assert_eq!(backoff.cut_off(3_000, 1_000), 2_000, "and stays so");
+        assert_eq!(backoff.cut_off(0, 1_000), 500);
+        assert_eq!(backoff.cut_off(1_000_000, 1_000), 1_000, "a long life does not lengthen the pause by itself");
+        assert_eq!(backoff.failed(1_000), 2_000);
     }
 
     proptest! {

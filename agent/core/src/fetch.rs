@@ -1,7 +1,7 @@
 //! Which chunks are asked for next, and when they are asked for again.
 //!
-//! One window at a time: at most [`CHUNK_WINDOW`] chunks are outstanding, and the next ones are asked for once those
-//! that came are durable and noted so. Whether the bytes of a chunk are right is checked before it is given here.
+//! One window at a time: at most [`CHUNK_WINDOW`] chunks are outstanding, fewer where the line is slow ([`crate::pace`]), and the
+//! next ones are asked for once those that came are durable and noted so. Whether the bytes of a chunk are right is checked before it is given here.
 //! One that came out wrong is asked for as it is, after the others: what the device unpacked it with may have rotted.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,18 +10,20 @@ use muster_shared::chunk::{Accepts, ChunkSet};
 use muster_shared::limits::CHUNK_WINDOW;
 
 use crate::backoff::{Backoff, Pauses};
+use crate::pace::Pace;
 
 /// How often the bytes of one chunk may be wrong before the source is given up.
 pub const MAX_CORRUPT: u32 = 5;
 /// How many chunks may come out of packing wrong before all are asked for as they are.
 pub const MAX_MISPACKED: u32 = 3;
 /// The longest wait for a window, as a multiple of the first.
-const LONGEST_WAIT: u64 = 16;
+const LONGEST_WAIT: u64 = 8;
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Ask for these chunks.
+    /// Ask for the first [`FetchPlan::window`] of these chunks that are not on the device, and tell the plan of all others
+    /// ([`FetchPlan::found`], [`FetchPlan::not_asked`]).
     Request {
         /// The chunk that bit 0 stands for.
         first: u32,
@@ -54,6 +56,7 @@ pub struct FetchPlan {
     deadline_ms: u64,
     wait_ms: u64,
     backoff: Backoff,
+    pace: Pace,
     corrupt: BTreeMap<u32, u32>,
     accepts: Accepts,
     mispacked: u32,
@@ -72,6 +75,7 @@ impl FetchPlan {
             deadline_ms: 0,
             wait_ms,
             backoff: Backoff::new(Pauses { first_ms: wait_ms, longest_ms: wait_ms.saturating_mul(LONGEST_WAIT) }),
+            pace: Pace::new(),
             corrupt: BTreeMap::new(),
             accepts,
             mispacked: 0,
@@ -90,13 +94,48 @@ impl FetchPlan {
         if !self.wants(index) {
             return false;
         }
+        if self.outstanding.contains(&index) {
+            self.pace.came(now_ms);
+        }
+        self.take(index);
+        // A source that answers slowly is given time, one that falls silent is not.
+        self.deadline_ms = now_ms.saturating_add(self.pace.wait_ms(self.wait_ms));
+        self.backoff.succeeded();
+        true
+    }
+
+    /// The right bytes of chunk `index`, which was to be asked for, were on the device; false when they were not wanted.
+    pub fn found(&mut self, index: u32) -> bool {
+        if !self.wants(index) {
+            return false;
+        }
+        self.not_asked(index);
+        self.take(index);
+        self.backoff.succeeded();
+        true
+    }
+
+    /// Chunk `index`, which was to be asked for, is not asked for yet.
+    pub fn not_asked(&mut self, index: u32) {
+        if self.outstanding.remove(&index) {
+            self.pace.spared();
+        }
+        if self.outstanding.is_empty() {
+            // Nobody was asked, so nobody failed to answer.
+            self.backoff.succeeded();
+        }
+    }
+
+    /// How many chunks may be asked for at once.
+    #[must_use]
+    pub fn window(&self) -> usize {
+        self.pace.window()
+    }
+
+    fn take(&mut self, index: u32) {
         self.arrived.insert(index);
         self.outstanding.remove(&index);
         self.corrupt.remove(&index);
-        // A source that answers slowly is given time, one that falls silent is not.
-        self.deadline_ms = now_ms.saturating_add(self.wait_ms);
-        self.backoff.succeeded();
-        true
     }
 
     /// Wrong bytes have come for chunk `index`, `packed` or as they are.
@@ -126,6 +165,7 @@ impl FetchPlan {
         self.connected = connected;
         self.outstanding.clear();
         self.backoff.succeeded();
+        self.pace.begin_again();
     }
 
     /// What to do next. `jitter` is a random number up to 1,000.
@@ -138,6 +178,7 @@ impl FetchPlan {
                 return Step::WaitUntil(self.deadline_ms);
             }
             self.outstanding.clear();
+            self.pace.begin_again();
         }
         if !self.arrived.is_empty() {
             return Step::Flush;
@@ -159,6 +200,7 @@ impl FetchPlan {
         for index in &window {
             wanted.insert(index - first);
         }
+        self.pace.asked(window.len(), now_ms);
         self.outstanding.extend(window);
         let wait_ms = if self.backoff.failures() == 0 {
             let _ = self.backoff.failed(jitter);
@@ -166,7 +208,7 @@ impl FetchPlan {
         } else {
             self.wait_ms.max(self.backoff.failed(jitter))
         };
-        self.deadline_ms = now_ms.saturating_add(wait_ms);
+        self.deadline_ms = now_ms.saturating_add(self.pace.wait_ms(wait_ms));
         Step::Request { first, wanted, accepts }
     }
 }
@@ -178,6 +220,16 @@ mod tests {
     use super::*;
 
     const PACKED: Accepts = Accepts::Packed { base: None };
+
+    /// The pace of a fast line.
+    fn at_full_pace() -> Pace {
+        let mut pace = Pace::new();
+        while pace.window() < CHUNK_WINDOW {
+            pace.asked(1, 0);
+            pace.came(0);
+        }
+        pace
+    }
 
     fn asked(step: &Step) -> Vec<u32> {
         match step {
@@ -220,6 +272,25 @@ mod tests {
         assert_eq!(plan.next(3, 0), Step::Disconnected);
         plan.connection(true);
         assert_eq!(asked(&plan.next(4, 0)), [1, 2]);
+    }
+
+    #[test]
+    fn what_is_found_or_put_off_is_not_waited_for() {
+        let mut plan = FetchPlan::new(ChunkSet::empty(20), PACKED, 100, true);
+        plan.pace = at_full_pace();
+        assert_eq!(asked(&plan.next(0, 0)), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert!((0..4).all(|index| plan.found(index)) && !plan.found(0));
+        (5..8).for_each(|index| plan.not_asked(index));
+        assert_eq!(plan.next(1, 0), Step::WaitUntil(100));
+        assert!(plan.arrived(4, 40_000), "the only one asked for took its time");
+        assert_eq!(plan.next(40_000, 0), Step::Flush);
+        assert_eq!(plan.durable(), [0, 1, 2, 3, 4]);
+        assert_eq!(plan.window(), 1, "what was found says nothing about the line");
+        let first = asked(&plan.next(40_000, 0));
+        assert_eq!(first, [5, 6, 7, 8, 9, 10, 11, 12]);
+        first.into_iter().for_each(|index| plan.not_asked(index));
+        assert_eq!(asked(&plan.next(40_001, 0)).len(), CHUNK_WINDOW, "it is asked for as soon as that may be");
+        assert_eq!(plan.backoff.failures(), 1);
     }
 
     #[test]

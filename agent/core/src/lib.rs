@@ -25,6 +25,7 @@ pub mod fetch;
 pub mod freshness;
 pub mod garbage;
 pub mod outbox;
+mod pace;
 pub mod ration;
 pub mod record;
 pub mod refusals;

@@ -27,8 +27,10 @@ use crate::time::Steady;
 const PACKET_IDS: u16 = 64;
 /// Publishes that wait for the broker's acknowledgement.
 const IN_FLIGHT: usize = 16;
-/// How long to connect, and to wait for the broker's answer to anything, in seconds.
-const ANSWER_S: u64 = 20;
+/// How long to connect, and one write may block, in seconds.
+const CONNECT_S: u64 = 30;
+/// How long to wait for the broker's answer to anything, in seconds. On a slow line it waits behind a chunk.
+const ANSWER_S: u64 = 60;
 /// How long to go on delivering when the agent stops.
 const FAREWELL: Duration = Duration::from_millis(1_500);
 /// How long to look for a moment at which nothing is under way, once the device has another certificate.
@@ -57,6 +59,7 @@ struct Shared {
     in_flight: Semaphore,
     acks: AtomicU64,
     subscribed: Notify,
+    is_told: AtomicBool,
     is_renewing: AtomicBool,
 }
 
@@ -96,6 +99,7 @@ fn heard(device: &DeviceId, topic: &str, payload: Bytes) -> Result<Heard, Unhear
 pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> Ended {
     // What is changed from here on is not what this connection is made with.
     link.renewed.mark_unchanged();
+    link.did_good = false;
     let (client, mut events) = match client(link) {
         Ok(client) => client,
         Err(reason) => return Ended::Lost(reason),
@@ -112,6 +116,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         in_flight: Semaphore::new(IN_FLIGHT),
         acks: AtomicU64::new(0),
         subscribed: Notify::new(),
+        is_told: AtomicBool::new(false),
         is_renewing: AtomicBool::new(false),
     };
     let Link { identity, config, outbox, metrics, inbox, requests, state, renewed, .. } = link;
@@ -125,7 +130,10 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                         shared.acks.fetch_add(1, Ordering::Relaxed);
                         outbox.acknowledged(&ack);
                     }
-                    Ok(Heard::Told(told)) => inbox.deliver(told),
+                    Ok(Heard::Told(told)) => {
+                        shared.is_told.store(true, Ordering::Relaxed);
+                        inbox.deliver(told);
+                    }
                     Err(error) => {
                         if let Some(messages) = inbox.passed_over.count() {
                             tracing::warn!(%device, %error, messages, "a message was passed over");
@@ -245,6 +253,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         ended = listen => ended,
         ended = talk => ended,
     };
+    link.did_good = shared.is_told.load(Ordering::Relaxed) || shared.acks.load(Ordering::Relaxed) > 0;
     if *stop.borrow() { Ended::Stopped } else { ended }
 }
 
@@ -270,7 +279,7 @@ fn client(link: &Link) -> Result<(AsyncClient, EventLoop), String> {
         ));
     let (client, mut events) = AsyncClient::new(options, CLIENT_QUEUE);
     let mut network = NetworkOptions::new();
-    network.set_connection_timeout(ANSWER_S).set_tcp_nodelay(true);
+    network.set_connection_timeout(CONNECT_S).set_tcp_nodelay(true);
     events.set_network_options(network);
     Ok((client, events))
 }

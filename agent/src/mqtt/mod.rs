@@ -74,6 +74,8 @@ pub(crate) struct Link {
     /// Chunks wanted.
     pub(crate) requests: mpsc::Receiver<ChunkRequest>,
     pub(crate) state: LinkState,
+    /// Whether the controller was heard on the last connection.
+    pub(crate) did_good: bool,
     /// Changes whenever the identity has another certificate.
     pub(crate) renewed: watch::Receiver<u64>,
 }
@@ -142,10 +144,11 @@ pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
             Ended::Renewed => continue,
             Ended::Lost(reason) => reason,
         };
-        if started.now_ms() >= GOOD_MS {
+        let lasted_ms = started.now_ms();
+        if lasted_ms >= GOOD_MS {
             backoff.succeeded();
         }
-        let pause_ms = backoff.failed(jitter());
+        let pause_ms = if link.did_good { backoff.cut_off(lasted_ms, jitter()) } else { backoff.failed(jitter()) };
         let device = &link.identity.device;
         // Weeks without a network are one thing that happened, not thousands.
         if told.as_ref() == Some(&reason) {

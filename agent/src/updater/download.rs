@@ -128,13 +128,13 @@ impl Download {
     }
 
     /// Takes chunk `index` from the bundle before, if it is there and whole.
-    fn copy(&mut self, index: u32, now_ms: u64) -> Result<bool, FileError> {
+    fn copy(&mut self, index: u32) -> Result<bool, FileError> {
         let place = usize::try_from(index).ok().and_then(|index| self.places.get(index));
         let found = place.zip(self.base.as_ref()).and_then(|(place, base)| Some((place, base.chunk(&place.chunk)?)));
         let Some((place, bytes)) = found else { return Ok(false) };
         self.targets[place.file].write(&bytes, place.start)?;
         passing!(ChunkCopied);
-        Ok(self.plan.arrived(index, now_ms))
+        Ok(self.plan.found(index))
     }
 
     /// Makes what was written durable, and says which chunks that are.
@@ -148,11 +148,17 @@ impl Download {
     pub(super) fn next(&mut self, now_ms: u64) -> Result<(Step, u64), FileError> {
         match self.plan.next(now_ms, jitter()) {
             Step::Request { first, mut wanted, accepts } => {
-                let mut copied = 0;
+                let (mut copied, mut asked) = (0, 0);
                 for offset in wanted.clone().iter() {
-                    if self.copy(first + offset, now_ms)? {
+                    let index = first + offset;
+                    if self.copy(index)? {
                         wanted.remove(offset);
                         copied += 1;
+                    } else if asked == self.plan.window() {
+                        wanted.remove(offset);
+                        self.plan.not_asked(index);
+                    } else {
+                        asked += 1;
                     }
                 }
                 let step = match wanted.count() {

@@ -48,11 +48,11 @@ impl Updater {
             Err(error) => return self.refuse(0, None, &error.to_string()),
         };
         let now_ms = self.clock.now_ms();
-        let Some(download) = &mut self.download else { return };
+        let Some(download) = &mut self.download else { return self.parts.metrics.chunk_repeated() };
         let generation = download.generation;
         match download.take(&frame, now_ms) {
             Ok(Taken::Written) => self.parts.metrics.chunk_received(frame.bytes.len()),
-            Ok(Taken::Unwanted) => {}
+            Ok(Taken::Unwanted) => self.parts.metrics.chunk_repeated(),
             Ok(Taken::Wrong(reason)) => {
                 let bundle = self.machine.record().update.as_ref().and_then(|u| u.bundle.clone());
                 self.refuse(generation, bundle, &reason);

@@ -123,6 +123,8 @@ pub(crate) struct Updater {
     self_tests: Ration,
     /// Whether one is running.
     self_testing: bool,
+    /// Requests for chunks so far.
+    asked: u64,
     link_epoch: u64,
     clock: Steady,
     inbox: SyncSender<Input>,
@@ -195,6 +197,7 @@ impl Updater {
             refusals: Refusals::default(),
             self_tests: Ration::new(SELF_TESTS_PER_HOUR, 3_600_000),
             self_testing: false,
+            asked: 0,
             link_epoch: 0,
             clock,
             inbox,
@@ -315,7 +318,9 @@ impl Updater {
                 Step::WaitUntil(at_ms) => return Some(at_ms),
                 Step::Disconnected | Step::Done => return None,
                 Step::Request { first, wanted, accepts } => {
-                    let request = ChunkRequest { manifest: download.manifest, first, wanted, accepts };
+                    self.asked += 1;
+                    let manifest = download.manifest;
+                    let request = ChunkRequest { manifest, first, wanted, accepts, number: self.asked };
                     // One that finds no room is asked for again when its time is up.
                     let _ = self.parts.requests.try_send(request);
                 }

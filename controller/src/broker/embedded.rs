@@ -43,9 +43,9 @@ const ROOM_QUEUE: usize = 4_096;
 /// QoS 1 messages to one device without an acknowledgement: a window of chunks and some control messages.
 const DEVICE_INFLIGHT: NonZeroU16 = NonZeroU16::new(32).expect("not zero");
 /// Time for the TLS handshake, and again for the MQTT CONNECT.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time a write to a device may block before its connection is given up.
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time a write to a device may block before its connection is given up. One chunk at 16 kbit/s takes more than half of it.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a session may outlive its connection. The gate refuses those who ask for it when they connect; a client of version 5 can ask
 /// once more when it leaves, and zero would be no bound.
 const SESSION_EXPIRY: Duration = Duration::from_secs(1);
@@ -156,6 +156,10 @@ impl Broker for Embedded {
 
     fn room(&self, topic: &Topic, bytes: usize) -> Room {
         self.connections.room(&topic.device, bytes, bound(topic))
+    }
+
+    fn is_sending(&self, device: &DeviceId) -> bool {
+        self.connections.is_sending(device)
     }
 
     async fn disconnect(&self, device: &DeviceId) {

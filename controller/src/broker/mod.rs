@@ -97,6 +97,9 @@ pub(crate) trait Broker: Send + Sync {
     /// Whether `bytes` on `topic` would be taken now, before they are made.
     fn room(&self, topic: &Topic, bytes: usize) -> Room;
 
+    /// Whether anything is on its way to the device that it has not acknowledged.
+    fn is_sending(&self, device: &DeviceId) -> bool;
+
     /// Cuts the device's connection and forgets its session, as on revocation.
     async fn disconnect(&self, device: &DeviceId);
 

@@ -101,6 +101,11 @@ impl Requests {
         self.inner.lock().submit(device, request);
         self.inner.ready.notify_one();
     }
+
+    /// `device` has a new connection, on which it counts its requests anew.
+    pub(crate) fn begin(&self, device: &DeviceId) {
+        self.inner.lock().begin(device);
+    }
 }
 
 impl Waiting {

@@ -59,6 +59,8 @@ pub(super) struct Queue {
     line: VecDeque<DeviceId>,
     parked: BTreeMap<u64, DeviceId>,
     next_number: u64,
+    /// The number of each device's last request, on its connection.
+    last: HashMap<DeviceId, u64>,
 }
 
 impl Queue {
@@ -67,8 +69,21 @@ impl Queue {
         self.next_number
     }
 
-    /// Takes a request, of which a window counts. One before it is forgotten: a device asks for one window at a time.
+    /// `device` counts its requests anew.
+    pub(super) fn begin(&mut self, device: &DeviceId) {
+        self.last.remove(device);
+    }
+
+    /// Takes a request, of which a window counts. One before it is forgotten: a device asks for one window at a time. One that is not
+    /// newer than the last has been delivered twice, or late; answering it would send everything twice.
     pub(super) fn submit(&mut self, device: DeviceId, request: &ChunkRequest) {
+        if request.number > 0 {
+            let last = self.last.entry(device.clone()).or_default();
+            if request.number <= *last {
+                return;
+            }
+            *last = request.number;
+        }
         let indices = request.wanted.iter().filter_map(|offset| request.first.checked_add(offset));
         let indices: VecDeque<u32> = indices.take(CHUNK_WINDOW).collect();
         let before = self.asked.get(&device).map(|asked| asked.place);
@@ -168,7 +183,7 @@ mod tests {
         for index in wanted {
             set.insert(index);
         }
-        ChunkRequest { manifest: Digest::of(b"m"), first, wanted: set, accepts: Accepts::Plain }
+        ChunkRequest { manifest: Digest::of(b"m"), first, wanted: set, accepts: Accepts::Plain, number: 0 }
     }
 
     fn serve(queue: &mut Queue, outcome: Outcome) -> Option<(DeviceId, u32)> {
@@ -227,6 +242,23 @@ mod tests {
         queue.room(&device(1));
         assert_eq!(serve(&mut queue, Outcome::Over), Some((device(1), 8)));
         assert_eq!(serve(&mut queue, Outcome::Over), None);
+    }
+
+    #[test]
+    fn a_request_that_comes_twice_or_late_is_answered_once() {
+        let mut queue = Queue::default();
+        let numbered = |number, index| ChunkRequest { number, ..request(0, [index]) };
+        queue.submit(device(1), &numbered(2, 5));
+        assert_eq!(serve(&mut queue, Outcome::Over), Some((device(1), 5)));
+        for late in [2, 1] {
+            queue.submit(device(1), &numbered(late, 5));
+            assert_eq!(serve(&mut queue, Outcome::Over), None);
+        }
+        queue.submit(device(2), &numbered(1, 6));
+        assert_eq!(serve(&mut queue, Outcome::Over), Some((device(2), 6)), "each device counts for itself");
+        queue.begin(&device(1));
+        queue.submit(device(1), &numbered(1, 5));
+        assert_eq!(serve(&mut queue, Outcome::Over), Some((device(1), 5)), "and anew on each connection");
     }
 
     #[derive(Debug, Clone)]

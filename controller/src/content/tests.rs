@@ -17,7 +17,7 @@ fn request_as(accepts: Accepts, manifest: Digest, first: u32, wanted: impl IntoI
     for index in wanted {
         set.insert(index);
     }
-    ChunkRequest { manifest, first, wanted: set, accepts }
+    ChunkRequest { manifest, first, wanted: set, accepts, number: 0 }
 }
 
 /// Serves a request to its end, as the workers do. Returns how many chunks were sent.

@@ -99,7 +99,7 @@ pub(super) async fn remind(app: &Arc<App>) {
     let mut due = Vec::new();
     for device in app.fleet.behind() {
         let Some(desired) = app.fleet.desired(&device) else { continue };
-        if !app.schedule.is_due(&device, desired.generation, now_ms) {
+        if !app.schedule.is_due(&device, desired.generation, app.broker.is_sending(&device), now_ms) {
             continue;
         }
         let known = stopped.get(&desired.rollout).copied();

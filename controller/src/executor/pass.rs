@@ -169,7 +169,7 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
             let watch = rollout.spec.watch;
             record.assign(Desired { manifest, generation, rollout: rollout.id.clone(), watch, since_ms: now_ms });
         }
-        let due = !known || app.schedule.is_due(&device, generation, now_ms);
+        let due = !known || app.schedule.is_due(&device, generation, app.broker.is_sending(&device), now_ms);
         if let (true, true, Some(desired)) = (due, app.fleet.is_online(&device), &record.desired) {
             assigned.to_tell.push((device, desired.clone()));
         }

@@ -8,6 +8,8 @@ use muster_shared::ids::{DeviceId, RolloutId};
 
 /// A device that does not answer is told again after this time, in milliseconds.
 const REPEAT_AFTER_MS: u64 = 10_000;
+/// A device that is still being sent something is told again only after this time, in milliseconds.
+const REPEAT_AT_LATEST_MS: u64 = 300_000;
 /// How often some more assignments are renewed, in milliseconds.
 const RENEW_EVERY_MS: u64 = 1_000;
 /// A broken plan that cannot be paused is written about again after this time, in milliseconds.
@@ -69,9 +71,11 @@ impl Schedule {
         self.lock().issued.clear();
     }
 
-    /// Whether the device was not told of `generation`, or long enough ago to be told again.
-    pub(super) fn is_due(&self, device: &DeviceId, generation: u64, now_ms: u64) -> bool {
-        self.is_untold_for(device, generation, now_ms, REPEAT_AFTER_MS)
+    /// Whether the device was not told of `generation`, or long enough ago to be told again. While something is on its way to it
+    /// (`is_sending`), that may be what it was told: on a slow line, repeats would keep everything else from it.
+    pub(super) fn is_due(&self, device: &DeviceId, generation: u64, is_sending: bool, now_ms: u64) -> bool {
+        let after_ms = if is_sending { REPEAT_AT_LATEST_MS } else { REPEAT_AFTER_MS };
+        self.is_untold_for(device, generation, now_ms, after_ms)
     }
 
     /// Whether the device was not told of `generation` in the last `within_ms`.
@@ -122,12 +126,16 @@ mod tests {
     fn a_device_is_told_again_only_after_a_while() {
         let schedule = Schedule::default();
         let device = DeviceId::new("dev-1").unwrap();
-        assert!(schedule.is_due(&device, 1, 0));
+        assert!(schedule.is_due(&device, 1, false, 0));
         schedule.note_issued(&device, 1, 1_000);
-        assert!(!schedule.is_due(&device, 1, 1_000 + REPEAT_AFTER_MS - 1));
-        assert!(schedule.is_due(&device, 1, 1_000 + REPEAT_AFTER_MS));
-        assert!(schedule.is_due(&device, 2, 1_000));
-        assert!(schedule.is_due(&device, 1, 999));
+        assert!(!schedule.is_due(&device, 1, false, 1_000 + REPEAT_AFTER_MS - 1));
+        assert!(schedule.is_due(&device, 1, false, 1_000 + REPEAT_AFTER_MS));
+        assert!(schedule.is_due(&device, 2, false, 1_000));
+        assert!(schedule.is_due(&device, 1, false, 999));
+        // What was said may still be on its way, but not for ever.
+        assert!(!schedule.is_due(&device, 1, true, 1_000 + REPEAT_AT_LATEST_MS - 1));
+        assert!(schedule.is_due(&device, 1, true, 1_000 + REPEAT_AT_LATEST_MS));
+        assert!(schedule.is_due(&device, 2, true, 1_000));
     }
 
     #[test]

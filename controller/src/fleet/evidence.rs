@@ -39,6 +39,11 @@ impl Observation {
         Self { first_received_ms: received_at_ms, last_received_ms: received_at_ms, seen }
     }
 
+    /// Requests by outcome.
+    pub(crate) fn requests(&self) -> &RequestCounts {
+        &self.seen.requests
+    }
+
     /// What a window of counters showed.
     pub(crate) fn of_telemetry(window: &TelemetryWindow, received_at_ms: u64) -> Self {
         let mut observation = Self::nothing(window.key.manifest, window.key.generation, received_at_ms);

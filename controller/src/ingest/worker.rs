@@ -62,6 +62,7 @@ impl Worker {
             match event {
                 BrokerEvent::Subscribed(device) if !self.app.fleet.is_member(&device) => self.cut_off(device),
                 BrokerEvent::Subscribed(device) => {
+                    self.chunks.begin(&device);
                     batch.news |= self.app.fleet.set_online(&device, true, now_ms);
                     batch.subscribed.insert(device);
                 }
@@ -96,6 +97,7 @@ impl Worker {
                 self.app.fleet.update_report(&device, report.reported);
             }
             for (device, observation) in batch.observations {
+                self.app.metrics.requests_reported(observation.requests());
                 self.app.fleet.observe(&device, observation);
             }
             for ((device, stream), standing) in batch.acks {

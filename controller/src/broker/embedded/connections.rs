@@ -92,6 +92,11 @@ impl Connections {
         connection.refusals.is_power_of_two().then_some(connection.refusals)
     }
 
+    /// Whether anything is on its way to the device.
+    pub(super) fn is_sending(&self, device: &DeviceId) -> bool {
+        self.lock().by_device.get(device).is_some_and(|connection| connection.unacknowledged_bytes > 0)
+    }
+
     /// Whether there is room for `bytes` on their way to the device.
     pub(super) fn room(&self, device: &DeviceId, bytes: usize, bound: Bound) -> Room {
         self.lock().room(device, bytes, bound)

@@ -5,6 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use rmqtt::context::ServerContext;
 use rmqtt::net::{Builder, Listener};
@@ -65,6 +66,8 @@ impl Listening {
             .session_expiry_interval(SESSION_EXPIRY)
             .max_session_expiry_interval(SESSION_EXPIRY)
             .message_expiry_interval(MESSAGE_EXPIRY)
+            // While a connection stands, TCP delivers; what is slow to arrive must not be sent a second time on top.
+            .message_retry_interval(Duration::ZERO)
             .bind()
             .map_err(|error| BrokerError::Bind { address, source: into_io(error) })?;
         let secured = if insecure { listener.tcp() } else { listener.tls() };
