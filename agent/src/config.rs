@@ -2,6 +2,8 @@
 //!
 //! `agent.example.toml` documents every setting; a test holds it against this file.
 
+mod delivery;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,6 +14,8 @@ use muster_shared::limits::{MAX_LABEL_BYTES, MAX_LABELS};
 use muster_shared::token::{EnrolmentToken, TokenError};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
+
+pub(crate) use self::delivery::{DeliveryConfig, MeteredSetting, MeteredTelemetry};
 
 /// Larger than any configuration that names each setting once.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -133,6 +137,8 @@ pub(crate) struct Config {
     pub(crate) outbox: OutboxConfig,
     /// The connection to the controller.
     pub(crate) broker: BrokerConfig,
+    /// When, how fast and over which links anything is fetched.
+    pub(crate) delivery: DeliveryConfig,
     /// The log.
     pub(crate) log: LogConfig,
     /// Facts to report besides those the agent finds by itself.
@@ -256,6 +262,7 @@ impl Default for Config {
             storage: StorageConfig::default(),
             outbox: OutboxConfig::default(),
             broker: BrokerConfig::default(),
+            delivery: DeliveryConfig::default(),
             log: LogConfig::default(),
             attributes: BTreeMap::new(),
         }
@@ -354,6 +361,7 @@ impl Config {
         within("broker.reconnect-max-ms", self.broker.reconnect_max_ms, self.broker.reconnect_min_ms, 86_400_000)?;
         within("broker.ack-timeout-ms", self.broker.ack_timeout_ms, 100, 3_600_000)?;
         within("broker.chunk-timeout-ms", self.broker.chunk_timeout_ms, 100, 3_600_000)?;
+        self.delivery.check()?;
         if self.enrolment_token.is_some() && self.enrolment_token_file.is_some() {
             return Err(("enrolment-token", "and enrolment-token-file are both set: keep one".to_owned()));
         }
@@ -456,7 +464,7 @@ mod tests {
         let keys: Vec<String> = example.lines().filter_map(shown).collect();
         let unknown = chain(&parse("nonsense = 1").unwrap_err());
         let expected = unknown.split("expected one of").nth(1).unwrap();
-        for section in ["", "[serve]\n", "[monitor]\n", "[storage]\n", "[outbox]\n", "[broker]\n", "[log]\n"] {
+        for section in ["", "[serve]\n", "[monitor]\n", "[storage]\n", "[outbox]\n", "[broker]\n", "[delivery]\n", "[log]\n"] {
             let text = chain(&parse(&format!("{section}nonsense = 1")).unwrap_err());
             let listed = text.split("expected").nth(1).unwrap_or(expected);
             for name in listed.split('`').skip(1).step_by(2) {
@@ -476,6 +484,10 @@ mod tests {
             ("[serve]\nmax-concurrency = 0", &["serve.max-concurrency", "from 1 to 256"]),
             ("[storage]\nmax-bytes = 1", &["storage.max-bytes", "from 1048576"]),
             ("[broker]\nreconnect-max-ms = 20", &["broker.reconnect-max-ms"]),
+            ("[delivery]\nquiet-hours = [\"22-06\"]", &["line 2", "22-06", "22:00-06:00"]),
+            ("[delivery]\nmetered = \"maybe\"", &["line 2", "metered", "auto"]),
+            ("[delivery]\nmax-download-bytes-per-s = 3", &["delivery.max-download-bytes-per-s", "256 or more"]),
+            ("[delivery]\nmetered-interfaces = [\"w*an\"]", &["delivery.metered-interfaces", "w*an"]),
             ("[attributes]\n\"\" = \"x\"", &["attributes"]),
             ("[log]\nfilter = \"muster=loud\"", &["log.filter"]),
             ("enrolment-token = \"a\"\nenrolment-token-file = \"b\"", &["enrolment-token"]),

@@ -19,6 +19,7 @@ use crate::config::{Config, ConfigError, TokenPlaces};
 use crate::files::{self, FileError};
 use crate::host::{HostLimits, ModelHost};
 use crate::identity::{EnrolError, Identity, IdentityError, IdentityStore, Renewer, enrol};
+use crate::metered::Metered;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::mqtt::{self, Inbox, Link, LinkState};
@@ -27,7 +28,7 @@ use crate::serve::{ServeError, serve};
 use crate::telemetry::Pump;
 use crate::time::{EffectiveTime, Steady, wall_ms};
 use crate::trust_store::{TrustStore, TrustStoreError};
-use crate::updater::{self, INBOX, Input, Parts, Running, Updater, UpdaterError};
+use crate::updater::{self, Gate, INBOX, Input, Parts, Running, Updater, UpdaterError};
 use crate::{attributes, endpoints, garbage, notify};
 
 /// Chunk requests that may wait for the link.
@@ -346,6 +347,7 @@ impl Base {
             starts: self.boot.starts,
             chunk_timeout_ms: self.config.broker.chunk_timeout_ms,
             disk_allowed_bytes: self.config.storage.max_bytes,
+            gate: Gate::new(&self.config.delivery),
             link: state.clone(),
             requests: ask,
             renew: Arc::clone(&self.renew),
@@ -369,6 +371,7 @@ impl Base {
             requests,
             state,
             did_good: false,
+            metered: Metered::new(&self.config.delivery),
             renewed: renewals,
         };
         Ok((running, (renewed, link), is_ready))

@@ -22,6 +22,7 @@ mod files;
 mod garbage;
 mod host;
 mod identity;
+mod metered;
 mod metrics;
 mod monitor;
 mod mqtt;

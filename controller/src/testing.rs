@@ -17,7 +17,7 @@ use muster_shared::ids::{BundleName, DeviceId, Digest, RolloutId};
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::topics::Topic;
 use muster_shared::trust::{
-    DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, WatchPolicy, sign_document,
+    DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, WatchPolicy, sign_document,
 };
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -373,6 +373,7 @@ impl TestApp {
             generation,
             rollout: RolloutId::new("r1").unwrap(),
             watch: WatchPolicy::default(),
+            delivery: DeliveryPolicy::default(),
             since_ms: 1,
         });
         let change = Records::put(Table::Devices, device.as_str(), Expect::Version(stored.version), &record).unwrap();

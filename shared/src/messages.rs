@@ -7,6 +7,7 @@
 //! refused, and so is any signed document with a field it does not know.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,35 @@ pub struct InstalledBundle {
     pub generation: u64,
 }
 
+/// What keeps a device from fetching what it was told to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "by", rename_all_fields = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum HeldBack {
+    /// The device has quiet hours.
+    QuietHours {
+        /// Until this minute of the device's day.
+        until_minute: u16,
+    },
+    /// The device's link costs by the byte.
+    MeteredLink,
+    /// Something this version has no word for.
+    #[serde(other)]
+    Other,
+}
+
+impl fmt::Display for HeldBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::QuietHours { until_minute } => {
+                write!(f, "quiet hours until {:02}:{:02}", until_minute / 60, until_minute % 60)
+            }
+            Self::MeteredLink => f.write_str("metered link"),
+            Self::Other => f.write_str("the device's delivery policy"),
+        }
+    }
+}
+
 /// The update a device works on, or did last.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -117,6 +147,9 @@ pub struct UpdateReport {
     pub chunks_total: u32,
     /// Why it failed, reverted or waits, in words.
     pub reason: Option<String>,
+    /// What keeps the device from fetching; none while nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<HeldBack>,
 }
 
 /// Whether a device can tell that a document is out of date.
@@ -350,8 +383,6 @@ pub enum Command {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt;
-
     use proptest::prelude::*;
     use serde::de::DeserializeOwned;
 
@@ -406,7 +437,12 @@ mod tests {
         let report = StateReport {
             running: Some(installed.clone()),
             committed: Some(installed.clone()),
-            update: UpdateReport { reason: Some("why".into()), manifest: Some(Digest::of(b"m")), ..Default::default() },
+            update: UpdateReport {
+                reason: Some("why".into()),
+                manifest: Some(Digest::of(b"m")),
+                held_back: Some(HeldBack::QuietHours { until_minute: 390 }),
+                ..Default::default()
+            },
             attributes: [("arch".to_owned(), "x86_64".to_owned())].into(),
             ..StateReport::default()
         };
@@ -448,6 +484,18 @@ mod tests {
         let report = Sequenced { position: window().position, body: StateReport::default() };
         let json = serde_json::to_vec(&report).unwrap();
         assert_eq!(serde_json::from_slice::<Sequenced<StateReport>>(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn what_holds_a_device_back_is_said_and_read_from_later_versions() {
+        assert_eq!(HeldBack::QuietHours { until_minute: 390 }.to_string(), "quiet hours until 06:30");
+        for (json, expected) in [
+            (r#"{"by":"quiet-hours","until_minute":390}"#, HeldBack::QuietHours { until_minute: 390 }),
+            (r#"{"by":"metered-link"}"#, HeldBack::MeteredLink),
+            (r#"{"by":"moon","phase":3}"#, HeldBack::Other),
+        ] {
+            assert_eq!(serde_json::from_str::<HeldBack>(json).unwrap(), expected);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod acl;
 mod bad_input;
 mod controller_full_disk;
 mod crashes;
+mod delivery;
 mod deltas;
 mod freshness;
 mod full_disk;

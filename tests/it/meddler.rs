@@ -66,7 +66,7 @@ impl Meddler {
                 let (ends, counts) = (Arc::clone(&ends), Arc::clone(&counting));
                 tokio::spawn(async move {
                     if let Err(error) = relay(near, &ends, &counts).await {
-                        println!("the meddler's connection ended: {error:#}");
+                        eprintln!("the meddler's connection ended: {error:#}");
                     }
                 });
             }

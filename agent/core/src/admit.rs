@@ -288,7 +288,7 @@ fn unsuitable(record: &Record, manifest: &OfferedManifest, device: &DeviceFacts)
 mod tests {
     use muster_shared::chunk::ChunkSet;
     use muster_shared::ids::{DeviceId, RolloutId};
-    use muster_shared::trust::WatchPolicy;
+    use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
 
     use super::*;
     use crate::record::Phase;
@@ -305,6 +305,7 @@ mod tests {
                 issued_at_ms: 0,
                 expires_ms: 1_000,
                 watch: WatchPolicy::default(),
+                delivery: DeliveryPolicy::default(),
             },
             manifest: Some(OfferedManifest {
                 digest,
@@ -392,6 +393,7 @@ mod tests {
             manifest: Some(Digest::of(b"m")),
             bundle: None,
             watch: WatchPolicy::default(),
+            delivery: DeliveryPolicy::default(),
             phase: Phase::Committed,
         };
         let record = Record { generation: 3, update: Some(update), ..Record::default() };

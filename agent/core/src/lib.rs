@@ -10,6 +10,7 @@
 //! | what survives a crash? | [`record`], [`slots`] |
 //! | does this device want a genuine bundle? | [`admit`] |
 //! | which chunks are asked for next? | [`fetch`] |
+//! | may they be asked for now? | [`delivery`] |
 //! | what on the disk belongs to nothing any more? | [`garbage`] |
 //! | what is given up when the outbox is full? | [`outbox`] |
 //! | when is it tried again? | [`backoff`] |
@@ -21,6 +22,7 @@
 pub mod admit;
 pub mod backoff;
 pub mod clock;
+pub mod delivery;
 pub mod fetch;
 pub mod freshness;
 pub mod garbage;

@@ -5,7 +5,7 @@
 
 use muster_shared::ids::{BundleRef, Digest, RolloutId};
 use muster_shared::messages::{DeviceEventKind, InstalledBundle, UpdateReport, UpdateState};
-use muster_shared::trust::WatchPolicy;
+use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::slots::{Pointer, Slot, Slots};
@@ -85,6 +85,9 @@ pub struct Update {
     pub bundle: Option<BundleRef>,
     /// How the bundle is watched before it is committed.
     pub watch: WatchPolicy,
+    /// When and how fast it may be fetched.
+    #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
+    pub delivery: DeliveryPolicy,
     /// How far it is.
     pub phase: Phase,
 }
@@ -348,6 +351,7 @@ impl Record {
             chunks_done: content.map_or(0, |c| c.have.count()),
             chunks_total: content.map_or(0, |c| c.have.length()),
             reason,
+            held_back: None,
         }
     }
 }
@@ -402,6 +406,7 @@ mod tests {
             manifest: Some(Digest::of(&[2])),
             bundle: Some("digits@1.2.0".parse().unwrap()),
             watch,
+            delivery: DeliveryPolicy { ignore_quiet_hours: true, ..DeliveryPolicy::default() },
             phase: Phase::Trial { slot: Slot::B, tries_left: 2, watched_ms: 300 },
         };
         let untold =

@@ -15,7 +15,7 @@ use muster_shared::bundle::Requirements;
 use muster_shared::chunk::ChunkSet;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{DeviceEventKind, RequestCounts, UpdateState};
-use muster_shared::trust::{Assignment, WatchPolicy};
+use muster_shared::trust::{Assignment, DeliveryPolicy, WatchPolicy};
 use proptest::prelude::*;
 
 const CHUNKS: u32 = 5;
@@ -67,6 +67,7 @@ fn offer(generation: u64, bundle: Option<u8>, suitable: bool) -> Event {
             issued_at_ms: 0,
             expires_ms: 100,
             watch: WatchPolicy { probation_ms: PROBATION_MS, max_error_rate: 0.2, min_requests: 5 },
+            delivery: DeliveryPolicy::default(),
         },
         manifest,
         director_epoch: 1,

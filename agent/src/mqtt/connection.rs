@@ -35,6 +35,8 @@ const ANSWER_S: u64 = 60;
 const FAREWELL: Duration = Duration::from_millis(1_500);
 /// How long to look for a moment at which nothing is under way, once the device has another certificate.
 const QUIET: Duration = Duration::from_secs(5);
+/// How often to look whether what waits for a link that is not metered may go, in milliseconds.
+const LOOK_AT_LINK_MS: u64 = 30_000;
 /// Requests of the client waiting for its event loop.
 const CLIENT_QUEUE: usize = 4;
 
@@ -119,7 +121,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         is_told: AtomicBool::new(false),
         is_renewing: AtomicBool::new(false),
     };
-    let Link { identity, config, outbox, metrics, inbox, requests, state, renewed, .. } = link;
+    let Link { identity, config, outbox, metrics, inbox, requests, state, metered, renewed, .. } = link;
     let device = &identity.device;
     let listen = async {
         loop {
@@ -205,13 +207,15 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                     return ended;
                 }
             }
-            if let Some(message) = resend.next(outbox, now_ms) {
+            let deferred = metered.deferred();
+            if let Some(message) = resend.next(outbox, deferred, now_ms) {
                 if let Err(ended) = say(outbox::topic(message.stream), message.payload).await {
                     return ended;
                 }
                 continue;
             }
-            let wake_ms = [resend.deadline_ms(), farewell_ms, renew_by_ms].into_iter().flatten().min();
+            let look_ms = (!deferred.is_empty()).then(|| now_ms.saturating_add(LOOK_AT_LINK_MS));
+            let wake_ms = [resend.deadline_ms(), farewell_ms, renew_by_ms, look_ms].into_iter().flatten().min();
             let wake_in = Duration::from_millis(wake_ms.map_or(3_600_000, |at| at.saturating_sub(now_ms)));
             tokio::select! {
                 _ = stop.changed(), if farewell_ms.is_none() => {

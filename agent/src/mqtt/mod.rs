@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use self::connection::Ended;
 use crate::config::BrokerConfig;
 use crate::identity::{Identity, IdentityStore};
+use crate::metered::Metered;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::time::{EffectiveTime, Steady, jitter};
@@ -74,6 +75,7 @@ pub(crate) struct Link {
     /// Chunks wanted.
     pub(crate) requests: mpsc::Receiver<ChunkRequest>,
     pub(crate) state: LinkState,
+    pub(crate) metered: Metered,
     /// Whether the controller was heard on the last connection.
     pub(crate) did_good: bool,
     /// Changes whenever the identity has another certificate.

@@ -30,13 +30,14 @@ impl Resend {
         Self { sent: BTreeMap::new(), unanswered: 0, first_wait_ms: wait_ms, wait_ms, deadline_ms: None }
     }
 
-    /// The message to send now.
-    pub(super) fn next(&mut self, outbox: &Outbox, now_ms: u64) -> Option<Outgoing> {
+    /// The message to send now, of those whose streams are not `deferred`.
+    pub(super) fn next(&mut self, outbox: &Outbox, deferred: &[Stream], now_ms: u64) -> Option<Outgoing> {
         if self.unanswered >= UNANSWERED {
             return None;
         }
         let next = ORDER
             .into_iter()
+            .filter(|stream| !deferred.contains(stream))
             .find_map(|stream| outbox.next_after(stream, self.sent.get(&stream).copied().unwrap_or_default()))?;
         self.sent.insert(next.stream, next.sequence);
         self.unanswered += 1;
@@ -81,7 +82,7 @@ mod tests {
     }
 
     fn drain(resend: &mut Resend, outbox: &Outbox, now_ms: u64) -> Vec<(Stream, u64)> {
-        std::iter::from_fn(|| resend.next(outbox, now_ms)).map(|m| (m.stream, m.sequence)).collect()
+        std::iter::from_fn(|| resend.next(outbox, &[], now_ms)).map(|m| (m.stream, m.sequence)).collect()
     }
 
     #[test]
@@ -110,6 +111,18 @@ mod tests {
         assert_eq!(resend.deadline_ms(), Some(210));
         resend.silent(&outbox);
         assert_eq!(drain(&mut resend, &outbox, 210), all[1..]);
+    }
+
+    #[test]
+    fn what_is_deferred_waits_and_holds_nothing_else_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path(), Bounds { max_bytes: 1 << 20, max_events: 1_000 }, Metrics::new());
+        outbox.event(&event(1)).unwrap();
+        outbox.state(&StateReport::default());
+        let mut resend = Resend::new(100);
+        assert_eq!(resend.next(&outbox, &[Stream::Event], 0).map(|m| m.stream), Some(Stream::State));
+        assert_eq!(resend.next(&outbox, &[Stream::Event], 0), None);
+        assert_eq!(drain(&mut resend, &outbox, 0), [(Stream::Event, 1)]);
     }
 
     #[test]

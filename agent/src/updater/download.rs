@@ -13,11 +13,12 @@ use muster_agent_core::fetch::{FetchPlan, Step};
 use muster_agent_core::slots::Slot;
 use muster_delta::Decoder;
 use muster_shared::bundle::{Chunk, Manifest};
-use muster_shared::chunk::{ChunkEncoding, ChunkFrame};
+use muster_shared::chunk::{ChunkEncoding, ChunkFrame, ChunkSet};
 use muster_shared::ids::Digest;
 use muster_shared::limits::CHUNK_BYTES;
 
 use super::base::Base;
+use super::gate::{Asking, Gate, Wanted};
 use super::slot_files::SlotFiles;
 use crate::causes::with_source;
 use crate::files::{self, FileError};
@@ -144,33 +145,41 @@ impl Download {
         Ok(self.plan.durable())
     }
 
-    /// What to do next, and how many chunks were found on the device meanwhile.
-    pub(super) fn next(&mut self, now_ms: u64) -> Result<(Step, u64), FileError> {
-        match self.plan.next(now_ms, jitter()) {
-            Step::Request { first, mut wanted, accepts } => {
-                let (mut copied, mut asked) = (0, 0);
-                for offset in wanted.clone().iter() {
-                    let index = first + offset;
-                    if self.copy(index)? {
-                        wanted.remove(offset);
-                        copied += 1;
-                    } else if asked == self.plan.window() {
-                        wanted.remove(offset);
-                        self.plan.not_asked(index);
-                    } else {
-                        asked += 1;
-                    }
-                }
-                let step = match wanted.count() {
-                    0 => self.plan.next(now_ms, jitter()),
-                    _ => Step::Request { first, wanted, accepts },
-                };
-                Ok((step, copied))
-            }
+    /// What to do next, and how many chunks were found on the device meanwhile. What is to be asked for has passed `gate`.
+    pub(super) fn next(&mut self, gate: &mut Gate, asking: &Asking) -> Result<(Step, u64), FileError> {
+        let now_ms = asking.now_ms;
+        let (first, wanted, accepts) = match self.plan.next(now_ms, jitter()) {
+            Step::Request { first, wanted, accepts } => (first, wanted, accepts),
             step @ (Step::Flush | Step::WaitUntil(_) | Step::Disconnected | Step::Done | Step::GiveUp { .. }) => {
-                Ok((step, 0))
+                return Ok((step, 0));
+            }
+        };
+        let (mut copied, mut lacking) = (0, Vec::new());
+        for offset in wanted.iter() {
+            if self.copy(first + offset)? {
+                copied += 1;
+            } else {
+                lacking.push(offset);
             }
         }
+        let window: Vec<Wanted> = lacking.iter().take(self.plan.window()).map(|at| self.wanted(first + at)).collect();
+        let admitted = if window.is_empty() { Ok(0) } else { gate.admit(&window, asking) };
+        let (asked, late) = lacking.split_at(admitted.unwrap_or(0).min(lacking.len()));
+        late.iter().for_each(|offset| self.plan.not_asked(first + offset));
+        if !asked.is_empty() {
+            let mut wanted = ChunkSet::empty(wanted.length());
+            asked.iter().for_each(|offset| _ = wanted.insert(*offset));
+            return Ok((Step::Request { first, wanted, accepts }, copied));
+        }
+        match admitted {
+            Err(until_ms) if copied == 0 => Ok((Step::WaitUntil(until_ms), 0)),
+            Ok(_) | Err(_) => Ok((self.plan.next(now_ms, jitter()), copied)),
+        }
+    }
+
+    fn wanted(&self, index: u32) -> Wanted {
+        let place = usize::try_from(index).ok().and_then(|index| self.places.get(index));
+        (index, place.map_or(0, |place| u64::from(place.chunk.length)))
     }
 
     /// The connection came or went.

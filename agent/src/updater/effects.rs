@@ -39,7 +39,10 @@ impl Updater {
             Effect::Refuse { generation, bundle, reason } => self.refuse(generation, bundle, &reason),
             Effect::PrepareSlot { slot, fresh } => return self.prepare(slot, fresh),
             Effect::Fetch { slot, generation } => self.fetch(slot, generation)?,
-            Effect::StopFetching => self.download = None,
+            Effect::StopFetching => {
+                self.download = None;
+                self.parts.gate.close();
+            }
             Effect::CheckFiles { slot, generation } => self.check_files(slot, generation)?,
             Effect::Test { slot, generation } => {
                 passing!(TrySpent);
@@ -138,11 +141,16 @@ impl Updater {
     /// Puts the state into the outbox.
     pub(super) fn report(&self) {
         let record = self.machine.record();
+        let mut update = record.update_report();
+        if let Some(held_back) = self.parts.gate.held_back().filter(|_| update.state == UpdateState::Fetching) {
+            update.reason = Some(format!("waiting: {held_back}"));
+            update.held_back = Some(held_back);
+        }
         let report = StateReport {
             reported_at_ms: wall_ms(),
             // Nothing, as long as it came from those who may not say so any more: the controller then says it again.
             generation: record.generation_under(self.parts.trust.root().director_epoch()),
-            update: record.update_report(),
+            update,
             running: self.parts.host.current().map(|model| model.installed()),
             committed: record.committed_bundle(),
             security_floor: record.security_floor,

@@ -51,7 +51,10 @@ impl Updater {
         let Some(download) = &mut self.download else { return self.parts.metrics.chunk_repeated() };
         let generation = download.generation;
         match download.take(&frame, now_ms) {
-            Ok(Taken::Written) => self.parts.metrics.chunk_received(frame.bytes.len()),
+            Ok(Taken::Written) => {
+                self.parts.gate.came(frame.index, frame.bytes.len());
+                self.parts.metrics.chunk_received(frame.bytes.len());
+            }
             Ok(Taken::Unwanted) => self.parts.metrics.chunk_repeated(),
             Ok(Taken::Wrong(reason)) => {
                 let bundle = self.machine.record().update.as_ref().and_then(|u| u.bundle.clone());

@@ -7,6 +7,7 @@
 mod base;
 mod download;
 mod effects;
+mod gate;
 mod inputs;
 mod model;
 mod offers;
@@ -29,11 +30,13 @@ use muster_agent_core::update::{Event, FileDamage, Machine};
 use muster_inference::golden::GoldenReport;
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
 use muster_shared::limits::bounded_text;
-use muster_shared::messages::{ChunkRequest, DeviceEvent, DeviceEventKind, InstalledBundle};
+use muster_shared::messages::{ChunkRequest, DeviceEvent, DeviceEventKind, FreezeProtection, InstalledBundle};
 use muster_shared::trust::Envelope;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::download::Download;
+use self::gate::Asking;
+pub(crate) use self::gate::Gate;
 use self::model::Loaded;
 use self::records::Records;
 pub(crate) use self::records::RecordsError;
@@ -90,6 +93,7 @@ pub(crate) struct Parts {
     pub(crate) chunk_timeout_ms: u64,
     /// What bundles may take on disk in all, in bytes.
     pub(crate) disk_allowed_bytes: u64,
+    pub(crate) gate: Gate,
     pub(crate) link: LinkState,
     pub(crate) requests: mpsc::Sender<ChunkRequest>,
     /// Told when the controller asks for another certificate to be fetched.
@@ -295,6 +299,7 @@ impl Updater {
         if let Some(download) = &mut self.download {
             download.connection(connected);
         }
+        self.parts.gate.nothing_under_way();
         if connected {
             self.check_root_date();
         }
@@ -302,11 +307,23 @@ impl Updater {
 
     /// Asks for chunks and makes durable what came; says when to look again, by the updater's clock.
     fn drive_download(&mut self) -> Option<u64> {
+        let before = self.parts.gate.held_back();
+        let again_ms = self.next_chunks();
+        if self.parts.gate.held_back() != before {
+            self.report();
+        }
+        again_ms
+    }
+
+    fn next_chunks(&mut self) -> Option<u64> {
         loop {
             let now_ms = self.clock.now_ms();
+            let rollout = self.machine.record().update.as_ref().map(|update| update.delivery).unwrap_or_default();
+            let is_clock_believed = self.parts.trust.protection() == FreezeProtection::Full;
+            let asking = Asking { rollout, now_ms, is_clock_believed };
             let download = self.download.as_mut()?;
             let generation = download.generation;
-            let (step, copied) = match download.next(now_ms) {
+            let (step, copied) = match download.next(&mut self.parts.gate, &asking) {
                 Ok(next) => next,
                 Err(error) => {
                     self.dispatch(Event::Obstructed { generation, reason: with_source(&error) });

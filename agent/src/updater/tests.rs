@@ -12,9 +12,10 @@ use muster_shared::messages::{
 };
 use muster_shared::profile::Profile;
 use muster_shared::topics::Down;
-use muster_shared::trust::{Assignment, DocumentKind, WatchPolicy, sign_document};
+use muster_shared::trust::{Assignment, DeliveryPolicy, DocumentKind, WatchPolicy, sign_document};
 
 use super::*;
+use crate::config::{DeliveryConfig, MeteredSetting};
 use crate::host::HostLimits;
 use crate::monitor::{Monitor, Served};
 use crate::time::EffectiveTime;
@@ -113,6 +114,7 @@ impl Rig {
             starts: 1,
             chunk_timeout_ms: 30_000,
             disk_allowed_bytes,
+            gate: Gate::new(&DeliveryConfig { metered: MeteredSetting::No, ..DeliveryConfig::default() }),
             link,
             requests: ask,
             renew: Arc::default(),
@@ -228,6 +230,7 @@ fn delivery(generation: u64, bundle: Option<&Bundle>, change: impl FnOnce(&mut A
         issued_at_ms: 1,
         expires_ms: u64::MAX,
         watch: WatchPolicy { probation_ms: 0, max_error_rate: 0.2, min_requests: 5 },
+        delivery: DeliveryPolicy::default(),
     };
     change(&mut assignment);
     let delivery = AssignmentDelivery {

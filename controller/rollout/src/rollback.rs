@@ -5,12 +5,15 @@
 //! taken back. Devices that had the bundle before the rollout came, and devices that a later rollout has taken,
 //! are left alone.
 
+use std::collections::BTreeMap;
+
 use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{RolloutStatus, Waiting};
 
 use crate::fleet::Fleet;
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout};
-use crate::standing::{Standing, fresh_generation, past, standing};
+use crate::standing::{Standing, fresh_generation, held_back, past, standing};
 use crate::wording::{counted, names};
 
 impl Rollout {
@@ -31,6 +34,8 @@ struct Retreat {
     back: u32,
     /// Devices that can be reached and are on their way.
     going: u32,
+    /// Of those, the ones that lack what they ran before and do not fetch it now, and why.
+    held_back: BTreeMap<DeviceId, HeldBack>,
     /// Devices that are away.
     away: Vec<DeviceId>,
     /// Devices that cannot go back.
@@ -54,6 +59,9 @@ pub(crate) fn go_back(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Vec<Wai
     let mut waiting = Vec::new();
     if retreat.going > 0 {
         waiting.push(Waiting::GoingBack { done: retreat.back, of: retreat.back.saturating_add(retreat.going) });
+    }
+    if !retreat.held_back.is_empty() {
+        waiting.push(Waiting::HeldBack { devices: retreat.held_back });
     }
     if !retreat.away.is_empty() {
         waiting.push(Waiting::Offline { devices: retreat.away });
@@ -96,6 +104,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
             retreat.back += 1;
         } else if facts.online {
             retreat.going += 1;
+            retreat.held_back.extend(held_back(target, facts).map(|why| (id.clone(), why)));
         } else {
             retreat.away.push(id.clone());
         }

@@ -2,7 +2,7 @@
 
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::limits::bounded_text;
-use muster_shared::messages::UpdateState;
+use muster_shared::messages::{HeldBack, UpdateState};
 
 use crate::fleet::{Desired, DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
@@ -105,6 +105,13 @@ fn told(target: &Target, facts: &DeviceFacts) -> Standing {
         | UpdateState::Reverted
         | UpdateState::Failed => Standing::Working,
     }
+}
+
+/// What keeps the device from fetching what `target` says, as far as it says so.
+pub(crate) fn held_back(target: &Target, facts: &DeviceFacts) -> Option<HeldBack> {
+    let update = &facts.reported.as_ref()?.update;
+    let fetches_it = update.generation == target.generation && update.state == UpdateState::Fetching;
+    update.held_back.filter(|_| fetches_it)
 }
 
 fn words(how: &str, reason: Option<&str>) -> String {

@@ -5,7 +5,10 @@
 //! until it has committed too, but no longer than its longest duration, after which it is inconclusive like any other.
 //! A wave passes only on devices of its own, if it has any: at least one must have committed and not failed since.
 
+use std::collections::BTreeMap;
+
 use muster_shared::ids::DeviceId;
+use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
 
 use crate::cohort::{Survey, new_target};
@@ -13,7 +16,7 @@ use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::gate::{Judgement, judge};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
-use crate::standing::{Standing, fresh_generation, past, standing};
+use crate::standing::{Standing, fresh_generation, held_back, past, standing};
 
 /// Enters the wave `next.current_wave`.
 pub(crate) fn enter(next: &mut Rollout, now_ms: u64) {
@@ -183,11 +186,14 @@ struct Census {
     failed: u32,
     /// Devices that are away before they have committed.
     away: Vec<DeviceId>,
+    /// Devices that can be reached and do not fetch, and why.
+    held_back: BTreeMap<DeviceId, HeldBack>,
 }
 
 impl Census {
     fn of(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> Self {
         let (mut reachable, mut done, mut failed, mut away) = (0, 0, 0, Vec::new());
+        let mut held = BTreeMap::new();
         // Devices that came in with this wave, and earlier ones that count towards its size: all, and committed.
         let (mut own, mut earlier) = ((0, 0), (0, 0));
         for (id, target) in &rollout.targets {
@@ -199,6 +205,7 @@ impl Census {
             } else if facts.online {
                 reachable += 1;
                 done += u32::from(committed);
+                held.extend(held_back(target, facts).map(|why| (id.clone(), why)));
             } else if !committed {
                 away.push(id.clone());
             }
@@ -213,7 +220,8 @@ impl Census {
             counted.1 += u32::from(committed);
         }
         let (all, committed) = if own.0 > 0 { own } else { earlier };
-        Self { is_populated: all > 0, has_committed: committed > 0, reachable, done, failed, away }
+        let (is_populated, has_committed) = (all > 0, committed > 0);
+        Self { is_populated, has_committed, reachable, done, failed, away, held_back: held }
     }
 }
 
@@ -227,7 +235,7 @@ fn waiting(
     now_ms: u64,
 ) -> (Vec<Waiting>, Vec<Waiting>) {
     let (mut blocking, mut aside) = (Vec::new(), Vec::new());
-    let Census { is_populated, has_committed, reachable, done, failed, away } = census;
+    let Census { is_populated, has_committed, reachable, done, failed, away, held_back } = census;
     if !is_populated {
         blocking.push(Waiting::NoDevices);
     }
@@ -253,6 +261,10 @@ fn waiting(
     }
     if let Some(need) = judgement.predictions_needed {
         blocking.push(Waiting::TooFewPredictions { have: canary.predictions, need });
+    }
+    if !held_back.is_empty() {
+        // They are among those that are still updating; this says why.
+        aside.push(Waiting::HeldBack { devices: held_back });
     }
     aside.extend(outsiders(survey));
     (blocking, aside)

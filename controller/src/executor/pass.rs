@@ -166,8 +166,14 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
                 tracing::debug!(%device, rollout = %rollout.id, generation, "assignment overtaken");
                 continue;
             }
-            let watch = rollout.spec.watch;
-            record.assign(Desired { manifest, generation, rollout: rollout.id.clone(), watch, since_ms: now_ms });
+            record.assign(Desired {
+                manifest,
+                generation,
+                rollout: rollout.id.clone(),
+                watch: rollout.spec.watch,
+                delivery: rollout.spec.delivery,
+                since_ms: now_ms,
+            });
         }
         let due = !known || app.schedule.is_due(&device, generation, app.broker.is_sending(&device), now_ms);
         if let (true, true, Some(desired)) = (due, app.fleet.is_online(&device), &record.desired) {

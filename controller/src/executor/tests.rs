@@ -13,7 +13,7 @@ use muster_shared::messages::{
 use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, RolloutView, WaveSpec};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::topics::{Down, Kind, Topic};
-use muster_shared::trust::{Assignment, TrustedRoot, WatchPolicy};
+use muster_shared::trust::{Assignment, DeliveryPolicy, TrustedRoot, WatchPolicy};
 
 use super::*;
 use crate::fleet::Observation;
@@ -31,6 +31,7 @@ fn spec(bundle: &Manifest, selector: &str, waves: &[&str]) -> RolloutSpec {
         waves: waves.iter().map(wave).collect(),
         limits: Limits { min_reports: 1, min_requests: 1, ..Limits::default() },
         watch: WatchPolicy { probation_ms: 7, ..WatchPolicy::default() },
+        delivery: DeliveryPolicy { ignore_quiet_hours: true, ..DeliveryPolicy::default() },
     }
 }
 
@@ -138,6 +139,7 @@ async fn a_rollout_reaches_its_devices_wave_by_wave_and_ends() {
     let first = plan_until(&test, &id, |view| !view.waves[0].devices.is_empty()).await;
     let [canary] = &first[..] else { panic!("{first:?}") };
     assert_eq!((canary.manifest, canary.generation, canary.watch.probation_ms), (Some(digest_of(&bundle)), 1, 7));
+    assert!(canary.delivery.ignore_quiet_hours);
     assert_eq!(desired(&test, &canary.device).await, Some((Some(digest_of(&bundle)), 1)));
     let others: Vec<_> = devices.iter().filter(|device| **device != canary.device).collect();
     for device in &others {

@@ -5,7 +5,7 @@ use muster_shared::messages::{
 };
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
 use muster_shared::sketch::{LatencySketch, SketchWindow};
-use muster_shared::trust::WatchPolicy;
+use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
 
 use super::*;
 use crate::store::records::{ReportRecord, WindowRecord, window_key};
@@ -28,6 +28,7 @@ fn rollout(selector: &str) -> Rollout {
         waves: vec![wave],
         limits: Limits::default(),
         watch: WatchPolicy::default(),
+        delivery: DeliveryPolicy::default(),
     };
     let bundle = BundleFacts {
         manifest: Digest::of(b"m"),

@@ -10,7 +10,7 @@ use muster_shared::api::{AccessRole, EventView, Revocation};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::messages::{Position, StateReport, Stream, TelemetryWindow, WindowKey};
-use muster_shared::trust::{Envelope, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, Envelope, WatchPolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -143,6 +143,9 @@ pub(crate) struct Desired {
     pub(crate) rollout: RolloutId,
     /// How the device watches the bundle.
     pub(crate) watch: WatchPolicy,
+    /// When and how fast the device may fetch it.
+    #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
+    pub(crate) delivery: DeliveryPolicy,
     /// Since when, in milliseconds since the Unix epoch.
     pub(crate) since_ms: u64,
 }
@@ -513,6 +516,7 @@ mod tests {
             generation: 1,
             rollout: RolloutId::new("r1").unwrap(),
             watch: WatchPolicy::default(),
+            delivery: DeliveryPolicy::default(),
             since_ms: 1,
         };
         // Written before there was a memory: what it runs counts all the same.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::BundleRef;
 use crate::limits::MAX_WAVES;
 use crate::selector::Selector;
-use crate::trust::WatchPolicy;
+use crate::trust::{DeliveryPolicy, MIN_DOWNLOAD_BYTES_PER_S, WatchPolicy};
 
 /// How large a wave is, all waves before it included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +141,9 @@ pub struct RolloutSpec {
     /// How devices watch the bundle before they commit.
     #[serde(default)]
     pub watch: WatchPolicy,
+    /// When and how fast devices may fetch the bundle.
+    #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
+    pub delivery: DeliveryPolicy,
 }
 
 /// Why a rollout as asked for is not valid.
@@ -190,7 +193,10 @@ impl RolloutSpec {
         limit(max_prediction_psi.is_finite() && max_prediction_psi > 0.0, "max_prediction_psi", "above 0")?;
         limit(min_reports > 0, "min_reports", "at least 1: no data must never promote")?;
         limit(min_requests > 0, "min_requests", "at least 1: no data must never promote")?;
-        limit((0.0..=1.0).contains(&self.watch.max_error_rate), "watch.max_error_rate", "a share between 0 and 1")
+        limit((0.0..=1.0).contains(&self.watch.max_error_rate), "watch.max_error_rate", "a share between 0 and 1")?;
+        let cap = self.delivery.max_download_bytes_per_s;
+        let reason = "at least 256, or the bundle would never arrive";
+        limit(cap.is_none_or(|cap| cap >= MIN_DOWNLOAD_BYTES_PER_S), "delivery.max_download_bytes_per_s", reason)
     }
 }
 
@@ -222,6 +228,7 @@ mod tests {
             waves: vec![wave("1"), wave("100%")],
             limits: Limits::default(),
             watch: WatchPolicy::default(),
+            delivery: DeliveryPolicy::default(),
         };
         assert_eq!(good.validate(), Ok(()));
         let with = |change: &dyn Fn(&mut RolloutSpec)| {
@@ -234,6 +241,8 @@ mod tests {
         assert_eq!(with(&|s| s.waves[0].soak_ms = 2), SpecError::Duration(1));
         assert!(matches!(with(&|s| s.limits.min_reports = 0), SpecError::Limit { field: "min_reports", .. }));
         assert!(matches!(with(&|s| s.limits.max_error_rate = f64::NAN), SpecError::Limit { .. }));
+        let crawls = with(&|s| s.delivery.max_download_bytes_per_s = Some(MIN_DOWNLOAD_BYTES_PER_S - 1));
+        assert!(crawls.to_string().contains("delivery.max_download_bytes_per_s"), "{crawls}");
     }
 
     proptest! {

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::DeviceId;
+use crate::messages::HeldBack;
 
 /// Why a rollout is not further than it is. Every reason reaches the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,11 @@ pub enum Waiting {
         done: u32,
         /// Devices of the wave that can be reached.
         of: u32,
+    },
+    /// Devices of the wave do not fetch the bundle now.
+    HeldBack {
+        /// Which, and what keeps them from it.
+        devices: BTreeMap<DeviceId, HeldBack>,
     },
     /// Devices of the wave are away; they join when they return.
     Offline {
@@ -87,6 +93,16 @@ impl fmt::Display for Waiting {
             Self::NoDevices => f.write_str("no device matches the selector"),
             Self::Updating { done, of } => {
                 write!(f, "{done} of {of} reachable devices have committed")
+            }
+            Self::HeldBack { devices } => {
+                let mut why: Vec<HeldBack> = Vec::new();
+                devices.values().for_each(|held| {
+                    if !why.contains(held) {
+                        why.push(*held)
+                    }
+                });
+                let why: Vec<String> = why.iter().take(3).map(ToString::to_string).collect();
+                write!(f, "{} not fetching now: {} ({})", devices.len(), names(&mut devices.keys()), why.join(", "))
             }
             Self::Offline { devices } => {
                 write!(f, "{} away, to join on return: {}", devices.len(), names(&mut devices.iter()))

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::TrustError;
+use super::delivery::DeliveryPolicy;
 use super::envelope::{DocumentKind, Envelope};
 use super::keys::{KeyId, PublicKey, SigningKey};
 use crate::bundle::Manifest;
@@ -327,6 +328,9 @@ pub struct Assignment {
     pub expires_ms: u64,
     /// How the device watches the bundle before it commits.
     pub watch: WatchPolicy,
+    /// When and how fast it may fetch the bundle.
+    #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
+    pub delivery: DeliveryPolicy,
 }
 
 /// Serialises `document` and signs it with every key given.

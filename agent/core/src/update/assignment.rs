@@ -48,6 +48,7 @@ impl Machine {
             manifest: assignment.manifest,
             bundle,
             watch: assignment.watch,
+            delivery: assignment.delivery,
             phase: Phase::Withdrawn,
         };
         if let Admission::Unsuitable(why) = &admission {

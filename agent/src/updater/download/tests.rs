@@ -2,11 +2,23 @@
 
 use muster_delta::{Alignment, Encoder};
 use muster_shared::bundle::{GOLDEN_PATH, MODEL_PATH};
-use muster_shared::chunk::{Accepts, ChunkSet};
+use muster_shared::chunk::Accepts;
+use muster_shared::messages::HeldBack;
+use muster_shared::trust::DeliveryPolicy;
 
 use super::super::slot_files::tests::manifest;
 use super::*;
+use crate::config::{DeliveryConfig, MeteredSetting};
 use crate::tiny_disk::TinyDisk;
+
+/// A gate through which everything passes.
+fn free() -> Gate {
+    Gate::new(&DeliveryConfig { metered: MeteredSetting::No, ..DeliveryConfig::default() })
+}
+
+fn at(now_ms: u64) -> Asking {
+    Asking { rollout: DeliveryPolicy::default(), now_ms, is_clock_believed: false }
+}
 
 const WRONG: &str = "chunk 0 is not what the manifest describes";
 
@@ -20,7 +32,7 @@ fn only_what_the_manifest_describes_is_written_and_only_where_it_says() {
     let digest = Digest::of(b"m");
     let plan = FetchPlan::new(ChunkSet::empty(3), Accepts::Plain, 1_000, true);
     let mut download = Download::new(&slots, Slot::A, 1, digest, &manifest, plan, None);
-    assert!(matches!(download.next(0).unwrap(), (Step::Request { first: 0, .. }, 0)));
+    assert!(matches!(download.next(&mut free(), &at(0)).unwrap(), (Step::Request { first: 0, .. }, 0)));
     let mut take = |manifest: Digest, index: u32, bytes: &[u8]| {
         let frame = ChunkFrame { manifest, index, encoding: ChunkEncoding::Plain, bytes };
         download.take(&frame, 1).unwrap()
@@ -33,9 +45,9 @@ fn only_what_the_manifest_describes_is_written_and_only_where_it_says() {
     assert_eq!(take(digest, 0, b"{}"), Taken::Unwanted);
     assert_eq!(take(digest, 2, &model[CHUNK_BYTES..]), Taken::Written);
     assert_eq!(take(digest, 1, &model[..CHUNK_BYTES]), Taken::Written);
-    assert_eq!(download.next(2).unwrap(), (Step::Flush, 0));
+    assert_eq!(download.next(&mut free(), &at(2)).unwrap(), (Step::Flush, 0));
     assert_eq!(download.flush().unwrap(), [0, 1, 2]);
-    assert_eq!(download.next(3).unwrap(), (Step::Done, 0));
+    assert_eq!(download.next(&mut free(), &at(3)).unwrap(), (Step::Done, 0));
     slots.check(Slot::A, &manifest).unwrap();
 }
 
@@ -122,7 +134,7 @@ impl Bench {
     }
 
     fn next(&mut self) -> (Vec<u32>, Accepts, u64) {
-        let (step, copied) = self.download.next(0).unwrap();
+        let (step, copied) = self.download.next(&mut free(), &at(0)).unwrap();
         let Step::Request { first, wanted, accepts } = step else { panic!("{step:?}") };
         (wanted.iter().map(|offset| first + offset).collect(), accepts, copied)
     }
@@ -139,7 +151,7 @@ fn what_the_bundle_before_has_is_not_asked_for_and_the_rest_comes_as_differences
         assert!(packed.len() < CHUNK_BYTES / 4, "{}", packed.len());
         assert_eq!(bench.take(index, ChunkEncoding::Packed, &packed), Taken::Written);
     }
-    assert_eq!(bench.download.next(2).unwrap().0, Step::Flush);
+    assert_eq!(bench.download.next(&mut free(), &at(2)).unwrap().0, Step::Flush);
     assert_eq!(bench.download.flush().unwrap(), [0, 1, 2, 3, 4, 5]);
     SlotFiles::new(bench.folder.path()).check(Slot::B, &bench.manifest).unwrap();
 }
@@ -171,6 +183,18 @@ fn a_bundle_before_that_has_rotted_costs_what_it_would_have_saved_and_no_more() 
         assert_eq!(bench.take(u32::try_from(index).unwrap(), ChunkEncoding::Plain, &plain), Taken::Written);
     }
     bench.download.flush().unwrap();
-    assert_eq!(bench.download.next(9).unwrap().0, Step::Done);
+    assert_eq!(bench.download.next(&mut free(), &at(9)).unwrap().0, Step::Done);
     SlotFiles::new(bench.folder.path()).check(Slot::B, &bench.manifest).unwrap();
+}
+
+#[test]
+fn what_may_not_be_fetched_is_copied_all_the_same_where_it_is_there() {
+    let mut bench = bench();
+    let mut metered = Gate::new(&DeliveryConfig { metered: MeteredSetting::Yes, ..DeliveryConfig::default() });
+    assert_eq!(bench.download.next(&mut metered, &at(0)).unwrap(), (Step::Flush, 3));
+    assert_eq!(bench.download.flush().unwrap(), [0, 1, 2]);
+    let (step, copied) = bench.download.next(&mut metered, &at(0)).unwrap();
+    assert!(matches!(step, Step::WaitUntil(at_ms) if at_ms > 0), "{step:?}");
+    assert_eq!((copied, metered.held_back()), (0, Some(HeldBack::MeteredLink)));
+    assert_eq!(bench.next().0, [3], "a rollout that may, or another link");
 }

@@ -7,7 +7,7 @@ use muster_shared::ids::BundleRef;
 use muster_shared::rollout::{RolloutSpec, RolloutView};
 use muster_shared::selector::Selector;
 
-use super::spec::{self, LimitOptions, Pace, ProbationOptions, WaveFlag};
+use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
 use super::watch::{self, WatchOptions};
 use crate::command::{Context, block_on};
 use crate::failure::Failure;
@@ -31,7 +31,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = [
         "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
-        "probation_min_requests",
+        "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
     ])]
     file: Option<PathBuf>,
     /// Follow it, as `muster rollout watch` does.
@@ -41,13 +41,16 @@ pub(crate) struct CreateArgs {
     limits: LimitOptions,
     #[command(flatten, next_help_heading = "On each device")]
     probation: ProbationOptions,
+    #[command(flatten, next_help_heading = "Delivery")]
+    delivery: DeliveryOptions,
 }
 
 fn spec(args: &CreateArgs) -> Result<RolloutSpec, Failure> {
     let spec = match (&args.file, &args.bundle, &args.selector) {
         (Some(path), _, _) => spec::from_file(path)?,
         (None, Some(bundle), Some(selector)) => {
-            spec::from_flags(bundle.clone(), selector.clone(), &args.wave, args.pace, args.limits, args.probation)
+            let (bundle, selector) = (bundle.clone(), selector.clone());
+            spec::from_flags(bundle, selector, &args.wave, args.pace, args.limits, args.probation, args.delivery)
         }
         (None, _, _) => return Err(Failure::input("give --bundle and --selector, or --file")),
     };

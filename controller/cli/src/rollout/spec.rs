@@ -4,11 +4,11 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use muster_shared::ids::BundleRef;
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::WatchPolicy;
+use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
 use serde::Deserialize;
 
 use crate::disk;
@@ -119,6 +119,48 @@ impl ProbationOptions {
     }
 }
 
+/// Whether a bundle may travel on metered links, as flags and files have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Metered {
+    /// As each device is configured.
+    #[default]
+    AsConfigured,
+    /// Yes, however devices are configured.
+    Allowed,
+    /// No, however devices are configured.
+    Never,
+}
+
+/// When and how fast each device fetches the bundle.
+#[derive(Debug, Clone, Copy, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct DeliveryOptions {
+    /// Most bytes a device fetches in a second, where it is not configured to fewer [default: no cap].
+    #[arg(long, value_name = "BYTES")]
+    max_download_bytes_per_s: Option<u64>,
+    /// Whether the bundle may travel on metered links [default: as-configured].
+    #[arg(long, value_name = "WHEN")]
+    metered: Option<Metered>,
+    /// Fetch the bundle in devices' quiet hours, too.
+    #[arg(long)]
+    ignore_quiet_hours: bool,
+}
+
+impl DeliveryOptions {
+    fn policy(self) -> DeliveryPolicy {
+        DeliveryPolicy {
+            max_download_bytes_per_s: self.max_download_bytes_per_s,
+            metered: match self.metered.unwrap_or_default() {
+                Metered::AsConfigured => MeteredUse::AsConfigured,
+                Metered::Allowed => MeteredUse::Allowed,
+                Metered::Never => MeteredUse::Never,
+            },
+            ignore_quiet_hours: self.ignore_quiet_hours,
+        }
+    }
+}
+
 impl Pace {
     /// A wave of this pace; what the wave itself says wins.
     fn wave(self, size: WaveSize, selector: Option<Selector>, own: Self) -> WaveSpec {
@@ -143,6 +185,7 @@ pub(super) fn from_flags(
     pace: Pace,
     limits: LimitOptions,
     probation: ProbationOptions,
+    delivery: DeliveryOptions,
 ) -> RolloutSpec {
     let default = [everybody()];
     let waves = if waves.is_empty() { &default } else { waves };
@@ -152,6 +195,7 @@ pub(super) fn from_flags(
         waves: waves.iter().map(|wave| pace.wave(wave.size, wave.selector.clone(), Pace::default())).collect(),
         limits: limits.limits(),
         watch: probation.policy(),
+        delivery: delivery.policy(),
     }
 }
 
@@ -168,6 +212,8 @@ struct SpecFile {
     limits: LimitOptions,
     #[serde(default)]
     watch: ProbationOptions,
+    #[serde(default)]
+    delivery: DeliveryOptions,
 }
 
 #[derive(Debug, Deserialize)]
@@ -211,6 +257,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         waves,
         limits: file.limits.limits(),
         watch: file.watch.policy(),
+        delivery: file.delivery.policy(),
     })
 }
 
@@ -236,10 +283,16 @@ mod tests {
             Pace { soak: Some(Millis(5_000)), max_duration: None },
             LimitOptions { max_failures: Some(1), ..LimitOptions::default() },
             ProbationOptions { probation: Some(Millis(2_000)), ..ProbationOptions::default() },
+            DeliveryOptions {
+                metered: Some(Metered::Never),
+                max_download_bytes_per_s: Some(9_000),
+                ..Default::default()
+            },
         );
         let toml = "bundle = \"digits@1.1.0\"\nselector = \"site=lyon\"\nsoak = \"5s\"\n\
             [[waves]]\nsize = \"1\"\nselector = \"ring=canary\"\n[[waves]]\nsize = \"100%\"\n\
-            [limits]\nmax-failures = 1\n[watch]\nprobation = \"2s\"\n";
+            [limits]\nmax-failures = 1\n[watch]\nprobation = \"2s\"\n\
+            [delivery]\nmetered = \"never\"\nmax-download-bytes-per-s = 9000\n";
         assert_eq!(read("r.toml", toml).unwrap(), flags);
         assert_eq!(read("r.JSON", &serde_json::to_string(&flags).unwrap()).unwrap(), flags);
         assert_eq!(flags.validate(), Ok(()));

@@ -18,6 +18,7 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         }
         Waiting::NoDevices
         | Waiting::Updating { .. }
+        | Waiting::HeldBack { .. }
         | Waiting::Offline { .. }
         | Waiting::TooFewReports { .. }
         | Waiting::TooFewRequests { .. }
@@ -140,7 +141,7 @@ pub(super) mod tests {
     use muster_shared::ids::{DeviceId, Digest};
     use muster_shared::rollout::{Limits, RolloutSpec, Rule, WaveSize};
     use muster_shared::selector::Selector;
-    use muster_shared::trust::WatchPolicy;
+    use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
 
     use super::*;
 
@@ -156,6 +157,7 @@ pub(super) mod tests {
                 waves: vec![wave(WaveSize::Count(2)), wave(WaveSize::Percent(100))],
                 limits: Limits::default(),
                 watch: WatchPolicy::default(),
+                delivery: DeliveryPolicy::default(),
             },
             manifest: Digest::of(b"m"),
             status: RolloutStatus::Running,

@@ -1,6 +1,6 @@
 //! How waves begin, wait, pass and run out of time.
 
-use muster_shared::messages::UpdateState;
+use muster_shared::messages::{HeldBack, UpdateState};
 use muster_shared::rollout::{DeviceProgress, Outcome, RolloutStatus, Rule, Waiting};
 
 use super::world::{
@@ -93,6 +93,29 @@ fn the_soak_runs_from_the_last_commit_seen_and_a_late_device_does_not_restart_it
     assert_eq!(decision.waiting, [Waiting::Updating { done: 2, of: 3 }], "the soak is over, the device is not");
     world.commits("late");
     assert_eq!(world.tick(1).next.status, RolloutStatus::Completed);
+}
+
+#[test]
+fn a_device_that_may_not_fetch_is_named_and_does_not_make_the_wave_pass() {
+    let mut world = World::new(spec(&["100%"]), &["a", "b"]);
+    world.tick(0);
+    world.commits("a");
+    world.serves("a", Served::default());
+    world.works("b", UpdateState::Fetching);
+    let quiet = HeldBack::QuietHours { until_minute: 360 };
+    world.report("b", |report, _| report.update.held_back = Some(quiet));
+    let held = Waiting::HeldBack { devices: [(device("b"), quiet)].into() };
+    assert_eq!(held.to_string(), "1 not fetching now: b (quiet hours until 06:00)");
+    assert_eq!(world.tick(SOAK_MS).waiting, [Waiting::Updating { done: 1, of: 2 }, held.clone()]);
+    let decision = world.tick(MAX_MS);
+    assert_eq!(statuses(&decision), (RolloutStatus::Paused, 0));
+    assert_eq!(last_verdict(&decision.next).outcome, Outcome::Inconclusive);
+    assert!(decision.next.status_reason.contains(&held.to_string()), "{}", decision.next.status_reason);
+    // What it said of another update is no matter of this one.
+    let mut world = World::new(spec(&["100%"]), &["a"]);
+    world.tick(0);
+    world.report("a", |report, _| report.update.held_back = Some(HeldBack::MeteredLink));
+    assert!(!waits_for(&world.tick(1), |w| matches!(w, Waiting::HeldBack { .. })));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use muster_shared::rollout::{
 };
 use muster_shared::selector::Selector;
 use muster_shared::sketch::LatencySketch;
-use muster_shared::trust::WatchPolicy;
+use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
 
 use crate::{
     Action, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout, Target, plan, verify,
@@ -42,6 +42,7 @@ pub(super) fn spec(waves: &[&str]) -> RolloutSpec {
         waves: waves.iter().map(|size| wave(size)).collect(),
         limits: Limits::default(),
         watch: WatchPolicy::default(),
+        delivery: DeliveryPolicy::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::ids::Digest;
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::WatchPolicy;
+use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
 use proptest::prelude::*;
 
 use crate::device::reference;
@@ -124,6 +124,7 @@ impl Scenario {
             waves,
             limits,
             watch: WatchPolicy::default(),
+            delivery: DeliveryPolicy::default(),
         };
         let bundle = BundleFacts {
             manifest: self.bundle(),

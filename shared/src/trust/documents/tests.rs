@@ -52,6 +52,7 @@ fn assignment(expires_ms: u64) -> Assignment {
         issued_at_ms: 0,
         expires_ms,
         watch: WatchPolicy::default(),
+        delivery: DeliveryPolicy::default(),
     }
 }
 
