@@ -333,6 +333,8 @@ impl Base {
         let data_dir: PathBuf = self.config.data_dir.clone();
         let (trust, alarms) = TrustStore::open(&data_dir, identity.root_sha256, self.time.clone())?;
         alarms.iter().for_each(|alarm| self.outbox.alarm(alarm));
+        let (gate, alarm) = Gate::new(&self.config.delivery);
+        alarm.iter().for_each(|alarm| self.outbox.alarm(alarm));
         let (inbox, input) = std::sync::mpsc::sync_channel(INBOX);
         let (ask, requests) = mpsc::channel(REQUESTS);
         let state = LinkState::default();
@@ -347,7 +349,7 @@ impl Base {
             starts: self.boot.starts,
             chunk_timeout_ms: self.config.broker.chunk_timeout_ms,
             disk_allowed_bytes: self.config.storage.max_bytes,
-            gate: Gate::new(&self.config.delivery),
+            gate,
             link: state.clone(),
             requests: ask,
             renew: Arc::clone(&self.renew),

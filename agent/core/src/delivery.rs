@@ -3,7 +3,7 @@
 //! Three things hold a download back: a cap on bytes per second, quiet hours, and a link that costs by the byte. The device's
 //! configuration says what applies to it; a rollout can lower the cap, wait for a free link or use a metered one, and go ahead in
 //! quiet hours. What is on the device already is never held back by any of them: a rollback to the bundle in the other slot
-//! asks for nothing.
+//! asks for nothing. Nor do quiet hours hold back what a device that serves nothing lacks of its committed bundle.
 
 use muster_shared::limits::CHUNK_BYTES;
 use muster_shared::messages::HeldBack;

@@ -470,6 +470,7 @@ fn a_committed_bundle_whose_files_rot_is_replaced_by_the_one_before_or_fetched_a
         have.insert(chunk);
     }
     assert_eq!(alone.record().slots.get(pointer.slot).unwrap().have, have);
+    assert!(alone.record().update.as_ref().unwrap().delivery.ignore_quiet_hours, "nothing serves meanwhile");
 
     world.happens(offer(2, Some(1), true), None);
     world.runs_to_the_end();

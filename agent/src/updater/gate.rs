@@ -39,16 +39,18 @@ pub(super) struct Asking {
 }
 
 impl Gate {
-    /// A gate as configured.
-    pub(crate) fn new(config: &DeliveryConfig) -> Self {
-        Self {
+    /// A gate as configured, and what an operator should know of that.
+    pub(crate) fn new(config: &DeliveryConfig) -> (Self, Option<String>) {
+        let (zone, alarm) = zone(config.time_zone.as_deref());
+        let gate = Self {
             rules: config.rules(),
-            zone: zone(config.time_zone.as_deref()),
+            zone,
             metered: Metered::new(config),
             spent: Spent::nothing(0),
             under_way: BTreeMap::new(),
             held_back: None,
-        }
+        };
+        (gate, alarm)
     }
 
     /// How many of `wanted`, which are not none, may be asked for now: they are accounted for. Otherwise, when to look again.
@@ -111,12 +113,16 @@ impl Gate {
 
 /// The zone named, or else the device's own. One that is not known here is taken for UTC: a device without tables of zones has to
 /// serve all the same.
-fn zone(name: Option<&str>) -> TimeZone {
-    let Some(name) = name else { return TimeZone::system() };
-    TimeZone::get(name).unwrap_or_else(|error| {
-        tracing::error!(zone = name, %error, "this device does not know the time zone: quiet hours are taken in UTC");
-        TimeZone::UTC
-    })
+fn zone(name: Option<&str>) -> (TimeZone, Option<String>) {
+    let Some(name) = name else { return (TimeZone::system(), None) };
+    match TimeZone::get(name) {
+        Ok(zone) => (zone, None),
+        Err(error) => {
+            let alarm =
+                format!("delivery.time-zone {name:?} is not known here: quiet hours are taken in UTC ({error})");
+            (TimeZone::UTC, Some(alarm))
+        }
+    }
 }
 
 fn minute_of_day(zone: &TimeZone) -> Option<u16> {
@@ -133,7 +139,7 @@ mod tests {
     use super::*;
 
     fn gate(rules: Rules) -> Gate {
-        Gate { rules, zone: TimeZone::UTC, ..Gate::new(&DeliveryConfig::default()) }
+        Gate { rules, zone: TimeZone::UTC, ..Gate::new(&DeliveryConfig::default()).0 }
     }
 
     fn asking(now_ms: u64) -> Asking {
@@ -168,6 +174,9 @@ mod tests {
         assert_eq!((gate.admit(&[(0, 10)], &lost), gate.held_back()), (Ok(1), None));
         gate.zone = TimeZone::fixed(jiff::tz::offset(12));
         assert_eq!(gate.admit(&[(1, 10)], &asking(0)), Ok(1));
-        assert!(zone(Some("Nowhere/Land")) == TimeZone::UTC);
+
+        let config = DeliveryConfig { time_zone: Some("Nowhere/Land".into()), ..DeliveryConfig::default() };
+        let (gate, alarm) = Gate::new(&config);
+        assert!(gate.zone == TimeZone::UTC && alarm.is_some_and(|text| text.contains("\"Nowhere/Land\"")));
     }
 }

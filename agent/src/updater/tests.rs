@@ -114,7 +114,7 @@ impl Rig {
             starts: 1,
             chunk_timeout_ms: 30_000,
             disk_allowed_bytes,
-            gate: Gate::new(&DeliveryConfig { metered: MeteredSetting::No, ..DeliveryConfig::default() }),
+            gate: Gate::new(&DeliveryConfig { metered: MeteredSetting::No, ..DeliveryConfig::default() }).0,
             link,
             requests: ask,
             renew: Arc::default(),

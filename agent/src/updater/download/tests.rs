@@ -13,7 +13,7 @@ use crate::tiny_disk::TinyDisk;
 
 /// A gate through which everything passes.
 fn free() -> Gate {
-    Gate::new(&DeliveryConfig { metered: MeteredSetting::No, ..DeliveryConfig::default() })
+    Gate::new(&DeliveryConfig { metered: MeteredSetting::No, ..DeliveryConfig::default() }).0
 }
 
 fn at(now_ms: u64) -> Asking {
@@ -190,7 +190,7 @@ fn a_bundle_before_that_has_rotted_costs_what_it_would_have_saved_and_no_more() 
 #[test]
 fn what_may_not_be_fetched_is_copied_all_the_same_where_it_is_there() {
     let mut bench = bench();
-    let mut metered = Gate::new(&DeliveryConfig { metered: MeteredSetting::Yes, ..DeliveryConfig::default() });
+    let mut metered = Gate::new(&DeliveryConfig { metered: MeteredSetting::Yes, ..DeliveryConfig::default() }).0;
     assert_eq!(bench.download.next(&mut metered, &at(0)).unwrap(), (Step::Flush, 3));
     assert_eq!(bench.download.flush().unwrap(), [0, 1, 2]);
     let (step, copied) = bench.download.next(&mut metered, &at(0)).unwrap();
