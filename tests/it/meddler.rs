@@ -35,9 +35,21 @@ pub(crate) struct Meddler {
     task: tokio::task::JoinHandle<()>,
 }
 
+/// What was done to messages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meddled {
+    /// Delivered twice.
+    pub(crate) repeated: u64,
+    /// Of those, chunks.
+    pub(crate) repeated_chunks: u64,
+    /// Delivered after later ones.
+    pub(crate) overtaken: u64,
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     repeated: AtomicU64,
+    repeated_chunks: AtomicU64,
     overtaken: AtomicU64,
 }
 
@@ -74,9 +86,14 @@ impl Meddler {
         Ok(Self { address, counts, task })
     }
 
-    /// Messages delivered twice, and messages that came after later ones.
-    pub(crate) fn meddled(&self) -> (u64, u64) {
-        (self.counts.repeated.load(Ordering::Relaxed), self.counts.overtaken.load(Ordering::Relaxed))
+    /// What it has done to messages so far.
+    pub(crate) fn meddled(&self) -> Meddled {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Meddled {
+            repeated: read(&self.counts.repeated),
+            repeated_chunks: read(&self.counts.repeated_chunks),
+            overtaken: read(&self.counts.overtaken),
+        }
     }
 }
 
@@ -150,6 +167,7 @@ async fn meddle(
                     own_id = own_id.checked_add(1).unwrap_or(OWN_IDS);
                     copies.push_back(packet.again(own_id));
                     counts.repeated.fetch_add(1, Ordering::Relaxed);
+                    counts.repeated_chunks.fetch_add(u64::from(packet.is_chunk()), Ordering::Relaxed);
                 }
                 if messages.is_multiple_of(4) && held.is_none() {
                     held = Some(packet);
@@ -218,6 +236,12 @@ impl Packet {
     fn packet_id(&self) -> Option<u16> {
         let at = self.id_at()?;
         self.bytes.get(at..at + 2).map(|id| u16::from_be_bytes([id[0], id[1]]))
+    }
+
+    /// Whether a chunk is published.
+    fn is_chunk(&self) -> bool {
+        let topic = self.id_at().and_then(|end| self.bytes.get(self.body_at..end));
+        self.kind() == PUBLISH && topic.is_some_and(|topic| topic.ends_with(b"/down/chunk"))
     }
 
     /// The same message once more, as `id`.

@@ -40,8 +40,7 @@ impl Backoff {
     }
 
     /// The pause after something that did good for `lasted_ms` milliseconds and then failed: as after one more failure, but not
-    /// longer than it lasted. Whoever is cut off every few seconds is at work half of the time, and spreads a fleet out all the same
-    /// when a source dies as soon as it is reached.
+    /// longer than it lasted. So whoever is cut off every few seconds is at work half of the time.
     pub fn cut_off(&mut self, lasted_ms: u64, jitter: u16) -> u64 {
         self.failures = self.failures.min(self.doublings(lasted_ms));
         self.failed(jitter)

@@ -26,8 +26,11 @@ use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::time::{EffectiveTime, Steady, jitter};
 
-/// A connection that lasted this long was a good one: the next pause is short again.
+/// A connection on which the controller was heard and that lasted this long was a good one: the next pause is short again.
 const GOOD_MS: u64 = 10_000;
+/// One that lasted this long was of use: the next pause is not longer than it was. One that was shorter was not: a controller that
+/// fails as soon as it is reached must not have its whole fleet at its door.
+const USEFUL_MS: u64 = 2_000;
 
 /// Something the device was told, besides acknowledgements.
 #[derive(Debug)]
@@ -146,11 +149,16 @@ pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
             Ended::Renewed => continue,
             Ended::Lost(reason) => reason,
         };
-        let lasted_ms = started.now_ms();
-        if lasted_ms >= GOOD_MS {
-            backoff.succeeded();
-        }
-        let pause_ms = if link.did_good { backoff.cut_off(lasted_ms, jitter()) } else { backoff.failed(jitter()) };
+        let pause_ms = match started.now_ms() {
+            // However long it took to fail, it did nobody good.
+            _ if !link.did_good => backoff.failed(jitter()),
+            GOOD_MS.. => {
+                backoff.succeeded();
+                backoff.failed(jitter())
+            }
+            lasted_ms @ USEFUL_MS.. => backoff.cut_off(lasted_ms, jitter()),
+            _ => backoff.failed(jitter()),
+        };
         let device = &link.identity.device;
         // Weeks without a network are one thing that happened, not thousands.
         if told.as_ref() == Some(&reason) {
