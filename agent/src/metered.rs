@@ -35,9 +35,10 @@ impl Metered {
             MeteredSetting::No => false,
             MeteredSetting::Auto if self.interfaces.is_empty() => false,
             MeteredSetting::Auto => {
+                // Below `self`: a hardened service sees nothing else of /proc.
                 let table = |path| fs::read_to_string(path).unwrap_or_default();
-                let interface = of_table(&table("/proc/net/route"), default_of_ipv4)
-                    .or_else(|| of_table(&table("/proc/net/ipv6_route"), default_of_ipv6));
+                let interface = of_table(&table("/proc/self/net/route"), default_of_ipv4)
+                    .or_else(|| of_table(&table("/proc/self/net/ipv6_route"), default_of_ipv6));
                 interface.is_some_and(|name| self.interfaces.iter().any(|pattern| is_meant(pattern, &name)))
             }
         }

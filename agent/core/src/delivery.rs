@@ -272,7 +272,7 @@ mod tests {
         let (rules, mut spent) = (capped(1_000), Spent::nothing(0));
         spent.spend(BURST_BYTES, &rules, &slower, 0);
         let why = None;
-        assert_eq!(decide(&rules, &slower, &spent, &at(0), 50), Decision::Wait { until_ms: 500, why: why.clone() });
+        assert_eq!(decide(&rules, &slower, &spent, &at(0), 50), Decision::Wait { until_ms: 500, why });
         assert_eq!(
             decide(&rules, &DeliveryPolicy::default(), &spent, &at(0), 50),
             Decision::Wait { until_ms: 50, why }
