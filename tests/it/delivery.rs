@@ -80,6 +80,8 @@ async fn ensure_held(fleet: &mut Fleet, id: &str, expected: HeldBack) -> anyhow:
     ensure!(view.waiting.contains(&Waiting::HeldBack { devices }), "{:?}", view.waiting);
     let shown = fleet.operator.run(&["rollout", "show", id]).await?;
     ensure!(shown.contains(&format!("not fetching now: dev-1 ({expected})")), "{shown}");
+    let listed = fleet.operator.run(&["device", "list"]).await?;
+    ensure!(listed.contains(", held back"), "{listed}");
     let shown = fleet.operator.run(&["device", "show", "dev-1"]).await?;
     ensure!(shown.contains(&format!("waiting: {expected}")), "{shown}");
     ensure!(received(fleet).await? == 0.0, "something was fetched all the same");

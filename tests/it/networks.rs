@@ -55,8 +55,8 @@ const QUICK: &str =
     "[broker]\nkeep-alive-s = 5\nreconnect-min-ms = 200\nreconnect-max-ms = 2000\nack-timeout-ms = 2000\n";
 const NOISE_BYTES: usize = 9_000_000;
 const BLOCK_BYTES: usize = 32 * 1024;
-const RECORDS: usize = 240;
-const PIECE_BYTES: usize = 48 * 1024;
+const RECORDS: usize = 220;
+const PIECE_BYTES: usize = 42 * 1024;
 
 /// Blocks of text of which each is like none before, and much shorter on the way.
 fn write_records(path: &Path, blocks: usize) -> anyhow::Result<()> {
@@ -71,7 +71,7 @@ fn write_records(path: &Path, blocks: usize) -> anyhow::Result<()> {
 
 /// More of these, and one piece that nothing makes shorter: at 16 kbit/s it takes longer than brokers wait for an acknowledgement.
 fn write_more_records(path: &Path) -> anyhow::Result<()> {
-    write_records(path, RECORDS + 40)?;
+    write_records(path, RECORDS + 20)?;
     let records = std::fs::read(path)?;
     Ok(std::fs::write(path, [records, fixtures::noise(PIECE_BYTES)].concat())?)
 }

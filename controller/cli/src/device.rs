@@ -63,7 +63,8 @@ fn update_text(report: &StateReport) -> String {
     let update = &report.update;
     let state = output::word(&update.state);
     if update.state == UpdateState::Fetching {
-        format!("{state} {}/{}", update.chunks_done, update.chunks_total)
+        let held = if update.held_back.is_some() { ", held back" } else { "" };
+        format!("{state} {}/{}{held}", update.chunks_done, update.chunks_total)
     } else {
         state
     }

@@ -170,9 +170,12 @@ mod tests {
         let connections = Connections::new(mpsc::channel(1).0);
         let device = DeviceId::new("dev-1").unwrap();
         connections.begin(device.clone(), Id::from(1, ClientId::from_static("dev-1")));
+        assert!(!connections.is_sending(&device));
         assert_eq!(connections.reserve(&device, 6, Bound::Device(10)), Room::Free);
         assert_eq!(connections.reserve(&device, 6, Bound::Device(10)), Room::Full(6));
+        assert!(connections.is_sending(&device));
         connections.release("dev-1", 6);
+        assert!(!connections.is_sending(&device));
         // One message alone may be larger than the bound: it would never go otherwise.
         assert_eq!(connections.reserve(&device, 60, Bound::Device(10)), Room::Free);
         connections.release("dev-1", 1_000);
