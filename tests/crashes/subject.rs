@@ -193,7 +193,7 @@ impl Subject {
     /// Asks the device, and watches it, until `goal` is reached or it has died.
     pub(crate) async fn live(&mut self, goal: Goal) -> anyhow::Result<Stop> {
         let (began, mut looked) = (Instant::now(), None::<Instant>);
-        let mut to_ask = 2 + self.random.below(5);
+        let mut to_ask = 3 + self.random.below(12);
         let mut settling = None::<(u64, Option<u64>)>;
         loop {
             let life = self.life.as_mut().context("nobody lives")?;
@@ -219,7 +219,7 @@ impl Subject {
                         return Ok(Stop::Reached);
                     }
                     settling = None;
-                    to_ask = 2 + self.random.below(5);
+                    to_ask = 3 + self.random.below(12);
                 }
             }
             let answered = self.life.as_ref().is_some_and(|life| life.answered);

@@ -14,6 +14,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::error::{OutboxError, guarded};
+use crate::causes::with_source;
 use crate::files::{self, FileError};
 use crate::resources;
 
@@ -131,7 +132,18 @@ impl Store {
                 let store = guarded(|| Self::try_open(&dir))?;
                 (store, Ledger::new(bounds), 0)
             }
-            other => other?,
+            Err(error) => {
+                // It came back, so it was survived: a system that refuses again and again is no sign against the store.
+                let survived = match openings {
+                    0 => files::remove(&marker),
+                    earlier => files::write_durably(&marker, &vec![b'.'; earlier.min(MAX_OPENINGS)]),
+                };
+                if let Err(error) = survived {
+                    tracing::warn!(error = %with_source(&error), "an opening of the outbox is taken for one that ended the agent");
+                }
+                return Err(error);
+            }
+            Ok(opened) => opened,
         };
         if missing > 0 {
             alarms.push(format!("the outbox {} was damaged: {missing} undelivered messages are lost", dir.display()));

@@ -140,6 +140,21 @@ fn an_outbox_that_lost_its_end_goes_on_behind_what_the_controller_has() {
 }
 
 #[test]
+fn a_store_that_is_refused_over_and_over_is_not_taken_for_a_damaged_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path());
+    first.event(&event("kept")).unwrap();
+    for _ in 0..5 {
+        // The first one has its lock, as a store that could not be closed would.
+        let refused = Outbox::open(folder.path(), BOUNDS, Metrics::new());
+        assert!(refused.lock().trouble.as_ref().is_some_and(|why| why.contains("could not acquire lock")));
+    }
+    drop(first);
+    assert_eq!(events(&open(folder.path()))[0].1, "kept");
+    assert!(!folder.path().join("outbox.damaged").exists());
+}
+
+#[test]
 fn only_the_last_state_waits_and_a_repeat_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let outbox = open(folder.path());
