@@ -420,6 +420,7 @@ mod tests {
             manifest: Some(Digest::of(b"m")),
             bundle: None,
             watch: WatchPolicy::default(),
+            delivery: DeliveryPolicy::default(),
             phase: Phase::Committed,
         };
         let stolen = |generation| Record { generation, update: Some(update(generation)), ..Record::default() };
