@@ -24,8 +24,9 @@ pub(crate) struct Ledger {
     unanswered: u64,
     /// The version of the last answer.
     last: Option<String>,
-    /// Answered in all.
+    /// Answered in all, and how many of these were ever at risk.
     answered: u64,
+    risked: u64,
 }
 
 impl Ledger {
@@ -34,8 +35,10 @@ impl Ledger {
         if let Some(last) = self.last.replace(version.to_owned()).filter(|last| last != version) {
             // It may have been under way when the pointer moved, and such requests wait in a window of their own.
             let before = self.counts.entry(last).or_default();
-            before.at_risk += u64::from(before.open > 0);
-            before.open = before.open.saturating_sub(1);
+            let under_way = before.open.min(1);
+            before.at_risk += under_way;
+            before.open -= under_way;
+            self.risked += under_way;
         }
         self.counts.entry(version.to_owned()).or_default().open += 1;
         self.answered += 1;
@@ -60,6 +63,7 @@ impl Ledger {
     /// The agent died.
     pub(crate) fn died(&mut self) {
         for counts in self.counts.values_mut() {
+            self.risked += counts.open;
             counts.at_risk += std::mem::take(&mut counts.open);
         }
         self.last = None;
@@ -96,8 +100,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Requests answered in all.
-    pub(crate) fn total(&self) -> u64 {
-        self.answered
+    /// Requests answered in all, and how many of these may have been lost.
+    pub(crate) fn total(&self) -> (u64, u64) {
+        (self.answered, self.risked)
     }
 }

@@ -135,8 +135,11 @@ impl Subject {
                 }
             }
         }
-        let requests = self.ledger.total();
-        Ok(format!("{} died {deaths} times in {} updates, and {requests} requests add up", self.id, self.updates))
+        let (requests, risked) = self.ledger.total();
+        Ok(format!(
+            "{} died {deaths} times in {} updates, and {requests} requests add up, {risked} of which were at risk",
+            self.id, self.updates
+        ))
     }
 
     /// Has the next release assigned; gives the rollout and the generation.
