@@ -382,6 +382,20 @@ mod tests {
         assert_eq!(Record::recovered(Barrier::default()), Record::default());
     }
 
+    #[test]
+    fn an_earlier_record_stands_as_far_as_the_barrier_lets_it() {
+        let mut earlier = full();
+        earlier.committed = Some(Pointer { slot: Slot::A, generation: 10 });
+        let barrier = |generation, security_floor| Barrier { generation, security_floor };
+        // Of a later assignment it knows nothing: that one is taken again, and none before it.
+        let held = earlier.clone().held_to(barrier(earlier.generation + 5, 4)).unwrap();
+        assert_eq!((held.generation, held.security_floor), (earlier.generation + 4, 4));
+        assert_eq!((held.committed, held.slots), (earlier.committed, earlier.slots.clone()));
+        assert_eq!(earlier.clone().held_to(Barrier::default()), Some(earlier.clone()));
+        // What it ran has release counter 4.
+        assert_eq!(earlier.held_to(barrier(1, 5)), None);
+    }
+
     /// A record with something of everything in it.
     fn full() -> Record {
         let mut have = ChunkSet::empty(70);
