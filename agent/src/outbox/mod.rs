@@ -310,6 +310,7 @@ impl Outbox {
                 state.close(&error);
             }
         }
+        passing!(AckForgotten);
         self.show(&state);
         self.inner.changed.notify_one();
         true

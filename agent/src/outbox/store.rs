@@ -276,9 +276,7 @@ impl Store {
         for key in std::mem::take(&mut self.unneeded) {
             batch.remove(&key);
         }
-        self.apply(batch)?;
-        passing!(AckForgotten);
-        Ok(())
+        self.apply(batch)
     }
 
     fn apply(&mut self, batch: sled::Batch) -> Result<(), OutboxError> {
