@@ -2,6 +2,9 @@
 //!
 //! A fence is an event that a device reports and the controller acknowledges: what the device, or anybody before it, said to that
 //! controller has been dealt with by then.
+//!
+//! Clients stay connected until others take their place: a subscription made in the very moment in which rmqtt clears away an
+//! earlier connection's can be lost with it.
 
 use std::sync::Arc;
 
@@ -22,6 +25,7 @@ pub(super) struct Embedded<'a> {
     papers: &'a Papers,
     http: reqwest::Client,
     last_sequence: u64,
+    kept: Vec<Client>,
 }
 
 fn name(who: Who) -> &'static str {
@@ -41,7 +45,7 @@ impl<'a> Embedded<'a> {
     pub(super) fn of(fleet: &'a Fleet, papers: &'a Papers) -> anyhow::Result<Self> {
         let ca = reqwest::Certificate::from_pem(&std::fs::read(&fleet.controller.endpoints.ca_file)?)?;
         let http = reqwest::Client::builder().tls_certs_only([ca]).timeout(PATIENCE).build()?;
-        Ok(Self { fleet, papers, http, last_sequence: 0 })
+        Ok(Self { fleet, papers, http, last_sequence: 0, kept: Vec::new() })
     }
 
     fn connect(&self, papers: &Arc<ClientConfig>, hello: &Hello<'_>) -> anyhow::Result<Door> {
@@ -69,6 +73,15 @@ impl<'a> Embedded<'a> {
         let answer = client.subscribe(&(own_down(who) + "+"))?;
         ensure!(answer == Subscription::Granted, "{who:?} may not hear what it is told: {answer:?}");
         Ok(client)
+    }
+
+    /// [`Self::join`] for a device that the broker has cut off.
+    async fn join_again(&self, who: Who) -> anyhow::Result<Client> {
+        wait::until("the controller has seen the end of the connection", PATIENCE, async || {
+            Ok((!self.fleet.operator.device(name(who)).await?.online).then_some(()))
+        })
+        .await?;
+        self.join(who)
     }
 
     /// What the device heard until the controller has dealt with everything that was said to it before.
@@ -114,7 +127,7 @@ impl<'a> Embedded<'a> {
             Deed::PublishRetained(topic) => self.judge_publish(case.who, topic, words, true).await.map(Some),
             Deed::Will(topic) => self.judge_will(case, &papers, (topic, words, false)).await.map(Some),
             Deed::WillRetained(topic) => self.judge_will(case, &papers, (topic, words, true)).await.map(Some),
-            Deed::Subscribe { filter, .. } => self.judge_subscribe(case, filter).map(Some),
+            Deed::Subscribe { filter, .. } => self.judge_subscribe(case, filter).await.map(Some),
         }
     }
 
@@ -127,6 +140,7 @@ impl<'a> Embedded<'a> {
         }
         // Nor was its own connection the price.
         self.fence(case.who, &mut own)?;
+        self.kept.extend([own, other]);
         Ok(false)
     }
 
@@ -134,7 +148,7 @@ impl<'a> Embedded<'a> {
         let (mut own, mut other) = (self.join(who)?, self.join(neighbour(who))?);
         let before = self.taken_in().await?;
         if !own.publish(topic, words, retain)? {
-            own = self.join(who)?;
+            own = self.join_again(who).await?;
         }
         let mut heard = self.fence(who, &mut own)?;
         heard.extend(self.fence(neighbour(who), &mut other)?);
@@ -144,8 +158,10 @@ impl<'a> Embedded<'a> {
             for device in [who, neighbour(who)] {
                 let mut late = self.join(device)?;
                 heard.extend(self.fence(device, &mut late)?);
+                self.kept.push(late);
             }
         }
+        self.kept.extend([own, other]);
         Ok(taken_in > 0 || heard.iter().any(|message| message.payload == words))
     }
 
@@ -167,21 +183,24 @@ impl<'a> Embedded<'a> {
         wait::until("the will is heard", PATIENCE, async || Ok((self.taken_in().await? > before).then_some(true))).await
     }
 
-    fn judge_subscribe(&mut self, case: &Case, filter: &str) -> anyhow::Result<bool> {
+    async fn judge_subscribe(&mut self, case: &Case, filter: &str) -> anyhow::Result<bool> {
         if case.outcome == Outcome::Allowed {
             // By this filter alone, the answer to its event reaches the device.
             let mut own = self.let_in(case.who)?;
             let granted = own.subscribe(filter)? == Subscription::Granted;
-            return Ok(granted && self.fence(case.who, &mut own).is_ok());
+            let heard = granted && self.fence(case.who, &mut own).is_ok();
+            self.kept.push(own);
+            return Ok(heard);
         }
         let (mut own, mut other) = (self.join(case.who)?, self.join(neighbour(case.who))?);
         let answer = own.subscribe(filter)?;
         // Now each of them says something, and is told something.
         self.fence(neighbour(case.who), &mut other)?;
         if answer == Subscription::Closed {
-            own = self.join(case.who)?;
+            own = self.join_again(case.who).await?;
         }
         let heard = self.fence(case.who, &mut own)?;
+        self.kept.extend([own, other]);
         let foreign = heard.iter().any(|message| !message.topic.starts_with(&own_down(case.who)));
         Ok(answer == Subscription::Granted || foreign)
     }

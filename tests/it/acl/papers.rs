@@ -96,20 +96,24 @@ const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prim
 
 /// Makes the controller's certificate for an outside broker with the CA's own key.
 fn controllers(folder: &Path, ca: &Path) -> anyhow::Result<()> {
-    let subject = format!("/CN={}", Who::Controller.certificate().common_name);
-    let request = ["req", "-new", "-subj", &subject, "-keyout", "controller.key", "-out", "controller.csr"];
-    openssl(folder, &[&request[..], &NEW_KEY].concat())?;
-    std::fs::write(folder.join("usage"), "extendedKeyUsage=clientAuth\n")?;
-    let (ca, ca_key) = (ca.display().to_string(), ca.with_extension("key").display().to_string());
-    let sign =
-        ["x509", "-req", "-in", "controller.csr", "-CA", &ca, "-CAkey", &ca_key, "-set_serial", "2", "-days", "1"];
-    openssl(folder, &[&sign[..], &["-extfile", "usage", "-out", "controller.pem"]].concat())
-        .context("the controller's certificate")
+    signed(folder, "controller", Who::Controller.certificate().common_name, ca).context("the controller's certificate")
 }
 
-/// Makes a certificate that bears a device's name and that nobody signed but its own key.
+/// Makes a certificate that bears a device's name, of an authority that bears the name of ours.
 fn strangers(folder: &Path) -> anyhow::Result<()> {
-    let subject = format!("/CN={}", Who::Stranger.certificate().common_name);
-    let own = ["req", "-x509", "-days", "1", "-subj", &subject, "-keyout", "stranger.key", "-out", "stranger.pem"];
-    openssl(folder, &[&own[..], &NEW_KEY].concat())
+    let own =
+        ["req", "-x509", "-days", "1", "-subj", "/CN=Muster CA", "-keyout", "other-ca.key", "-out", "other-ca.pem"];
+    openssl(folder, &[&own[..], &NEW_KEY].concat())?;
+    signed(folder, "stranger", Who::Stranger.certificate().common_name, &folder.join("other-ca.pem"))
+}
+
+/// Makes `name.key`, and `name.pem` signed by the authority whose certificate is `ca`.
+fn signed(folder: &Path, name: &str, common_name: &str, ca: &Path) -> anyhow::Result<()> {
+    let (subject, key, request) = (format!("/CN={common_name}"), format!("{name}.key"), format!("{name}.csr"));
+    let ask = ["req", "-new", "-subj", &subject, "-keyout", &key, "-out", &request];
+    openssl(folder, &[&ask[..], &NEW_KEY].concat())?;
+    std::fs::write(folder.join("usage"), "extendedKeyUsage=clientAuth\n")?;
+    let (ca, ca_key) = (ca.display().to_string(), ca.with_extension("key").display().to_string());
+    let sign = ["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-set_serial", "2", "-days", "1"];
+    openssl(folder, &[&sign[..], &["-extfile", "usage", "-out", &format!("{name}.pem")]].concat())
 }
