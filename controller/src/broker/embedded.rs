@@ -65,6 +65,14 @@ pub(crate) async fn start_embedded(
     files: TlsFiles,
     admit: Arc<dyn Admit>,
 ) -> Result<Started, BrokerError> {
+    start(config, files, admit).await.map(|(started, _)| started)
+}
+
+async fn start(
+    config: &BrokerConfig,
+    files: TlsFiles,
+    admit: Arc<dyn Admit>,
+) -> Result<(Started, ServerContext), BrokerError> {
     let address = config.listen;
     let max_sessions = isize::try_from(config.max_connections).unwrap_or(isize::MAX);
     // The processor check would refuse devices whenever the machine is busy with anything.
@@ -84,9 +92,9 @@ pub(crate) async fn start_embedded(
     let listener = listening.listener(address, &files)?;
     let local_addr = listener.local_addr().map_err(|error| BrokerError::Bind { address, source: into_io(error) })?;
     let (reload, reloads) = mpsc::channel(1);
-    let broker = Embedded { scx, connections: gate.connections.clone(), reload };
+    let broker = Embedded { scx: scx.clone(), connections: gate.connections.clone(), reload };
     let task = tokio::spawn(listening.run(listener, local_addr, files, reloads));
-    Ok(Started { broker: Arc::new(broker), events, room, local_addr, task })
+    Ok((Started { broker: Arc::new(broker), events, room, local_addr, task }, scx))
 }
 
 fn into_io(error: rmqtt::net::Error) -> std::io::Error {
@@ -105,10 +113,23 @@ fn bound(topic: &Topic) -> Bound {
     }
 }
 
+#[derive(Clone)]
 struct Embedded {
     scx: ServerContext,
     connections: Connections,
     reload: mpsc::Sender<Reload>,
+}
+
+impl Embedded {
+    /// Cuts off a device that has subscribed to everything and was not found among those who hear it: rmqtt has lost the subscription, see
+    /// [`gate`]. It comes back and subscribes again.
+    fn wake_up_the_deaf(&self, device: &DeviceId) {
+        if self.connections.listens(device) {
+            tracing::warn!(%device, "the device's subscription was lost: it is cut off, to make it again");
+            let (broker, device) = (self.clone(), device.clone());
+            tokio::spawn(async move { broker.disconnect(&device).await });
+        }
+    }
 }
 
 #[async_trait]
@@ -143,6 +164,7 @@ impl Broker for Embedded {
             Ok(receivers) => {
                 if receivers == 0 {
                     self.connections.release(topic.device.as_str(), bytes);
+                    self.wake_up_the_deaf(&topic.device);
                 }
                 Ok(())
             }

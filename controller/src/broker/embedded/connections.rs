@@ -27,6 +27,8 @@ struct Connection {
     id: Id,
     unacknowledged_bytes: usize,
     refusals: u64,
+    /// It has subscribed to everything it may be told.
+    listens: bool,
 }
 
 /// How much may be on its way.
@@ -63,7 +65,8 @@ impl Connections {
     /// From now on this is the device's connection.
     pub(super) fn begin(&self, device: DeviceId, id: Id) {
         let mut inner = self.lock();
-        let before = inner.by_device.insert(device, Connection { id, unacknowledged_bytes: 0, refusals: 0 });
+        let before =
+            inner.by_device.insert(device, Connection { id, unacknowledged_bytes: 0, refusals: 0, listens: false });
         inner.forget(before);
     }
 
@@ -81,6 +84,18 @@ impl Connections {
     /// Whether this is the device's connection.
     pub(super) fn is_current(&self, device: &DeviceId, id: &Id) -> bool {
         self.lock().by_device.get(device).is_some_and(|connection| connection.id == *id)
+    }
+
+    /// This connection of the device hears everything from now on.
+    pub(super) fn set_listens(&self, device: &DeviceId, id: &Id) {
+        if let Some(connection) = self.lock().by_device.get_mut(device).filter(|connection| connection.id == *id) {
+            connection.listens = true;
+        }
+    }
+
+    /// Whether the device should hear whatever it is told.
+    pub(super) fn listens(&self, device: &DeviceId) -> bool {
+        self.lock().by_device.get(device).is_some_and(|connection| connection.listens)
     }
 
     /// Counts something the device was refused. Gives the count whenever it has doubled, which is worth a line in the

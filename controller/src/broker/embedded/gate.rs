@@ -6,6 +6,8 @@
 //! - A will passes only `MessagePublish`, so it is checked already when the device connects, and again when it fires.
 //! - Subscriptions of a resumed session are not checked again, and what waits in a session counts nowhere once its connection is
 //!   over. So no session outlives its connection: who asks for that is refused.
+//! - The subscriptions of a connection that has ended are cleared away after everybody has been told of the end, in steps between which
+//!   one that the device makes anew can be lost. `super` finds that out when it has something to tell the device.
 //! - When a device connects twice, the events of the older connection may come after those of the newer one; each is
 //!   held against the connection that counts now.
 
@@ -193,8 +195,11 @@ impl Handler for Gate {
             Parameter::ClientSubscribeCheckAcl(session, subscribe) => {
                 (false, Some(HookResult::SubscribeAclResult(self.may_subscribe(session, subscribe))))
             }
-            Parameter::SessionSubscribed(session, _) => {
+            Parameter::SessionSubscribed(session, subscribe) => {
                 if let Some(device) = device_of(session) {
+                    if *subscribe.topic_filter == *Topic::down_filter(&device) {
+                        self.connections.set_listens(&device, &session.id);
+                    }
                     self.tell(BrokerEvent::Subscribed(device)).await;
                 }
                 (true, result)

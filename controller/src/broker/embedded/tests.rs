@@ -229,6 +229,7 @@ fn net_parts(net: &Net) -> Net {
         admit: Arc::default(),
         issuer: authority().0,
         ca_pem: net.ca_pem.clone(),
+        scx: net.scx.clone(),
         _folder: tempfile::tempdir().unwrap(),
     }
 }
@@ -285,6 +286,24 @@ async fn a_second_connection_takes_the_place_of_the_first() {
     second.say("dev-1", "here").await;
     assert_eq!(net.event().await, said("dev-1", "here"));
     assert_eq!(net.started.broker.connected(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_whose_subscription_is_lost_is_made_to_subscribe_again() {
+    let mut net = Net::start().await;
+    let mut client = net.join("dev-1").await;
+    let filter = Topic::down_filter(&device("dev-1"));
+    let router = net.scx.extends.router().await;
+    let id = router.relations().get(filter.as_str()).unwrap().values().next().unwrap().0.clone();
+    assert!(router.remove(&filter, id).await.unwrap());
+    drop(router);
+    net.tell("dev-1", "lost").await;
+    client.lost().await;
+    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("dev-1")));
+    let mut client = net.connect_again(|| net.options("dev-1")).await;
+    assert_eq!(client.subscribe(&filter).await, [true]);
+    net.tell("dev-1", "heard").await;
+    assert_eq!(client.message().await.1, Bytes::from_static(b"heard"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::limits::MAX_PACKET_BYTES;
 use muster_shared::topics::{Down, Topic, Up};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rmqtt::context::ServerContext;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, MqttOptions, Outgoing, Packet, QoS as ClientQoS,
     SubscribeReasonCode, TlsConfiguration, Transport,
@@ -22,7 +23,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::broker::embedded::start_embedded;
+use crate::broker::embedded::start;
 use crate::broker::{Admit, BrokerEvent, Started, TlsFiles};
 use crate::config::BrokerConfig;
 
@@ -60,6 +61,7 @@ pub(super) struct Net {
     pub(super) admit: Arc<Everybody>,
     pub(super) issuer: Issuer<'static, KeyPair>,
     pub(super) ca_pem: String,
+    pub(super) scx: ServerContext,
     pub(super) _folder: TempDir,
 }
 
@@ -106,8 +108,8 @@ impl Net {
         let admit = Arc::new(Everybody::default());
         let mut config = config(loopback(0));
         change(&mut config);
-        let started = start_embedded(&config, files, Arc::clone(&admit) as Arc<dyn Admit>).await.unwrap();
-        Self { started, admit, issuer, ca_pem, _folder: folder }
+        let (started, scx) = start(&config, files, Arc::clone(&admit) as Arc<dyn Admit>).await.unwrap();
+        Self { started, admit, issuer, ca_pem, scx, _folder: folder }
     }
 
     pub(super) fn tls(&self, common_name: Option<&str>) -> Transport {
