@@ -190,6 +190,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                 answered = acks;
                 resend.answered(outbox, now_ms);
             }
+            resend.silent(outbox, now_ms);
             if let Some(until_ms) = farewell_ms
                 && (outbox.is_empty() || now_ms >= until_ms)
             {
@@ -231,11 +232,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                     renew_by_ms = Some(now_ms + crate::time::millis(QUIET));
                 }
                 () = outbox.changed() => {}
-                () = tokio::time::sleep(wake_in) => {
-                    if resend.deadline_ms().is_some_and(|at| at <= clock.now_ms()) {
-                        resend.silent(outbox);
-                    }
-                }
+                () = tokio::time::sleep(wake_in) => {}
             }
         }
         let is_renewing = shared.is_renewing.load(Ordering::Relaxed);

@@ -1,7 +1,8 @@
-//! Which message of the outbox goes next on this connection, and when all of them go again.
+//! Which message of the outbox goes next on this connection, and when which of them go again.
 //!
-//! Messages go in the order of their streams. At most [`UNANSWERED`] go without a sign of life from the controller; when none
-//! comes for a while, everything unacknowledged goes again from the oldest on, at longer and longer intervals.
+//! Messages go in the order of their streams. At most [`UNANSWERED`] go without a sign of life from the controller. It takes the messages
+//! of a stream in their order only, so where one was overtaken on the way, all after it are in vain: a stream of which nothing is acknowledged
+//! for a while goes again from its oldest message on, at longer and longer intervals, whatever comes of the others.
 
 use std::collections::BTreeMap;
 
@@ -18,16 +19,25 @@ const ORDER: [Stream; 4] = [Stream::Event, Stream::State, Stream::Telemetry, Str
 
 #[derive(Debug)]
 pub(super) struct Resend {
-    sent: BTreeMap<Stream, u64>,
+    sent: BTreeMap<Stream, Sent>,
     unanswered: u32,
     first_wait_ms: u64,
+}
+
+/// What has gone of one stream.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    /// The last message that went.
+    last: u64,
+    /// The oldest that waited when something was last heard of the stream.
+    oldest: u64,
     wait_ms: u64,
     deadline_ms: Option<u64>,
 }
 
 impl Resend {
     pub(super) fn new(wait_ms: u64) -> Self {
-        Self { sent: BTreeMap::new(), unanswered: 0, first_wait_ms: wait_ms, wait_ms, deadline_ms: None }
+        Self { sent: BTreeMap::new(), unanswered: 0, first_wait_ms: wait_ms }
     }
 
     /// The message to send now, of those whose streams are not `deferred`.
@@ -38,33 +48,48 @@ impl Resend {
         let next = ORDER
             .into_iter()
             .filter(|stream| !deferred.contains(stream))
-            .find_map(|stream| outbox.next_after(stream, self.sent.get(&stream).copied().unwrap_or_default()))?;
-        self.sent.insert(next.stream, next.sequence);
+            .find_map(|stream| outbox.next_after(stream, self.sent.get(&stream).map_or(0, |sent| sent.last)))?;
+        let new = Sent { last: 0, oldest: next.sequence, wait_ms: self.first_wait_ms, deadline_ms: None };
+        let sent = self.sent.entry(next.stream).or_insert(new);
+        sent.last = next.sequence;
+        sent.deadline_ms.get_or_insert(now_ms.saturating_add(sent.wait_ms));
         self.unanswered += 1;
-        let wait_ms = self.wait_ms;
-        self.deadline_ms.get_or_insert_with(|| now_ms.saturating_add(wait_ms));
         Some(next)
     }
 
     /// The controller acknowledged something.
     pub(super) fn answered(&mut self, outbox: &Outbox, now_ms: u64) {
         self.unanswered = 0;
-        self.wait_ms = self.first_wait_ms;
-        self.deadline_ms = (!outbox.is_empty()).then(|| now_ms.saturating_add(self.wait_ms));
+        for (stream, sent) in &mut self.sent {
+            match outbox.oldest(*stream) {
+                Some(oldest) if oldest <= sent.oldest => {}
+                oldest => {
+                    sent.oldest = oldest.unwrap_or(sent.last);
+                    sent.wait_ms = self.first_wait_ms;
+                    let waits = oldest.is_some_and(|oldest| oldest <= sent.last);
+                    sent.deadline_ms = waits.then(|| now_ms.saturating_add(sent.wait_ms));
+                }
+            }
+        }
     }
 
-    /// When to look whether the controller is silent.
+    /// When to look whether the controller is silent about a stream.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        self.deadline_ms
+        self.sent.values().filter_map(|sent| sent.deadline_ms).min()
     }
 
-    /// It was silent until then: everything goes again, unless all has been answered.
-    pub(super) fn silent(&mut self, outbox: &Outbox) {
-        self.deadline_ms = None;
-        if !outbox.is_empty() {
-            self.sent.clear();
-            self.unanswered = 0;
-            self.wait_ms = self.wait_ms.saturating_mul(2).min(self.first_wait_ms.saturating_mul(LONGEST_WAIT));
+    /// It is `now_ms`: streams about which the controller has been silent too long go again, unless all has been answered.
+    pub(super) fn silent(&mut self, outbox: &Outbox, now_ms: u64) {
+        for (stream, sent) in &mut self.sent {
+            if sent.deadline_ms.is_none_or(|at_ms| at_ms > now_ms) {
+                continue;
+            }
+            sent.deadline_ms = None;
+            if outbox.oldest(*stream).is_some() {
+                sent.last = 0;
+                sent.wait_ms = sent.wait_ms.saturating_mul(2).min(self.first_wait_ms.saturating_mul(LONGEST_WAIT));
+                self.unanswered = 0;
+            }
         }
     }
 }
@@ -100,7 +125,7 @@ mod tests {
         assert_eq!(drain(&mut resend, &outbox, 5), all);
         assert_eq!(resend.deadline_ms(), Some(105));
         assert!(drain(&mut resend, &outbox, 50).is_empty());
-        resend.silent(&outbox);
+        resend.silent(&outbox, 105);
         assert_eq!(drain(&mut resend, &outbox, 105), all);
         assert_eq!(resend.deadline_ms(), Some(305), "each wait is longer");
 
@@ -108,9 +133,38 @@ mod tests {
         let Position { epoch, .. } = serde_json::from_slice::<Sequenced<DeviceEvent>>(&first.payload).unwrap().position;
         assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 1 }));
         resend.answered(&outbox, 110);
-        assert_eq!(resend.deadline_ms(), Some(210));
-        resend.silent(&outbox);
-        assert_eq!(drain(&mut resend, &outbox, 210), all[1..]);
+        assert_eq!(resend.deadline_ms(), Some(210), "there was news of the events");
+        resend.silent(&outbox, 210);
+        assert_eq!(drain(&mut resend, &outbox, 210), all[1..2]);
+        resend.silent(&outbox, 305);
+        assert_eq!(drain(&mut resend, &outbox, 305), all[2..], "and none of the state");
+    }
+
+    /// One message was overtaken, so the controller waits for it, and says so again and again.
+    #[test]
+    fn a_stream_that_stands_still_goes_again_however_much_is_heard_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path(), Bounds { max_bytes: 1 << 20, max_events: 1_000 }, Metrics::new());
+        let mut resend = Resend::new(100);
+        outbox.event(&event(1)).unwrap();
+        outbox.event(&event(2)).unwrap();
+        assert_eq!(drain(&mut resend, &outbox, 0).len(), 2);
+        let mut again = Vec::new();
+        for now_ms in (10..=120).step_by(10) {
+            // The state is told and acknowledged all the time.
+            outbox.state(&StateReport { starts: now_ms, ..StateReport::default() });
+            let state = drain(&mut resend, &outbox, now_ms);
+            again.extend(state.iter().filter(|(stream, _)| *stream == Stream::Event).copied());
+            let (_, sequence) = *state.last().unwrap();
+            let payload = outbox.next_after(Stream::State, sequence - 1).unwrap().payload;
+            let Position { epoch, .. } = serde_json::from_slice::<Sequenced<StateReport>>(&payload).unwrap().position;
+            assert!(outbox.acknowledged(&Ack { stream: Stream::State, epoch, sequence }));
+            resend.answered(&outbox, now_ms);
+            if resend.deadline_ms().is_some_and(|at_ms| at_ms <= now_ms) {
+                resend.silent(&outbox, now_ms);
+            }
+        }
+        assert_eq!(again, [(Stream::Event, 1), (Stream::Event, 2)]);
     }
 
     #[test]

@@ -287,6 +287,11 @@ impl Outbox {
         }
     }
 
+    /// The oldest message of `stream` that waits.
+    pub(crate) fn oldest(&self, stream: Stream) -> Option<u64> {
+        self.lock().open.as_ref()?.ledger.next_after(stream, 0)
+    }
+
     /// Forgets what the controller has stored; true when that was news.
     pub(crate) fn acknowledged(&self, ack: &Ack) -> bool {
         let mut state = self.lock();
