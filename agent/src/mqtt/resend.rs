@@ -52,7 +52,8 @@ impl Resend {
         let new = Sent { last: 0, oldest: next.sequence, wait_ms: self.first_wait_ms, deadline_ms: None };
         let sent = self.sent.entry(next.stream).or_insert(new);
         sent.last = next.sequence;
-        sent.deadline_ms.get_or_insert(now_ms.saturating_add(sent.wait_ms));
+        let wait_ms = sent.wait_ms;
+        sent.deadline_ms.get_or_insert_with(|| now_ms.saturating_add(wait_ms));
         self.unanswered += 1;
         Some(next)
     }
