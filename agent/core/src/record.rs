@@ -386,12 +386,15 @@ mod tests {
     fn an_earlier_record_stands_as_far_as_the_barrier_lets_it() {
         let mut earlier = full();
         earlier.committed = Some(Pointer { slot: Slot::A, generation: 10 });
-        let barrier = |generation, security_floor| Barrier { generation, security_floor };
+        let barrier = |generation, security_floor| Barrier { generation, director_epoch: 3, security_floor };
         // Of a later assignment it knows nothing: that one is taken again, and none before it.
         let held = earlier.clone().held_to(barrier(earlier.generation + 5, 4)).unwrap();
         assert_eq!((held.generation, held.security_floor), (earlier.generation + 4, 4));
         assert_eq!((held.committed, held.slots), (earlier.committed, earlier.slots.clone()));
         assert_eq!(earlier.clone().held_to(Barrier::default()), Some(earlier.clone()));
+        // Another director has signed since: that one's generations count, however low they are.
+        let later = earlier.clone().held_to(Barrier { generation: 2, director_epoch: 4, security_floor: 0 }).unwrap();
+        assert_eq!((later.generation, later.director_epoch), (1, 4));
         // What it ran has release counter 4.
         assert_eq!(earlier.held_to(barrier(1, 5)), None);
     }
