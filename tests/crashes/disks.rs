@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use muster_tests::fleet::PATIENCE;
 use muster_tests::small_disk::SmallDisk;
 use muster_tests::wait;
@@ -12,7 +12,7 @@ use crate::Outcome;
 use crate::folder::Record;
 use crate::plan::End;
 use crate::stage::{Stage, Taken};
-use crate::subject::{Goal, Stop, Subject};
+use crate::subject::{Goal, Subject};
 
 /// Room for both slots, the outbox and what each of them keeps free.
 const MEBIBYTES: u32 = 48;
@@ -52,7 +52,7 @@ async fn run(
             subject.begin(End::Open)?;
         }
         subject.live(Goal::Answer).await?;
-        let (mut rollout, mut generation) = subject.next_update().await?;
+        let (rollout, generation) = subject.next_update().await?;
         let data = subject.data();
         // Anywhere in the update, and often where chunks are on their way.
         if subject.random.chance(60) {
@@ -84,18 +84,7 @@ async fn run(
         }
         set(disk, false)?;
         subject.begin(End::Open)?;
-        loop {
-            match subject.live(Goal::Committed(generation)).await? {
-                Stop::Reached => break,
-                Stop::Died => bail!("{} died by itself", subject.id),
-                // An update that found no room to begin with has failed, and says so; its operator brings it out again.
-                Stop::GaveUp(_) => {
-                    repeated += 1;
-                    subject.stage.end_rollout(&rollout).await?;
-                    (rollout, generation) = subject.assign_again().await?;
-                }
-            }
-        }
+        let rollout = subject.see_through(rollout, generation, &mut repeated).await?;
         subject.live(Goal::Quiet).await?;
         subject.reckon(true).await?;
         subject.stage.end_rollout(&rollout).await?;

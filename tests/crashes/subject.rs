@@ -154,6 +154,27 @@ impl Subject {
         self.stage.assign(&self.id, VERSIONS[self.at]).await
     }
 
+    /// Lives until it has committed what `rollout` assigned under `generation`. An update that is given up (for want of room, or because what the
+    /// device had is damaged), which it says, is brought out again by its operator; counted in `repeated`. Gives the last rollout.
+    pub(crate) async fn see_through(
+        &mut self,
+        mut rollout: String,
+        mut generation: u64,
+        repeated: &mut usize,
+    ) -> anyhow::Result<String> {
+        loop {
+            match self.live(Goal::Committed(generation)).await? {
+                Stop::Reached => return Ok(rollout),
+                Stop::Died => bail!("{} died by itself", self.id),
+                Stop::GaveUp(_) => {
+                    *repeated += 1;
+                    self.stage.end_rollout(&rollout).await?;
+                    (rollout, generation) = self.assign_again().await?;
+                }
+            }
+        }
+    }
+
     /// Starts the agent.
     pub(crate) fn begin(&mut self, end: End) -> anyhow::Result<()> {
         let mut life = Life::begin(&self.id, &self.stage.fleet.binaries.agent, &self.home, end)?;

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
 use crate::Outcome;
 use crate::folder;
@@ -26,7 +26,7 @@ pub(crate) async fn run(mut subject: Subject, times: u64) -> Outcome {
     // One bundle at a time: a device that has lost both has nothing left to serve.
     let mut whole_from = 0;
     while torn < times {
-        let (mut rollout, mut generation) = subject.next_update().await?;
+        let (rollout, generation) = subject.next_update().await?;
         let deaths = subject.random.below(4);
         for _ in 0..deaths {
             if subject.life.is_none() {
@@ -54,18 +54,7 @@ pub(crate) async fn run(mut subject: Subject, times: u64) -> Outcome {
         if subject.life.is_none() {
             subject.begin(End::Open)?;
         }
-        loop {
-            match subject.live(Goal::Committed(generation)).await? {
-                Stop::Reached => break,
-                Stop::Died => bail!("{} died by itself", subject.id),
-                // Damage to what it ran may have cost it that, which it says; its operator brings it out again.
-                Stop::GaveUp(_) => {
-                    repeated += 1;
-                    subject.stage.end_rollout(&rollout).await?;
-                    (rollout, generation) = subject.assign_again().await?;
-                }
-            }
-        }
+        let rollout = subject.see_through(rollout, generation, &mut repeated).await?;
         subject.live(Goal::Quiet).await?;
         subject.reckon(false).await?;
         subject.stage.end_rollout(&rollout).await?;

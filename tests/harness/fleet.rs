@@ -198,6 +198,18 @@ impl Fleet {
         .await
     }
 
+    /// Cuts the device's link, and waits until the controller has noticed.
+    ///
+    /// # Errors
+    /// When it has no link, or that is not noticed in time.
+    pub async fn cut_off(&mut self, id: &str) -> anyhow::Result<()> {
+        self.device(id)?.link()?.cut();
+        wait::until(&format!("{id} is offline"), PATIENCE, async || {
+            Ok((!self.operator.device(id).await?.online).then_some(()))
+        })
+        .await
+    }
+
     /// Starts a rollout with `args` of `muster rollout create` and gives its id.
     ///
     /// # Errors

@@ -11,24 +11,8 @@ use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::traffic::Traffic;
 use muster_tests::wait;
 
-use crate::stage;
+use crate::stage::{self, EASY};
 
-const EASY: [&str; 14] = [
-    "--soak",
-    "1s",
-    "--max-duration",
-    "20m",
-    "--probation",
-    "1s",
-    "--min-reports",
-    "1",
-    "--min-requests",
-    "1",
-    "--max-latency-p99-ratio",
-    "100000",
-    "--max-prediction-psi",
-    "1000",
-];
 const CAP_BYTES_PER_S: u64 = 150_000;
 
 /// One device with these lines in its section `[delivery]`.

@@ -291,11 +291,7 @@ fn the_authority_is_replaced_under_a_running_fleet_and_its_certificates_count_no
         let old_ca = fleet.controller.endpoints.ca_file.clone();
         let (old_pem, kept) = (std::fs::read(&old_ca)?, folder.join("kept"));
         let late_token = fleet.enrolment_token(1).await?;
-        fleet.device("dev-2")?.link()?.cut();
-        wait::until("dev-2 is offline", PATIENCE, async || {
-            Ok((!fleet.operator.device("dev-2").await?.online).then_some(()))
-        })
-        .await?;
+        fleet.cut_off("dev-2").await?;
 
         let rotated: AuthoritiesView = fleet.operator.json(&["ca", "rotate"]).await?;
         ensure!(rotated.authorities.len() == 2, "{rotated:?}");

@@ -16,11 +16,7 @@ fn a_good_bundle_is_promoted_and_a_bad_one_goes_back() {
         stage::first_version(&fleet, &traffic).await?;
 
         // Cut off before the next rollout begins: it joins when it returns.
-        fleet.device("dev-4")?.link()?.cut();
-        wait::until("dev-4 is offline", PATIENCE, async || {
-            Ok((!fleet.operator.device("dev-4").await?.online).then_some(()))
-        })
-        .await?;
+        fleet.cut_off("dev-4").await?;
         fleet.release_digits("1.1.0").await?;
         let waves = ["--wave", "100%:id=dev-1", "--wave", "100%"];
         let create = [&["--bundle", "digits@1.1.0", "--selector", "*"], &waves[..], &PACE[..]].concat();

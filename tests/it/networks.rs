@@ -18,29 +18,8 @@ use muster_tests::traffic::Traffic;
 use muster_tests::wait;
 
 use crate::meddler::Meddler;
-use crate::stage;
+use crate::stage::{self, EASY};
 
-/// Nothing here is judged, it only has to arrive.
-const EASY: [&str; 18] = [
-    "--soak",
-    "1s",
-    "--max-duration",
-    "20m",
-    "--probation",
-    "1s",
-    "--min-reports",
-    "1",
-    "--min-requests",
-    "1",
-    "--max-latency-p99-ratio",
-    "100000",
-    "--max-prediction-psi",
-    "1000",
-    "--max-error-rate",
-    "1",
-    "--max-failures",
-    "100",
-];
 /// Devices on links over which megabytes come in a while.
 const FAST: [&str; 6] = ["loss", "resets", "stalls", "half-open", "meddled", "away"];
 /// Devices on links over which they do not, and what is wrong with these.

@@ -51,11 +51,7 @@ fn keys_are_replaced_under_a_running_fleet_and_a_dropped_one_installs_nothing_mo
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         // Away for every rotation: on return it has the whole chain to walk.
-        fleet.device("dev-2")?.link()?.cut();
-        wait::until("dev-2 is offline", PATIENCE, async || {
-            Ok((!fleet.operator.device("dev-2").await?.online).then_some(()))
-        })
-        .await?;
+        fleet.cut_off("dev-2").await?;
 
         let keys = folder.join("keys");
         let desk = Desk { fleet: &fleet, keys: keys.clone() };
@@ -123,11 +119,7 @@ fn the_director_key_is_replaced_under_a_running_fleet() {
         let mut fleet = stage::fleet(&binaries, &folder, 2).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
-        fleet.device("dev-2")?.link()?.cut();
-        wait::until("dev-2 is offline", PATIENCE, async || {
-            Ok((!fleet.operator.device("dev-2").await?.online).then_some(()))
-        })
-        .await?;
+        fleet.cut_off("dev-2").await?;
         let desk = Desk { fleet: &fleet, keys: folder.join("keys") };
         let director = desk.path("director-2.pub");
         fleet.operator.run(&["trust", "new-director-key", "--out", &director]).await?;

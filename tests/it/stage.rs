@@ -13,6 +13,28 @@ use muster_tests::wait;
 
 pub(crate) use muster_tests::fleet::PACE;
 
+/// Of a rollout in which nothing is judged: it only has to arrive.
+pub(crate) const EASY: [&str; 18] = [
+    "--soak",
+    "1s",
+    "--max-duration",
+    "20m",
+    "--probation",
+    "1s",
+    "--min-reports",
+    "1",
+    "--min-requests",
+    "1",
+    "--max-latency-p99-ratio",
+    "100000",
+    "--max-prediction-psi",
+    "1000",
+    "--max-error-rate",
+    "1",
+    "--max-failures",
+    "100",
+];
+
 /// Runs `test` in a folder of its own with a runtime of its own.
 pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Binaries, std::path::PathBuf) -> F) {
     // Tests share the process; the first one installs the provider for all.
