@@ -1,6 +1,6 @@
 //! Which chunks are asked for next, and when they are asked for again.
 //!
-//! One window at a time: at most [`CHUNK_WINDOW`] chunks are outstanding, fewer where the line is slow ([`crate::pace`]), and the
+//! One window at a time: at most [`CHUNK_WINDOW`] chunks are outstanding, fewer where the line is slow (`pace`), and the
 //! next ones are asked for once those that came are durable and noted so. Whether the bytes of a chunk are right is checked before it is given here.
 //! One that came out wrong is asked for as it is, after the others: what the device unpacked it with may have rotted.
 

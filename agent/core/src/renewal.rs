@@ -126,7 +126,7 @@ impl Renewal {
     }
 
     /// The controller asks for a renewal: it comes soon, a whole fleet's spread over a thousandth of a life, and not oftener than once in
-    /// [`MOST_ASKED_MS`], whatever the controller says. `jitter` is a random number up to 1,000.
+    /// a minute, whatever the controller says. `jitter` is a random number up to 1,000.
     pub fn asked(&mut self, now: Now, jitter: u16) {
         let spread_ms = share((self.validity.life_ms() / 1_000).min(MOST_ASKED_MS), jitter);
         let asked_ms = now.steady_ms.max(self.not_asked_before_ms).saturating_add(spread_ms);
