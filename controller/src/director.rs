@@ -45,6 +45,8 @@ struct Keys {
     next: Option<SigningKey>,
     /// The root document names the next one beside the current one.
     next_signs: bool,
+    /// The version of the root document followed.
+    root_version: u64,
 }
 
 impl Keys {
@@ -86,7 +88,7 @@ impl Director {
             durable::remove(&next_file)?;
             next = None;
         }
-        Ok(Self { file, next_file, keys: RwLock::new(Keys { current, next, next_signs: false }) })
+        Ok(Self { file, next_file, keys: RwLock::new(Keys { current, next, next_signs: false, root_version: 0 }) })
     }
 
     fn keys(&self) -> RwLockReadGuard<'_, Keys> {
@@ -135,27 +137,39 @@ impl Director {
         if keys.next_signs {
             return Err(DirectorError::InUse);
         }
-        if keys.next.is_none() {
-            return Ok(false);
-        }
+        // Whatever comes of the file: a key that may be gone must not come to sign.
+        let any = keys.next.take().is_some();
         durable::remove(&self.next_file)?;
-        keys.next = None;
-        Ok(true)
+        Ok(any)
     }
 
-    /// Signs with the key that `root` names: with the next one as soon as it is named, and once the current one is not
+    /// The version of the root document followed; 0 before the first.
+    pub(crate) fn root_version(&self) -> u64 {
+        self.keys().root_version
+    }
+
+    /// Signs with the key that `root` names, unless a later one was followed already: with the next one as soon as it is named, and once the current one is not
     /// named any more, the next one takes its place for good. Says whether another key signs now.
     ///
     /// # Errors
     /// [`DirectorError::File`] when that cannot be stored; the right key signs all the same.
     pub(crate) fn follow(&self, root: &TrustedRoot) -> Result<bool, DirectorError> {
         let mut keys = self.keys_to_change();
+        if root.root().version < keys.root_version {
+            return Ok(false);
+        }
+        keys.root_version = root.root().version;
         let before = keys.signing().public();
         keys.next_signs = keys.next.as_ref().is_some_and(|next| lets_sign(root, &next.public()));
         let changed = keys.signing().public() != before;
         if keys.next_signs && !lets_sign(root, &keys.current.public()) {
             // A crash in between leaves two files with the same key, which the next start tidies up.
             let text = Zeroizing::new(durable::read(&self.next_file)?.unwrap_or_default());
+            let stored = read(&self.next_file)?.map(|key| key.public());
+            if stored != keys.next.as_ref().map(SigningKey::public) {
+                // The key in use would be lost with this process, and the one before it with the file.
+                return Err(DirectorError::Damaged(self.next_file.display().to_string()));
+            }
             durable::write(&self.file, &text, Access::Secret)?;
             durable::remove(&self.next_file)?;
             if let Some(next) = keys.next.take() {
@@ -235,8 +249,19 @@ mod tests {
         assert!(matches!(director.discard(), Err(DirectorError::InUse)));
         assert!(director.follow(&named(1, &[&first])).unwrap());
         assert_eq!(director.public(), first);
+        // One that was overtaken counts no more.
+        assert!(
+            !director.follow(&named(3, &[&first])).unwrap() && !director.follow(&named(2, &[&first, &next])).unwrap()
+        );
+        assert_eq!((director.public(), director.root_version()), (first.clone(), 3));
+        // A next key whose file is another's must not take the place of the one there is.
+        let stored = std::fs::read(folder.path().join("director-next.key")).unwrap();
+        std::fs::remove_file(folder.path().join("director-next.key")).unwrap();
+        assert!(matches!(director.follow(&named(4, &[&next])), Err(DirectorError::Damaged(_))));
+        assert_eq!(open().public(), first);
+        std::fs::write(folder.path().join("director-next.key"), stored).unwrap();
         // The next one alone: also when the files say so only in part.
-        assert!(director.follow(&named(1, &[&next])).unwrap());
+        director.follow(&named(4, &[&next])).unwrap();
         assert_eq!((director.public(), director.next_public()), (next.clone(), None));
         std::fs::copy(folder.path().join("director.key"), folder.path().join("director-next.key")).unwrap();
         let again = open();

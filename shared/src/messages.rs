@@ -186,6 +186,10 @@ pub struct StateReport {
     /// When the last assignment ended, in milliseconds since the Unix epoch, if it was not renewed: the device has not heard from the
     /// controller since, or is kept from hearing.
     pub stale_since_ms: Option<u64>,
+    /// The version of the root document it trusts; 0 from agents that do not say.
+    pub root_version: u64,
+    /// What it accepted was signed by a director that the root document names no more: it waits to hear it from the one named now.
+    pub awaits_director: bool,
     /// Facts about the device: `arch`, `os`, `agent-version`, `memory-bytes` and whatever its configuration adds.
     pub attributes: BTreeMap<String, String>,
     /// Telemetry given up for want of space since the outbox was made.

@@ -129,10 +129,9 @@ fn the_director_key_is_replaced_under_a_running_fleet() {
         // The device hears what it shall run once more, from the new key.
         let said_again = async |device: &str| {
             wait::until("the assignment is taken from the new key", PATIENCE, async || {
-                let view = fleet.operator.device(device).await?;
-                let desired = view.desired.as_ref().map(|desired| desired.generation);
-                let reported = view.reported.as_ref().map(|reported| reported.generation);
-                Ok((desired == reported).then_some(()))
+                let reported = fleet.operator.device(device).await?.reported;
+                let taken = reported.is_some_and(|report| report.root_version == 2 && !report.awaits_director);
+                Ok(taken.then_some(()))
             })
             .await
         };

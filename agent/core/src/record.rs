@@ -195,6 +195,12 @@ impl Barrier {
 }
 
 impl Record {
+    /// Whether what was accepted came from those who may not assign any more under `director_epoch`.
+    #[must_use]
+    pub fn awaits_director(&self, director_epoch: u64) -> bool {
+        self.generation > self.generation_under(director_epoch)
+    }
+
     /// The highest generation accepted from those who are trusted to assign under `director_epoch`; 0 when all of it came before.
     #[must_use]
     pub fn generation_under(&self, director_epoch: u64) -> u64 {

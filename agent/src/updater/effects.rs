@@ -140,7 +140,7 @@ impl Updater {
 
     /// Puts the state into the outbox.
     pub(super) fn report(&self) {
-        let record = self.machine.record();
+        let (record, root) = (self.machine.record(), self.parts.trust.root());
         let mut update = record.update_report();
         if let Some(held_back) = self.parts.gate.held_back().filter(|_| update.state == UpdateState::Fetching) {
             update.reason = Some(format!("waiting: {held_back}"));
@@ -148,14 +148,15 @@ impl Updater {
         }
         let report = StateReport {
             reported_at_ms: wall_ms(),
-            // Nothing, as long as it came from those who may not say so any more: the controller then says it again.
-            generation: record.generation_under(self.parts.trust.root().director_epoch()),
+            generation: record.generation,
             update,
             running: self.parts.host.current().map(|model| model.installed()),
             committed: record.committed_bundle(),
             security_floor: record.security_floor,
             freeze_protection: self.parts.trust.protection(),
             stale_since_ms: self.parts.trust.stale_since_ms(),
+            root_version: root.root().version,
+            awaits_director: record.awaits_director(root.director_epoch()),
             attributes: self.parts.attributes.clone(),
             dropped_messages: self.parts.outbox.given_up(),
             starts: self.parts.starts,

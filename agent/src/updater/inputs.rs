@@ -31,13 +31,16 @@ impl Updater {
 
     fn roots(&mut self, delivery: RootDelivery) {
         let before = self.parts.trust.root().director_epoch();
-        match self.parts.trust.extend(delivery.roots) {
-            Ok(true) => tracing::info!(version = self.parts.trust.root().root().version, "root document taken"),
-            Ok(false) => {}
-            Err(error) => self.refuse(0, None, &with_source(&error)),
+        let version = self.parts.trust.root().root().version;
+        if let Err(error) = self.parts.trust.extend(delivery.roots) {
+            self.refuse(0, None, &with_source(&error));
         }
-        if self.parts.trust.root().director_epoch() > before {
+        let root = self.parts.trust.root();
+        if root.director_epoch() > before {
             tracing::info!(device = %self.parts.device, "another key signs assignments; what the one before claimed counts no more");
+        }
+        if root.root().version > version {
+            tracing::info!(version = root.root().version, "root document taken");
             self.report();
         }
     }

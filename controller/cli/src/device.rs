@@ -168,10 +168,8 @@ fn show_text(device: &DeviceView) -> String {
             pairs.extend([
                 ("security floor", report.security_floor.to_string()),
                 ("freeze protection", output::word(&report.freeze_protection)),
-                (
-                    "assignment",
-                    report.stale_since_ms.map_or_else(|| "in date".into(), |at| format!("ended {}", output::time(at))),
-                ),
+                ("assignment", assignment_text(report)),
+                ("root document", or_dash((report.root_version > 0).then(|| report.root_version.to_string()))),
                 ("starts", report.starts.to_string()),
                 ("dropped messages", report.dropped_messages.to_string()),
                 ("attributes", or_dash(Some(joined(&report.attributes, "\n")))),
@@ -179,6 +177,14 @@ fn show_text(device: &DeviceView) -> String {
         }
     }
     output::properties(&pairs)
+}
+
+fn assignment_text(report: &StateReport) -> String {
+    match report.stale_since_ms {
+        _ if report.awaits_director => "waits to hear from the controller's new key".into(),
+        Some(at) => format!("ended {}", output::time(at)),
+        None => "in date".into(),
+    }
 }
 
 /// Does what was asked.

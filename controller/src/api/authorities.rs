@@ -111,14 +111,14 @@ async fn change<T: Send + 'static>(
 ) -> ApiResult<T> {
     let shared = Arc::clone(app);
     let work = move || {
-        let done = work(&shared)?;
+        let done = work(&shared);
         let endpoints = shared.endpoints.with_ca(shared.pki.ca_file());
-        endpoints.write(&Endpoints::path(&shared.config.data_dir))?;
-        Ok::<_, PkiError>(done)
+        // Whatever became of it: what an earlier attempt left undone is done now.
+        endpoints.write(&Endpoints::path(&shared.config.data_dir)).map_err(PkiError::from).and(done)
     };
-    let done = tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))??;
+    let done = tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))?;
     app.broker.reload(app.pki.broker_files()).await.map_err(|error| ApiError::internal(&error))?;
-    Ok(done)
+    Ok(done?)
 }
 
 async fn note(app: &App, actor: String, detail: String) -> ApiResult<()> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use muster_shared::api::{Problem, PushRoot, TrustView};
+use muster_shared::trust::TrustedRoot;
 
 use super::extract::{Admin, Json, Viewer};
 use crate::clock;
@@ -61,7 +62,9 @@ pub(super) async fn push(
     Json(wish): Json<PushRoot>,
 ) -> ApiResult<axum::Json<TrustView>> {
     let current = trust::current(&app.records).await?;
-    if current.as_ref().is_some_and(|root| *root.envelope() == wish.root) {
+    if let Some(root) = current.as_ref().filter(|root| *root.envelope() == wish.root) {
+        // What was left undone when it first came is done now.
+        take_up(&app, root).await?;
         return view(&app).await.map(axum::Json);
     }
     let next = trust::follow(current.as_ref(), wish.root, &app.director.public(), clock::now_ms())?;
@@ -83,15 +86,23 @@ pub(super) async fn push(
         Err(error) => return Err(error.into()),
     }
     tracing::info!(version, signs, "a root document was taken in");
-    if app.director.follow(&next)? {
-        tracing::info!(version, key = %app.director.public().id(), "another director key signs from now on");
+    take_up(&app, &next).await?;
+    view(&app).await.map(axum::Json)
+}
+
+/// Acts on `root`, which is stored: signs with the key it names, and tells devices, of the document before anything that rests on it.
+async fn take_up(app: &App, root: &TrustedRoot) -> ApiResult<()> {
+    let followed = app.director.follow(root);
+    if root.root().version > 1 {
+        executor::announce_roots(app).await?;
+    }
+    if followed? {
+        let (version, key) = (root.root().version, app.director.public().id());
+        tracing::info!(version, %key, "another director key signs from now on");
         app.schedule.forget_issued();
         app.nudge.notify_one();
     }
-    if current.is_some() {
-        executor::announce_roots(&app).await?;
-    }
-    view(&app).await.map(axum::Json)
+    Ok(())
 }
 
 /// Makes the director key that is to take the place of the one in use, unless there is one. It signs nothing before a root

@@ -209,6 +209,26 @@ pub(crate) async fn announce_roots(app: &App) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Tells devices of the root documents again that go on without the newest: a message may be lost on the way, or find no room on the
+/// device's disk.
+pub(super) async fn repeat_roots(app: &App) {
+    let now_ms = clock::now_ms();
+    let version = app.director.root_version();
+    let mut behind = app.fleet.online_with_root_before(version);
+    behind.retain(|device| app.schedule.may_tell_roots(device, version, now_ms));
+    if behind.is_empty() {
+        return;
+    }
+    match root_messages(app).await {
+        Ok(messages) => {
+            for device in behind {
+                send_roots(app, &device, &messages).await;
+            }
+        }
+        Err(error) => tracing::error!(%error, "root documents cannot be read"),
+    }
+}
+
 async fn send_roots(app: &App, device: &DeviceId, messages: &[Bytes]) {
     for message in messages {
         if let Err(error) = app.broker.publish(&Topic::down(device, Down::Root), message.clone()).await {

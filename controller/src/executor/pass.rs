@@ -6,7 +6,7 @@ use std::sync::Arc;
 use muster_rollout::{Action, Decision, OperatorAction, Rollout, plan, verify};
 use muster_shared::ids::{DeviceId, RolloutId};
 
-use super::{history, issue};
+use super::{history, issue, prompts};
 use crate::clock;
 use crate::events::{ACTOR_CONTROLLER, NewEvent};
 use crate::state::App;
@@ -46,6 +46,9 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
         let cuts = rollouts.iter().filter(|r| !r.value.status().is_terminal()).map(|r| r.value.evidence_since_ms());
         app.fleet.compact(cuts.collect(), now_ms);
     }
+    // First, so that a device can believe what comes after it.
+    issue::repeat_roots(app).await;
+    prompts::prompt_renewals(app).await;
     issue::remind(app).await;
     issue::renew(app).await;
     wake_at_ms

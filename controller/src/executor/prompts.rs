@@ -1,18 +1,23 @@
 //! Having devices renew their certificates once the authorities have changed.
 //!
-//! A device is told once when that happens, and whenever it connects; it goes on trying by itself.
+//! A device is told when that happens, whenever it connects, and now and then as long as it goes on as before: a message may be lost. Once it
+//! has heard, it goes on trying by itself.
 
 use bytes::Bytes;
 use muster_shared::ids::DeviceId;
 use muster_shared::messages::Command;
 use muster_shared::topics::{Down, Topic};
 
+use crate::clock;
 use crate::state::App;
 
-/// Tells every connected device whose certificate is from before the last change.
+/// Tells every connected device, as far as it was not told lately, whose certificate is from before the last change.
 pub(crate) async fn prompt_renewals(app: &App) {
-    for device in app.fleet.online_with_authorities_before(app.pki.version()) {
-        prompt(app, &device).await;
+    let version = app.pki.version();
+    for device in app.fleet.online_with_authorities_before(version) {
+        if app.schedule.may_prompt(&device, version.number(), clock::now_ms()) {
+            prompt(app, &device).await;
+        }
     }
 }
 

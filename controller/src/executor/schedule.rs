@@ -10,6 +10,10 @@ use muster_shared::ids::{DeviceId, RolloutId};
 const REPEAT_AFTER_MS: u64 = 10_000;
 /// A device that is still being sent something is told again only after this time, in milliseconds.
 const REPEAT_AT_LATEST_MS: u64 = 300_000;
+/// A device that goes on without the newest root documents is told of them again after this time, in milliseconds.
+const REPEAT_ROOTS_AFTER_MS: u64 = 30_000;
+/// A device that goes on with a certificate from before the authorities changed is prompted again after this time, in milliseconds.
+const PROMPT_AGAIN_AFTER_MS: u64 = 300_000;
 /// How often some more assignments are renewed, in milliseconds.
 const RENEW_EVERY_MS: u64 = 1_000;
 /// A broken plan that cannot be paused is written about again after this time, in milliseconds.
@@ -29,6 +33,9 @@ struct Inner {
     /// By number, so that the older rollout comes first.
     active: BTreeSet<(u64, RolloutId)>,
     issued: HashMap<DeviceId, (u64, u64)>,
+    /// When devices were last told of root documents, and to renew their certificates.
+    told_roots: HashMap<DeviceId, (u64, u64)>,
+    prompted: HashMap<DeviceId, (u64, u64)>,
     complained_ms: HashMap<RolloutId, u64>,
     tidied_ms: u64,
     renewed_ms: u64,
@@ -37,6 +44,22 @@ struct Inner {
 /// The number in a rollout's name; names that others made up sort last.
 pub(super) fn number(rollout: &RolloutId) -> u64 {
     rollout.as_str().strip_prefix('r').and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX)
+}
+
+/// Whether `device` was not told of `version` in the last `after_ms`; if so, it is now.
+fn again(
+    told: &mut HashMap<DeviceId, (u64, u64)>,
+    device: &DeviceId,
+    version: u64,
+    now_ms: u64,
+    after_ms: u64,
+) -> bool {
+    let due =
+        told.get(device).is_none_or(|(of, at_ms)| *of != version || now_ms < *at_ms || now_ms - at_ms >= after_ms);
+    if due {
+        told.insert(device.clone(), (version, now_ms));
+    }
+    due
 }
 
 impl Schedule {
@@ -64,6 +87,16 @@ impl Schedule {
     /// Notes that the device is told of `generation` now.
     pub(super) fn note_issued(&self, device: &DeviceId, generation: u64, now_ms: u64) {
         self.lock().issued.insert(device.clone(), (generation, now_ms));
+    }
+
+    /// Whether it is time to tell the device of root documents up to `version`; if so, it counts as done.
+    pub(super) fn may_tell_roots(&self, device: &DeviceId, version: u64, now_ms: u64) -> bool {
+        again(&mut self.lock().told_roots, device, version, now_ms, REPEAT_ROOTS_AFTER_MS)
+    }
+
+    /// Whether it is time to prompt the device to renew its certificate for the sake of `version` of the authorities; if so, it counts as done.
+    pub(super) fn may_prompt(&self, device: &DeviceId, version: u64, now_ms: u64) -> bool {
+        again(&mut self.lock().prompted, device, version, now_ms, PROMPT_AGAIN_AFTER_MS)
     }
 
     /// Nothing that was told counts any more.
@@ -136,6 +169,23 @@ mod tests {
         assert!(!schedule.is_due(&device, 1, true, 1_000 + REPEAT_AT_LATEST_MS - 1));
         assert!(schedule.is_due(&device, 1, true, 1_000 + REPEAT_AT_LATEST_MS));
         assert!(schedule.is_due(&device, 2, true, 1_000));
+    }
+
+    #[test]
+    fn what_may_have_been_lost_is_told_again_after_a_while_to_each() {
+        let schedule = Schedule::default();
+        let (one, two) = (DeviceId::new("dev-1").unwrap(), DeviceId::new("dev-2").unwrap());
+        for (device, now_ms, due) in [
+            (&one, 1_000, true),
+            (&one, 1_000 + REPEAT_ROOTS_AFTER_MS - 1, false),
+            (&two, 1_000 + REPEAT_ROOTS_AFTER_MS - 1, true),
+            (&one, 1_000 + REPEAT_ROOTS_AFTER_MS, true),
+            (&one, 0, true),
+        ] {
+            assert_eq!(schedule.may_tell_roots(device, 7, now_ms), due, "{device} at {now_ms}");
+        }
+        assert!(schedule.may_prompt(&one, 4, 0) && !schedule.may_prompt(&one, 4, 1));
+        assert!(schedule.may_prompt(&one, 5, 2), "something else to be told");
     }
 
     #[test]

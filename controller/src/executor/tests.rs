@@ -468,4 +468,11 @@ async fn new_root_documents_reach_everybody_in_order() {
         // The first one is in the device's hands since it enrolled.
         assert_eq!(delivery.roots, roots[1..]);
     }
+    // One that says it goes on without the last one is told again, and not over and over; before any assignment.
+    test.app.director.follow(&crate::trust::current(&test.app.records).await.unwrap().unwrap()).unwrap();
+    for (root_version, told) in [(3, 0), (2, 1), (2, 0), (0, 0)] {
+        test.app.fleet.update_report(&device, StateReport { root_version, ..StateReport::default() });
+        pass::pass(&test.app).await;
+        assert_eq!(test.broker.take().len(), told, "with root {root_version}");
+    }
 }

@@ -54,7 +54,8 @@ impl Entry {
     }
 
     fn is_behind(&self) -> bool {
-        let accepted = self.report.as_ref().map_or(0, |report| report.generation);
+        let accepted =
+            self.report.as_ref().filter(|report| !report.awaits_director).map_or(0, |report| report.generation);
         let desired = self.record.desired.as_ref();
         !self.record.is_revoked() && desired.is_some_and(|desired| desired.generation > accepted)
     }
@@ -298,6 +299,15 @@ impl FleetIndex {
             *counts.entry(entry.record.authorities.generation()).or_default() += 1;
         }
         counts
+    }
+
+    /// Connected devices that say they trust a root document before `version`.
+    pub(crate) fn online_with_root_before(&self, version: u64) -> Vec<DeviceId> {
+        let inner = self.read();
+        let before = inner.devices.iter().filter(|(_, entry)| {
+            entry.online && entry.report.as_ref().is_some_and(|report| (1..version).contains(&report.root_version))
+        });
+        before.map(|(device, _)| device.clone()).collect()
     }
 
     /// Connected devices.

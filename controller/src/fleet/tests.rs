@@ -133,6 +133,9 @@ async fn connected_devices_that_have_not_accepted_are_behind() {
     assert_eq!(fleet.behind(), std::slice::from_ref(&device));
     fleet.update_report(&device, StateReport { generation: 3, ..StateReport::default() });
     assert!(fleet.behind().is_empty());
+    // What a director told it that is trusted no more has to be said again, whatever its generation.
+    fleet.update_report(&device, StateReport { generation: 3, awaits_director: true, ..report("x86_64") });
+    assert_eq!(fleet.behind(), std::slice::from_ref(&device));
 }
 
 #[tokio::test]

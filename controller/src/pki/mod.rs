@@ -244,11 +244,13 @@ impl Pki {
     /// Puts a new authority into force beside the one there is.
     ///
     /// # Errors
-    /// [`PkiError`]; what was in force before still is then, or the next start goes on.
+    /// [`PkiError`]. The new one may be in force all the same; asking again, or the next start, finishes what is left to do.
     pub(crate) fn rotate(&self, now_ms: u64) -> Result<(), PkiError> {
         let mut inner = self.inner_to_change();
-        inner.authorities.rotate(now_ms)?;
-        self.follow(&mut inner, now_ms)
+        let rotated = inner.authorities.rotate(now_ms);
+        // Also where it was done before: what follows may have been left undone then.
+        self.follow(&mut inner, now_ms)?;
+        rotated
     }
 
     /// Takes the authority before the current one out of force. Says whether there was one.

@@ -66,7 +66,8 @@ fn what_a_thief_of_the_director_key_claimed_counts_no_more_once_it_is_replaced()
 
     rig.tell(Down::Root, roots(root_with(2, &successor())));
     rig.until("it has accepted nothing from those it trusts now", None, |rig| {
-        rig.state().is_some_and(|s| (s.generation, s.freeze_protection) == (0, FreezeProtection::Full))
+        rig.state()
+            .is_some_and(|s| s.awaits_director && (s.root_version, s.freeze_protection) == (2, FreezeProtection::Full))
     });
     assert_eq!(rig.serving(), Some(new.digest));
     rig.tell(Down::Assignment, delivered_by(&signer(), u64::MAX, &new, 1));
@@ -79,7 +80,7 @@ fn what_a_thief_of_the_director_key_claimed_counts_no_more_once_it_is_replaced()
     let now_ms = wall_ms();
     rig.tell(Down::Assignment, delivered_by(&successor(), 4, &old, now_ms));
     let state = rig.until_state(UpdateState::Committed, 4, Some(&old));
-    assert_eq!((state.generation, rig.serving()), (4, Some(old.digest)));
+    assert_eq!((state.generation, state.awaits_director, rig.serving()), (4, false, Some(old.digest)));
     rig.stop();
 
     // From here on generations grow again, also when the record is lost.
