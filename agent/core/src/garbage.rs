@@ -217,7 +217,14 @@ mod tests {
         entries.push(entry("outbox.damaged", 0));
         entries.push(entry("outbox.damaged/db", 9));
         let ours = ["run/starts.json.new", "identity/renewed.pem.new", "outbox.epoch.new"];
-        let others = ["token.new", "models/x.damaged", "outbox/db", "trust/new", "slots/a/files/m.damaged"];
+        let others = [
+            "token.new",
+            "models/x.damaged",
+            "outbox/db",
+            "trust/new",
+            "slots/a/files/m.damaged",
+            "identity/authorities.copy.json",
+        ];
         entries.extend(ours.iter().chain(&others).map(|path| entry(*path, 0)));
         let garbage = left_over(&entries, 1_000);
         let gone = ["trust/2.json.damaged", "trust/1.json.damaged", "trust/0.json.damaged"];

@@ -1,7 +1,8 @@
 //! The list of authorities that replaced the one this device enrolled with: signed by the director, kept in `identity/authorities.json`.
 //!
 //! It was verified before it was stored, so what lies on the disk is believed as the CA of the enrolment is. A list never gives way to an
-//! older one, unless another key signs by now.
+//! older one, unless another key signs by now. It is kept twice: without it the device would know nobody but the authority of its
+//! enrolment, which may be retired by now because its key was stolen.
 
 use muster_shared::ids::Digest;
 use muster_shared::trust::{Authorities, Envelope, TrustedRoot};
@@ -10,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
 use super::papers::PapersError;
+use crate::sealed;
 
 /// A list in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,19 @@ impl Stored {
         let list = root.verify_authorities(envelope).map_err(PapersError::Authorities)?;
         let this = Self { director_epoch: root.director_epoch(), list };
         this.certificates().ok_or(PapersError::Parse("list of authorities"))?;
+        Ok(this)
+    }
+
+    /// As it is written to a file.
+    pub(super) fn to_file(&self) -> Result<Vec<u8>, serde_json::Error> {
+        Ok(sealed::seal(&serde_json::to_vec(self)?))
+    }
+
+    /// Reads what [`Self::to_file`] wrote, or an agent from before there were seals. The error says what is wrong.
+    pub(super) fn from_file(bytes: &[u8]) -> Result<Self, String> {
+        let content = sealed::open_if_sealed(bytes).ok_or("is damaged (it is not what was written)")?;
+        let this: Self = serde_json::from_slice(content).map_err(|error| format!("is damaged ({error})"))?;
+        this.certificates().ok_or("is damaged (it holds what is not a certificate)")?;
         Ok(this)
     }
 

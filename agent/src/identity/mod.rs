@@ -39,6 +39,8 @@ use crate::trust_store::{self, TrustStoreError};
 const MAX_FILE_BYTES: u64 = 256 * 1024;
 /// The authorities since the first was replaced.
 const AUTHORITIES: &str = "authorities.json";
+/// The same, for when that one is damaged.
+const AUTHORITIES_COPY: &str = "authorities.copy.json";
 /// Key and certificate since the first renewal.
 const RENEWED: &str = "renewed.pem";
 
@@ -166,7 +168,7 @@ impl IdentityStore {
         files::write_durably(&self.path("ca.pem"), papers.ca_pem.as_bytes())?;
         match &papers.authorities {
             Some(authorities) => self.store_authorities(authorities)?,
-            None => files::remove(&self.path(AUTHORITIES))?,
+            None => [AUTHORITIES, AUTHORITIES_COPY].iter().try_for_each(|name| files::remove(&self.path(name)))?,
         }
         if self.path(RENEWED).exists() {
             self.exchange(&self.key()?, &papers.certificate_pem)?;
@@ -219,17 +221,30 @@ impl IdentityStore {
         Ok(ca)
     }
 
+    fn list(&self, name: &str) -> Result<Option<Stored>, IdentityError> {
+        let Some(bytes) = files::read_start(&self.path(name), MAX_FILE_BYTES)? else { return Ok(None) };
+        Stored::from_file(&bytes).map(Some).map_err(|problem| self.damaged(name, &problem))
+    }
+
     /// The list in force, where the authority of the enrolment was replaced.
     fn authorities(&self) -> Result<Option<Stored>, IdentityError> {
-        let Some(bytes) = files::read_start(&self.path(AUTHORITIES), MAX_FILE_BYTES)? else { return Ok(None) };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| self.damaged(AUTHORITIES, &format!("is damaged ({error})")))
+        let newest = match self.list(AUTHORITIES) {
+            Ok(Some(stored)) => return Ok(Some(stored)),
+            newest => newest,
+        };
+        let Ok(Some(copy)) = self.list(AUTHORITIES_COPY) else { return newest };
+        let problem = newest.err().map_or_else(|| "it is missing".to_owned(), |error| with_source(&error));
+        tracing::error!(path = %self.path(AUTHORITIES).display(), problem, "the list of authorities cannot be used; its copy is");
+        Ok(Some(copy))
     }
 
     fn store_authorities(&self, authorities: &Stored) -> Result<(), IdentityError> {
-        let json = serde_json::to_vec(authorities).map_err(|error| IdentityError::Key(error.to_string()))?;
-        Ok(files::write_durably(&self.path(AUTHORITIES), &json)?)
+        let bytes = authorities.to_file().map_err(|error| IdentityError::Key(error.to_string()))?;
+        // One after the other, so that whatever breaks this off spoils one of them.
+        for name in [AUTHORITIES_COPY, AUTHORITIES] {
+            files::write_durably(&self.path(name), &bytes)?;
+        }
+        Ok(())
     }
 
     /// The root documents in force, as they are stored.
@@ -239,17 +254,22 @@ impl IdentityStore {
 
     /// Those whose certificates this device takes its controller's from.
     fn trusted(&self, identity: &Identity) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-        match self.authorities() {
-            Ok(Some(stored)) => {
-                stored.certificates().ok_or_else(|| self.damaged(AUTHORITIES, "holds what is not a certificate"))
-            }
-            Ok(None) => Ok(vec![self.ca(identity)?]),
-            Err(error) => {
-                // The first one may still do; with the next certificate the list comes again.
-                tracing::error!(error = %with_source(&error), "the list of authorities cannot be used; only the first one is believed");
-                Ok(vec![self.ca(identity)?])
-            }
+        let damage = match self.authorities() {
+            Ok(Some(stored)) => return Ok(stored.certificates().unwrap_or_default()),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        let (ca, Pair { certificates, files: (file, _), .. }) = (self.ca(identity)?, self.pair()?);
+        if !certificates.first().is_some_and(|own| papers::is_signed_by(own, &ca)) {
+            // Then the authority of the enrolment was replaced, and whoever has its key by now is not to be believed.
+            let problem = format!("is missing, and the certificate in {file} is not signed by the CA in ca.pem");
+            return Err(damage.unwrap_or_else(|| self.damaged(AUTHORITIES, &problem)));
         }
+        if let Some(error) = damage {
+            // It signed what this device shows, so it is in force as far as that is; with the next certificate the list comes again.
+            tracing::error!(error = %with_source(&error), "the list of authorities cannot be used; only the first one is believed");
+        }
+        Ok(vec![ca])
     }
 
     /// From when until when the certificate in force is good.

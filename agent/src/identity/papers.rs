@@ -106,12 +106,7 @@ pub(super) fn certificate(
     }
     let ours = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| PapersError::Parse("certificate"))?;
     let (_, parsed) = parse_x509_certificate(&ours).map_err(|_| PapersError::Parse("certificate"))?;
-    let mut signed = false;
-    for ca in authorities {
-        let (_, ca) = parse_x509_certificate(ca).map_err(|_| PapersError::Parse("CA"))?;
-        signed |= parsed.verify_signature(Some(ca.public_key())).is_ok();
-    }
-    if !signed {
+    if !authorities.iter().any(|ca| is_signed_by(&ours, ca)) {
         return Err(PapersError::Certificate("is not signed by its CA"));
     }
     if parsed.public_key().raw != key.subject_public_key_info() {
@@ -125,6 +120,14 @@ pub(super) fn certificate(
     validity(&ours)
         .filter(|validity| validity.not_before_ms < validity.not_after_ms)
         .ok_or(PapersError::Certificate("is good at no time"))
+}
+
+/// Whether `certificate` was signed by the authority `ca`.
+pub(super) fn is_signed_by(certificate: &CertificateDer<'_>, ca: &CertificateDer<'_>) -> bool {
+    let (Ok((_, certificate)), Ok((_, ca))) = (parse_x509_certificate(certificate), parse_x509_certificate(ca)) else {
+        return false;
+    };
+    certificate.verify_signature(Some(ca.public_key())).is_ok()
 }
 
 /// From when until when a certificate is good; times before 1970 count as 1970.
@@ -203,6 +206,10 @@ pub(super) mod tests {
 
         pub(in super::super) fn ca_pem(&self) -> String {
             self.ca.pem()
+        }
+
+        pub(in super::super) fn ca_der(&self) -> Vec<u8> {
+            self.ca.der().to_vec()
         }
 
         /// Answers one request to `path` over TLS with `status` and `body`; gives the URL to ask.

@@ -188,7 +188,9 @@ impl Renewer {
 
 #[cfg(test)]
 mod tests {
+    use muster_shared::api::EnrolResponse;
     use muster_shared::trust::{Authorities, DocumentKind, SigningKey, sign_document};
+    use rustls::pki_types::CertificateDer;
 
     use super::super::papers::tests::Controller;
     use super::*;
@@ -278,10 +280,60 @@ mod tests {
             renewer.renew(&controller.answering("/api/v1/renew", 200, Vec::new()).await).await,
             Err(RenewError::Away { .. })
         ));
-        // Damaged, it leaves the first one to be believed.
-        std::fs::write(folder.path().join("identity/authorities.json"), "{").unwrap();
-        store.tls(&renewer.identity, &renewer.time).unwrap();
-        assert_eq!(store.trusted(&renewer.identity).unwrap().len(), 1);
+        // Whatever becomes of the list, the first one, which was retired, is believed no more.
+        let believed = |der: &[u8]| store.trusted(&renewer.identity).map(|list| list.iter().any(|ca| **ca == *der));
+        let (retired, in_force) = (controller.ca_der(), next.ca_der());
+        let [list, copy] =
+            ["authorities.json", "authorities.copy.json"].map(|name| folder.path().join("identity").join(name));
+        let whole = std::fs::read(&list).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        let damages =
+            [None, Some(b"{".to_vec()), Some(Vec::new()), Some(whole[..whole.len() / 2].to_vec()), Some(flipped)];
+        let put = |path: &std::path::Path, content: &Option<Vec<u8>>| match content {
+            Some(content) => std::fs::write(path, content).unwrap(),
+            None => crate::files::remove(path).unwrap(),
+        };
+        for damage in &damages {
+            put(&list, damage);
+            put(&copy, &Some(whole.clone()));
+            assert_eq!((believed(&in_force).unwrap(), believed(&retired).unwrap()), (true, false));
+            // It keeps older ones out, and a new one mends both.
+            let said = renewer.answered(&next, &next, Some(by(&director, &both(4)))).await.unwrap_err();
+            assert!(said.contains("older than the one"), "{said}");
+            renewer.answered(&next, &next, Some(by(&director, &alone))).await.unwrap();
+            assert!([&list, &copy].iter().all(|path| std::fs::read(path).unwrap() == whole));
+            for second in &damages {
+                put(&list, damage);
+                put(&copy, second);
+                let said = store.tls(&renewer.identity, &renewer.time).unwrap_err().to_string();
+                assert!(said.contains("authorities.json") && said.contains("enrol again"), "{said}");
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_lost_list_leaves_the_first_authority_to_a_device_whose_certificate_it_signed() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(folder.path());
+        let (controller, next) = (Controller::new(), Controller::new());
+        let key = store.key().unwrap();
+        let both = Authorities { version: 4, certificates: vec![controller.ca_pem(), next.ca_pem()] };
+        let list = sign_document(DocumentKind::Authorities, &both, [&signer(1)]).unwrap();
+        let response = EnrolResponse { authorities: Some(list), ..controller.enrol(&key) };
+        let papers = papers::check(&controller.token(), &key, response).unwrap();
+        let identity = store.install(&papers, 7).unwrap();
+        assert_eq!(store.trusted(&identity).unwrap().len(), 2);
+        for name in ["authorities.json", "authorities.copy.json"] {
+            std::fs::write(folder.path().join("identity").join(name), "{").unwrap();
+        }
+        assert_eq!(store.trusted(&identity).unwrap(), [CertificateDer::from(controller.ca_der())]);
+        store.tls(&identity, &EffectiveTime::default()).unwrap();
+        // Enrolled where there is no list, none is left from before.
+        let papers = papers::check(&controller.token(), &key, controller.enrol(&key)).unwrap();
+        store.install(&papers, 8).unwrap();
+        assert!(store.authorities().unwrap().is_none());
     }
 
     fn signer(seed: u8) -> SigningKey {
