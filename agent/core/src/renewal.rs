@@ -3,7 +3,9 @@
 //! A board may have no clock before the network sets it, or a wrong one. Two things are certain all the same: a certificate was
 //! given out after its beginning, and time has passed since then at least as long as this process has watched it. So a
 //! clock before the certificate's beginning is not believed, and the certificate just renewed is not renewed again by a clock
-//! that takes it for nearly over already. A process that starts with a clock it cannot believe cannot know how old its
+//! that takes it for nearly over already, nor by a time that documents had proved before it came: whoever holds the director's key can
+//! date them ahead, as far as the root document lasts. A time that is proved later does count, once; such a thief gets one renewal for
+//! each date that reaches its device, which is less than the controller can ask for. A process that starts with a clock it cannot believe cannot know how old its
 //! certificate is; it renews once, soon, and then knows.
 
 use crate::backoff::{Backoff, Pauses};
@@ -51,6 +53,8 @@ pub struct Renewal {
     watched_from_ms: u64,
     /// The clock took it for due when it had just been given out.
     wall_is_ahead: bool,
+    /// So did what documents had proved by then.
+    floor_is_ahead: bool,
     /// When it is due although the clock is before its beginning, by the steady clock.
     blind_ms: Option<u64>,
     /// When it is due because the controller asked for it, by the steady clock.
@@ -83,6 +87,7 @@ impl Renewal {
         let this = Self::of(validity, now, jitter);
         Self {
             wall_is_ahead: now.wall_ms >= this.due_ms,
+            floor_is_ahead: now.floor_ms >= this.due_ms,
             no_sooner_ms: now.steady_ms.saturating_add(LEAST_PAUSE_MS),
             not_asked_before_ms: now.steady_ms.saturating_add((validity.life_ms() / 100).min(MOST_ASKED_MS)),
             ..this
@@ -98,6 +103,7 @@ impl Renewal {
             due_ms: validity.not_before_ms.saturating_add(two_thirds_ms).saturating_add(share(life_ms / 24, jitter)),
             watched_from_ms: now.steady_ms,
             wall_is_ahead: false,
+            floor_is_ahead: false,
             blind_ms: None,
             asked_ms: None,
             not_asked_before_ms: 0,
@@ -111,9 +117,9 @@ impl Renewal {
     pub fn wait_ms(&self, now: Now) -> u64 {
         let watched_ms = now.steady_ms.saturating_sub(self.watched_from_ms);
         let at_least_ms = self.validity.not_before_ms.saturating_add(watched_ms);
-        let at_least_ms = at_least_ms.max(now.floor_ms);
-        let time_ms = if self.wall_is_ahead { at_least_ms } else { at_least_ms.max(now.wall_ms) };
-        let mut wait_ms = self.due_ms.saturating_sub(time_ms);
+        let floor_ms = if self.floor_is_ahead { 0 } else { now.floor_ms };
+        let wall_ms = if self.wall_is_ahead { 0 } else { now.wall_ms };
+        let mut wait_ms = self.due_ms.saturating_sub(at_least_ms.max(floor_ms).max(wall_ms));
         if now.wall_ms < self.validity.not_before_ms
             && let Some(blind_ms) = self.blind_ms
         {
@@ -190,6 +196,18 @@ mod tests {
     }
 
     #[test]
+    fn a_date_far_ahead_costs_one_renewal() {
+        let proved = |days: u64, steady_ms| Now { wall_ms: BEGIN_MS, floor_ms: BEGIN_MS + days * DAY_MS, steady_ms };
+        let before = Renewal::given(validity(300 * DAY_MS), proved(1, 0), 0);
+        assert_eq!(before.wait_ms(proved(3_000, 2_000)), 0, "it may be true");
+        let given = Renewal::given(validity(300 * DAY_MS), proved(3_000, 2_000), 0);
+        assert_eq!(given.wait_ms(proved(3_000, 2_000)), 200 * DAY_MS);
+        assert_eq!(given.wait_ms(proved(3_001, 2_000 + 199 * DAY_MS)), DAY_MS);
+        let right = Now { wall_ms: BEGIN_MS + 200 * DAY_MS, ..proved(3_000, 4_000) };
+        assert_eq!(given.wait_ms(right), 0, "the clock counts as ever");
+    }
+
+    #[test]
     fn a_clock_that_is_ahead_does_not_renew_for_ever() {
         let ahead_ms = BEGIN_MS + 1_000 * DAY_MS;
         assert_eq!(Renewal::found(validity(300 * DAY_MS), at(ahead_ms, 0), 0).wait_ms(at(ahead_ms, 0)), 0);
@@ -250,11 +268,14 @@ mod tests {
             }
         }
 
-        /// Whatever the clock says, now or later, a certificate just given out is kept for half its life while it goes by.
+        /// Whatever the clock says, now or later, and whatever documents had proved, a certificate just given out is kept for half its life
+        /// while it goes by.
         #[test]
-        fn no_clock_makes_it_renew_for_ever(
-            life_ms in 6_000..20 * 365 * DAY_MS, wall_ms in clocks(), steady_ms in 0..u64::MAX / 2, jitter in 0..=1_000u16, moved in 0..500u64,
+        fn no_clock_and_no_document_makes_it_renew_for_ever(
+            life_ms in 6_000..20 * 365 * DAY_MS, wall_ms in clocks(), floor_ms in clocks(), steady_ms in 0..u64::MAX / 2,
+            jitter in 0..=1_000u16, moved in 0..500u64,
         ) {
+            let at = |wall_ms, steady_ms| Now { wall_ms, floor_ms, steady_ms };
             let given = Renewal::given(validity(life_ms), at(wall_ms, steady_ms), jitter);
             let passed_ms = life_ms / 1_000 * moved;
             let later = at(wall_ms.saturating_add(passed_ms), steady_ms + passed_ms);
