@@ -127,6 +127,10 @@ mod tests {
 
     const NOW_MS: u64 = 1_790_000_000_000;
 
+    fn ends_ms(serial: &str) -> Option<u64> {
+        serial.bytes().next().map(u64::from)
+    }
+
     fn record(current: &str, pending: &[String]) -> DeviceRecord {
         let key = |serial: &str| Digest::of(serial.as_bytes());
         DeviceRecord {
@@ -137,12 +141,14 @@ mod tests {
             public_key_sha256: key(current),
             outside: None,
             authorities: AuthoritiesVersion::default(),
+            certificate_ends_ms: ends_ms(current),
             pending: pending
                 .iter()
                 .map(|serial| PendingCertificate {
                     serial: serial.clone(),
                     public_key_sha256: key(serial),
                     authorities: AuthoritiesVersion::default(),
+                    ends_ms: ends_ms(serial),
                 })
                 .collect(),
             superseded: Vec::new(),
@@ -167,8 +173,12 @@ mod tests {
                     for other in &others {
                         prop_assert_eq!(shown(&after, other, NOW_MS), None);
                     }
-                    let superseded =
-                        others.into_iter().map(|other| SupersededCertificate { serial: other.clone(), since_ms: NOW_MS });
+                    let superseded = others.into_iter().map(|other| SupersededCertificate {
+                        serial: other.clone(),
+                        since_ms: NOW_MS,
+                        ends_ms: ends_ms(other),
+                        authorities: Some(AuthoritiesVersion::default()),
+                    });
                     prop_assert_eq!(after, DeviceRecord { superseded: superseded.collect(), ..record(&serial, &[]) });
                 }
                 None => prop_assert!(serial != current && !pending.contains(&serial)),

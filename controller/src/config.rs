@@ -18,7 +18,7 @@ use crate::pki::DAY_MS;
 /// The shortest life of a device's certificate: certificates count in whole seconds.
 const MIN_DEVICE_CERTIFICATE_MS: u64 = 6_000;
 /// The longest: that of the authority is twenty years.
-const MAX_DEVICE_CERTIFICATE_MS: u64 = 10 * 365 * DAY_MS;
+pub(crate) const MAX_DEVICE_CERTIFICATE_MS: u64 = 10 * 365 * DAY_MS;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

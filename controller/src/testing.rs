@@ -307,6 +307,7 @@ impl TestApp {
             public_key_sha256: Digest::of(name.as_bytes()),
             outside: None,
             authorities: AuthoritiesVersion::default(),
+            certificate_ends_ms: None,
             pending: Vec::new(),
             superseded: Vec::new(),
             renewed_at_ms: None,

@@ -17,7 +17,7 @@ use crate::events::{ACTOR_DEVICE, NewEvent};
 use crate::pki::{DeviceCertificate, DeviceKey, OutsideError, Provisioned};
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
-use crate::store::records::{DeviceRecord, EnrolmentTokenRecord};
+use crate::store::records::{DeviceRecord, EnrolmentTokenRecord, SupersededCertificate};
 use crate::store::{Change, Expect, Records, StoreError, Stored, Table};
 use crate::trust;
 
@@ -70,7 +70,6 @@ fn provisioned(app: &App, shown: Option<Extension<Shown>>) -> ApiResult<Provisio
         (status = 403, description = "The token has expired, is revoked or used up, or the device of that name is revoked", body = Problem),
         (status = 409, description = "The name is taken, or no root document is there yet", body = Problem),
         (status = 422, description = "The certificate request proves nothing", body = Problem),
-        (status = 429, description = "The device of that name and key has been given too many certificates", body = Problem),
     ),
 )]
 pub(super) async fn enrol(
@@ -118,22 +117,39 @@ pub(super) async fn enrol(
         let certificate =
             app.pki.issue(&device, &key, now_ms, valid_for_ms).map_err(|error| ApiError::internal(&error))?;
         let version = known.as_ref().map_or(0, |known| known.version) + 1;
-        let (record, mut changes) = match known {
-            Some(known) => again(known, &used, &key, &certificate, now_ms, valid_for_ms)?,
-            None => first(&used, &device, &key, &certificate, now_ms)?,
+        let (record, mut changes, forgotten) = match known {
+            Some(known) => again(known, &used, &key, &certificate, now_ms, app.pki.oldest_generation())?,
+            None => {
+                let (record, changes) = first(&used, &device, &key, &certificate, now_ms)?;
+                (record, changes, Vec::new())
+            }
         };
-        let (event, _held) = app.events.prepare(NewEvent {
-            kind: "device.enrolled".into(),
+        let event = |kind: &str, detail: String| NewEvent {
+            kind: kind.into(),
             actor: ACTOR_DEVICE.into(),
             device: Some(device.clone()),
-            detail: format!("certificate {}, {right}", certificate.serial),
+            detail,
             ..NewEvent::default()
-        })?;
-        changes.push(event);
+        };
+        let enrolled = format!("certificate {}, {right}", certificate.serial);
+        let (enrolled, _held) = app.events.prepare(event("device.enrolled", enrolled))?;
+        changes.push(enrolled);
+        let unlisted = (!forgotten.is_empty()).then(|| unlisted(&forgotten));
+        let _also_held = match &unlisted {
+            Some(detail) => {
+                let (unlisted, held) = app.events.prepare(event("device.certificates-forgotten", detail.clone()))?;
+                changes.push(unlisted);
+                Some(held)
+            }
+            None => None,
+        };
         match app.records.commit(changes).await {
             Ok(()) => {
                 app.fleet.update_record(&record, version);
                 app.nudge.notify_one();
+                if let Some(detail) = unlisted {
+                    tracing::warn!(%device, %detail, "a device enrols over and over");
+                }
                 tracing::info!(%device, certificate = certificate.serial, "a device enrolled");
                 return Ok(axum::Json(EnrolResponse {
                     device,
@@ -214,6 +230,7 @@ fn first(
         public_key_sha256: key.sha256(),
         outside,
         authorities: certificate.version,
+        certificate_ends_ms: Some(certificate.ends_ms),
         pending: Vec::new(),
         superseded: Vec::new(),
         renewed_at_ms: None,
@@ -238,14 +255,15 @@ fn spend(token: &Stored<EnrolmentTokenRecord>) -> ApiResult<Change> {
 
 /// The changes for a device that enrolled before with the same key, or showed the same authority's certificate: its first answer was lost on the
 /// way, its certificate ended while it was away, or it was set up anew. Its place in the fleet and the token's uses stay as they are. Anybody else who wants the name is refused.
+/// With them come the certificates that are remembered no more, for there were too many.
 fn again(
     known: Stored<DeviceRecord>,
     used: &Used<'_>,
     key: &DeviceKey,
     certificate: &DeviceCertificate,
     now_ms: u64,
-    valid_for_ms: u64,
-) -> ApiResult<(DeviceRecord, Vec<Change>)> {
+    oldest_authority: u64,
+) -> ApiResult<(DeviceRecord, Vec<Change>, Vec<SupersededCertificate>)> {
     let device = &known.value.id;
     if known.value.is_revoked() {
         let detail = format!("the device {device} is revoked: `muster device reinstate {device}` lets it in again");
@@ -262,16 +280,18 @@ fn again(
         return Err(ApiError::conflict("device-exists", detail));
     }
     let mut record = known.value.clone();
-    if !record.has_room_for_certificate(now_ms, valid_for_ms) {
-        return Err(too_many_certificates(device));
-    }
+    let forgotten = record.make_room_for_certificate(now_ms, oldest_authority);
     record.take_up(certificate.of(key), now_ms);
     let change = Records::put(Table::Devices, device.as_str(), Expect::Version(known.version), &record)?;
-    Ok((record, vec![change]))
+    Ok((record, vec![change], forgotten))
 }
 
-/// The answer to a device that has been given more certificates than any agent asks for.
-pub(super) fn too_many_certificates(device: &DeviceId) -> ApiError {
-    let detail = format!("device {device} has too many certificates that have not ended: try again once one has");
-    ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too-many-certificates", detail)
+/// What is to be known of certificates that are remembered no more.
+fn unlisted(forgotten: &[SupersededCertificate]) -> String {
+    let serials: Vec<&str> = forgotten.iter().map(|certificate| certificate.serial.as_str()).collect();
+    format!(
+        "{} superseded certificates that have not ended are named no more by the list for outside brokers, since the device has too many: {}",
+        serials.len(),
+        serials.join(", ")
+    )
 }

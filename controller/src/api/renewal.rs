@@ -7,7 +7,6 @@ use axum::http::StatusCode;
 use muster_shared::api::{Problem, RenewRequest, RenewResponse};
 
 use super::authorities;
-use super::enrol::too_many_certificates;
 use super::extract::Json;
 use super::peer::Holder;
 use crate::admission::{self, Refusal};
@@ -67,8 +66,12 @@ pub(super) async fn renew(
         let certificate =
             app.pki.issue(&device, &key, now_ms, valid_for_ms).map_err(|error| ApiError::internal(&error))?;
         let mut record = DeviceRecord { renewed_at_ms: Some(now_ms), ..stored.value };
-        if !record.has_room_for_certificate(now_ms, valid_for_ms) {
-            return Err(too_many_certificates(&device));
+        if !record.has_room_for_certificate(now_ms, app.pki.oldest_generation()) {
+            // More than any agent asks for.
+            let detail = format!(
+                "device {device} has too many certificates that have not ended: try again once one has, or enrol it again"
+            );
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too-many-certificates", detail));
         }
         record.give(certificate.of(&key), MAX_PENDING, now_ms);
         let (event, _held) = app.events.prepare(NewEvent {

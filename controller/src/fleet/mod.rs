@@ -154,7 +154,7 @@ impl FleetIndex {
     pub(crate) fn revoked_certificates(&self) -> Vec<RevokedCertificate> {
         let inner = self.read();
         let refused = |record: &DeviceRecord| -> Vec<RevokedCertificate> {
-            let superseded = record.superseded.iter().map(|SupersededCertificate { serial, since_ms }| {
+            let superseded = record.superseded.iter().map(|SupersededCertificate { serial, since_ms, .. }| {
                 RevokedCertificate { serial: serial.clone(), since_ms: *since_ms }
             });
             let shut_out = record.revocation.iter().flat_map(|revocation| {

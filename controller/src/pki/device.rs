@@ -84,12 +84,19 @@ pub(crate) struct DeviceCertificate {
     pub(crate) serial: String,
     /// Which authorities there were, the last of which signed it.
     pub(crate) version: AuthoritiesVersion,
+    /// When it ends, in milliseconds since the Unix epoch.
+    pub(crate) ends_ms: u64,
 }
 
 impl DeviceCertificate {
     /// What is kept of it until the device shows it. It was made for `key`.
     pub(crate) fn of(&self, key: &DeviceKey) -> PendingCertificate {
-        PendingCertificate { serial: self.serial.clone(), public_key_sha256: key.sha256(), authorities: self.version }
+        PendingCertificate {
+            serial: self.serial.clone(),
+            public_key_sha256: key.sha256(),
+            authorities: self.version,
+            ends_ms: Some(self.ends_ms),
+        }
     }
 }
 
@@ -109,11 +116,12 @@ pub(super) fn issue(
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.not_before = date(now_ms.saturating_sub(BACKDATED_MS.min(valid_for_ms / BACKDATED_PART)));
-    params.not_after = date(now_ms.saturating_add(valid_for_ms));
+    let ends_ms = now_ms.saturating_add(valid_for_ms);
+    params.not_after = date(ends_ms);
     let certificate = params
         .signed_by(&key.key, ca.current().issuer())
         .map_err(|error| PkiError::Make { subject: device.to_string(), reason: error.to_string() })?;
-    Ok(DeviceCertificate { pem: certificate.pem(), serial: serial_text(&serial), version: ca.version() })
+    Ok(DeviceCertificate { pem: certificate.pem(), serial: serial_text(&serial), version: ca.version(), ends_ms })
 }
 
 #[cfg(test)]
@@ -152,6 +160,7 @@ mod tests {
         let validity = certificate.validity();
         assert_eq!(validity.not_before.timestamp().cast_unsigned(), NOW_MS / 1_000 - 3_600);
         assert_eq!(validity.not_after.timestamp().cast_unsigned(), NOW_MS / 1_000 + 365 * 86_400);
+        assert_eq!(issued.ends_ms, NOW_MS + 365 * DAY_MS);
         let (_, ca_certificate) = X509Certificate::from_der(ca.current().der()).unwrap();
         certificate.verify_signature(Some(ca_certificate.public_key())).unwrap();
 

@@ -190,6 +190,12 @@ impl Pki {
         self.inner().authorities.current().into()
     }
 
+    /// The generation of the oldest that is in force: certificates of those before are accepted by nobody.
+    pub(crate) fn oldest_generation(&self) -> u64 {
+        let inner = self.inner();
+        inner.authorities.all().map(ca::Authority::generation).min().unwrap_or_default()
+    }
+
     /// Which authorities these are.
     pub(crate) fn version(&self) -> AuthoritiesVersion {
         self.inner().authorities.version()

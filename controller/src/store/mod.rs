@@ -3,6 +3,7 @@
 //! [`Store`] is what every backend must do; `conformance` holds each one to it. What the documents mean is
 //! decided in [`records`].
 
+mod certificates;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]

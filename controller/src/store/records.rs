@@ -14,6 +14,7 @@ use muster_shared::trust::{DeliveryPolicy, Envelope, WatchPolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use super::certificates::{PendingCertificate, SupersededCertificate};
 use super::{Change, Expect, Store, StoreError, Table, Versioned};
 use crate::pki::AuthoritiesVersion;
 
@@ -36,6 +37,9 @@ pub(crate) struct DeviceRecord {
     /// Which authorities there were when it was given that certificate.
     #[serde(default)]
     pub(crate) authorities: AuthoritiesVersion,
+    /// When that certificate ends, in milliseconds since the Unix epoch; records from before this was kept do not say.
+    #[serde(default)]
+    pub(crate) certificate_ends_ms: Option<u64>,
     /// Certificates it has been given since and has not shown yet, oldest first.
     #[serde(default)]
     pub(crate) pending: Vec<PendingCertificate>,
@@ -55,8 +59,6 @@ pub(crate) struct DeviceRecord {
     pub(crate) assigned: Vec<Digest>,
 }
 
-/// Certificates of one device that have not ended; an agent renews early enough to have two or three.
-const MAX_CERTIFICATES: usize = 64;
 /// Bundles remembered of a device: the one it holds is among its last.
 const MAX_ASSIGNED: usize = 8;
 
@@ -64,38 +66,6 @@ impl DeviceRecord {
     /// Whether it is shut out.
     pub(crate) fn is_revoked(&self) -> bool {
         self.revocation.is_some()
-    }
-
-    /// Serial numbers of the certificates with which it could connect, were it not shut out.
-    pub(crate) fn serials(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(&self.certificate_serial)
-            .chain(self.pending.iter().map(|pending| &pending.serial))
-            .map(String::as_str)
-    }
-
-    /// Has it use another certificate: every other one is refused from now on.
-    pub(crate) fn take_up(&mut self, certificate: PendingCertificate, now_ms: u64) {
-        let before = std::mem::replace(&mut self.certificate_serial, certificate.serial);
-        self.public_key_sha256 = certificate.public_key_sha256;
-        self.authorities = certificate.authorities;
-        let pending = std::mem::take(&mut self.pending).into_iter().map(|pending| pending.serial);
-        let others = std::iter::once(before).chain(pending).filter(|other| *other != self.certificate_serial);
-        self.superseded.extend(others.map(|serial| SupersededCertificate { serial, since_ms: now_ms }));
-    }
-
-    /// Adds a certificate that it has not shown. Of more than `most` that wait so, the oldest are refused from now on.
-    pub(crate) fn give(&mut self, certificate: PendingCertificate, most: usize, now_ms: u64) {
-        self.pending.push(certificate);
-        let over = self.pending.drain(..self.pending.len().saturating_sub(most));
-        self.superseded
-            .extend(over.map(|PendingCertificate { serial, .. }| SupersededCertificate { serial, since_ms: now_ms }));
-    }
-
-    /// Whether it may be given one more. What is refused is remembered until it has ended, so there must be an end to it.
-    /// Certificates live for `valid_for_ms`; those that have ended by now are forgotten.
-    pub(crate) fn has_room_for_certificate(&mut self, now_ms: u64, valid_for_ms: u64) -> bool {
-        self.superseded.retain(|superseded| superseded.since_ms.saturating_add(valid_for_ms) > now_ms);
-        1 + self.pending.len() + self.superseded.len() < MAX_CERTIFICATES
     }
 
     /// Gives it something else to run.
@@ -109,27 +79,6 @@ impl DeviceRecord {
         self.assigned.drain(..over);
         self.desired = Some(desired);
     }
-}
-
-/// A certificate given to a device that has not shown it yet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PendingCertificate {
-    /// As [`DeviceRecord::certificate_serial`].
-    pub(crate) serial: String,
-    /// As [`DeviceRecord::public_key_sha256`].
-    pub(crate) public_key_sha256: Digest,
-    /// As [`DeviceRecord::authorities`].
-    #[serde(default)]
-    pub(crate) authorities: AuthoritiesVersion,
-}
-
-/// A certificate of a device that is refused although it has not ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SupersededCertificate {
-    /// As [`DeviceRecord::certificate_serial`].
-    pub(crate) serial: String,
-    /// In milliseconds since the Unix epoch.
-    pub(crate) since_ms: u64,
 }
 
 /// What a device shall run.
@@ -540,6 +489,7 @@ mod tests {
             public_key_sha256: Digest::of(b"key"),
             outside: None,
             authorities: AuthoritiesVersion::default(),
+            certificate_ends_ms: None,
             pending: Vec::new(),
             superseded: Vec::new(),
             renewed_at_ms: None,

@@ -10,6 +10,8 @@ use serde_json::json;
 use super::enrolment::{one_use, request};
 use super::*;
 use crate::api::peer::Shown;
+use crate::store::Table;
+use crate::store::records::DeviceRecord;
 
 /// Devices that show a certificate of an outside authority.
 struct Factory {
@@ -50,6 +52,18 @@ impl Factory {
     async fn enrol(&self, name: &str, csr: &str) -> Answer {
         self.post("/api/v1/enrol", self.certificate(name), json!({ "csr_pem": csr })).await
     }
+}
+
+#[tokio::test]
+async fn a_device_that_keeps_nothing_enrols_at_every_boot() {
+    let factory = Factory::new().await;
+    for boot in 0..150 {
+        let answer = factory.enrol("press-7", &request()).await;
+        assert_eq!(answer.status, 200, "boot {boot}");
+    }
+    let records = &factory.client.test.app.records;
+    let record = records.get::<DeviceRecord>(Table::Devices, "acme-press-7").await.unwrap().unwrap().value;
+    assert!((48..64).contains(&record.superseded.len()), "{}", record.superseded.len());
 }
 
 #[tokio::test]

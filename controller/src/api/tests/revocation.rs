@@ -16,7 +16,7 @@ use crate::admission::EnrolledDevices;
 use crate::broker::{Admit as _, serial_text};
 use crate::fleet::FleetIndex;
 use crate::pki::DeviceKey;
-use crate::store::records::DeviceRecord;
+use crate::store::records::{DeviceRecord, SupersededCertificate};
 use crate::store::{Expect, Records, Table};
 
 async fn with_device(key: &KeyPair) -> (Client, DeviceId) {
@@ -281,12 +281,55 @@ async fn there_is_an_end_to_the_certificates_that_a_device_is_given() {
         assert!(record(&client).await.superseded.len() < 1_000, "no end");
     };
     refused.problem(429, "too-many-certificates");
+    let age = async |how: &dyn Fn(&mut SupersededCertificate)| {
+        let stored = client.test.app.records.get::<DeviceRecord>(Table::Devices, "press-7").await.unwrap().unwrap();
+        let mut aged = stored.value;
+        aged.superseded.iter_mut().for_each(how);
+        let change = Records::put(Table::Devices, "press-7", Expect::Version(stored.version), &aged).unwrap();
+        client.test.app.records.commit(vec![change]).await.unwrap();
+    };
+    // How long ago that was says nothing of when they end: they may have been given when certificates lived longer.
+    age(&|superseded| superseded.since_ms = 1).await;
+    client.renew(Some(&first), &request()).await.problem(429, "too-many-certificates");
     // Once they have ended there is room again, and the list is as short as before.
-    let stored = client.test.app.records.get::<DeviceRecord>(Table::Devices, "press-7").await.unwrap().unwrap();
-    let mut aged = stored.value;
-    aged.superseded.iter_mut().for_each(|superseded| superseded.since_ms = 1);
-    let change = Records::put(Table::Devices, "press-7", Expect::Version(stored.version), &aged).unwrap();
-    client.test.app.records.commit(vec![change]).await.unwrap();
+    age(&|superseded| superseded.ends_ms = Some(1)).await;
     let _: RenewResponse = client.renew(Some(&first), &request()).await.ok(200);
     assert_eq!(listed(&client).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_device_with_too_many_certificates_enrols_again_and_those_of_a_retired_authority_do_not_count() {
+    let key = KeyPair::generate().unwrap();
+    for retired in [false, true] {
+        let client = Client::new().await;
+        client.trust().await;
+        let secret = client.secret(&one_use()).await;
+        let first: EnrolResponse = client.enrol(&secret, Some("press-7"), &request_of(&key)).await.ok(200);
+        while client.renew(Some(&first.certificate_pem), &request()).await.status == 200 {
+            client.rested().await;
+        }
+        let before = listed(&client).await;
+        if retired {
+            client.test.app.pki.rotate(crate::clock::now_ms()).unwrap();
+            client.test.app.pki.retire(crate::clock::now_ms()).unwrap();
+        }
+        let secret = client.secret(&one_use()).await;
+        let again: EnrolResponse = client.enrol(&secret, Some("press-7"), &request_of(&key)).await.ok(200);
+        let _: RenewResponse = client.renew(Some(&again.certificate_pem), &request()).await.ok(200);
+        let after = listed(&client).await;
+        let told: Vec<_> = kinds(&client).await.into_iter().filter(|(kind, ..)| kind.ends_with("forgotten")).collect();
+        if retired {
+            assert_eq!((after.len(), told), (0, Vec::new()));
+        } else {
+            let gone: Vec<_> = before.iter().filter(|serial| !after.contains(serial)).collect();
+            assert!(!gone.is_empty() && before.starts_with(&gone.iter().map(|s| (*s).clone()).collect::<Vec<_>>()));
+            assert_eq!(told.len(), 1);
+            assert!(gone.iter().all(|serial| told[0].2.contains(*serial)), "{told:?} for {gone:?}");
+            let admit = EnrolledDevices::new(client.test.app.records.clone(), client.test.app.fleet.clone());
+            assert!(
+                !admit.device_allowed(&again.device, Some(gone[0])).await,
+                "this controller refuses it all the same"
+            );
+        }
+    }
 }
