@@ -2,7 +2,8 @@
 //!
 //! Messages go in the order of their streams. At most [`UNANSWERED`] go without a sign of life from the controller. It takes the messages
 //! of a stream in their order only, so where one was overtaken on the way, all after it are in vain: a stream of which nothing is acknowledged
-//! for a while goes again from its oldest message on, at longer and longer intervals, whatever comes of the others.
+//! for a while goes again from its oldest message on, at longer and longer intervals, whatever comes of the others. Another opening of the
+//! outbox's store may be another store, with numbers of its own: everything goes again then.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,8 @@ const ORDER: [Stream; 4] = [Stream::Event, Stream::State, Stream::Telemetry, Str
 
 #[derive(Debug)]
 pub(super) struct Resend {
+    /// The opening of the outbox that the rest is about.
+    opening: Option<u64>,
     sent: BTreeMap<Stream, Sent>,
     unanswered: u32,
     first_wait_ms: u64,
@@ -37,11 +40,22 @@ struct Sent {
 
 impl Resend {
     pub(super) fn new(wait_ms: u64) -> Self {
-        Self { sent: BTreeMap::new(), unanswered: 0, first_wait_ms: wait_ms }
+        Self { opening: None, sent: BTreeMap::new(), unanswered: 0, first_wait_ms: wait_ms }
+    }
+
+    /// Forgets what has gone when the outbox was closed since, or opened anew.
+    fn follow(&mut self, outbox: &Outbox) {
+        let opening = outbox.opening();
+        if opening != self.opening {
+            self.opening = opening;
+            self.sent.clear();
+            self.unanswered = 0;
+        }
     }
 
     /// The message to send now, of those whose streams are not `deferred`.
     pub(super) fn next(&mut self, outbox: &Outbox, deferred: &[Stream], now_ms: u64) -> Option<Outgoing> {
+        self.follow(outbox);
         if self.unanswered >= UNANSWERED {
             return None;
         }
@@ -60,6 +74,7 @@ impl Resend {
 
     /// The controller acknowledged something.
     pub(super) fn answered(&mut self, outbox: &Outbox, now_ms: u64) {
+        self.follow(outbox);
         self.unanswered = 0;
         for (stream, sent) in &mut self.sent {
             match outbox.oldest(*stream) {
@@ -81,6 +96,7 @@ impl Resend {
 
     /// It is `now_ms`: streams about which the controller has been silent too long go again, unless all has been answered.
     pub(super) fn silent(&mut self, outbox: &Outbox, now_ms: u64) {
+        self.follow(outbox);
         for (stream, sent) in &mut self.sent {
             if sent.deadline_ms.is_none_or(|at_ms| at_ms > now_ms) {
                 continue;
@@ -166,6 +182,34 @@ mod tests {
             }
         }
         assert_eq!(again, [(Stream::Event, 1), (Stream::Event, 2)]);
+    }
+
+    #[test]
+    fn a_store_that_was_replaced_is_sent_from_its_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path(), Bounds { max_bytes: 1 << 20, max_events: 1_000 }, Metrics::new());
+        let mut resend = Resend::new(100);
+        for number in 0..20 {
+            outbox.event(&event(number)).unwrap();
+        }
+        assert_eq!(drain(&mut resend, &outbox, 0).len(), 20);
+        // Large messages go to files of their own, and one that cannot be written is damage.
+        let blobs = folder.path().join("outbox/blobs");
+        crate::files::remove(&blobs).unwrap();
+        std::fs::write(&blobs, "in the way").unwrap();
+        let large = DeviceEvent { detail: "x".repeat(40_000), ..event(0) };
+        outbox.event(&large).unwrap_err();
+        resend.answered(&outbox, 10);
+        assert_eq!((drain(&mut resend, &outbox, 10), resend.deadline_ms()), (Vec::new(), None));
+        let begun = std::time::Instant::now();
+        while outbox.event(&event(99)).is_err() {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(60), "it never opened again");
+            std::thread::yield_now();
+        }
+        let oldest = outbox.oldest(Stream::Event).unwrap();
+        let sent = drain(&mut resend, &outbox, 20);
+        assert_eq!(sent.first(), Some(&(Stream::Event, oldest)));
+        assert!(folder.path().join("outbox.damaged").exists() && resend.deadline_ms() == Some(120));
     }
 
     #[test]

@@ -52,6 +52,8 @@ struct Inner {
 struct State {
     /// `None` while it does not open.
     open: Option<Open>,
+    /// How often a store has been opened.
+    openings: u64,
     open_again_ms: u64,
     /// Why the store that was closed is not to be opened again.
     condemned: Option<String>,
@@ -92,6 +94,7 @@ impl Outbox {
     pub(crate) fn open(data_dir: &Path, bounds: Bounds, metrics: Metrics) -> Self {
         let state = State {
             open: None,
+            openings: 0,
             open_again_ms: 0,
             condemned: None,
             trouble: None,
@@ -236,6 +239,7 @@ impl Outbox {
         state.condemned = None;
         let begun = Stream::ALL.into_iter().map(|stream| (stream, ledger.next_sequence(stream))).collect();
         state.open = Some(Open { ledger, store, begun });
+        state.openings += 1;
         for text in alarms {
             tracing::error!("{text}");
             let _ = state.backlog.add(Stream::Event, json(&alarm(&text)));
@@ -285,6 +289,12 @@ impl Outbox {
             }
             after = sequence;
         }
+    }
+
+    /// Which opening of the store it is that messages come from; `None` while it is closed. Another one may be of another store.
+    pub(crate) fn opening(&self) -> Option<u64> {
+        let state = self.lock();
+        state.open.as_ref().map(|_| state.openings)
     }
 
     /// The oldest message of `stream` that waits.
