@@ -9,6 +9,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use muster_shared::messages::Stream;
 
+/// Numbers a stream has for itself between two openings of the store. What is added after an opening begins at a multiple of it: a store
+/// that lost its end must not give out again the numbers that were on it, under which the receiver has other messages.
+pub const NUMBERS_PER_OPENING: u64 = 1 << 20;
+/// Openings that can be counted; a larger number is none that was ever noted.
+const MAX_OPENINGS: u64 = 1 << 43;
+
 /// How much may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -95,6 +101,19 @@ impl Ledger {
         }
     }
 
+    /// Begins the numbers of another opening, in all streams, behind those of the `noted` one and of every message that is known of. Gives the
+    /// opening's number, which must be noted outside the store before any message is added.
+    pub fn begin_opening(&mut self, noted: Option<u64>) -> u64 {
+        let after_noted = noted.filter(|noted| *noted < MAX_OPENINGS).map_or(0, |noted| noted + 1);
+        let known = self.queues.values().map(|queue| queue.next_sequence).max().unwrap_or_default();
+        let after_known = if known > 1 { known / NUMBERS_PER_OPENING + 1 } else { 0 };
+        let opening = after_noted.max(after_known);
+        for stream in Stream::ALL {
+            self.continue_at(stream, opening.saturating_mul(NUMBERS_PER_OPENING));
+        }
+        opening
+    }
+
     /// Adds a message of `bytes` bytes, and says what has to go for it.
     ///
     /// # Errors
@@ -167,6 +186,16 @@ impl Ledger {
         held.get(held.partition_point(|h| h.sequence <= sequence)).map(|h| h.sequence)
     }
 
+    /// The message of `stream` to be sent after `sequence`: the first that waits. One behind a gap waits until all before the gap is
+    /// acknowledged: only then can the receiver be told that nothing is left in between.
+    #[must_use]
+    pub fn next_in_turn(&self, stream: Stream, sequence: u64) -> Option<u64> {
+        let next = self.next_after(stream, sequence)?;
+        let held = &self.queues.get(&stream)?.held;
+        let before = held.partition_point(|h| h.sequence < next).checked_sub(1).and_then(|at| held.get(at));
+        before.is_none_or(|before| before.sequence.saturating_add(1) == next).then_some(next)
+    }
+
     fn oldest_held(&self, stream: Stream) -> Option<u64> {
         self.queues.get(&stream).and_then(|q| q.held.front()).map(|h| h.sequence)
     }
@@ -200,6 +229,12 @@ impl Ledger {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+}
+
+/// Messages that are missing between one before `expected` and the one `found` next; numbers that an opening left out are none.
+#[must_use]
+pub fn missing_between(expected: u64, found: u64) -> u64 {
+    found.saturating_sub(expected).min(found % NUMBERS_PER_OPENING)
 }
 
 #[cfg(test)]
@@ -254,6 +289,39 @@ mod tests {
         again.continue_at(Stream::Event, 4);
         assert_eq!((again.oldest(Stream::Event), again.next_after(Stream::Event, 0)), (4, None));
         assert_eq!(again.add(Stream::Event, 1).unwrap().held.sequence, 4);
+    }
+
+    #[test]
+    fn every_opening_has_numbers_of_its_own() {
+        const N: u64 = NUMBERS_PER_OPENING;
+        let mut ledger = Ledger::new(BOUNDS);
+        assert_eq!((ledger.begin_opening(None), ledger.next_sequence(Stream::State)), (0, 1));
+        for _ in 0..2 {
+            ledger.add(Stream::Event, 1).unwrap();
+        }
+        assert_eq!(ledger.begin_opening(Some(4)), 5);
+        assert_eq!(ledger.add(Stream::Event, 1).unwrap().held.sequence, 5 * N);
+        assert_eq!(ledger.add(Stream::State, 1).unwrap().held.sequence, 5 * N);
+        // The note is lost, or is none: what is known of is not given again.
+        assert_eq!(ledger.clone().begin_opening(None), 6);
+        assert_eq!(ledger.clone().begin_opening(Some(u64::MAX)), 6);
+
+        let turns = |ledger: &Ledger| [0, 1, 2].map(|after| ledger.next_in_turn(Stream::Event, after));
+        assert_eq!(turns(&ledger), [Some(1), Some(2), None]);
+        ledger.acknowledged(Stream::Event, 1);
+        assert_eq!(turns(&ledger), [Some(2), Some(2), None]);
+        ledger.acknowledged(Stream::Event, 2);
+        assert_eq!((turns(&ledger), ledger.oldest(Stream::Event)), ([Some(5 * N); 3], 5 * N));
+    }
+
+    #[test]
+    fn what_an_opening_left_out_is_not_missing() {
+        const N: u64 = NUMBERS_PER_OPENING;
+        for (expected, found, missing) in
+            [(3, 3, 0), (3, 6, 3), (3, 5 * N, 0), (3, 5 * N + 2, 2), (5 * N + 1, 5 * N + 4, 3)]
+        {
+            assert_eq!(missing_between(expected, found), missing, "{expected} {found}");
+        }
     }
 
     fn stream() -> impl Strategy<Value = Stream> {

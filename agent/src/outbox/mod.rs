@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use muster_agent_core::outbox::{Bounds, Ledger};
+use muster_agent_core::outbox::{Bounds, Ledger, NUMBERS_PER_OPENING};
 use muster_shared::limits::{MAX_PACKET_BYTES, bounded_text};
 use muster_shared::messages::{Ack, DeviceEvent, DeviceEventKind, Position, Sequenced, StateReport, Stream};
 use muster_shared::sketch::SketchWindow;
@@ -31,8 +31,8 @@ use crate::time::{Steady, wall_ms};
 const PACKET_MARGIN_BYTES: usize = 1_024;
 /// Pause between attempts to open a store that does not open, in milliseconds: each may read all of it.
 const OPEN_AGAIN_MS: u64 = 2_000;
-/// Messages of one stream that a torn store may have lost. More is no acknowledgement of anything.
-const MAX_LOST: u64 = 1 << 20;
+/// How far the controller may be ahead of a stream. More is no acknowledgement of anything.
+const MAX_AHEAD: u64 = NUMBERS_PER_OPENING << 20;
 
 /// The outbox. Cloning gives another handle to the same one.
 #[derive(Clone)]
@@ -272,15 +272,15 @@ impl Outbox {
         Ok(())
     }
 
-    /// The first message of `stream` after `sequence`, as it goes on the wire. One that cannot be read back is dropped.
+    /// The first message of `stream` after `sequence` that is not behind a gap, as it goes on the wire. One that cannot be read back is
+    /// passed over.
     pub(crate) fn next_after(&self, stream: Stream, sequence: u64) -> Option<Outgoing> {
         let state = self.lock();
         let open = state.open.as_ref()?;
         let mut after = sequence;
         loop {
-            let sequence = open.ledger.next_after(stream, after)?;
-            let position = Position { epoch: open.store.epoch(), sequence, oldest: open.ledger.oldest(stream) };
-            match open.store.get(stream, sequence).map(|body| on_the_wire(stream, position, &body)) {
+            let sequence = open.ledger.next_in_turn(stream, after)?;
+            match open.on_the_wire(stream, sequence) {
                 Ok(Some(payload)) => return Some(Outgoing { stream, sequence, payload }),
                 Ok(None) => {
                     tracing::error!(?stream, sequence, "a message of the outbox is damaged and was passed over")
@@ -289,6 +289,20 @@ impl Outbox {
             }
             after = sequence;
         }
+    }
+
+    /// All messages of `stream` that wait and can be read, also those whose turn has not come.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self, stream: Stream) -> Vec<Outgoing> {
+        let state = self.lock();
+        let Some(open) = &state.open else { return Vec::new() };
+        let sequences =
+            std::iter::successors(open.ledger.next_after(stream, 0), |last| open.ledger.next_after(stream, *last));
+        let read = |sequence| {
+            let payload = open.on_the_wire(stream, sequence).ok()??;
+            Some(Outgoing { stream, sequence, payload })
+        };
+        sequences.filter_map(read).collect()
     }
 
     /// Which opening of the store it is that messages come from; `None` while it is closed. Another one may be of another store.
@@ -331,14 +345,14 @@ impl Outbox {
         true
     }
 
-    /// The controller has messages of `stream` up to `sequence` that this store knows nothing of: it was torn, and lost its end. What
-    /// it held when it was opened has been delivered, then. What came since bears numbers that were given before, under which the
-    /// controller would pass it over, so it goes on behind. True when that was so; once for each stream, as it cannot happen again
-    /// before the next start, and nobody shall wear the disk out with it.
+    /// The controller has messages of `stream` up to `sequence` that neither this store nor the note beside it knows of: the whole data
+    /// folder is an older one, put back. What it held when it was opened has been delivered, then. What came since bears numbers under
+    /// which the controller would pass it over, so it goes on behind. True when that was so; once for each stream, as it cannot happen
+    /// again before the next start, and nobody shall wear the disk out with it.
     fn catch_up(&self, state: &mut State, stream: Stream, sequence: u64) -> bool {
         let Some(open) = &mut state.open else { return false };
         let next = open.ledger.next_sequence(stream);
-        if sequence - next > MAX_LOST {
+        if sequence - next > MAX_AHEAD {
             return false;
         }
         let Some(begun) = open.begun.remove(&stream) else { return false };
@@ -348,7 +362,7 @@ impl Outbox {
             since.extend(open.store.get(stream, waiting));
             after = waiting;
         }
-        open.ledger.continue_at(stream, sequence.saturating_add(1));
+        open.ledger.continue_at(stream, (sequence / NUMBERS_PER_OPENING + 1) * NUMBERS_PER_OPENING);
         for body in since {
             self.keep(state, stream, body);
         }
@@ -361,10 +375,8 @@ impl Outbox {
                 state.close(&error);
             }
         }
-        let lost = sequence - next + 1;
-        let text = format!(
-            "the outbox had lost its end: {lost} messages ({stream:?}) that the controller has were unknown to it"
-        );
+        let text =
+            format!("the outbox is an older one: messages ({stream:?}) that the controller has were unknown to it");
         tracing::error!("{text}");
         self.keep(state, Stream::Event, json(&alarm(&text)));
         self.show(state);
@@ -385,6 +397,14 @@ impl Outbox {
     /// Waits until something was added or removed.
     pub(crate) async fn changed(&self) {
         self.inner.changed.notified().await;
+    }
+}
+
+impl Open {
+    /// A message with its place; `None` when its body is damaged.
+    fn on_the_wire(&self, stream: Stream, sequence: u64) -> Result<Option<Vec<u8>>, OutboxError> {
+        let position = Position { epoch: self.store.epoch(), sequence, oldest: self.ledger.oldest(stream) };
+        self.store.get(stream, sequence).map(|body| on_the_wire(stream, position, &body))
     }
 }
 

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use muster_agent_core::outbox::{Bounds, Held, Ledger};
+use muster_agent_core::outbox::{Bounds, Held, Ledger, missing_between};
 use muster_shared::messages::Stream;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -70,6 +70,20 @@ fn be_u64(bytes: &[u8]) -> Option<u64> {
     bytes.get(..8)?.try_into().ok().map(u64::from_be_bytes)
 }
 
+/// What is noted beside the store, as two numbers: the second is missing where an agent before this one wrote it.
+#[derive(Clone, Copy)]
+struct Note {
+    epoch: u64,
+    opening: Option<u64>,
+}
+
+impl Note {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(bytes).ok()?.split(' ').map(|word| word.parse::<u64>().ok());
+        Some(Self { epoch: words.next()??, opening: words.next().flatten() })
+    }
+}
+
 fn full(dir: &Path) -> OutboxError {
     let free_bytes = resources::disk_free_bytes(dir);
     OutboxError::Full { path: dir.to_owned(), free_bytes, need_bytes: RESERVE_BYTES }
@@ -94,8 +108,13 @@ impl Store {
         let mut alarms = Vec::new();
         let dir_was_there = dir.exists();
         // sled may also take a damaged file for an empty one; the epoch is noted beside it to tell.
-        let expected = files::read_start(&noted, MAX_NOTE_BYTES)?
-            .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse::<u64>().ok());
+        let expected = files::read_start(&noted, MAX_NOTE_BYTES)?.and_then(|bytes| Note::parse(&bytes));
+        // Nothing is given out before the opening is noted where the store cannot lose it.
+        let begin = |store: &Self, ledger: &mut Ledger| {
+            let before = expected.filter(|note| note.epoch == store.epoch).and_then(|note| note.opening);
+            let opening = ledger.begin_opening(before);
+            files::write_durably(&noted, format!("{} {opening}", store.epoch).as_bytes())
+        };
         let set_aside = |why: &str| -> Result<String, FileError> {
             let alarm = Self::set_aside(&dir, why)?;
             // The note was about the store that is gone.
@@ -120,17 +139,20 @@ impl Store {
         }
         let opened = guarded(|| {
             let store = Self::try_open(&dir)?;
-            if dir_was_there && alarms.is_empty() && expected.is_some_and(|epoch| epoch != store.epoch) {
+            if dir_was_there && alarms.is_empty() && expected.is_some_and(|note| note.epoch != store.epoch) {
                 return Err(OutboxError::Emptied);
             }
-            let (ledger, missing) = store.ledger(bounds)?;
+            let (mut ledger, missing) = store.ledger(bounds)?;
+            begin(&store, &mut ledger)?;
             Ok((store, ledger, missing))
         });
         let (store, ledger, missing) = match opened {
             Err(error) if error.is_damage() => {
                 alarms.push(set_aside(&error.to_string())?);
                 let store = guarded(|| Self::try_open(&dir))?;
-                (store, Ledger::new(bounds), 0)
+                let mut ledger = Ledger::new(bounds);
+                begin(&store, &mut ledger)?;
+                (store, ledger, 0)
             }
             Err(error) => {
                 // It came back, so it was survived: a system that refuses again and again is no sign against the store.
@@ -147,9 +169,6 @@ impl Store {
         };
         if missing > 0 {
             alarms.push(format!("the outbox {} was damaged: {missing} undelivered messages are lost", dir.display()));
-        }
-        if !alarms.is_empty() || expected != Some(store.epoch) {
-            files::write_durably(&noted, store.epoch.to_string().as_bytes())?;
         }
         passing!(OutboxOpened);
         files::remove(&marker)?;
@@ -193,7 +212,7 @@ impl Store {
     }
 
     /// The list of what the store holds, and how many messages are missing from it: messages go from the front only, so
-    /// a gap is damage.
+    /// a gap is damage, unless another opening began behind it.
     fn ledger(&self, bounds: Bounds) -> Result<(Ledger, u64), OutboxError> {
         let mut ledger = Ledger::new(bounds);
         let mut missing = 0u64;
@@ -204,14 +223,14 @@ impl Store {
                 let (Some(sequence), Some(order)) = (key.get(1..).and_then(be_u64), be_u64(&value)) else {
                     continue;
                 };
-                missing = missing.saturating_add(sequence.saturating_sub(expected.unwrap_or(sequence)));
+                missing = missing.saturating_add(missing_between(expected.unwrap_or(sequence), sequence));
                 expected = Some(sequence.saturating_add(1));
                 let bytes = (value.len() - ORDER_BYTES) as u64;
                 ledger.restore(stream, Held { sequence, order, bytes });
             }
             if let Some(next) = self.db.get([META, NEXT, number(stream)])?.and_then(|v| be_u64(&v)) {
                 ledger.continue_at(stream, next);
-                missing = missing.saturating_add(next.saturating_sub(expected.unwrap_or(next)));
+                missing = missing.saturating_add(missing_between(expected.unwrap_or(next), next));
             }
         }
         Ok((ledger, missing))

@@ -8,6 +8,7 @@ use muster_shared::sketch::LatencySketch;
 use super::*;
 use crate::tiny_disk::TinyDisk;
 
+const N: u64 = NUMBERS_PER_OPENING;
 const BOUNDS: Bounds = Bounds { max_bytes: 100_000, max_events: 100 };
 
 /// sled's own threads may hold the lock for a moment after the last handle is gone; a process that ends takes them with it,
@@ -45,14 +46,11 @@ fn window() -> ClosedWindow {
 }
 
 fn events(outbox: &Outbox) -> Vec<(Position, String)> {
-    let mut found = Vec::new();
-    let mut after = 0;
-    while let Some(next) = outbox.next_after(Stream::Event, after) {
+    let read = |next: Outgoing| {
         let message: Sequenced<DeviceEvent> = serde_json::from_slice(&next.payload).unwrap();
-        found.push((message.position, message.body.detail));
-        after = next.sequence;
-    }
-    found
+        (message.position, message.body.detail)
+    };
+    outbox.waiting(Stream::Event).into_iter().map(read).collect()
 }
 
 #[test]
@@ -83,7 +81,7 @@ fn messages_survive_a_restart_and_keep_their_places_until_acknowledged() {
     assert_eq!(sketch.position, Position { epoch, sequence: 1, oldest: 1 });
     assert_eq!(Some(sketch.body), window().sketch);
     outbox.event(&event("four")).unwrap();
-    assert_eq!(events(&outbox)[0].0, Position { epoch, sequence: 4, oldest: 4 });
+    assert_eq!(events(&outbox)[0].0, Position { epoch, sequence: N, oldest: N });
 }
 
 #[test]
@@ -110,8 +108,48 @@ fn an_acknowledgement_writes_nothing_by_itself() {
     assert_eq!(left, ["next"]);
 }
 
+/// The controller has what the store has lost, and numbers given again would be taken for those it has.
 #[test]
-fn an_outbox_that_lost_its_end_goes_on_behind_what_the_controller_has() {
+fn what_is_put_after_the_end_was_lost_gets_numbers_that_were_never_given() {
+    let first = tempfile::tempdir().unwrap();
+    open(first.path()).event(&event("one")).unwrap();
+    let mut folder = copied(first.path());
+    let mut had = 0;
+    for life in 0..4 {
+        let outbox = open(folder.path());
+        outbox.event(&event("new")).unwrap();
+        let (position, text) = events(&outbox).pop().unwrap();
+        assert_eq!((text.as_str(), position.sequence % N), ("new", 0), "life {life}");
+        // It says so to whatever it is sent.
+        outbox.acknowledged(&Ack { stream: Stream::Event, epoch: position.epoch, sequence: had });
+        let waiting = events(&outbox);
+        assert_eq!(waiting.last().map(|(at, text)| (at.sequence, text.as_str())), Some((position.sequence, "new")));
+        assert_eq!(waiting.len(), if life == 0 { 2 } else { 1 }, "nothing is said to be missing");
+        had = position.sequence;
+        drop(outbox);
+        let torn = copied(first.path());
+        std::fs::copy(folder.path().join("outbox.epoch"), torn.path().join("outbox.epoch")).unwrap();
+        folder = torn;
+    }
+}
+
+#[test]
+fn what_is_behind_a_gap_goes_once_all_before_it_is_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).event(&event("one")).unwrap();
+    let outbox = open(folder.path());
+    outbox.event(&event("two")).unwrap();
+    let epoch = events(&outbox)[0].0.epoch;
+    assert_eq!(outbox.next_after(Stream::Event, 0).unwrap().sequence, 1);
+    assert_eq!(outbox.next_after(Stream::Event, 1), None);
+    assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 1 }));
+    let next = outbox.next_after(Stream::Event, 1).unwrap();
+    let message: Sequenced<DeviceEvent> = serde_json::from_slice(&next.payload).unwrap();
+    assert_eq!(message.position, Position { epoch, sequence: N, oldest: N });
+}
+
+#[test]
+fn an_outbox_that_is_an_older_one_goes_on_behind_what_the_controller_has() {
     let folder = tempfile::tempdir().unwrap();
     {
         let outbox = open(folder.path());
@@ -122,18 +160,18 @@ fn an_outbox_that_lost_its_end_goes_on_behind_what_the_controller_has() {
     outbox.event(&event("new")).unwrap();
     outbox.state(&StateReport { generation: 2, ..StateReport::default() });
     let epoch = events(&outbox)[0].0.epoch;
-    // The device had sent events up to 7 and states up to 5 when the disk lost what came after the first of each.
-    for (stream, sequence) in [(Stream::Event, 7), (Stream::State, 5)] {
+    // The device had been started a few times more when its data folder was put back.
+    for (stream, sequence) in [(Stream::Event, 3 * N + 7), (Stream::State, 2 * N + 5)] {
         assert!(outbox.acknowledged(&Ack { stream, epoch, sequence }));
     }
     let waiting = events(&outbox);
-    assert_eq!(waiting[0], (Position { epoch, sequence: 8, oldest: 8 }, "new".to_owned()));
-    assert!(waiting.len() == 3 && waiting[1..].iter().all(|(_, text)| text.contains("lost its end")), "{waiting:?}");
+    assert_eq!(waiting[0], (Position { epoch, sequence: 4 * N, oldest: 4 * N }, "new".to_owned()));
+    assert!(waiting.len() == 3 && waiting[1..].iter().all(|(_, text)| text.contains("an older one")), "{waiting:?}");
     let state = outbox.next_after(Stream::State, 0).unwrap();
     let body = serde_json::from_slice::<Sequenced<StateReport>>(&state.payload).unwrap().body;
-    assert_eq!((state.sequence, body.generation), (6, 2));
+    assert_eq!((state.sequence, body.generation), (3 * N, 2));
     // Once is enough: it cannot have happened since.
-    assert!(!outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 70 }));
+    assert!(!outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 70 * N }));
     assert_eq!(events(&outbox), waiting);
     drop(outbox);
     assert_eq!(events(&open(folder.path())), waiting);

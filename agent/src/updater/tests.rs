@@ -157,13 +157,8 @@ impl Rig {
     }
 
     fn events(&self) -> Vec<DeviceEvent> {
-        let mut events = Vec::new();
-        let mut after = 0;
-        while let Some(next) = self.outbox.next_after(Stream::Event, after) {
-            events.push(serde_json::from_slice::<Sequenced<DeviceEvent>>(&next.payload).unwrap().body);
-            after = next.sequence;
-        }
-        events
+        let waiting = self.outbox.waiting(Stream::Event).into_iter();
+        waiting.map(|next| serde_json::from_slice::<Sequenced<DeviceEvent>>(&next.payload).unwrap().body).collect()
     }
 
     fn has_event(&self, kind: DeviceEventKind, words: &str) -> bool {
