@@ -273,22 +273,37 @@ impl Outbox {
     }
 
     /// The first message of `stream` after `sequence` that is not behind a gap, as it goes on the wire. One that cannot be read back is
-    /// passed over.
+    /// given up once it is the oldest: until then nothing behind it would be taken, and it would hold the stream up for ever.
     pub(crate) fn next_after(&self, stream: Stream, sequence: u64) -> Option<Outgoing> {
-        let state = self.lock();
-        let open = state.open.as_ref()?;
-        let mut after = sequence;
-        loop {
-            let sequence = open.ledger.next_in_turn(stream, after)?;
+        let state = &mut *self.lock();
+        let mut unreadable = 0u64;
+        let next = loop {
+            let Some(open) = &mut state.open else { break None };
+            let Some(sequence) = open.ledger.next_in_turn(stream, sequence) else { break None };
             match open.on_the_wire(stream, sequence) {
-                Ok(Some(payload)) => return Some(Outgoing { stream, sequence, payload }),
-                Ok(None) => {
-                    tracing::error!(?stream, sequence, "a message of the outbox is damaged and was passed over")
+                Ok(Some(payload)) => break Some(Outgoing { stream, sequence, payload }),
+                Ok(None) => {}
+                Err(error) if error.is_damage() => {}
+                Err(error) => {
+                    tracing::error!(?stream, sequence, %error, "a message of the outbox cannot be read now");
+                    break None;
                 }
-                Err(error) => tracing::error!(?stream, sequence, %error, "a message of the outbox cannot be read"),
             }
-            after = sequence;
+            if open.ledger.oldest(stream) != sequence {
+                break None;
+            }
+            let removed = open.ledger.acknowledged(stream, sequence);
+            open.store.count_given_up(removed.len() as u64);
+            unreadable += 1;
+            state.forget(stream, &removed);
+        };
+        if unreadable > 0 {
+            let text =
+                format!("the outbox was damaged: {unreadable} messages ({stream:?}) cannot be read and are given up");
+            tracing::error!("{text}");
+            self.keep(state, Stream::Event, json(&alarm(&text)));
         }
+        next
     }
 
     /// All messages of `stream` that wait and can be read, also those whose turn has not come.
@@ -331,14 +346,7 @@ impl Outbox {
             return false;
         }
         passing!(AckTaken);
-        // Not made durable: a message that comes back after a crash is sent once more, which harms nothing.
-        match open.store.forget(ack.stream, &removed) {
-            Ok(()) | Err(OutboxError::Full { .. }) => {}
-            Err(error) => {
-                tracing::error!(%error, "acknowledged messages could not be removed from the outbox; they are sent again");
-                state.close(&error);
-            }
-        }
+        state.forget(ack.stream, &removed);
         passing!(AckForgotten);
         self.show(&state);
         self.inner.changed.notify_one();
@@ -368,12 +376,7 @@ impl Outbox {
         }
         if let Some(open) = &mut state.open {
             let delivered = open.ledger.acknowledged(stream, sequence);
-            // Those that come back after a crash are acknowledged like any other.
-            if let Err(error) = open.store.forget(stream, &delivered)
-                && !matches!(error, OutboxError::Full { .. })
-            {
-                state.close(&error);
-            }
+            state.forget(stream, &delivered);
         }
         let text =
             format!("the outbox is an older one: messages ({stream:?}) that the controller has were unknown to it");
@@ -414,6 +417,19 @@ impl State {
         self.condemned = error.is_damage().then(|| error.to_string());
         if let Some(open) = self.open.take() {
             open.store.close();
+        }
+    }
+
+    /// Removes from the store what is no longer listed. Not made durable: a message that comes back after a crash is sent once more, which
+    /// harms nothing.
+    fn forget(&mut self, stream: Stream, sequences: &[u64]) {
+        let Some(open) = &mut self.open else { return };
+        match open.store.forget(stream, sequences) {
+            Ok(()) | Err(OutboxError::Full { .. }) => {}
+            Err(error) => {
+                tracing::error!(%error, "messages could not be removed from the outbox; they come back");
+                self.close(&error);
+            }
         }
     }
 

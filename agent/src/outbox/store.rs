@@ -244,6 +244,11 @@ impl Store {
         self.given_up
     }
 
+    /// Counts messages as given up, durably with the next one that is stored.
+    pub(super) fn count_given_up(&mut self, messages: u64) {
+        self.given_up = self.given_up.saturating_add(messages);
+    }
+
     /// Stores a message and removes others, all or nothing; durable when this returns. After an error other than
     /// [`OutboxError::Full`] nobody knows what was written: the store must be opened again.
     pub(super) fn put(

@@ -149,6 +149,35 @@ fn what_is_behind_a_gap_goes_once_all_before_it_is_acknowledged() {
 }
 
 #[test]
+fn a_message_that_cannot_be_read_holds_nothing_up_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = open(folder.path());
+    let damaged = |stream| outbox.append(&mut outbox.lock(), stream, b"\xffnonsense").unwrap();
+    outbox.event(&event("before")).unwrap();
+    damaged(Stream::Event);
+    damaged(Stream::Event);
+    outbox.event(&event("after")).unwrap();
+    damaged(Stream::Telemetry);
+    let epoch = events(&outbox)[0].0.epoch;
+    // In the midst of others it waits its turn: what is behind it would not be taken either.
+    assert_eq!(outbox.next_after(Stream::Event, 0).unwrap().sequence, 1);
+    assert_eq!((outbox.next_after(Stream::Event, 1), outbox.given_up()), (None, 0));
+    assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 1 }));
+    let next = outbox.next_after(Stream::Event, 1).unwrap();
+    let message: Sequenced<DeviceEvent> = serde_json::from_slice(&next.payload).unwrap();
+    assert_eq!((message.position.sequence, message.position.oldest, message.body.detail.as_str()), (4, 4, "after"));
+    assert_eq!((outbox.next_after(Stream::Telemetry, 0), outbox.given_up()), (None, 3));
+    let told: Vec<String> = events(&outbox).into_iter().map(|(_, text)| text).collect();
+    assert!(
+        told.len() == 3 && told[1].contains("2 messages (Event)") && told[2].contains("1 messages (Telemetry)"),
+        "{told:?}"
+    );
+    drop(outbox);
+    let outbox = open(folder.path());
+    assert_eq!((outbox.given_up(), outbox.next_after(Stream::Telemetry, 0)), (3, None));
+}
+
+#[test]
 fn an_outbox_that_is_an_older_one_goes_on_behind_what_the_controller_has() {
     let folder = tempfile::tempdir().unwrap();
     {
