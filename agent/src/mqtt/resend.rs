@@ -32,8 +32,8 @@ pub(super) struct Resend {
 struct Sent {
     /// The last message that went.
     last: u64,
-    /// The oldest that waited when something was last heard of the stream.
-    oldest: u64,
+    /// The last that an acknowledgement had taken when the stream was last looked at.
+    taken: u64,
     wait_ms: u64,
     deadline_ms: Option<u64>,
 }
@@ -63,7 +63,7 @@ impl Resend {
             .into_iter()
             .filter(|stream| !deferred.contains(stream))
             .find_map(|stream| outbox.next_after(stream, self.sent.get(&stream).map_or(0, |sent| sent.last)))?;
-        let new = Sent { last: 0, oldest: next.sequence, wait_ms: self.first_wait_ms, deadline_ms: None };
+        let new = Sent { last: 0, taken: outbox.taken(next.stream), wait_ms: self.first_wait_ms, deadline_ms: None };
         let sent = self.sent.entry(next.stream).or_insert(new);
         sent.last = next.sequence;
         let wait_ms = sent.wait_ms;
@@ -77,15 +77,15 @@ impl Resend {
         self.follow(outbox);
         self.unanswered = 0;
         for (stream, sent) in &mut self.sent {
-            match outbox.oldest(*stream) {
-                Some(oldest) if oldest <= sent.oldest => {}
-                oldest => {
-                    sent.oldest = oldest.unwrap_or(sent.last);
-                    sent.wait_ms = self.first_wait_ms;
-                    let waits = oldest.is_some_and(|oldest| oldest <= sent.last);
-                    sent.deadline_ms = waits.then(|| now_ms.saturating_add(sent.wait_ms));
-                }
+            // What was given up for want of room is no sign that anything arrived.
+            let taken = outbox.taken(*stream);
+            if taken <= sent.taken {
+                continue;
             }
+            sent.taken = taken;
+            sent.wait_ms = self.first_wait_ms;
+            let waits = outbox.oldest(*stream).is_some_and(|oldest| oldest <= sent.last);
+            sent.deadline_ms = waits.then(|| now_ms.saturating_add(sent.wait_ms));
         }
     }
 
@@ -210,6 +210,26 @@ mod tests {
         let sent = drain(&mut resend, &outbox, 20);
         assert_eq!(sent.first(), Some(&(Stream::Event, oldest)));
         assert!(folder.path().join("outbox.damaged").exists() && resend.deadline_ms() == Some(120));
+    }
+
+    #[test]
+    fn what_a_full_outbox_gives_up_is_no_acknowledgement() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path(), Bounds { max_bytes: 1 << 20, max_events: 3 }, Metrics::new());
+        let mut resend = Resend::new(100);
+        for number in 1..=3 {
+            outbox.event(&event(number)).unwrap();
+        }
+        assert_eq!(drain(&mut resend, &outbox, 0).len(), 3);
+        for now_ms in [30, 60, 90] {
+            // Each takes the place of the oldest, and something is heard of another stream.
+            outbox.event(&event(now_ms)).unwrap();
+            drain(&mut resend, &outbox, now_ms);
+            resend.answered(&outbox, now_ms);
+        }
+        assert_eq!(resend.deadline_ms(), Some(100));
+        resend.silent(&outbox, 100);
+        assert_eq!(drain(&mut resend, &outbox, 100), [4, 5, 6].map(|sequence| (Stream::Event, sequence)));
     }
 
     #[test]

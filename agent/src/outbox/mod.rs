@@ -68,6 +68,8 @@ struct Open {
     store: Store,
     /// The first sequence each stream has given out since the store was opened. A stream that has caught up has none.
     begun: BTreeMap<Stream, u64>,
+    /// The last message of each stream that an acknowledgement removed.
+    taken: BTreeMap<Stream, u64>,
 }
 
 /// A message on its way.
@@ -238,7 +240,7 @@ impl Outbox {
         let (store, ledger, alarms) = Store::open(&self.inner.data_dir, self.inner.bounds, state.condemned.as_deref())?;
         state.condemned = None;
         let begun = Stream::ALL.into_iter().map(|stream| (stream, ledger.next_sequence(stream))).collect();
-        state.open = Some(Open { ledger, store, begun });
+        state.open = Some(Open { ledger, store, begun, taken: BTreeMap::new() });
         state.openings += 1;
         for text in alarms {
             tracing::error!("{text}");
@@ -331,6 +333,11 @@ impl Outbox {
         self.lock().open.as_ref()?.ledger.next_after(stream, 0)
     }
 
+    /// The last message of `stream` that an acknowledgement took since the store was opened; 0 where none did.
+    pub(crate) fn taken(&self, stream: Stream) -> u64 {
+        self.lock().open.as_ref().and_then(|open| open.taken.get(&stream).copied()).unwrap_or_default()
+    }
+
     /// Forgets what the controller has stored; true when that was news.
     pub(crate) fn acknowledged(&self, ack: &Ack) -> bool {
         let mut state = self.lock();
@@ -342,9 +349,8 @@ impl Outbox {
             return self.catch_up(&mut state, ack.stream, ack.sequence);
         }
         let removed = open.ledger.acknowledged(ack.stream, ack.sequence);
-        if removed.is_empty() {
-            return false;
-        }
+        let Some(last) = removed.last() else { return false };
+        open.taken.insert(ack.stream, *last);
         passing!(AckTaken);
         state.forget(ack.stream, &removed);
         passing!(AckForgotten);
@@ -376,6 +382,7 @@ impl Outbox {
         }
         if let Some(open) = &mut state.open {
             let delivered = open.ledger.acknowledged(stream, sequence);
+            open.taken.insert(stream, sequence);
             state.forget(stream, &delivered);
         }
         let text =
