@@ -179,17 +179,22 @@ pub(crate) fn remove_written(path: &Path) -> Result<(), FileError> {
 /// Moves something damaged out of the way, for people to look at, and says where to. One set aside before is dropped, so
 /// that damage cannot fill the disk.
 pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, FileError> {
-    let aside = beside(path, "damaged");
+    let aside = place_aside(path);
     remove(&aside)?;
     fs::rename(path, &aside).map_err(FileError::io("set aside", path))?;
     path.parent().map_or(Ok(()), sync_folder)?;
     Ok(aside)
 }
 
+/// Where [`set_aside`] puts what is at `path`.
+pub(crate) fn place_aside(path: &Path) -> PathBuf {
+    beside(path, "damaged")
+}
+
 /// Keeps what is at `path` for people to look at, as [`set_aside`] does, while it stays in its place until something is written
 /// there. Where the file system has no such links, it is set aside.
 pub(crate) fn keep_aside(path: &Path) -> Result<(), FileError> {
-    let aside = beside(path, "damaged");
+    let aside = place_aside(path);
     remove(&aside)?;
     fs::hard_link(path, &aside).or_else(|_| set_aside(path).map(drop))
 }

@@ -115,8 +115,8 @@ impl Store {
             let opening = ledger.begin_opening(before);
             files::write_durably(&noted, format!("{} {opening}", store.epoch).as_bytes())
         };
-        let set_aside = |why: &str| -> Result<String, FileError> {
-            let alarm = Self::set_aside(&dir, why)?;
+        let set_aside = |why: &str, was_used: bool| -> Result<String, FileError> {
+            let alarm = Self::set_aside(&dir, why, was_used)?;
             // The note was about the store that is gone.
             files::remove(&noted)?;
             Ok(alarm)
@@ -132,7 +132,7 @@ impl Store {
         if let Some(why) = condemned
             && dir_was_there
         {
-            alarms.push(set_aside(why)?);
+            alarms.push(set_aside(why, expected.is_some())?);
         } else {
             files::write_durably(&marker, &vec![b'.'; openings.min(MAX_OPENINGS) + 1])?;
             passing!(OutboxOpening);
@@ -148,7 +148,8 @@ impl Store {
         });
         let (store, ledger, missing) = match opened {
             Err(error) if error.is_damage() => {
-                alarms.push(set_aside(&error.to_string())?);
+                let was_used = expected.is_some() && alarms.is_empty();
+                alarms.push(set_aside(&error.to_string(), was_used)?);
                 let store = guarded(|| Self::try_open(&dir))?;
                 let mut ledger = Ledger::new(bounds);
                 begin(&store, &mut ledger)?;
@@ -175,7 +176,17 @@ impl Store {
         Ok((store, ledger, alarms))
     }
 
-    fn set_aside(dir: &Path, why: &str) -> Result<String, FileError> {
+    /// Clears the place for a new store. One that was never used holds nothing, and must not take the place of one that was set aside
+    /// with messages in it.
+    fn set_aside(dir: &Path, why: &str, was_used: bool) -> Result<String, FileError> {
+        let earlier = files::place_aside(dir);
+        if !was_used && earlier.exists() {
+            files::remove(dir)?;
+            return Ok(format!(
+                "the outbox could not be begun anew ({why}); undelivered messages are in {} still",
+                earlier.display()
+            ));
+        }
         let aside = files::set_aside(dir)?;
         Ok(format!(
             "the outbox was damaged ({why}) and set aside as {}: undelivered messages are there",

@@ -299,6 +299,27 @@ fn a_damaged_store_is_set_aside_and_said_so() {
 }
 
 #[test]
+fn a_new_store_that_fails_too_does_not_replace_the_one_that_was_set_aside() {
+    for opening in ["", "..."] {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).event(&event("kept")).unwrap();
+        std::fs::write(folder.path().join("outbox.opening"), "...").unwrap();
+        drop(open(folder.path()));
+        let aside = || std::fs::read(folder.path().join("outbox.damaged/db")).unwrap();
+        let kept = aside();
+        // What is left where the disk failed again before the new store was used.
+        for name in ["outbox", "outbox.epoch"] {
+            crate::files::remove(&folder.path().join(name)).unwrap();
+        }
+        std::fs::create_dir_all(folder.path().join("outbox/db")).unwrap();
+        std::fs::write(folder.path().join("outbox.opening"), opening).unwrap();
+        let told = events(&open(folder.path()));
+        assert!(told.len() == 1 && told[0].1.contains("outbox.damaged"), "{told:?}");
+        assert!(aside() == kept, "it was replaced");
+    }
+}
+
+#[test]
 fn a_store_nobody_survives_is_set_aside_in_the_end() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
