@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use muster_agent_core::outbox::{Bounds, Ledger, TooLarge};
+use muster_shared::ids::Digest;
 use muster_shared::messages::Stream;
 
 /// What may wait in memory: hours of windows of a usual model.
@@ -45,6 +46,15 @@ impl Backlog {
     pub(super) fn stored(&mut self, stream: Stream, sequence: u64) {
         for gone in self.ledger.acknowledged(stream, sequence) {
             self.bodies.remove(&(stream, gone));
+        }
+    }
+
+    /// Forgets the first message of `stream` if it is the one with `digest`, which was stored after all.
+    pub(super) fn forget_stored(&mut self, stream: Stream, digest: Digest) {
+        if let Some(first) = self.ledger.next_after(stream, 0)
+            && self.bodies.get(&(stream, first)).is_some_and(|body| Digest::of(body) == digest)
+        {
+            self.stored(stream, first);
         }
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_agent_core::outbox::{Bounds, Ledger, NUMBERS_PER_OPENING};
+use muster_shared::ids::Digest;
 use muster_shared::limits::{MAX_PACKET_BYTES, bounded_text};
 use muster_shared::messages::{Ack, DeviceEvent, DeviceEventKind, Position, Sequenced, StateReport, Stream};
 use muster_shared::sketch::SketchWindow;
@@ -59,8 +60,16 @@ struct State {
     condemned: Option<String>,
     /// Why nothing is taken; said once, and once more when it is over.
     trouble: Option<String>,
+    /// The message whose write failed: it may have been stored all the same.
+    doubtful: Option<Doubtful>,
     backlog: Backlog,
     last_state: Option<StateReport>,
+}
+
+struct Doubtful {
+    stream: Stream,
+    sequence: u64,
+    digest: Digest,
 }
 
 struct Open {
@@ -100,6 +109,7 @@ impl Outbox {
             open_again_ms: 0,
             condemned: None,
             trouble: None,
+            doubtful: None,
             backlog: Backlog::new(),
             last_state: None,
         };
@@ -189,10 +199,10 @@ impl Outbox {
             tracing::error!(?stream, %error, "a message could not be kept");
             return;
         }
-        self.say(state, &error);
         if let Err(error) = state.backlog.add(stream, body) {
             tracing::error!(?stream, %error, "a message could not be kept");
         }
+        self.say(state, &error);
         self.show(state);
     }
 
@@ -239,6 +249,11 @@ impl Outbox {
         state.open_again_ms = now_ms.saturating_add(OPEN_AGAIN_MS);
         let (store, ledger, alarms) = Store::open(&self.inner.data_dir, self.inner.bounds, state.condemned.as_deref())?;
         state.condemned = None;
+        if let Some(Doubtful { stream, sequence, digest }) = state.doubtful.take()
+            && store.get(stream, sequence).is_ok_and(|body| Digest::of(&body) == digest)
+        {
+            state.backlog.forget_stored(stream, digest);
+        }
         let begun = Stream::ALL.into_iter().map(|stream| (stream, ledger.next_sequence(stream))).collect();
         state.open = Some(Open { ledger, store, begun, taken: BTreeMap::new() });
         state.openings += 1;
@@ -263,6 +278,8 @@ impl Outbox {
         if let Err(error) = open.store.put(stream, added.held, body, &added.removed, given_up) {
             if !matches!(error, OutboxError::Full { .. }) {
                 // What has been written is only known once it is read again.
+                let (sequence, digest) = (added.held.sequence, Digest::of(body));
+                state.doubtful = Some(Doubtful { stream, sequence, digest });
                 state.close(&error);
             }
             return Err(error);

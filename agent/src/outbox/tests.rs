@@ -542,3 +542,26 @@ fn a_write_that_fails_half_way_keeps_nobody_waiting() {
     }
     drop(outbox);
 }
+
+#[test]
+fn a_message_that_was_stored_although_its_write_failed_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = open(folder.path());
+    outbox.event(&event("before")).unwrap();
+    // Something among the files of the store that cannot be made durable.
+    let blob = folder.path().join("outbox/blobs/0");
+    std::os::unix::fs::symlink("/dev/null", &blob).unwrap();
+    outbox.note(&event("once"));
+    outbox.note(&event("twice"));
+    outbox.note(&event("twice"));
+    assert!(outbox.lock().open.is_none());
+    std::fs::remove_file(&blob).unwrap();
+    let begun = std::time::Instant::now();
+    while events(&outbox).is_empty() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "it never opened again");
+        outbox.retry();
+    }
+    let told: Vec<String> = events(&outbox).into_iter().map(|e| e.1).collect();
+    let times = |detail: &str| told.iter().filter(|told| *told == detail).count();
+    assert_eq!((times("before"), times("once"), times("twice")), (1, 1, 2), "{told:?}");
+}
