@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use self::backlog::Backlog;
 pub(crate) use self::error::OutboxError;
-use self::store::Store;
+use self::store::{Condemned, Store};
 use crate::causes::with_source;
 use crate::metrics::Metrics;
 use crate::monitor::ClosedWindow;
@@ -57,7 +57,7 @@ struct State {
     openings: u64,
     open_again_ms: u64,
     /// Why the store that was closed is not to be opened again.
-    condemned: Option<String>,
+    condemned: Option<Condemned>,
     /// Why nothing is taken; said once, and once more when it is over.
     trouble: Option<String>,
     /// The message whose write failed: it may have been stored all the same.
@@ -247,7 +247,7 @@ impl Outbox {
             return Err(OutboxError::Closed(state.trouble.clone().unwrap_or_default()));
         }
         state.open_again_ms = now_ms.saturating_add(OPEN_AGAIN_MS);
-        let (store, ledger, alarms) = Store::open(&self.inner.data_dir, self.inner.bounds, state.condemned.as_deref())?;
+        let (store, ledger, alarms) = Store::open(&self.inner.data_dir, self.inner.bounds, state.condemned.as_ref())?;
         state.condemned = None;
         if let Some(Doubtful { stream, sequence, digest }) = state.doubtful.take()
             && store.get(stream, sequence).is_ok_and(|body| Digest::of(&body) == digest)
@@ -302,9 +302,10 @@ impl Outbox {
             match open.on_the_wire(stream, sequence) {
                 Ok(Some(payload)) => break Some(Outgoing { stream, sequence, payload }),
                 Ok(None) => {}
-                Err(error) if error.is_damage() => {}
                 Err(error) => {
-                    tracing::error!(?stream, sequence, %error, "a message of the outbox cannot be read now");
+                    // The disk may refuse for a moment, which is no reason to give anything up: opening it again tells.
+                    tracing::error!(?stream, sequence, %error, "a message of the outbox cannot be read; it is opened again");
+                    state.let_go();
                     break None;
                 }
             }
@@ -438,7 +439,13 @@ impl Open {
 impl State {
     /// Lets the store go after `error`; one that is damaged would only fail again.
     fn close(&mut self, error: &OutboxError) {
-        self.condemned = error.is_damage().then(|| error.to_string());
+        let is_empty = self.open.as_ref().is_some_and(|open| open.ledger.total() == 0);
+        self.condemned = error.is_damage().then(|| Condemned { why: error.to_string(), is_empty });
+        self.let_go();
+    }
+
+    /// Closes the store, to be opened again.
+    fn let_go(&mut self) {
         if let Some(open) = self.open.take() {
             open.store.close();
         }

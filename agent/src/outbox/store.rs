@@ -70,6 +70,13 @@ fn be_u64(bytes: &[u8]) -> Option<u64> {
     bytes.get(..8)?.try_into().ok().map(u64::from_be_bytes)
 }
 
+/// A store that is not to be opened again.
+pub(super) struct Condemned {
+    pub(super) why: String,
+    /// Nothing waited in it.
+    pub(super) is_empty: bool,
+}
+
 /// What is noted beside the store, as two numbers: the second is missing where an agent before this one wrote it.
 #[derive(Clone, Copy)]
 struct Note {
@@ -95,11 +102,11 @@ fn check_room(dir: &Path) -> Result<(), OutboxError> {
 
 impl Store {
     /// Opens the store with the list of what it holds, and says what had to be repaired. A store that cannot be read is set
-    /// aside and a new one begun; so is one that is `condemned`, for the reason given.
+    /// aside and a new one begun; so is one that is `condemned`.
     pub(super) fn open(
         data_dir: &Path,
         bounds: Bounds,
-        condemned: Option<&str>,
+        condemned: Option<&Condemned>,
     ) -> Result<(Self, Ledger, Vec<String>), OutboxError> {
         check_room(data_dir)?;
         let dir = data_dir.join("outbox");
@@ -108,15 +115,21 @@ impl Store {
         let mut alarms = Vec::new();
         let dir_was_there = dir.exists();
         // sled may also take a damaged file for an empty one; the epoch is noted beside it to tell.
-        let expected = files::read_start(&noted, MAX_NOTE_BYTES)?.and_then(|bytes| Note::parse(&bytes));
+        let expected = if dir_was_there {
+            files::read_start(&noted, MAX_NOTE_BYTES)?.and_then(|bytes| Note::parse(&bytes))
+        } else {
+            // It was about a store that is gone, and must not be taken for one about a folder that is only begun.
+            files::remove(&noted)?;
+            None
+        };
         // Nothing is given out before the opening is noted where the store cannot lose it.
         let begin = |store: &Self, ledger: &mut Ledger| {
             let before = expected.filter(|note| note.epoch == store.epoch).and_then(|note| note.opening);
             let opening = ledger.begin_opening(before);
             files::write_durably(&noted, format!("{} {opening}", store.epoch).as_bytes())
         };
-        let set_aside = |why: &str, was_used: bool| -> Result<String, FileError> {
-            let alarm = Self::set_aside(&dir, why, was_used)?;
+        let set_aside = |why: &str, holds_something: bool| -> Result<String, FileError> {
+            let alarm = Self::set_aside(&dir, why, holds_something)?;
             // The note was about the store that is gone.
             files::remove(&noted)?;
             Ok(alarm)
@@ -127,12 +140,11 @@ impl Store {
             // Not what this program writes, so it tells nothing.
             _ => 1,
         });
-        let condemned =
-            condemned.or_else(|| (openings >= MAX_OPENINGS).then_some("the agent did not survive opening it"));
-        if let Some(why) = condemned
+        let killing = Condemned { why: "the agent did not survive opening it".to_owned(), is_empty: false };
+        if let Some(condemned) = condemned.or_else(|| (openings >= MAX_OPENINGS).then_some(&killing))
             && dir_was_there
         {
-            alarms.push(set_aside(why, expected.is_some())?);
+            alarms.push(set_aside(&condemned.why, expected.is_some() && !condemned.is_empty)?);
         } else {
             files::write_durably(&marker, &vec![b'.'; openings.min(MAX_OPENINGS) + 1])?;
             passing!(OutboxOpening);
@@ -176,14 +188,14 @@ impl Store {
         Ok((store, ledger, alarms))
     }
 
-    /// Clears the place for a new store. One that was never used holds nothing, and must not take the place of one that was set aside
-    /// with messages in it.
-    fn set_aside(dir: &Path, why: &str, was_used: bool) -> Result<String, FileError> {
+    /// Clears the place for a new store. One that holds nothing, as it was never used or all of it was delivered, must not take the place of
+    /// one that was set aside with messages in it.
+    fn set_aside(dir: &Path, why: &str, holds_something: bool) -> Result<String, FileError> {
         let earlier = files::place_aside(dir);
-        if !was_used && earlier.exists() {
+        if !holds_something && earlier.exists() {
             files::remove(dir)?;
             return Ok(format!(
-                "the outbox could not be begun anew ({why}); undelivered messages are in {} still",
+                "the outbox was damaged ({why}) and begun anew: what was undelivered before is in {} still",
                 earlier.display()
             ));
         }

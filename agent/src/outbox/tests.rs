@@ -1,6 +1,5 @@
 use std::path::PathBuf;
 
-use muster_shared::ids::Digest;
 use muster_shared::messages::{DeviceEventKind, RequestCounts, Resources, TelemetryWindow, WindowKey};
 use muster_shared::profile::Profile;
 use muster_shared::sketch::LatencySketch;
@@ -317,6 +316,26 @@ fn a_new_store_that_fails_too_does_not_replace_the_one_that_was_set_aside() {
         assert!(told.len() == 1 && told[0].1.contains("outbox.damaged"), "{told:?}");
         assert!(aside() == kept, "it was replaced");
     }
+}
+
+#[test]
+fn an_empty_store_does_not_replace_the_one_that_was_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).event(&event("kept")).unwrap();
+    std::fs::write(folder.path().join("outbox.opening"), "...").unwrap();
+    let outbox = open(folder.path());
+    let kept = std::fs::read(folder.path().join("outbox.damaged/db")).unwrap();
+    let (Position { epoch, sequence, .. }, _) = events(&outbox).pop().unwrap();
+    assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence }) && outbox.is_empty());
+    crate::files::remove(&folder.path().join("outbox/blobs")).unwrap();
+    std::fs::write(folder.path().join("outbox/blobs"), "in the way").unwrap();
+    outbox.event(&event(&"x".repeat(40_000))).unwrap_err();
+    let begun = std::time::Instant::now();
+    while events(&outbox).is_empty() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "it never opened again");
+        outbox.retry();
+    }
+    assert!(std::fs::read(folder.path().join("outbox.damaged/db")).unwrap() == kept, "it was replaced");
 }
 
 #[test]
