@@ -60,6 +60,13 @@ impl Entry {
         !self.record.is_revoked() && desired.is_some_and(|desired| desired.generation > accepted)
     }
 
+    /// Whether it counts as reachable. One that keeps its quiet hours, or waits for another link, has said so and then has nothing to say
+    /// for as long as it waits, so its connection is all there is to go by.
+    fn is_there(&self, heard_since_ms: u64) -> bool {
+        let waits = self.report.as_ref().is_some_and(|report| report.update.held_back.is_some());
+        self.online && (waits || self.last_seen_ms.is_some_and(|seen| seen >= heard_since_ms))
+    }
+
     fn selected_by(&self, selector: &Selector) -> bool {
         let none = BTreeMap::new();
         let attributes = self.report.as_ref().map_or(&none, |report| &report.attributes);
@@ -318,7 +325,7 @@ impl FleetIndex {
 
     /// The fleet as `rollout` must see it: the devices it means or has reached, with the evidence it may use.
     /// `held_by` names the other rollout of each device that has one; devices not heard since `heard_since_ms` count
-    /// as away.
+    /// as away, unless they said that they wait.
     pub(crate) fn facts(
         &self,
         rollout: &Rollout,
@@ -335,7 +342,7 @@ impl FleetIndex {
                 let facts = DeviceFacts {
                     labels: entry.record.labels.clone(),
                     attributes: entry.report.as_ref().map_or_else(BTreeMap::new, |r| r.attributes.clone()),
-                    online: entry.online && entry.last_seen_ms.is_some_and(|seen| seen >= heard_since_ms),
+                    online: entry.is_there(heard_since_ms),
                     last_seen_ms: entry.last_seen_ms,
                     revoked: entry.record.is_revoked(),
                     held_by: held_by.get(device).cloned(),

@@ -1,7 +1,8 @@
 use muster_rollout::BundleFacts;
 use muster_shared::bundle::Requirements;
 use muster_shared::messages::{
-    InstalledBundle, Position, RequestCounts, Resources, Sequenced, Stream, TelemetryWindow, WindowKey,
+    HeldBack, InstalledBundle, Position, RequestCounts, Resources, Sequenced, Stream, TelemetryWindow, UpdateReport,
+    UpdateState, WindowKey,
 };
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
 use muster_shared::sketch::{LatencySketch, SketchWindow};
@@ -119,6 +120,27 @@ async fn presence_is_known_from_what_is_heard() {
     assert!(fleet.set_online(&device, false, 7_000));
     let facts = facts(0);
     assert_eq!((facts.online, facts.last_seen_ms), (false, Some(6_000)));
+}
+
+#[tokio::test]
+async fn a_device_that_said_it_waits_is_not_away() {
+    let test = app().await;
+    let device = test.enrol("dev-1", &[]).await;
+    let fleet = &test.app.fleet;
+    let is_online = || fleet.facts(&rollout("*"), &BTreeMap::new(), 6_001).devices[&device].online;
+    let say = |held_back| {
+        let update = UpdateReport { state: UpdateState::Fetching, held_back, ..UpdateReport::default() };
+        fleet.update_report(&device, StateReport { update, ..StateReport::default() });
+    };
+    fleet.set_online(&device, true, 6_000);
+    say(None);
+    assert!(!is_online(), "it should have said something since");
+    for why in [HeldBack::QuietHours { until_minute: 360 }, HeldBack::MeteredLink] {
+        say(Some(why));
+        assert!(is_online(), "{why:?}");
+    }
+    fleet.set_online(&device, false, 7_000);
+    assert!(!is_online(), "it hung up");
 }
 
 #[tokio::test]
