@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{RolloutStatus, Waiting};
+use muster_shared::trust::{DeliveryPolicy, MeteredUse};
 
 use crate::fleet::Fleet;
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout};
@@ -24,6 +25,20 @@ impl Rollout {
         let target = self.targets.get(device).filter(|target| target.generation == generation)?;
         let left_behind = self.status == RolloutStatus::RolledBack && target.errand == Errand::Forward;
         (left_behind && target.previous != Some(self.bundle.manifest)).then_some(target.previous)
+    }
+
+    /// When and how fast the device fetches what this rollout tells it to run. What the operator asked for is about the bundle; the way
+    /// back from one that fails waits for no quiet hours and no other link.
+    #[must_use]
+    pub fn delivery(&self, device: &DeviceId) -> DeliveryPolicy {
+        match self.targets.get(device).map(|target| target.errand) {
+            Some(Errand::Back) => DeliveryPolicy {
+                max_download_bytes_per_s: None,
+                metered: MeteredUse::Allowed,
+                ignore_quiet_hours: true,
+            },
+            Some(Errand::Keep | Errand::Forward) | None => self.spec.delivery,
+        }
     }
 }
 

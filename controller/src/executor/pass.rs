@@ -169,12 +169,13 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
                 tracing::debug!(%device, rollout = %rollout.id, generation, "assignment overtaken");
                 continue;
             }
+            let delivery = rollout.delivery(&device);
             record.assign(Desired {
                 manifest,
                 generation,
                 rollout: rollout.id.clone(),
                 watch: rollout.spec.watch,
-                delivery: rollout.spec.delivery,
+                delivery,
                 since_ms: now_ms,
             });
         }

@@ -13,7 +13,7 @@ use muster_shared::messages::{
 use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, RolloutView, WaveSpec};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::topics::{Down, Kind, Topic};
-use muster_shared::trust::{Assignment, DeliveryPolicy, TrustedRoot, WatchPolicy};
+use muster_shared::trust::{Assignment, DeliveryPolicy, MeteredUse, TrustedRoot, WatchPolicy};
 
 use super::*;
 use crate::fleet::Observation;
@@ -174,9 +174,13 @@ async fn a_bundle_that_fails_goes_back() {
     comply(&test, &told[0], &old, 5, 0);
     plan_until(&test, &id, is(RolloutStatus::Completed)).await;
 
-    let id = create(&test.app, spec(&new, "*", &["100%"]), "alice", None).await.unwrap().id;
+    let unhurried =
+        DeliveryPolicy { max_download_bytes_per_s: Some(1_000), metered: MeteredUse::Never, ignore_quiet_hours: false };
+    let careful = RolloutSpec { delivery: unhurried, ..spec(&new, "*", &["100%"]) };
+    let id = create(&test.app, careful, "alice", None).await.unwrap().id;
     let told = plan_until(&test, &id, |view| !view.waves[0].devices.is_empty()).await;
     assert_eq!((told[0].manifest, told[0].generation), (Some(digest_of(&new)), 2));
+    assert_eq!(told[0].delivery, unhurried);
     comply(&test, &told[0], &new, 10, 9);
     let back = plan_until(&test, &id, |view| view.status == RolloutStatus::RollingBack).await;
     let back = if back.is_empty() {
@@ -186,6 +190,9 @@ async fn a_bundle_that_fails_goes_back() {
         back
     };
     assert_eq!((back[0].manifest, back[0].generation), (Some(digest_of(&old)), 3));
+    let at_once =
+        DeliveryPolicy { max_download_bytes_per_s: None, metered: MeteredUse::Allowed, ignore_quiet_hours: true };
+    assert_eq!(back[0].delivery, at_once);
     assert_eq!(desired(&test, &devices[0]).await, Some((Some(digest_of(&old)), 3)));
     comply(&test, &back[0], &old, 0, 0);
     plan_until(&test, &id, is(RolloutStatus::RolledBack)).await;
