@@ -18,7 +18,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::limits::{CHUNK_BYTES, CHUNK_WINDOW, MAX_PACKET_BYTES};
 use muster_shared::topics::{Down, Kind, Topic};
 use rmqtt::context::ServerContext;
-use rmqtt::types::{ClientId, CodecPublish, From, Id, Publish, QoS};
+use rmqtt::types::{ClientId, CodecPublish, From, Id, Message, Publish, QoS, Reason};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Admit, Broker, BrokerError, Room, Started, TlsFiles};
@@ -187,7 +187,18 @@ impl Broker for Embedded {
     async fn disconnect(&self, device: &DeviceId) {
         let id = Id::from(self.scx.node.id(), ClientId::from(device.to_string()));
         let mut entry = self.scx.extends.shared().await.entry(id);
-        if let Err(error) = entry.kick(true, true, true).await {
+        // rmqtt waits 5 s for the session to take the kick, and then forgets the session; one that is busy for longer, with a device that
+        // reads slowly or with a full queue of events, finds nobody waiting and would live on, where nobody finds it again. So the word that
+        // ends it in any case comes behind the kick, by the way that is forgotten with it.
+        let session = entry.tx();
+        let end = async {
+            if let Some(session) = session {
+                // It fails where the session has ended by itself.
+                let _ = session.unbounded_send(Message::Closed(Reason::ConnectKicked(true)));
+            }
+        };
+        let (kicked, ()) = tokio::join!(entry.kick(true, true, true), end);
+        if let Err(error) = kicked {
             tracing::warn!(%device, reason = %format!("{error:#}"), "the device's connection could not be cut in order");
         }
     }

@@ -370,6 +370,29 @@ async fn a_revoked_device_is_cut_off_and_stays_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_whose_session_is_too_busy_to_hear_of_the_cut_is_cut_off_all_the_same() {
+    let mut net = Net::start().await;
+    let mut client = net.join("dev-1").await;
+    let sender = client.client.clone();
+    tokio::spawn(async move {
+        let topic = Topic::up(&device("dev-1"), Up::Event).to_string();
+        while sender.publish(&topic, ClientQoS::AtLeastOnce, false, "more").await.is_ok() {}
+    });
+    // The session waits for room for its next event, and there is none for as long as rmqtt waits for the session.
+    within("a full queue", async {
+        while net.started.events.len() < EVENT_QUEUE {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    within("the kick", net.started.broker.disconnect(&device("dev-1"))).await;
+    let over = BrokerEvent::Disconnected(device("dev-1"));
+    within("the end of its session", async { while net.event().await != over {} }).await;
+    client.lost().await;
+    assert_eq!(net.started.broker.connected(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_controller_slows_devices_down_and_loses_nothing() {
     let mut net = Net::start().await;
     let client = net.join("dev-1").await;
