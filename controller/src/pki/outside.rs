@@ -5,13 +5,13 @@
 //! Which device a certificate is for is decided by a rule of the configuration.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use muster_shared::ids::DeviceId;
-use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{CertificateError, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use x509_parser::extensions::GeneralName;
@@ -60,6 +60,26 @@ pub(crate) enum OutsideError {
 pub(super) struct Outside {
     config: OutsideConfig,
     roots: Arc<RootCertStore>,
+}
+
+type Lists = Vec<CertificateRevocationListDer<'static>>;
+
+#[derive(Debug, thiserror::Error)]
+enum VerifyError {
+    #[error("there is none")]
+    NoCertificate,
+    #[error(transparent)]
+    Unusable(#[from] VerifierBuilderError),
+    #[error(transparent)]
+    Refused(#[from] rustls::Error),
+}
+
+/// The lists in PEM at `path`, at least one.
+fn lists(path: &Path) -> Result<Lists, String> {
+    let text = durable::read(path).map_err(|error| error.cause().to_string())?.ok_or("there is no such file")?;
+    let lists = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Lists, _>>();
+    let lists = lists.map_err(|error| error.to_string())?;
+    if lists.is_empty() { Err("it holds no list in PEM".into()) } else { Ok(lists) }
 }
 
 /// The text that `from` takes out of a certificate.
@@ -120,42 +140,66 @@ impl Outside {
         &self.roots
     }
 
-    /// What the authority has revoked. Read each time: others write it.
-    fn revoked(&self) -> Result<Vec<CertificateRevocationListDer<'static>>, OutsideError> {
-        let Some(path) = &self.config.revoked_file else { return Ok(Vec::new()) };
-        let unusable = |path: &PathBuf, reason: String| OutsideError::Revoked {
+    fn verify(&self, chain: &[CertificateDer<'_>], lists: Lists, now_ms: u64) -> Result<(), VerifyError> {
+        let (leaf, intermediates) = chain.split_first().ok_or(VerifyError::NoCertificate)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider)
+            .with_crls(lists)
+            // Those above the device's own are the authority's matter.
+            .only_check_end_entity_revocation()
+            .enforce_revocation_expiration()
+            .build()?;
+        let now = UnixTime::since_unix_epoch(Duration::from_millis(now_ms));
+        verifier.verify_client_cert(leaf, intermediates, now)?;
+        Ok(())
+    }
+
+    /// Whether the authority stands behind `chain`, whatever it revoked since.
+    fn check_signed(&self, chain: &[CertificateDer<'_>], now_ms: u64) -> Result<(), OutsideError> {
+        self.verify(chain, Lists::new(), now_ms).map_err(|error| OutsideError::Certificate(error.to_string()))
+    }
+
+    /// Whether the authority, which signed `chain`, has not revoked it. Its lists are read each time: others write them.
+    fn check_not_revoked(&self, chain: &[CertificateDer<'_>], now_ms: u64) -> Result<(), OutsideError> {
+        let Some(path) = &self.config.revoked_file else { return Ok(()) };
+        let unusable = |reason: String| OutsideError::Revoked {
             authority: self.config.name.clone(),
             reason: format!("{}: {reason}", path.display()),
         };
-        let text = durable::read(path).map_err(|error| unusable(path, error.cause().to_string()))?;
-        let text = text.ok_or_else(|| unusable(path, "there is no such file".into()))?;
-        let lists = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
-        let lists = lists.map_err(|error| unusable(path, error.to_string()))?;
-        if lists.is_empty() { Err(unusable(path, "it holds no list in PEM".into())) } else { Ok(lists) }
+        let lists = lists(path).map_err(unusable)?;
+        let error = match self.verify(chain, lists, now_ms) {
+            Ok(()) => return Ok(()),
+            Err(VerifyError::Refused(rustls::Error::InvalidCertificate(error))) => error,
+            Err(error) => return Err(unusable(error.to_string())),
+        };
+        if error == CertificateError::Revoked {
+            return Err(OutsideError::Certificate(format!("the authority {:?} has revoked it", self.config.name)));
+        }
+        let reason = if error == CertificateError::UnknownRevocationStatus {
+            "it holds no list of the authority that signed the certificate shown: add the one of each that signs devices".into()
+        } else if matches!(
+            error,
+            CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. }
+        ) {
+            "the date of the next update of its list has passed: put the newest one there".into()
+        } else {
+            rustls::Error::from(error).to_string()
+        };
+        Err(unusable(reason))
     }
 
     /// Who the certificate at the head of `chain` was given to.
-    fn identify(&self, chain: &[CertificateDer<'_>], now_ms: u64) -> Result<Provisioned, OutsideError> {
-        let refused = |error: &dyn ToString| OutsideError::Certificate(error.to_string());
-        let (leaf, intermediates) = chain.split_first().ok_or_else(|| refused(&"there is none"))?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider);
-        let revoked = self.revoked()?;
-        if !revoked.is_empty() {
-            // Those above the device's own are the authority's matter.
-            verifier = verifier.with_crls(revoked).only_check_end_entity_revocation().allow_unknown_revocation_status();
-        }
-        let verifier = verifier.build().map_err(|error| refused(&error))?;
-        let now = UnixTime::since_unix_epoch(Duration::from_millis(now_ms));
-        verifier.verify_client_cert(leaf, intermediates, now).map_err(|error| refused(&error))?;
+    fn device(&self, chain: &[CertificateDer<'_>]) -> Result<Provisioned, OutsideError> {
         let rule = |reason: String| OutsideError::Rule { authority: self.config.name.clone(), reason };
+        let leaf = chain.first().ok_or_else(|| rule(VerifyError::NoCertificate.to_string()))?;
         let (_, certificate) = X509Certificate::from_der(leaf).map_err(|error| rule(error.to_string()))?;
         let device = device_of(&self.config, &certificate).map_err(rule)?;
         Ok(Provisioned { authority: self.config.name.clone(), device, labels: self.config.labels.clone() })
     }
 }
 
-/// Who the certificate at the head of `chain` was given to, by the first authority that accepts it.
+/// Who the certificate at the head of `chain` was given to, by the first authority that accepts it. What any of those that signed it
+/// has revoked, or may have, no other one accepts: the same authority may stand in the configuration twice, with two rules.
 ///
 /// # Errors
 /// [`OutsideError`] of the authority that comes closest to accepting it.
@@ -165,20 +209,20 @@ pub(super) fn identify(
     now_ms: u64,
 ) -> Result<Provisioned, OutsideError> {
     let mut why = OutsideError::Certificate("no outside authority is configured ([[pki.outside]])".into());
+    let mut accepting = None;
     for authority in authorities {
-        match authority.identify(chain, now_ms) {
-            Err(error @ OutsideError::Certificate(_)) => why = error,
-            // It is this authority's.
-            ended => return ended,
+        if let Err(error) = authority.check_signed(chain, now_ms) {
+            why = error;
+            continue;
         }
+        authority.check_not_revoked(chain, now_ms)?;
+        accepting = accepting.or(Some(authority));
     }
-    Err(why)
+    accepting.ok_or(why)?.device(chain)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
     use rcgen::{
         BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
@@ -207,7 +251,7 @@ mod tests {
     }
 
     fn config(folder: &Path, ca: &CertifiedIssuer<'static, KeyPair>) -> OutsideConfig {
-        let file = folder.join("factory.pem");
+        let file = folder.join(format!("{}.pem", muster_shared::ids::Digest::of(ca.pem().as_bytes())));
         std::fs::write(&file, ca.pem()).unwrap();
         OutsideConfig {
             name: "factory".into(),
@@ -217,6 +261,24 @@ mod tests {
             prefix: String::new(),
             labels: [("maker".to_owned(), "acme".to_owned())].into(),
         }
+    }
+
+    /// What `ca` says it revoked, until a year.
+    fn list(ca: &CertifiedIssuer<'static, KeyPair>, number: u64, next_update_year: i32) -> String {
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(next_update_year, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: SerialNumber::from(number),
+                revocation_time: rcgen::date_time_ymd(2020, 2, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(ca).unwrap().pem().unwrap()
     }
 
     #[test]
@@ -273,27 +335,63 @@ mod tests {
         );
 
         let numbered = |number: u64| device(&ca, move |params| params.serial_number = Some(SerialNumber::from(number)));
-        let list = CertificateRevocationListParams {
-            this_update: rcgen::date_time_ymd(2020, 1, 1),
-            next_update: rcgen::date_time_ymd(2100, 1, 1),
-            crl_number: SerialNumber::from(1_u64),
-            issuing_distribution_point: None,
-            revoked_certs: vec![RevokedCertParams {
-                serial_number: SerialNumber::from(66_u64),
-                revocation_time: rcgen::date_time_ymd(2021, 1, 1),
-                reason_code: None,
-                invalidity_date: None,
-            }],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
         let path = folder.path().join("revoked.pem");
         settings.revoked_file = Some(path.clone());
         assert!(identify(&settings, numbered(65), now_ms).unwrap_err().contains("no such file"));
         std::fs::write(&path, "noise").unwrap();
         assert!(identify(&settings, numbered(65), now_ms).unwrap_err().contains("no list in PEM"));
-        std::fs::write(&path, list.signed_by(&ca).unwrap().pem().unwrap()).unwrap();
+        std::fs::write(&path, list(&ca, 66, 2100)).unwrap();
         identify(&settings, numbered(65), now_ms).unwrap();
-        assert!(identify(&settings, numbered(66), now_ms).unwrap_err().to_lowercase().contains("revoked"));
+        assert!(identify(&settings, numbered(66), now_ms).unwrap_err().contains("has revoked it"));
+    }
+
+    #[test]
+    fn a_list_that_cannot_know_lets_nobody_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ca, stranger, namesake) = (factory("factory"), factory("stranger"), factory("factory"));
+        let path = folder.path().join("revoked.pem");
+        let settings = OutsideConfig { revoked_file: Some(path.clone()), ..config(folder.path(), &ca) };
+        let outside = [Outside::open(&settings).unwrap()];
+        let said = |lists: String| {
+            std::fs::write(&path, lists).unwrap();
+            identify(&outside, &[device(&ca, |_| {})], clock::now_ms()).map(drop).map_err(|error| error.to_string())
+        };
+        said(list(&stranger, 66, 2100) + &list(&ca, 66, 2100)).unwrap();
+        for (lists, reason) in [
+            (list(&stranger, 66, 2100), "no list of the authority that signed"),
+            (list(&ca, 66, 2021), "next update of its list has passed"),
+            (list(&namesake, 66, 2100), "BadSignature"),
+            ("-----BEGIN X509 CRL-----\nbm9pc2U=\n-----END X509 CRL-----\n".into(), "could not be parsed"),
+        ] {
+            let said = said(lists).unwrap_err();
+            assert!(said.contains(reason) && said.contains("revoked.pem") && said.contains("factory"), "{said}");
+        }
+        // It says nothing about certificates of others.
+        let other = [OutsideConfig { name: "other".into(), ..config(folder.path(), &stranger) }, settings];
+        let all: Vec<Outside> = other.iter().map(|settings| Outside::open(settings).unwrap()).collect();
+        assert_eq!(identify(&all, &[device(&stranger, |_| {})], clock::now_ms()).unwrap().authority, "other");
+    }
+
+    #[test]
+    fn what_one_rule_of_an_authority_revoked_no_other_accepts() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = factory("factory");
+        let path = folder.path().join("revoked.pem");
+        let open = |name: &str, revoked_file: Option<&Path>| {
+            let revoked_file = revoked_file.map(Path::to_owned);
+            Outside::open(&OutsideConfig { name: name.into(), revoked_file, ..config(folder.path(), &ca) }).unwrap()
+        };
+        for authorities in [[open("a", Some(&path)), open("b", None)], [open("b", None), open("a", Some(&path))]] {
+            let identify = |number: u64| {
+                let certificate = device(&ca, |params| params.serial_number = Some(SerialNumber::from(number)));
+                identify(&authorities, &[certificate], clock::now_ms()).map_err(|error| error.to_string())
+            };
+            std::fs::write(&path, list(&ca, 66, 2100)).unwrap();
+            assert_eq!(identify(65).unwrap().authority, authorities[0].config.name);
+            assert!(identify(66).unwrap_err().contains("\"a\" has revoked it"));
+            std::fs::remove_file(&path).unwrap();
+            assert!(identify(65).unwrap_err().contains("no such file"));
+        }
     }
 
     proptest! {
