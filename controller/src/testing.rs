@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -93,6 +94,7 @@ pub(crate) fn small_disk(test: &str, size_mib: u32) -> SmallDisk {
 pub(crate) struct RecordingBroker {
     published: Mutex<Vec<(Topic, Bytes)>>,
     disconnected: Mutex<Vec<DeviceId>>,
+    cuts_of_all: AtomicUsize,
     changed: Notify,
 }
 
@@ -105,6 +107,11 @@ impl RecordingBroker {
     /// Everybody who was cut off.
     pub(crate) fn disconnected(&self) -> Vec<DeviceId> {
         self.disconnected.lock().unwrap().clone()
+    }
+
+    /// How often all were cut off at once.
+    pub(crate) fn cuts_of_all(&self) -> usize {
+        self.cuts_of_all.load(Ordering::Relaxed)
     }
 
     /// Takes everything published until something fits `wanted`, which comes last.
@@ -149,6 +156,10 @@ impl Broker for RecordingBroker {
 
     async fn disconnect(&self, device: &DeviceId) {
         self.disconnected.lock().unwrap().push(device.clone());
+    }
+
+    async fn disconnect_all(&self) {
+        self.cuts_of_all.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn reload(&self, _: TlsFiles) -> Result<(), BrokerError> {

@@ -68,7 +68,7 @@ pub(super) async fn rotate(
     Ok(axum::Json(view(&app)))
 }
 
-/// Accepts certificates of the authority before the current one no more.
+/// Accepts certificates of the authority before the current one no more, and cuts every connection, which devices make again at once.
 #[utoipa::path(
     post, path = "/api/v1/ca/retire", tag = "trust", request_body = Option<RetireAuthority>,
     responses(
@@ -93,12 +93,12 @@ pub(super) async fn retire(
         return Err(ApiError::conflict("authority-in-use", detail));
     }
     if change(&app, |app| app.pki.retire(clock::now_ms())).await? {
+        // A certificate is looked at when its connection is made, and one of the retired authority may bear any device's name and number
+        // in the hands of a thief. So all connections are made again.
+        app.broker.disconnect_all().await;
         let detail =
             format!("authorities before {} are retired; {} devices are left out", app.pki.current().sha256, left.len());
         note(&app, caller.name, detail).await?;
-        for device in &left {
-            app.broker.disconnect(device).await;
-        }
         executor::prompt_renewals(&app).await;
     }
     Ok(axum::Json(view(&app)))

@@ -203,6 +203,20 @@ impl Broker for Embedded {
         }
     }
 
+    async fn disconnect_all(&self) {
+        let cut = |device: DeviceId| {
+            let broker = self.clone();
+            tokio::spawn(async move { broker.disconnect(&device).await })
+        };
+        // All are on their way before the first is waited for: one that is slow to go holds up nobody.
+        let cuts: Vec<_> = self.connections.devices().into_iter().map(cut).collect();
+        for cut in cuts {
+            if let Err(error) = cut.await {
+                tracing::error!(%error, "a connection could not be cut");
+            }
+        }
+    }
+
     async fn reload(&self, files: TlsFiles) -> Result<(), BrokerError> {
         let (answer, answered) = oneshot::channel();
         self.reload.send(Reload { files, answer }).await.map_err(|_| BrokerError::Stopped)?;

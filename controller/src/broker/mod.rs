@@ -103,6 +103,9 @@ pub(crate) trait Broker: Send + Sync {
     /// Cuts the device's connection and forgets its session, as on revocation.
     async fn disconnect(&self, device: &DeviceId);
 
+    /// Cuts the connections of all devices, also of those that have said nothing yet. They come back if they are let in.
+    async fn disconnect_all(&self);
+
     /// Listens with these files from now on. Devices that are connected stay so.
     ///
     /// # Errors

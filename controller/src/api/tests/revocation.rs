@@ -1,7 +1,7 @@
 //! Devices that are shut out and let in again, and what renews their certificates.
 
 use muster_rollout::{BundleFacts, Rollout};
-use muster_shared::api::{DeviceView, EnrolResponse, EventView, Page, RenewResponse};
+use muster_shared::api::{AuthoritiesView, DeviceView, EnrolResponse, EventView, Page, RenewResponse};
 use muster_shared::ids::{DeviceId, Digest};
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
@@ -332,4 +332,17 @@ async fn a_device_with_too_many_certificates_enrols_again_and_those_of_a_retired
             );
         }
     }
+}
+
+#[tokio::test]
+async fn who_connected_with_the_retired_authority_is_cut_off() {
+    let (client, _) = with_device(&KeyPair::generate().unwrap()).await;
+    let cuts = || client.test.broker.cuts_of_all();
+    let _: AuthoritiesView = client.post("/api/v1/ca/rotate", &json!({})).await.ok(200);
+    client.post("/api/v1/ca/retire", &json!({})).await.problem(409, "authority-in-use");
+    assert_eq!(cuts(), 0);
+    let left: AuthoritiesView = client.post("/api/v1/ca/retire", &json!({ "force": true })).await.ok(200);
+    assert_eq!((left.authorities.len(), cuts()), (1, 1));
+    let _: AuthoritiesView = client.post("/api/v1/ca/retire", &json!({ "force": true })).await.ok(200);
+    assert_eq!(cuts(), 1, "there is none to retire");
 }

@@ -62,6 +62,11 @@ impl Connections {
         self.lock().by_device.len()
     }
 
+    /// The devices that are connected.
+    pub(super) fn devices(&self) -> Vec<DeviceId> {
+        self.lock().by_device.keys().cloned().collect()
+    }
+
     /// From now on this is the device's connection.
     pub(super) fn begin(&self, device: DeviceId, id: Id) {
         let mut inner = self.lock();

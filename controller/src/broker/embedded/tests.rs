@@ -370,6 +370,22 @@ async fn a_revoked_device_is_cut_off_and_stays_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_are_cut_off_also_who_has_said_nothing() {
+    let mut net = Net::start().await;
+    let mut client = net.join("dev-1").await;
+    let mut silent = net.connect("dev-2");
+    silent.accepted().await;
+    within("the cut", net.started.broker.disconnect_all()).await;
+    client.lost().await;
+    silent.lost().await;
+    let ended = [net.event().await, net.event().await];
+    for name in ["dev-1", "dev-2"] {
+        assert!(ended.contains(&BrokerEvent::Disconnected(device(name))), "{name}: {ended:?}");
+    }
+    net.join("dev-1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_whose_session_is_too_busy_to_hear_of_the_cut_is_cut_off_all_the_same() {
     let mut net = Net::start().await;
     let mut client = net.join("dev-1").await;
