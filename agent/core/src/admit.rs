@@ -9,7 +9,7 @@ use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::trust::{Assignment, VerifiedManifest};
 
 use crate::record::{Record, Update};
-use crate::slots::SlotContent;
+use crate::slots::Slot;
 
 /// Room that is left free on the device beyond a bundle's files, in bytes.
 pub const DISK_RESERVE_BYTES: u64 = 8 * 1024 * 1024;
@@ -273,10 +273,28 @@ fn unsuitable(record: &Record, manifest: &OfferedManifest, device: &DeviceFacts)
         return None;
     }
     let target = crate::update::target_slot(record, &manifest.digest);
-    let taken_by = |slot| record.slots.get(slot).map_or(0, |content: &SlotContent| content.total_bytes);
-    // What the target holds is cleared first.
-    let free = device.disk_free_bytes.saturating_add(taken_by(target));
-    let (beside, allowed) = (taken_by(target.other()), device.disk_allowed_bytes);
+    no_room(record, manifest, device, record.committed.map(|_| target.other()))
+}
+
+/// Whether `manifest` fits only if the slot that is not its target is emptied, too. With a bundle committed that never comes about: it
+/// stays. With none, what the other slot holds serves nobody: it failed, was withdrawn, or is on trial and left for this one.
+pub(crate) fn needs_both_slots(record: &Record, manifest: &OfferedManifest, device: &DeviceFacts) -> bool {
+    let beside = crate::update::target_slot(record, &manifest.digest).other();
+    record.committed.is_none() && no_room(record, manifest, device, Some(beside)).is_some()
+}
+
+/// Why there is no room for `manifest` where everything goes but what the slot `stays` holds.
+fn no_room(
+    record: &Record,
+    manifest: &OfferedManifest,
+    device: &DeviceFacts,
+    stays: Option<Slot>,
+) -> Option<Unsuitable> {
+    let bundle = || manifest.bundle.clone();
+    let taken_by = |slot: Slot| record.slots.get(slot).map_or(0, |content| content.total_bytes);
+    let cleared = Slot::ALL.into_iter().filter(|slot| Some(*slot) != stays).map(taken_by);
+    let free = cleared.fold(device.disk_free_bytes, u64::saturating_add);
+    let (beside, allowed) = (stays.map_or(0, taken_by), device.disk_allowed_bytes);
     if manifest.total_bytes.saturating_add(beside) > allowed {
         return Some(Unsuitable::Quota { bundle: bundle(), need: manifest.total_bytes, beside, allowed, free });
     }
@@ -292,7 +310,7 @@ mod tests {
 
     use super::*;
     use crate::record::Phase;
-    use crate::slots::{Pointer, Slot};
+    use crate::slots::{Pointer, SlotContent};
 
     fn offer(generation: u64) -> Offer {
         let digest = Digest::of(b"m");
@@ -359,16 +377,40 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_quota_counts_the_bundle_that_stays_and_not_the_one_that_goes() {
-        let content = |name: &[u8], total_bytes| SlotContent {
+    fn content(name: &[u8], total_bytes: u64) -> SlotContent {
+        SlotContent {
             manifest: Digest::of(name),
             bundle: "digits@0.9.0".parse().unwrap(),
             release_counter: 5,
             security_floor: 0,
             total_bytes,
             have: ChunkSet::empty(0),
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_committed_nothing_stays() {
+        let mut record = Record::default();
+        record.slots.set(Slot::A, Some(content(b"failed", 40)));
+        let mut offered = offer(2);
+        assert_eq!(admit(&record, &offered), Ok(Admission::Accept));
+        let needs_both = |record: &Record, offered: &Offer| {
+            needs_both_slots(record, offered.manifest.as_ref().unwrap(), &offered.device)
         };
+        assert!(needs_both(&record, &offered), "the quota is one bundle");
+        offered.device.disk_allowed_bytes = 90;
+        assert!(!needs_both(&record, &offered), "it may be a base for the next");
+        offered.device.disk_free_bytes -= 40;
+        assert_eq!(admit(&record, &offered), Ok(Admission::Accept));
+        assert!(needs_both(&record, &offered), "the disk is full");
+        offered.device.disk_free_bytes -= 1;
+        assert!(matches!(admit(&record, &offered), Ok(Admission::Unsuitable(Unsuitable::DiskSpace { .. }))));
+        record.committed = Some(Pointer { slot: Slot::A, generation: 1 });
+        assert!(!needs_both(&record, &offered), "what is committed stays");
+    }
+
+    #[test]
+    fn a_quota_counts_the_bundle_that_stays_and_not_the_one_that_goes() {
         let mut record = Record { committed: Some(Pointer { slot: Slot::A, generation: 1 }), ..Record::default() };
         record.slots.set(Slot::A, Some(content(b"in use", 30)));
         record.slots.set(Slot::B, Some(content(b"before", 1_000)));

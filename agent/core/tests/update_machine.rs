@@ -48,6 +48,11 @@ fn bundle_of(manifest: &Digest) -> u8 {
 }
 
 fn offer(generation: u64, bundle: Option<u8>, suitable: bool) -> Event {
+    offer_within(generation, bundle, suitable, 1 << 40)
+}
+
+/// An offer to a device on which bundles may take so many bytes together.
+fn offer_within(generation: u64, bundle: Option<u8>, suitable: bool, disk_allowed_bytes: u64) -> Event {
     let manifest = bundle.map(|bundle| OfferedManifest {
         digest: digest(bundle),
         bundle: format!("digits@1.{bundle}.0").parse().unwrap(),
@@ -76,7 +81,7 @@ fn offer(generation: u64, bundle: Option<u8>, suitable: bool) -> Event {
             memory_bytes: 1,
             agent_version: semver::Version::new(0, 1, 0),
             disk_free_bytes: 1 << 40,
-            disk_allowed_bytes: 1 << 40,
+            disk_allowed_bytes,
             now_ms: 1,
         },
     }))
@@ -90,6 +95,8 @@ struct World {
     manifests: BTreeSet<Digest>,
     files: BTreeMap<Slot, (Digest, BTreeSet<u32>)>,
     outbox: Vec<(DeviceEventKind, u64)>,
+    /// How many bundles it takes.
+    room: usize,
     // In memory.
     serving: Option<Pointer>,
     fetching: Option<(Slot, u64)>,
@@ -107,6 +114,7 @@ impl World {
             manifests: BTreeSet::new(),
             files: BTreeMap::new(),
             outbox: Vec::new(),
+            room: 2,
             serving: None,
             fetching: None,
             jobs: Vec::new(),
@@ -124,6 +132,14 @@ impl World {
         self.fetching = None;
         self.jobs.clear();
         self.happens(Event::Started, None);
+        // Every start ends with this.
+        self.tidy();
+    }
+
+    fn tidy(&mut self) {
+        let record = self.machine.record();
+        self.files.retain(|slot, _| record.slots.get(*slot).is_some());
+        self.manifests.retain(|manifest| record.slots.holding(manifest).is_some());
     }
 
     /// Handles `event`, dying before the effect numbered `dies_at`.
@@ -161,15 +177,15 @@ impl World {
                 self.persist();
             }
             Effect::Report | Effect::Refuse { .. } => {}
-            Effect::Tidy { .. } => {
-                let record = self.machine.record();
-                self.files.retain(|slot, _| record.slots.get(*slot).is_some());
-                self.manifests.retain(|manifest| record.slots.holding(manifest).is_some());
-            }
+            Effect::Tidy { .. } => self.tidy(),
             Effect::PrepareSlot { slot, fresh } => {
                 let content = self.machine.record().slots.get(slot).unwrap().clone();
                 assert!(self.manifests.contains(&content.manifest), "a slot is prepared without its manifest");
-                if fresh {
+                let beside = self.files.keys().filter(|other| **other != slot).count();
+                if fresh && beside >= self.room {
+                    events.push(Event::Obstructed { generation: self.generation(), reason: "no room".into() });
+                    self.files.remove(&slot);
+                } else if fresh {
                     self.files.insert(slot, (content.manifest, BTreeSet::new()));
                 } else {
                     let (manifest, there) = self.files.get(&slot).cloned().unwrap();
@@ -403,7 +419,15 @@ proptest! {
         }
         // However bad it was: a good bundle, offered now, gets through.
         let generation = last.0 + 1;
-        world.happens(offer(generation, Some(2), true), None);
+        let held = world.record.slots.holding(&digest(2)).is_some();
+        let allowed = if world.record.committed.is_none() && !held {
+            // What never served, or does not any more, takes no room from it.
+            world.room = 1;
+            u64::from(CHUNKS)
+        } else {
+            1 << 40
+        };
+        world.happens(offer_within(generation, Some(2), true, allowed), None);
         prop_assert_eq!(world.runs_to_the_end(), UpdateState::Committed);
         let committed = world.record.committed_bundle().unwrap();
         prop_assert_eq!((committed.manifest, committed.generation), (digest(2), generation));
@@ -425,6 +449,37 @@ fn each_kind_of_bundle_ends_as_it_must_and_the_incumbent_serves_on() {
         let serves = world.machine.record().installed(world.serving.unwrap()).unwrap();
         let expected = if state == UpdateState::Committed { digest(bundle) } else { digest(0) };
         assert_eq!(serves.manifest, expected);
+    }
+}
+
+#[test]
+fn where_nothing_is_committed_one_bundle_has_room_wherever_the_agent_dies() {
+    // Failed, withdrawn after it had served, half fetched, or on trial.
+    for before in 0..4 {
+        for dies_at in 0..12 {
+            let mut world = World::new();
+            world.room = 1;
+            let tight = |generation, bundle| offer_within(generation, bundle, true, u64::from(CHUNKS));
+            world.happens(tight(1, Some(if before == 0 { 3 } else { 0 })), None);
+            match before {
+                0 => assert_eq!(world.runs_to_the_end(), UpdateState::Failed),
+                1 => {
+                    assert_eq!(world.runs_to_the_end(), UpdateState::Committed);
+                    world.happens(tight(2, None), None);
+                }
+                2 => world.chunk_arrives(1, None),
+                _ => {
+                    (0..CHUNKS).for_each(|chunk| world.chunk_arrives(chunk, None));
+                    world.job_ends(None);
+                    world.job_ends(None);
+                    assert_eq!(world.record.update_report().state, UpdateState::Trial);
+                }
+            }
+            assert!(world.record.slots.holding(&digest(if before == 0 { 3 } else { 0 })).is_some());
+            world.happens(tight(3, Some(1)), Some(dies_at));
+            world.happens(tight(3, Some(1)), None);
+            assert_eq!(world.runs_to_the_end(), UpdateState::Committed, "{before} {dies_at}");
+        }
     }
 }
 

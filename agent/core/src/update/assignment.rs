@@ -6,7 +6,7 @@ use muster_shared::limits::bounded_text;
 use muster_shared::messages::DeviceEventKind;
 
 use super::{Effect, Machine};
-use crate::admit::{Admission, Offer, OfferedManifest, admit};
+use crate::admit::{Admission, Offer, admit, needs_both_slots};
 use crate::record::{Phase, Record, Update};
 use crate::slots::{Pointer, Slot, SlotContent};
 
@@ -83,7 +83,33 @@ impl Machine {
             let serve = Effect::Serve(Pointer { slot, generation: assignment.generation });
             return vec![Effect::Persist, serve, Effect::Tell, Effect::Report];
         }
-        self.stage(update, manifest, on_trial)
+        let slot = target_slot(&self.record, &manifest.digest);
+        let kept = self.record.slots.get(slot).is_some_and(|content| content.manifest == manifest.digest);
+        let emptied = !kept && needs_both_slots(&self.record, manifest, &offer.device);
+        if emptied {
+            self.record.slots.set(slot.other(), None);
+        }
+        if !kept {
+            self.record.slots.set(
+                slot,
+                Some(SlotContent {
+                    manifest: manifest.digest,
+                    bundle: manifest.bundle.clone(),
+                    release_counter: manifest.release_counter,
+                    security_floor: manifest.security_floor,
+                    total_bytes: manifest.total_bytes,
+                    have: ChunkSet::empty(manifest.chunks),
+                }),
+            );
+        }
+        let mut effects = self.stage(update, manifest.digest, slot);
+        effects.extend(self.leave_trial(on_trial));
+        effects.extend([Effect::Tell, Effect::Report]);
+        if emptied {
+            effects.push(Effect::Tidy { keep: None });
+        }
+        effects.extend(self.fetch_into(slot, assignment.generation));
+        effects
     }
 
     /// What is known already changes nothing, but it may bring what was lost.
@@ -143,37 +169,18 @@ impl Machine {
         ]
     }
 
-    pub(super) fn stage(
-        &mut self,
-        mut update: Update,
-        manifest: &OfferedManifest,
-        on_trial: Option<Slot>,
-    ) -> Vec<Effect> {
-        let slot = target_slot(&self.record, &manifest.digest);
-        let generation = update.generation;
-        let kept = self.record.slots.get(slot).is_some_and(|content| content.manifest == manifest.digest);
-        if !kept {
-            self.record.slots.set(
-                slot,
-                Some(SlotContent {
-                    manifest: manifest.digest,
-                    bundle: manifest.bundle.clone(),
-                    release_counter: manifest.release_counter,
-                    security_floor: manifest.security_floor,
-                    total_bytes: manifest.total_bytes,
-                    have: ChunkSet::empty(manifest.chunks),
-                }),
-            );
-        }
+    /// Begins with `update`, whose bundle `slot` is to hold.
+    fn stage(&mut self, mut update: Update, manifest: Digest, slot: Slot) -> Vec<Effect> {
         self.run.unusable.remove(&slot);
         update.phase = Phase::Fetching { slot, repairs: 0 };
         self.record.update = Some(update);
         self.note_update(DeviceEventKind::Assigned, "");
-        let mut effects = vec![Effect::StopFetching, Effect::StoreManifest(manifest.digest), Effect::Persist];
-        effects.extend(self.leave_trial(on_trial));
-        let fresh = self.record.slots.get(slot).is_none_or(|c| c.have.count() == 0);
-        effects.extend([Effect::Tell, Effect::Report, Effect::PrepareSlot { slot, fresh }]);
-        effects.push(self.fetch_or_check(slot, generation));
-        effects
+        vec![Effect::StopFetching, Effect::StoreManifest(manifest), Effect::Persist]
+    }
+
+    /// Makes `slot` ready for its bundle and fetches what it lacks.
+    pub(super) fn fetch_into(&self, slot: Slot, generation: u64) -> [Effect; 2] {
+        let fresh = self.record.slots.get(slot).is_none_or(|content| content.have.count() == 0);
+        [Effect::PrepareSlot { slot, fresh }, self.fetch_or_check(slot, generation)]
     }
 }

@@ -104,9 +104,13 @@ impl Machine {
         let generation = update.generation;
         match update.phase.clone() {
             Phase::Fetching { slot, .. } => {
-                let Some(content) = self.record.slots.get(slot) else { return Vec::new() };
-                let fresh = content.have.count() == 0;
-                vec![Effect::PrepareSlot { slot, fresh }, self.fetch_or_check(slot, generation)]
+                if self.record.slots.get(slot).is_none() {
+                    return Vec::new();
+                }
+                // The other slot may have been emptied to make room for this one, and the process have died before its files went.
+                let emptied = self.record.committed.is_none() && self.record.slots.get(slot.other()).is_none();
+                let tidy = emptied.then_some(Effect::Tidy { keep: None });
+                tidy.into_iter().chain(self.fetch_into(slot, generation)).collect()
             }
             Phase::Verified { slot, tries_left } => self.try_again(slot, tries_left, None),
             Phase::Trial { slot, tries_left, watched_ms } => self.try_again(slot, tries_left, Some(watched_ms)),

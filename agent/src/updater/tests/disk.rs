@@ -61,3 +61,17 @@ fn a_bundle_beyond_the_quota_is_refused_before_it_is_fetched() {
     assert_eq!((rig.serving(), rig.asked.len()), (Some(bundle.digest), asked));
     assert_eq!(left_in(folder.path(), "manifests").len(), 1);
 }
+
+#[test]
+fn a_bundle_that_never_served_makes_room_for_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (wrong, next) = (digits("1.0.0", "1.2.0", |_| {}), good("1.1.0"));
+    let size: usize = wrong.chunks.iter().map(Vec::len).sum();
+    let mut rig = Rig::start_within(folder.path(), 3 * size as u64 / 2);
+    rig.assign(1, Some(&wrong));
+    rig.until_state(UpdateState::Failed, 1, Some(&wrong));
+    rig.assign(2, Some(&next));
+    rig.until_state(UpdateState::Committed, 2, Some(&next));
+    assert!(left_in(folder.path(), "a").is_empty());
+    assert_eq!(rig.serving(), Some(next.digest));
+}
