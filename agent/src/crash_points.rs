@@ -36,6 +36,7 @@ steps! {
     // Any small file that is replaced whole.
     FileWritten = "file-written",
     FileSynced = "file-synced",
+    BeforeKept = "before-kept",
     FileRenamed = "file-renamed",
     // A start.
     StartCounted = "start-counted",

@@ -95,6 +95,7 @@ pub(crate) fn write_durably_keeping_one(path: &Path, bytes: &[u8]) -> Result<(),
     // A second name for the old bytes costs no writing of them. Without one there is just nothing to fall back to.
     if remove(&before).is_ok() {
         let _ = fs::hard_link(path, &before);
+        passing!(BeforeKept);
     }
     put_into_place(&temporary, path)
 }

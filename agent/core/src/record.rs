@@ -15,6 +15,8 @@ use crate::slots::{Pointer, Slot, Slots};
 pub const MAX_TRIES: u32 = 3;
 /// How often damaged files are fetched again before the update is given up.
 pub const MAX_REPAIRS: u32 = 3;
+/// Events kept while the outbox takes none, as with a full disk.
+const MAX_UNTOLD: usize = 64;
 const FORMAT: u32 = 1;
 
 /// How far an update is.
@@ -220,19 +222,30 @@ impl Record {
     }
 
     /// This record, where it is an earlier one of a device that has accepted what `barrier` says since: the last assignment is taken
-    /// again, and nothing older. None when what it has committed is kept out by now.
+    /// again, and nothing older. An update of a release that is kept out by now ends, and where such a one is committed there is none.
     #[must_use]
     pub fn held_to(self, barrier: Barrier) -> Option<Self> {
-        let committed = self.committed.and_then(|pointer| self.slots.get(pointer.slot));
-        let stands = committed.is_none_or(|content| content.release_counter >= barrier.security_floor);
+        let may_stay =
+            |slot: Slot| self.slots.get(slot).is_none_or(|content| content.release_counter >= barrier.security_floor);
+        let stands = self.committed.is_none_or(|pointer| may_stay(pointer.slot));
+        let goes_on = self.update.as_ref().and_then(|update| update.phase.working_slot()).is_none_or(may_stay);
         let since = (barrier.director_epoch, barrier.generation.saturating_sub(1));
         let (director_epoch, generation) = since.max((self.director_epoch, self.generation));
         stands.then(|| Self {
             generation,
             director_epoch,
             security_floor: self.security_floor.max(barrier.security_floor),
+            update: self.update.filter(|_| goes_on),
             ..self
         })
+    }
+
+    /// Something happened: it is to be told once the outbox takes it. Of too much of that the oldest is forgotten.
+    pub fn note(&mut self, untold: Untold) {
+        if self.untold.len() >= MAX_UNTOLD {
+            self.untold.remove(0);
+        }
+        self.untold.push(untold);
     }
 
     /// What the bytes of a record that cannot be used still say about what is to be kept out.
@@ -402,7 +415,11 @@ mod tests {
         let later = earlier.clone().held_to(Barrier { generation: 2, director_epoch: 4, security_floor: 0 }).unwrap();
         assert_eq!((later.generation, later.director_epoch), (1, 4));
         // What it ran has release counter 4.
-        assert_eq!(earlier.held_to(barrier(1, 5)), None);
+        assert_eq!(earlier.clone().held_to(barrier(1, 5)), None);
+        let on_trial = earlier.held_to(barrier(1, 4)).unwrap();
+        assert!(on_trial.update.is_some());
+        let alone = Record { committed: None, ..on_trial };
+        assert_eq!(alone.held_to(barrier(1, 5)).unwrap().update, None, "it would be committed below the floor");
     }
 
     /// A record with something of everything in it.

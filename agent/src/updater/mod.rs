@@ -189,7 +189,7 @@ impl Updater {
     /// [`UpdaterError`] when the record cannot be used.
     pub(crate) fn open(parts: Parts, inbox: SyncSender<Input>, crashed: bool) -> Result<Self, UpdaterError> {
         let mut records = Records::open(&parts.data_dir)?;
-        let (record, alarms) = records.load()?;
+        let record = records.load()?;
         let clock = Steady::start();
         let updater = Self {
             slots: SlotFiles::new(&parts.data_dir),
@@ -215,9 +215,6 @@ impl Updater {
         updater.tell(DeviceEventKind::Started, exposed.as_ref(), &format!("start {}", updater.parts.starts));
         if crashed {
             updater.tell(DeviceEventKind::Crashed, exposed.as_ref(), "the agent had not been stopped in order");
-        }
-        for alarm in alarms {
-            updater.parts.outbox.alarm(&alarm);
         }
         Ok(updater)
     }
@@ -425,8 +422,7 @@ impl Updater {
 /// Why it cannot be loaded.
 pub(crate) fn load_committed(data_dir: &Path) -> Result<Option<ServedModel>, String> {
     let mut records = Records::open(data_dir).map_err(|error| with_source(&error))?;
-    let (record, alarms) = records.load().map_err(|error| with_source(&error))?;
-    alarms.iter().for_each(|alarm| tracing::error!("{alarm}"));
+    let record = records.load().map_err(|error| with_source(&error))?;
     let Some((pointer, committed)) = record.committed.zip(record.committed_bundle()) else { return Ok(None) };
     let manifest = records.manifest(&committed.manifest).map_err(|error| with_source(&error))?;
     let (_, manifest) =

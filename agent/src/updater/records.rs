@@ -7,10 +7,11 @@
 use std::path::{Path, PathBuf};
 
 use muster_agent_core::garbage::Kept;
-use muster_agent_core::record::{Barrier, Record, RecordError};
+use muster_agent_core::record::{Barrier, Record, RecordError, Untold};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::Digest;
-use muster_shared::limits::MAX_DOCUMENT_BYTES;
+use muster_shared::limits::{MAX_DOCUMENT_BYTES, bounded_text};
+use muster_shared::messages::DeviceEventKind;
 use muster_shared::trust::{DocumentKind, Envelope};
 
 use crate::causes::with_source;
@@ -70,8 +71,8 @@ impl Records {
         Ok(records)
     }
 
-    /// The record, and what had to be repaired.
-    pub(super) fn load(&mut self) -> Result<(Record, Vec<String>), RecordsError> {
+    /// The record. What had to be repaired is among what it has to tell, and written with it: a death does not lose that.
+    pub(super) fn load(&mut self) -> Result<Record, RecordsError> {
         let (barrier, barrier_problem) = match files::read_start(&self.barrier, MAX_BARRIER_BYTES) {
             Ok(None) => (None, None),
             Ok(Some(bytes)) => match sealed::open_if_sealed(&bytes).map(serde_json::from_slice::<Barrier>) {
@@ -83,21 +84,20 @@ impl Records {
         };
         // One that is damaged differs from whatever is right, so it is written again with the record.
         self.stored_barrier = barrier;
-        let (problem, salvaged) = match files::read_bounded(&self.record, MAX_RECORD_BYTES) {
-            Ok(None) if barrier.is_none() && barrier_problem.is_none() => return Ok((Record::default(), Vec::new())),
+        let read = files::read_bounded(&self.record, MAX_RECORD_BYTES);
+        let is_there = !matches!(read, Ok(None));
+        let mut unread = None;
+        let (problem, salvaged) = match read {
+            Ok(None) if barrier.is_none() && barrier_problem.is_none() => return Ok(Record::default()),
             Ok(None) => ("missing".to_owned(), None),
             Ok(Some(bytes)) => match sealed::open_if_sealed(&bytes).map(Record::from_json) {
-                Some(Ok(record)) => {
-                    self.strictest = record.barrier();
-                    let alarm = barrier_problem.map(|problem| {
-                        format!(
-                            "{} was damaged ({problem}); what it said is in {} too",
-                            self.barrier.display(),
-                            self.record.display()
-                        )
-                    });
-                    return Ok((record, alarm.into_iter().collect()));
-                }
+                Some(Ok(record)) => match record.clone().held_to(barrier.unwrap_or_default()) {
+                    Some(held) => {
+                        self.strictest = barrier.unwrap_or_default().strictest(record.barrier());
+                        return Ok(self.held(&record, held, barrier_problem));
+                    }
+                    None => (format!("what it runs is older than {} allows", self.barrier.display()), None),
+                },
                 Some(Err(source @ RecordError::Format(_))) => {
                     return Err(RecordsError::Newer { path: self.record.clone(), source });
                 }
@@ -106,17 +106,18 @@ impl Records {
                 None => (CHANGED.to_owned(), None),
             },
             Err(error @ FileError::TooLarge { .. }) => (error.to_string(), None),
-            Err(error) => return Err(error.into()),
+            Err(error) => (with_source(&*unread.insert(error)), None),
         };
-        if self.record.exists()
-            && let Some(record) = barrier.and_then(|barrier| self.before(barrier))
-        {
+        if is_there && let Some(record) = barrier.and_then(|barrier| self.before(barrier)) {
             let alarm = format!(
                 "the record of installed bundles {} was damaged ({problem}): what it said before its last change holds",
                 self.record.display()
             );
             self.strictest = barrier.unwrap_or_default();
-            return self.repaired(record, alarm, false);
+            return Ok(self.repaired(record, &alarm, false));
+        }
+        if let Some(error) = unread {
+            return Err(error.into());
         }
         let mut alarm = format!(
             "the record of installed bundles {} was damaged ({problem}): nothing is installed any more",
@@ -132,7 +133,7 @@ impl Records {
             ));
         }
         self.strictest = barrier.or(salvaged).unwrap_or_default();
-        self.repaired(Record::recovered(self.strictest), alarm, barrier_problem.is_some())
+        Ok(self.repaired(Record::recovered(self.strictest), &alarm, barrier_problem.is_some()))
     }
 
     /// The record as it was before its last change, if that is whole and `barrier` leaves it standing.
@@ -141,29 +142,59 @@ impl Records {
         Record::from_json(sealed::open(&bytes)?).ok()?.held_to(barrier)
     }
 
+    /// A whole `record` as far as the barrier leaves it standing, which is `held`.
+    fn held(&mut self, record: &Record, mut held: Record, barrier_problem: Option<String>) -> Record {
+        if held != *record {
+            let alarm = format!(
+                "the record of installed bundles {} is older than {}, as where a copy was put back: what it runs stays, and nothing older than before will be installed",
+                self.record.display(),
+                self.barrier.display()
+            );
+            return self.repaired(held, &alarm, false);
+        }
+        // Until the barrier is written again, which the record goes ahead of, every start finds this anew.
+        if let Some(problem) = barrier_problem {
+            alarm(
+                &mut held,
+                &format!(
+                    "{} was damaged ({problem}); what it said is in {} too",
+                    self.barrier.display(),
+                    self.record.display()
+                ),
+            );
+        }
+        held
+    }
+
     /// Puts `record` in the place of the damaged one, which is kept for people to look at.
-    fn repaired(
-        &mut self,
-        record: Record,
-        alarm: String,
-        barrier_is_damaged: bool,
-    ) -> Result<(Record, Vec<String>), RecordsError> {
-        let mut alarms = vec![alarm];
+    fn repaired(&mut self, mut record: Record, why: &str, barrier_is_damaged: bool) -> Record {
+        alarm(&mut record, why);
         let damaged = [(&self.record, true), (&self.barrier, barrier_is_damaged)];
-        for (path, _) in damaged.into_iter().filter(|(path, damaged)| *damaged && path.exists()) {
-            files::keep_aside(path)?;
+        let kept = damaged
+            .into_iter()
+            .filter(|(path, damaged)| *damaged && path.exists())
+            .try_for_each(|(path, _)| files::keep_aside(path))
+            .map_err(RecordsError::from);
+        // At once, so that what was salvaged is there at the next start; until then it can be salvaged again. What was there is
+        // damaged, so it does not take the place of the one before. A disk that takes nothing keeps nothing from serving.
+        if let Err(error) = kept.and_then(|()| self.write(&record, files::write_durably)) {
+            alarm(&mut record, &with_source(&error));
         }
-        // At once, so that what was salvaged is there at the next start; until then it can be salvaged again.
-        if let Err(error) = self.save(&record) {
-            alarms.push(with_source(&error));
-        }
-        Ok((record, alarms))
+        record
     }
 
     /// Makes `record` durable.
     pub(super) fn save(&mut self, record: &Record) -> Result<(), RecordsError> {
+        self.write(record, files::write_durably_keeping_one)
+    }
+
+    fn write(
+        &mut self,
+        record: &Record,
+        put: impl FnOnce(&Path, &[u8]) -> Result<(), FileError>,
+    ) -> Result<(), RecordsError> {
         let bytes = record.to_json().map_err(|error| RecordsError::Serialise(error.to_string()))?;
-        files::write_durably_keeping_one(&self.record, &sealed::seal(&bytes))?;
+        put(&self.record, &sealed::seal(&bytes))?;
         let barrier = record.barrier().strictest(self.strictest);
         if self.stored_barrier != Some(barrier) {
             let bytes = serde_json::to_vec(&barrier).map_err(|error| RecordsError::Serialise(error.to_string()))?;
@@ -209,6 +240,13 @@ impl Records {
     }
 }
 
+/// Leaves with `record` what people have to learn.
+fn alarm(record: &mut Record, text: &str) {
+    tracing::error!("{text}");
+    let detail = bounded_text(text);
+    record.note(Untold { kind: DeviceEventKind::Alarm, generation: 0, bundle: None, detail });
+}
+
 #[cfg(test)]
 mod tests {
     use muster_shared::bundle::{GOLDEN_PATH, MODEL_PATH};
@@ -220,11 +258,18 @@ mod tests {
     use crate::tiny_disk::TinyDisk;
     use crate::trust_store::tests::signer;
 
+    /// What is loaded, and what there is to tell about that.
+    fn loaded(records: &mut Records) -> (Record, Vec<String>) {
+        let mut record = records.load().unwrap();
+        let alarms = std::mem::take(&mut record.untold).into_iter().map(|untold| untold.detail).collect();
+        (record, alarms)
+    }
+
     /// Records in a folder of their own that hold generation 7 and floor 3.
     fn stored() -> (tempfile::TempDir, Records, Record) {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::open(folder.path()).unwrap();
-        assert_eq!(records.load().unwrap(), (Record::default(), vec![]));
+        assert_eq!(records.load().unwrap(), Record::default());
         let record = Record { generation: 7, security_floor: 3, ..Record::default() };
         records.save(&record).unwrap();
         (folder, records, record)
@@ -242,11 +287,11 @@ mod tests {
     #[test]
     fn a_damaged_record_costs_the_bundles_and_not_the_barrier() {
         let (folder, mut records, record) = stored();
-        assert_eq!(records.load().unwrap().0, record);
+        assert_eq!(loaded(&mut records).0, record);
         let path = folder.path().join("slots/record.json");
         for rubbish in [&b"{"[..], &[0; 2_000_000], b"{\"format\":1}"] {
             std::fs::write(&path, rubbish).unwrap();
-            let (recovered, alarms) = records.load().unwrap();
+            let (recovered, alarms) = loaded(&mut records);
             assert_eq!((recovered.generation, recovered.security_floor, alarms.len()), (6, 3, 1));
             assert!(alarms[0].contains("record.json") && alarms[0].contains("nothing older"), "{alarms:?}");
         }
@@ -254,7 +299,7 @@ mod tests {
         // Removed altogether, it is no fresh start either, however often.
         for _ in 0..3 {
             std::fs::remove_file(&path).unwrap();
-            assert_eq!(records.load().unwrap().0.generation, 6);
+            assert_eq!(loaded(&mut records).0.generation, 6);
         }
         let newer = serde_json::to_string(&record).unwrap().replace("\"format\":1", "\"format\":2");
         std::fs::write(&path, newer).unwrap();
@@ -273,13 +318,58 @@ mod tests {
         for torn in [&whole[..whole.len() / 2], &vec![0; whole.len()], &changed] {
             std::fs::write(&path, torn).unwrap();
             let mut records = Records::open(folder.path()).unwrap();
-            let (record, alarms) = records.load().unwrap();
+            let (record, alarms) = loaded(&mut records);
             // The last assignment is taken again, and nothing older; the floor stays where it was.
             assert_eq!(record, Record { generation: 7, security_floor: 4, ..before.clone() });
             assert!(alarms.len() == 1 && alarms[0].contains("record.json"), "{alarms:?}");
-            assert_eq!(Records::open(folder.path()).unwrap().load().unwrap(), (record.clone(), vec![]));
-            records.save(&record).unwrap();
+            // Written with the record, the alarm is told however soon the agent dies.
+            assert_eq!(loaded(&mut Records::open(folder.path()).unwrap()), (record, alarms));
         }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_costs_its_last_change_or_is_left_alone() {
+        let (folder, mut records, before) = stored();
+        records.save(&Record { generation: 8, ..before.clone() }).unwrap();
+        let path = folder.path().join("slots/record.json");
+        let obstruct = || {
+            std::fs::remove_file(&path).unwrap();
+            std::fs::create_dir(&path).unwrap();
+        };
+        obstruct();
+        let (record, alarms) = loaded(&mut Records::open(folder.path()).unwrap());
+        assert_eq!(record, before);
+        assert!(alarms.len() == 1 && alarms[0].contains("cannot read"), "{alarms:?}");
+        obstruct();
+        std::fs::remove_file(files::one_before(&path)).unwrap();
+        std::fs::remove_dir(folder.path().join("slots/record.json.damaged")).unwrap();
+        let error = Records::open(folder.path()).unwrap().load().unwrap_err();
+        assert!(with_source(&error).contains("cannot read"), "{error:?}");
+        assert!(path.is_dir() && !folder.path().join("slots/record.json.damaged").exists());
+    }
+
+    #[test]
+    fn a_record_older_than_the_barrier_lowers_nothing_and_lets_nothing_older_in() {
+        let (folder, mut records, old) = stored();
+        let path = folder.path().join("slots/record.json");
+        let copy = std::fs::read(&path).unwrap();
+        records.save(&Record { generation: 12, security_floor: 9, ..old.clone() }).unwrap();
+        std::fs::write(&path, &copy).unwrap();
+        let mut records = Records::open(folder.path()).unwrap();
+        let (record, alarms) = loaded(&mut records);
+        assert_eq!(record, Record { generation: 11, security_floor: 9, ..old.clone() });
+        assert!(alarms.len() == 1 && alarms[0].contains("is older than"), "{alarms:?}");
+        records.save(&record).unwrap();
+        assert_eq!(loaded(&mut records), (record, vec![]), "it is found once");
+
+        // What is behind stays behind for the barrier too: the record is written first, and may be all there is.
+        std::fs::write(&path, &copy).unwrap();
+        let mut records = Records::open(folder.path()).unwrap();
+        records.load().unwrap();
+        records.save(&old).unwrap();
+        let barrier = std::fs::read(folder.path().join("trust/barrier.json")).unwrap();
+        let barrier: Barrier = serde_json::from_slice(sealed::open(&barrier).unwrap()).unwrap();
+        assert_eq!((barrier.generation, barrier.security_floor), (12, 9));
     }
 
     #[test]
@@ -288,15 +378,15 @@ mod tests {
             let (folder, mut records, record) = stored();
             let barrier = folder.path().join("trust/barrier.json");
             std::fs::write(&barrier, rubbish).unwrap();
-            let (read, alarms) = records.load().unwrap();
+            let (read, alarms) = loaded(&mut records);
             assert_eq!(read, record);
             assert!(alarms.len() == 1 && alarms[0].contains("barrier.json"), "{alarms:?}");
             records.save(&record).unwrap();
-            assert_eq!(records.load().unwrap(), (record, vec![]), "it is right again after the next change");
+            assert_eq!(records.load().unwrap(), record, "it is right again after the next change");
 
             std::fs::write(&barrier, rubbish).unwrap();
             std::fs::remove_file(folder.path().join("slots/record.json")).unwrap();
-            let (read, alarms) = records.load().unwrap();
+            let (read, alarms) = loaded(&mut records);
             assert_eq!(read, Record::default());
             assert!(alarms.len() == 1 && alarms[0].contains("is lost as well"), "{alarms:?}");
             assert!(folder.path().join("trust/barrier.json.damaged").exists());
@@ -311,12 +401,11 @@ mod tests {
         let torn = json.replace("\"committed\":null", "\"committed\":{\"slot\":\"a\",\"generation\":7}");
         assert_ne!(torn, json);
         std::fs::write(folder.path().join("slots/record.json"), torn).unwrap();
-        let (recovered, alarms) = records.load().unwrap();
+        let (recovered, alarms) = loaded(&mut records);
         assert_eq!((recovered.generation, recovered.security_floor), (6, 3));
         assert!(alarms[0].contains("nothing older"), "{alarms:?}");
         // It is there at the next start, too.
-        let mut records = Records::open(folder.path()).unwrap();
-        assert_eq!(records.load().unwrap(), (recovered, vec![]));
+        assert_eq!(loaded(&mut Records::open(folder.path()).unwrap()), (recovered, alarms));
     }
 
     #[test]
@@ -333,10 +422,10 @@ mod tests {
             let (envelope, _) = records.manifest(&digest).unwrap().unwrap();
             let text = with_source(&records.store_manifest(&Digest::of(b"other"), &envelope).unwrap_err());
             assert!(text.contains("manifests/") && text.contains("No space left"), "{text}");
-            assert_eq!(records.load().unwrap(), (record, vec![]));
+            assert_eq!(records.load().unwrap(), record);
             disk.empty();
             records.save(&next).unwrap();
-            assert_eq!(records.load().unwrap(), (next, vec![]));
+            assert_eq!(records.load().unwrap(), next);
         });
     }
 
@@ -350,7 +439,7 @@ mod tests {
                     std::fs::write(folder.path().join(path), content).unwrap();
                 }
             }
-            let (read, alarms) = records.load().unwrap();
+            let (read, alarms) = loaded(&mut records);
             prop_assert_eq!(alarms.is_empty(), record.is_none() && barrier.is_none());
             prop_assert_eq!(read, Record::default());
         }

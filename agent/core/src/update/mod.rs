@@ -25,9 +25,6 @@ use crate::admit::Offer;
 use crate::record::{Phase, Record, Untold};
 use crate::slots::{Pointer, Slot};
 
-/// Events kept while the outbox takes none, as with a full disk.
-const MAX_UNTOLD: usize = 64;
-
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -277,9 +274,6 @@ impl Machine {
     }
 
     fn note(&mut self, kind: DeviceEventKind, generation: u64, bundle: Option<BundleRef>, detail: &str) {
-        if self.record.untold.len() >= MAX_UNTOLD {
-            self.record.untold.remove(0);
-        }
-        self.record.untold.push(Untold { kind, generation, bundle, detail: bounded_text(detail) });
+        self.record.note(Untold { kind, generation, bundle, detail: bounded_text(detail) });
     }
 }

@@ -160,6 +160,22 @@ fn a_record_that_cannot_be_written_holds_the_update_up_and_nothing_else() {
 }
 
 #[test]
+fn a_damaged_record_is_told_once_and_what_it_said_before_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = good("1.0.0");
+    committed(folder.path(), &bundle).stop();
+    fs::write(folder.path().join("slots/record.json"), "torn").unwrap();
+    let told = |rig: &Rig| {
+        rig.events().iter().filter(|e| e.kind == DeviceEventKind::Alarm && e.detail.contains("was damaged")).count()
+    };
+    let mut rig = Rig::start(folder.path());
+    assert_eq!(rig.serving(), Some(bundle.digest));
+    rig.until("it is told", None, |rig| told(rig) == 1 && record_of(&rig.data_dir).contains("\"untold\":[]"));
+    rig.stop();
+    assert_eq!(told(&Rig::start(folder.path())), 1);
+}
+
+#[test]
 fn a_lost_manifest_of_the_committed_bundle_comes_again_with_the_assignment() {
     for damage in [None, Some(&b"rubbish"[..]), Some(&[b' '; 9_000_000])] {
         let folder = tempfile::tempdir().unwrap();
