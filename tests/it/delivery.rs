@@ -3,7 +3,6 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
-use muster_shared::limits::CHUNK_BYTES;
 use muster_shared::messages::{HeldBack, UpdateState};
 use muster_shared::rollout::{RolloutStatus, Waiting};
 use muster_tests::device::DeviceSetup;
@@ -166,7 +165,7 @@ fn a_cap_on_bytes_per_second_is_kept_by_what_passes_the_link() {
         let cap = CAP_BYTES_PER_S.to_string();
         roll_out(&fleet, "digits@1.0.0", &["--max-download-bytes-per-s", &cap]).await?;
         // Besides chunks: the assignment with its manifest, acknowledgements, and what encryption adds.
-        let (burst, besides) = (CHUNK_BYTES as f64, 120_000.0);
+        let (burst, besides) = (CAP_BYTES_PER_S as f64, 120_000.0);
         let passed = wait::until("the bundle is there", PATIENCE, async || {
             let passed = fleet.devices[0].link()?.passed().down_bytes - before;
             // Looked at afterwards: whatever came late makes the bound wider and never narrower.

@@ -5,15 +5,17 @@
 //! quiet hours. What is on the device already is never held back by any of them: a rollback to the bundle in the other slot
 //! asks for nothing. Nor do quiet hours hold back what a device that serves nothing lacks of its committed bundle.
 
-use muster_shared::limits::CHUNK_BYTES;
+use muster_shared::limits::{CHUNK_BYTES, CHUNK_WINDOW};
 use muster_shared::messages::HeldBack;
 use muster_shared::trust::{DeliveryPolicy, MeteredUse};
 use serde::Deserialize;
 
 /// What a chunk takes on the wire besides its bytes: topic, frame, packet and record headers.
 pub const WIRE_BYTES: u64 = 256;
-/// Bytes that may be asked for at once after a quiet time, so that the largest chunk can be.
-const BURST_BYTES: u64 = CHUNK_BYTES as u64 + WIRE_BYTES;
+/// The largest chunk, as it comes on the wire.
+const LARGEST_BYTES: u64 = CHUNK_BYTES as u64 + WIRE_BYTES;
+/// The largest window of chunks.
+const WINDOW_BYTES: u64 = CHUNK_WINDOW as u64 * LARGEST_BYTES;
 /// The longest pause before what holds a download back is looked at again, in milliseconds: links and clocks change.
 const LOOK_AGAIN_MS: u64 = 30_000;
 const MINUTES_PER_DAY: u16 = 24 * 60;
@@ -121,11 +123,18 @@ pub struct Moment {
     pub is_metered: bool,
 }
 
-/// What has been asked for lately: a bucket that fills at the cap's rate.
+/// Bytes that may be asked for at once after a quiet time: what `cap` lets through in a second, so that a line with a long way to
+/// go is filled all the same, but no more than a window takes, and no less than the largest chunk, which could never be asked
+/// for otherwise.
+fn bucket_bytes(cap: u64) -> u64 {
+    cap.clamp(LARGEST_BYTES, WINDOW_BYTES)
+}
+
+/// What has been asked for lately, and is made good for at the cap's rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spent {
     /// Thousandths of a byte, so that a millisecond's share is a whole number.
-    left_millibytes: u64,
+    millibytes: u64,
     at_ms: u64,
 }
 
@@ -133,27 +142,28 @@ impl Spent {
     /// Nothing, at `now_ms`.
     #[must_use]
     pub fn nothing(now_ms: u64) -> Self {
-        Self { left_millibytes: BURST_BYTES * 1_000, at_ms: now_ms }
+        Self { millibytes: 0, at_ms: now_ms }
     }
 
-    /// What is left at `now_ms`, where `cap` bytes come in each second.
+    /// What is left to ask for at `now_ms`, under a cap of `cap` bytes a second.
     fn left_millibytes(&self, cap: u64, now_ms: u64) -> u64 {
-        let come = now_ms.saturating_sub(self.at_ms).saturating_mul(cap);
-        self.left_millibytes.saturating_add(come).min(BURST_BYTES * 1_000)
+        let bucket = bucket_bytes(cap) * 1_000;
+        let made_good = now_ms.saturating_sub(self.at_ms).saturating_mul(cap);
+        // What was spent under a higher cap is no debt under a lower one.
+        bucket - self.millibytes.min(bucket).saturating_sub(made_good)
     }
 
     /// `bytes` are asked for at `now_ms`.
     pub fn spend(&mut self, bytes: u64, rules: &Rules, rollout: &DeliveryPolicy, now_ms: u64) {
         if let Some(cap) = rules.cap(rollout) {
             let left = self.left_millibytes(cap, now_ms).saturating_sub(bytes.saturating_mul(1_000));
-            *self = Self { left_millibytes: left, at_ms: now_ms.max(self.at_ms) };
+            *self = Self { millibytes: bucket_bytes(cap) * 1_000 - left, at_ms: now_ms.max(self.at_ms) };
         }
     }
 
     /// `bytes` that were asked for did not have to travel: the chunk came packed.
     pub fn give_back(&mut self, bytes: u64) {
-        let left = self.left_millibytes.saturating_add(bytes.saturating_mul(1_000));
-        self.left_millibytes = left.min(BURST_BYTES * 1_000);
+        self.millibytes = self.millibytes.saturating_sub(bytes.saturating_mul(1_000));
     }
 }
 
@@ -198,7 +208,7 @@ pub fn decide(rules: &Rules, rollout: &DeliveryPolicy, spent: &Spent, moment: &M
     let Some(cap) = rules.cap(rollout) else { return Decision::Ask { most_bytes: u64::MAX } };
     let left = spent.left_millibytes(cap, now_ms);
     // A chunk larger than the bucket goes out of a full one, so that nothing waits for ever.
-    let price = next_bytes.min(BURST_BYTES).saturating_mul(1_000);
+    let price = next_bytes.min(bucket_bytes(cap)).saturating_mul(1_000);
     if left >= price {
         return Decision::Ask { most_bytes: (left / 1_000).max(next_bytes) };
     }
@@ -270,7 +280,7 @@ mod tests {
     fn the_lower_cap_counts_and_the_largest_chunk_passes() {
         let slower = DeliveryPolicy { max_download_bytes_per_s: Some(100), ..DeliveryPolicy::default() };
         let (rules, mut spent) = (capped(1_000), Spent::nothing(0));
-        spent.spend(BURST_BYTES, &rules, &slower, 0);
+        spent.spend(LARGEST_BYTES, &rules, &slower, 0);
         let why = None;
         assert_eq!(decide(&rules, &slower, &spent, &at(0), 50), Decision::Wait { until_ms: 500, why });
         assert_eq!(
@@ -282,11 +292,35 @@ mod tests {
         assert_eq!(decide(&rules, &slower, &spent, &at(0), 50), Decision::Ask { most_bytes: 50 });
     }
 
+    #[test]
+    fn a_high_cap_lets_a_whole_window_out_at_once_and_a_low_one_a_chunk() {
+        let rollout = DeliveryPolicy::default();
+        for (cap, window) in [(1, 1), (150_000, 2), (5_000_000, CHUNK_WINDOW), (u64::MAX, CHUNK_WINDOW)] {
+            let (rules, mut spent) = (capped(cap), Spent::nothing(0));
+            let mut asked = 0;
+            while matches!(decide(&rules, &rollout, &spent, &at(0), LARGEST_BYTES), Decision::Ask { .. }) {
+                spent.spend(LARGEST_BYTES, &rules, &rollout, 0);
+                asked += 1;
+            }
+            assert_eq!(asked, window, "{cap}");
+        }
+        // Each round trip of 600 ms asks for a window: 870 kB/s, where single chunks were 110.
+        let (rules, mut spent) = (capped(5_000_000), Spent::nothing(0));
+        for round in 0..10 {
+            let asks = decide(&rules, &rollout, &spent, &at(round * 600), LARGEST_BYTES);
+            assert_eq!(asks, Decision::Ask { most_bytes: WINDOW_BYTES });
+            spent.spend(WINDOW_BYTES, &rules, &rollout, round * 600);
+        }
+        // Under a lower cap no more is owed than that one's bucket.
+        let wait = Decision::Wait { until_ms: 5_401, why: None };
+        assert_eq!(decide(&capped(50_000), &rollout, &spent, &at(5_400), 50), wait);
+    }
+
     proptest! {
         /// Whoever asks whenever it may, and spends what it may, never passes the cap over any time, and never waits for ever.
         #[test]
         fn no_time_has_more_than_the_cap_and_a_burst(
-            cap in 1u64..200_000,
+            cap in prop_oneof![1u64..200_000, 1u64..2_000_000, 0..=u64::MAX],
             wants in prop::collection::vec((1u64..CHUNK_BYTES as u64, 0u64..5_000, 0u8..4), 1..80),
         ) {
             let (rules, rollout) = (capped(cap), DeliveryPolicy::default());
@@ -315,7 +349,8 @@ mod tests {
                 let mut sum = 0;
                 for (to_ms, bytes) in &sent[at..] {
                     sum += bytes;
-                    prop_assert!(sum * 1_000 <= BURST_BYTES * 1_000 + (to_ms - from_ms) * cap, "{} bytes", sum);
+                    let most = (bucket_bytes(cap.max(1)) * 1_000).saturating_add((to_ms - from_ms).saturating_mul(cap.max(1)));
+                    prop_assert!(sum * 1_000 <= most, "{} bytes", sum);
                 }
             }
         }
@@ -345,7 +380,7 @@ mod tests {
                         prop_assert!(until_ms <= now_ms.saturating_add(LOOK_AGAIN_MS));
                     }
                     Decision::Wait { until_ms, why: None } => {
-                        prop_assert!(until_ms.saturating_sub(now_ms) <= BURST_BYTES * 1_000 || now_ms > u64::MAX / 2);
+                        prop_assert!(until_ms.saturating_sub(now_ms) <= LARGEST_BYTES * 1_000 || now_ms > u64::MAX / 2);
                     }
                 }
             }
