@@ -89,23 +89,28 @@ fn a_device_in_quiet_hours_says_so_fetches_when_it_may_and_goes_back_at_any_hour
         let held = HeldBack::QuietHours { until_minute: (now + 300) % 1_440 };
         let mut fleet = fleet(&binaries, &folder, &format!("time-zone = \"UTC\"\n{quiet}")).await?;
         let traffic = stage::traffic(&fleet)?;
-        fleet.release_large_digits("1.0.0", 500_000).await?;
-        let waits = roll_out(&fleet, "digits@1.0.0", &[]).await?;
+        // A device that serves nothing does not wait for its first bundle.
+        fleet.release_digits("1.0.0").await?;
+        let first = roll_out(&fleet, "digits@1.0.0", &[]).await?;
+        fleet.wait_rollout(&first, RolloutStatus::Completed).await?;
+        reconfigure(&mut fleet, &traffic, &quiet, &quiet).await?;
+        fleet.release_large_digits("1.1.0", 500_000).await?;
+        let waits = roll_out(&fleet, "digits@1.1.0", &[]).await?;
         ensure_held(&mut fleet, &waits, held).await?;
 
         // Overridden by a rollout that cannot wait.
         fleet.operator.run(&["rollout", "abort", &waits]).await?;
-        let urgent = roll_out(&fleet, "digits@1.0.0", &["--ignore-quiet-hours"]).await?;
+        let urgent = roll_out(&fleet, "digits@1.1.0", &["--ignore-quiet-hours"]).await?;
         fleet.wait_rollout(&urgent, RolloutStatus::Completed).await?;
 
         // Held back again, until the hours are over.
         reconfigure(&mut fleet, &traffic, &quiet, &quiet).await?;
-        fleet.release_digits("1.1.0").await?;
-        let next = roll_out(&fleet, "digits@1.1.0", &[]).await?;
+        fleet.release_digits("1.2.0").await?;
+        let next = roll_out(&fleet, "digits@1.2.0", &[]).await?;
         ensure_held(&mut fleet, &next, held).await?;
         reconfigure(&mut fleet, &traffic, &quiet, "quiet-hours = []").await?;
         fleet.wait_rollout(&next, RolloutStatus::Completed).await?;
-        fleet.wait_committed("dev-1", "1.1.0").await?;
+        fleet.wait_committed("dev-1", "1.2.0").await?;
         let report = fleet.operator.device("dev-1").await?.reported.context("no report")?;
         ensure!((report.update.state, report.update.held_back) == (UpdateState::Committed, None), "{report:?}");
 
@@ -113,7 +118,7 @@ fn a_device_in_quiet_hours_says_so_fetches_when_it_may_and_goes_back_at_any_hour
         reconfigure(&mut fleet, &traffic, "quiet-hours = []", &format!("{quiet}\nmetered = \"yes\"")).await?;
         fleet.operator.run(&["rollout", "rollback", &next]).await?;
         fleet.wait_rollout(&next, RolloutStatus::RolledBack).await?;
-        fleet.wait_committed("dev-1", "1.0.0").await?;
+        fleet.wait_committed("dev-1", "1.1.0").await?;
         ensure!(received(&mut fleet).await? == 0.0, "going back fetched something");
         Ok(())
     });

@@ -3,7 +3,7 @@
 //! Three things hold a download back: a cap on bytes per second, quiet hours, and a link that costs by the byte. The device's
 //! configuration says what applies to it; a rollout can lower the cap, wait for a free link or use a metered one, and go ahead in
 //! quiet hours. What is on the device already is never held back by any of them: a rollback to the bundle in the other slot
-//! asks for nothing. Nor do quiet hours hold back what a device that serves nothing lacks of its committed bundle.
+//! asks for nothing. Nor do quiet hours hold anything back from a device that serves nothing.
 
 use muster_shared::limits::{CHUNK_BYTES, CHUNK_WINDOW};
 use muster_shared::messages::HeldBack;
@@ -121,6 +121,8 @@ pub struct Moment {
     pub local_minute: Option<u16>,
     /// Whether the link costs by the byte.
     pub is_metered: bool,
+    /// Whether a bundle serves meanwhile; where none does, that cannot wait for the end of quiet hours.
+    pub is_serving: bool,
 }
 
 /// Bytes that may be asked for at once after a quiet time: what `cap` lets through in a second, so that a line with a long way to
@@ -187,7 +189,7 @@ pub enum Decision {
 /// Decides whether a chunk of `next_bytes` bytes, and how much with it, may be asked for at `moment`.
 #[must_use]
 pub fn decide(rules: &Rules, rollout: &DeliveryPolicy, spent: &Spent, moment: &Moment, next_bytes: u64) -> Decision {
-    let Moment { now_ms, local_minute, is_metered } = *moment;
+    let Moment { now_ms, local_minute, is_metered, is_serving } = *moment;
     let wait = |for_ms: u64, why| Decision::Wait { until_ms: now_ms.saturating_add(for_ms.max(1)), why };
     let may_cost = match rollout.metered {
         MeteredUse::AsConfigured => rules.metered_chunks,
@@ -197,7 +199,8 @@ pub fn decide(rules: &Rules, rollout: &DeliveryPolicy, spent: &Spent, moment: &M
     if is_metered && !may_cost {
         return wait(LOOK_AGAIN_MS, Some(HeldBack::MeteredLink));
     }
-    if !rollout.ignore_quiet_hours
+    if is_serving
+        && !rollout.ignore_quiet_hours
         && let Some(minute) = local_minute
         && let Some(until_minute) = rules.quiet_hours.end_of(minute)
     {
@@ -230,7 +233,7 @@ mod tests {
     }
 
     fn at(now_ms: u64) -> Moment {
-        Moment { now_ms, local_minute: None, is_metered: false }
+        Moment { now_ms, local_minute: None, is_metered: false, is_serving: true }
     }
 
     #[test]
@@ -258,6 +261,8 @@ mod tests {
         assert_eq!(decided(DeliveryPolicy::default(), night), Decision::Wait { until_ms, why: quiet });
         let urgent = DeliveryPolicy { ignore_quiet_hours: true, ..DeliveryPolicy::default() };
         assert_eq!(decided(urgent, night), Decision::Ask { most_bytes: u64::MAX });
+        let bare = Moment { is_serving: false, ..night };
+        assert_eq!(decided(DeliveryPolicy::default(), bare), Decision::Ask { most_bytes: u64::MAX });
         // A clock that is known to be wrong knows no hours.
         let lost = Moment { local_minute: None, ..night };
         assert_eq!(decided(DeliveryPolicy::default(), lost), Decision::Ask { most_bytes: u64::MAX });
@@ -369,7 +374,7 @@ mod tests {
             };
             let (rollout, mut spent) = (DeliveryPolicy::default(), Spent::nothing(7));
             for (now_ms, local_minute, is_metered) in moments {
-                let moment = Moment { now_ms, local_minute, is_metered };
+                let moment = Moment { now_ms, local_minute, is_metered, is_serving: true };
                 match decide(&rules, &rollout, &spent, &moment, bytes) {
                     Decision::Ask { .. } => {
                         prop_assert!(!is_metered);

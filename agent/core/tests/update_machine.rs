@@ -525,9 +525,16 @@ fn a_committed_bundle_whose_files_rot_is_replaced_by_the_one_before_or_fetched_a
         have.insert(chunk);
     }
     assert_eq!(alone.record().slots.get(pointer.slot).unwrap().have, have);
-    assert!(alone.record().update.as_ref().unwrap().delivery.ignore_quiet_hours, "nothing serves meanwhile");
-
+    assert!(!alone.is_serving(), "quiet hours must not hold it back");
+    // Nor while it is another update that is being fetched.
     world.happens(offer(2, Some(1), true), None);
+    assert!(world.fetching.is_some() && world.machine.is_serving());
+    let mut at_work = Machine::new(world.record.clone());
+    let _ = at_work.handle(Event::Started, 0);
+    let effects = at_work.handle(rotten.clone(), 0);
+    assert!(effects.contains(&Effect::Fetch { slot: pointer.slot.other(), generation: 2 }), "{effects:?}");
+    assert!(!at_work.is_serving());
+
     world.runs_to_the_end();
     let pointer = world.record.committed.unwrap();
     let mut with_fallback = Machine::new(world.record.clone());

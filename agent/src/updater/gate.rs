@@ -36,6 +36,8 @@ pub(super) struct Asking {
     pub(super) now_ms: u64,
     /// Whether the wall's clock can be right.
     pub(super) is_clock_believed: bool,
+    /// Whether a bundle serves meanwhile.
+    pub(super) is_serving: bool,
 }
 
 impl Gate {
@@ -55,11 +57,12 @@ impl Gate {
 
     /// How many of `wanted`, which are not none, may be asked for now: they are accounted for. Otherwise, when to look again.
     pub(super) fn admit(&mut self, wanted: &[Wanted], asking: &Asking) -> Result<usize, u64> {
-        let Asking { rollout, now_ms, is_clock_believed } = asking;
+        let Asking { rollout, now_ms, is_clock_believed, is_serving } = asking;
         let moment = Moment {
             now_ms: *now_ms,
             local_minute: is_clock_believed.then(|| minute_of_day(&self.zone)).flatten(),
             is_metered: self.metered.is_metered(),
+            is_serving: *is_serving,
         };
         let next_bytes = wanted.first().map_or(0, |(_, bytes)| bytes + WIRE_BYTES);
         match decide(&self.rules, rollout, &self.spent, &moment, next_bytes) {
@@ -143,7 +146,7 @@ mod tests {
     }
 
     fn asking(now_ms: u64) -> Asking {
-        Asking { rollout: DeliveryPolicy::default(), now_ms, is_clock_believed: true }
+        Asking { rollout: DeliveryPolicy::default(), now_ms, is_clock_believed: true, is_serving: true }
     }
 
     #[test]

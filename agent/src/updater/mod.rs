@@ -317,7 +317,8 @@ impl Updater {
             let now_ms = self.clock.now_ms();
             let rollout = self.machine.record().update.as_ref().map(|update| update.delivery).unwrap_or_default();
             let is_clock_believed = self.parts.trust.protection() == FreezeProtection::Full;
-            let asking = Asking { rollout, now_ms, is_clock_believed };
+            let is_serving = self.machine.is_serving();
+            let asking = Asking { rollout, now_ms, is_clock_believed, is_serving };
             let download = self.download.as_mut()?;
             let generation = download.generation;
             let (step, copied) = match download.next(&mut self.parts.gate, &asking) {

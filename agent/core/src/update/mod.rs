@@ -210,6 +210,12 @@ impl Machine {
         self.run.trial_since_ms.is_some()
     }
 
+    /// Whether a bundle serves while the next one is fetched.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.record.committed.is_some() && self.run.committed_loaded
+    }
+
     /// Takes what happened at `now_ms` (of a clock that does not jump) and says what is to be done.
     #[must_use]
     pub fn handle(&mut self, event: Event, now_ms: u64) -> Vec<Effect> {

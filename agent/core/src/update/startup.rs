@@ -2,7 +2,7 @@
 
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::DeviceEventKind;
-use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
+use muster_shared::trust::WatchPolicy;
 
 use super::{Effect, Machine};
 use crate::record::{MAX_TRIES, Phase, Update};
@@ -86,8 +86,6 @@ impl Machine {
                     bundle: Some(bundle.bundle),
                     // A bundle that had been fallen back to was not the one this policy came with.
                     watch: if update.manifest == Some(bundle.manifest) { update.watch } else { WatchPolicy::default() },
-                    // Nothing serves until it is whole again: that cannot wait for the end of quiet hours.
-                    delivery: DeliveryPolicy { ignore_quiet_hours: true, ..update.delivery },
                     phase,
                     ..update
                 });

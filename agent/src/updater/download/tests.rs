@@ -17,7 +17,7 @@ fn free() -> Gate {
 }
 
 fn at(now_ms: u64) -> Asking {
-    Asking { rollout: DeliveryPolicy::default(), now_ms, is_clock_believed: false }
+    Asking { rollout: DeliveryPolicy::default(), now_ms, is_clock_believed: false, is_serving: true }
 }
 
 const WRONG: &str = "chunk 0 is not what the manifest describes";
