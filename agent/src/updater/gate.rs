@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use muster_agent_core::delivery::{Decision, Moment, Rules, Spent, WIRE_BYTES, decide};
+use muster_agent_core::delivery::{Decision, Moment, QuietHours, Rules, Spent, WIRE_BYTES, decide};
 use muster_shared::messages::HeldBack;
 use muster_shared::trust::DeliveryPolicy;
 
@@ -43,9 +43,11 @@ pub(super) struct Asking {
 impl Gate {
     /// A gate as configured, and what an operator should know of that.
     pub(crate) fn new(config: &DeliveryConfig) -> (Self, Option<String>) {
-        let (zone, alarm) = zone(config.time_zone.as_deref());
+        let rules = config.rules();
+        let has_hours = rules.quiet_hours != QuietHours::default();
+        let (zone, alarm) = zone(config.time_zone.as_deref(), has_hours, TimeZone::try_system);
         let gate = Self {
-            rules: config.rules(),
+            rules,
             zone,
             metered: Metered::new(config),
             spent: Spent::nothing(0),
@@ -115,9 +117,23 @@ impl Gate {
 }
 
 /// The zone named, or else the device's own. One that is not known here is taken for UTC: a device without tables of zones has to
-/// serve all the same.
-fn zone(name: Option<&str>) -> (TimeZone, Option<String>) {
-    let Some(name) = name else { return (TimeZone::system(), None) };
+/// serve all the same. Of its own an operator need not hear where there are no hours to take in it.
+fn zone(
+    name: Option<&str>,
+    has_hours: bool,
+    own: impl FnOnce() -> Result<TimeZone, jiff::Error>,
+) -> (TimeZone, Option<String>) {
+    let Some(name) = name else {
+        return own().map_or_else(
+            |error| {
+                let alarm = format!(
+                    "the device's own time zone cannot be found: quiet hours are taken in UTC; set delivery.time-zone or put /etc/localtime right ({error})"
+                );
+                (TimeZone::UTC, has_hours.then_some(alarm))
+            },
+            |zone| (zone, None),
+        );
+    };
     match TimeZone::get(name) {
         Ok(zone) => (zone, None),
         Err(error) => {
@@ -136,7 +152,6 @@ fn minute_of_day(zone: &TimeZone) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    use muster_agent_core::delivery::QuietHours;
     use muster_shared::limits::CHUNK_BYTES;
 
     use super::*;
@@ -181,5 +196,12 @@ mod tests {
         let config = DeliveryConfig { time_zone: Some("Nowhere/Land".into()), ..DeliveryConfig::default() };
         let (gate, alarm) = Gate::new(&config);
         assert!(gate.zone == TimeZone::UTC && alarm.is_some_and(|text| text.contains("\"Nowhere/Land\"")));
+
+        let unknown = || TimeZone::get("Nowhere/Land");
+        let (own, alarm) = zone(None, true, unknown);
+        assert!(own == TimeZone::UTC && alarm.is_some_and(|text| text.contains("delivery.time-zone")));
+        assert_eq!(zone(None, false, unknown), (TimeZone::UTC, None));
+        let there = TimeZone::fixed(jiff::tz::offset(3));
+        assert_eq!(zone(None, true, || Ok(there.clone())), (there.clone(), None));
     }
 }
