@@ -21,10 +21,11 @@ const ANSWERS_AFTERWARDS: u64 = 20;
 /// Twice what the agent needs when it is built for debugging; less than what the attacks on its memory unpack to.
 const MOST_MEMORY_KIB: u64 = 80 * 1024;
 /// What every life of an agent writes, besides what it is told: below the folder of the device.
-const WRITTEN_BY_EVERY_LIFE: [&str; 7] = [
+const WRITTEN_BY_EVERY_LIFE: [&str; 8] = [
     "agent.log",
     "agent.toml",
     "data/outbox",
+    "data/outbox.epoch",
     "data/run",
     "data/endpoints.json",
     "data/lock",
