@@ -24,7 +24,7 @@ const OFTEN: [&str; 12] = [
 ];
 const EARLY_OF_OFTEN: u64 = 8;
 /// Lives of two updates in which a first passing may not come before it counts as one that never does.
-const TRIES: u32 = 4;
+const TRIES: u32 = 16;
 /// A random death comes within this time of a start, in milliseconds.
 const RANDOM_MS: u64 = 1_000;
 
@@ -107,7 +107,9 @@ impl Plan {
         target.missed += 1;
         // Later passings may well not exist.
         if target.nth == 1 && target.missed < TRIES {
-            self.todo.push_front(target);
+            // Behind the others that have not come: what comes only every few seconds needs time more than lives.
+            let behind = self.todo.iter().position(|other| other.nth > 1).unwrap_or(self.todo.len());
+            self.todo.insert(behind, target);
         }
     }
 
