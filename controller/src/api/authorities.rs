@@ -11,7 +11,6 @@ use super::extract::{Admin, OptionalJson, Viewer};
 use crate::clock;
 use crate::endpoints::Endpoints;
 use crate::events::NewEvent;
-use crate::executor;
 use crate::pki::PkiError;
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
@@ -64,7 +63,8 @@ pub(super) async fn rotate(
 ) -> ApiResult<axum::Json<AuthoritiesView>> {
     change(&app, |app| app.pki.rotate(clock::now_ms())).await?;
     note(&app, caller.name, format!("certificate authority {} signs from now on", app.pki.current().sha256)).await?;
-    executor::prompt_renewals(&app).await;
+    // Devices are prompted in the next pass.
+    app.nudge.notify_one();
     Ok(axum::Json(view(&app)))
 }
 
@@ -99,7 +99,7 @@ pub(super) async fn retire(
         let detail =
             format!("authorities before {} are retired; {} devices are left out", app.pki.current().sha256, left.len());
         note(&app, caller.name, detail).await?;
-        executor::prompt_renewals(&app).await;
+        app.nudge.notify_one();
     }
     Ok(axum::Json(view(&app)))
 }

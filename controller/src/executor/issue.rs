@@ -214,6 +214,10 @@ pub(crate) async fn announce_roots(app: &App) -> Result<(), StoreError> {
 pub(super) async fn repeat_roots(app: &App) {
     let now_ms = clock::now_ms();
     let version = app.director.root_version();
+    if version <= 1 {
+        // Devices have the first from their enrolment; nobody is looked for among a whole fleet in every pass.
+        return;
+    }
     let mut behind = app.fleet.online_with_root_before(version);
     behind.retain(|device| app.schedule.may_tell_roots(device, version, now_ms));
     if behind.is_empty() {

@@ -25,7 +25,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub(crate) use issue::{announce_roots, reissue};
-pub(crate) use prompts::prompt_renewals;
 pub(crate) use requests::{act, create, statuses, view, views};
 pub(crate) use schedule::Schedule;
 

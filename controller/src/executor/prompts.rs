@@ -9,11 +9,15 @@ use muster_shared::messages::Command;
 use muster_shared::topics::{Down, Topic};
 
 use crate::clock;
+use crate::pki::AuthoritiesVersion;
 use crate::state::App;
 
 /// Tells every connected device, as far as it was not told lately, whose certificate is from before the last change.
-pub(crate) async fn prompt_renewals(app: &App) {
+pub(super) async fn prompt_renewals(app: &App) {
     let version = app.pki.version();
+    if version == AuthoritiesVersion::FIRST {
+        return;
+    }
     for device in app.fleet.online_with_authorities_before(version) {
         if app.schedule.may_prompt(&device, version.number(), clock::now_ms()) {
             prompt(app, &device).await;

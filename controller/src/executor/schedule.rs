@@ -32,10 +32,11 @@ pub(crate) struct Schedule {
 struct Inner {
     /// By number, so that the older rollout comes first.
     active: BTreeSet<(u64, RolloutId)>,
-    issued: HashMap<DeviceId, (u64, u64)>,
-    /// When devices were last told of root documents, and to renew their certificates.
-    told_roots: HashMap<DeviceId, (u64, u64)>,
-    prompted: HashMap<DeviceId, (u64, u64)>,
+    /// The generations of assignments, the versions of root documents, and those of the authorities for whose sake certificates are to be
+    /// renewed.
+    issued: Told,
+    told_roots: Told,
+    prompted: Told,
     complained_ms: HashMap<RolloutId, u64>,
     tidied_ms: u64,
     renewed_ms: u64,
@@ -46,20 +47,42 @@ pub(super) fn number(rollout: &RolloutId) -> u64 {
     rollout.as_str().strip_prefix('r').and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX)
 }
 
-/// Whether `device` was not told of `version` in the last `after_ms`; if so, it is now.
-fn again(
-    told: &mut HashMap<DeviceId, (u64, u64)>,
-    device: &DeviceId,
-    version: u64,
-    now_ms: u64,
-    after_ms: u64,
-) -> bool {
-    let due =
-        told.get(device).is_none_or(|(of, at_ms)| *of != version || now_ms < *at_ms || now_ms - at_ms >= after_ms);
+/// Whether `after_ms` have passed since `last_ms`. A clock set back must not silence us.
+fn has_passed(last_ms: u64, now_ms: u64, after_ms: u64) -> bool {
+    now_ms < last_ms || now_ms - last_ms >= after_ms
+}
+
+/// Whether it is time for what is done every `every_ms`; if so, it counts as done.
+fn may_again(last_ms: &mut u64, now_ms: u64, every_ms: u64) -> bool {
+    let due = has_passed(*last_ms, now_ms, every_ms);
     if due {
-        told.insert(device.clone(), (version, now_ms));
+        *last_ms = now_ms;
     }
     due
+}
+
+/// What devices were told of last, as a number that is another one for other news, and when.
+#[derive(Default)]
+struct Told(HashMap<DeviceId, (u64, u64)>);
+
+impl Told {
+    fn note(&mut self, device: &DeviceId, news: u64, now_ms: u64) {
+        self.0.insert(device.clone(), (news, now_ms));
+    }
+
+    /// Whether the device was not told of `news` in the last `within_ms`.
+    fn is_untold(&self, device: &DeviceId, news: u64, now_ms: u64, within_ms: u64) -> bool {
+        self.0.get(device).is_none_or(|(told, at_ms)| *told != news || has_passed(*at_ms, now_ms, within_ms))
+    }
+
+    /// The same; if so, it is told now.
+    fn may_tell(&mut self, device: &DeviceId, news: u64, now_ms: u64, within_ms: u64) -> bool {
+        let due = self.is_untold(device, news, now_ms, within_ms);
+        if due {
+            self.note(device, news, now_ms);
+        }
+        due
+    }
 }
 
 impl Schedule {
@@ -86,22 +109,22 @@ impl Schedule {
 
     /// Notes that the device is told of `generation` now.
     pub(super) fn note_issued(&self, device: &DeviceId, generation: u64, now_ms: u64) {
-        self.lock().issued.insert(device.clone(), (generation, now_ms));
+        self.lock().issued.note(device, generation, now_ms);
     }
 
     /// Whether it is time to tell the device of root documents up to `version`; if so, it counts as done.
     pub(super) fn may_tell_roots(&self, device: &DeviceId, version: u64, now_ms: u64) -> bool {
-        again(&mut self.lock().told_roots, device, version, now_ms, REPEAT_ROOTS_AFTER_MS)
+        self.lock().told_roots.may_tell(device, version, now_ms, REPEAT_ROOTS_AFTER_MS)
     }
 
     /// Whether it is time to prompt the device to renew its certificate for the sake of `version` of the authorities; if so, it counts as done.
     pub(super) fn may_prompt(&self, device: &DeviceId, version: u64, now_ms: u64) -> bool {
-        again(&mut self.lock().prompted, device, version, now_ms, PROMPT_AGAIN_AFTER_MS)
+        self.lock().prompted.may_tell(device, version, now_ms, PROMPT_AGAIN_AFTER_MS)
     }
 
     /// Nothing that was told counts any more.
     pub(crate) fn forget_issued(&self) {
-        self.lock().issued.clear();
+        self.lock().issued = Told::default();
     }
 
     /// Whether the device was not told of `generation`, or long enough ago to be told again. While something is on its way to it
@@ -113,37 +136,24 @@ impl Schedule {
 
     /// Whether the device was not told of `generation` in the last `within_ms`.
     pub(super) fn is_untold_for(&self, device: &DeviceId, generation: u64, now_ms: u64, within_ms: u64) -> bool {
-        self.lock().issued.get(device).is_none_or(|(issued, at_ms)| {
-            // A clock set back must not silence us.
-            *issued != generation || now_ms < *at_ms || now_ms - at_ms >= within_ms
-        })
+        self.lock().issued.is_untold(device, generation, now_ms, within_ms)
     }
 
     /// Whether it is time to renew some more assignments; if so, it counts as done.
     pub(super) fn may_renew(&self, now_ms: u64) -> bool {
-        let mut inner = self.lock();
-        let due = now_ms < inner.renewed_ms || now_ms - inner.renewed_ms >= RENEW_EVERY_MS;
-        if due {
-            inner.renewed_ms = now_ms;
-        }
-        due
+        may_again(&mut self.lock().renewed_ms, now_ms, RENEW_EVERY_MS)
     }
 
     /// Whether it is time to tidy up evidence; if so, it counts as done.
     pub(super) fn may_tidy(&self, now_ms: u64) -> bool {
-        let mut inner = self.lock();
-        let due = now_ms < inner.tidied_ms || now_ms - inner.tidied_ms >= TIDY_EVERY_MS;
-        if due {
-            inner.tidied_ms = now_ms;
-        }
-        due
+        may_again(&mut self.lock().tidied_ms, now_ms, TIDY_EVERY_MS)
     }
 
     /// Whether it is time to write about a broken plan of `rollout`; if so, it counts as done.
     pub(super) fn may_complain(&self, rollout: &RolloutId, now_ms: u64) -> bool {
         let mut inner = self.lock();
         let last = inner.complained_ms.get(rollout).copied();
-        let due = last.is_none_or(|last| now_ms < last || now_ms - last >= COMPLAIN_EVERY_MS);
+        let due = last.is_none_or(|last_ms| has_passed(last_ms, now_ms, COMPLAIN_EVERY_MS));
         if due {
             inner.complained_ms.insert(rollout.clone(), now_ms);
         }

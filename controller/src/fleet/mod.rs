@@ -248,6 +248,12 @@ impl FleetIndex {
         }
     }
 
+    /// The devices that are meant, by their names.
+    fn those(&self, is_meant: impl Fn(&Entry) -> bool) -> Vec<DeviceId> {
+        let inner = self.read();
+        inner.devices.iter().filter(|(_, entry)| is_meant(entry)).map(|(device, _)| device.clone()).collect()
+    }
+
     /// Whether the device has not accepted what it shall run.
     pub(crate) fn is_behind(&self, device: &DeviceId) -> bool {
         self.read().devices.get(device).is_some_and(Entry::is_behind)
@@ -255,9 +261,7 @@ impl FleetIndex {
 
     /// Connected devices that have not accepted what they shall run.
     pub(crate) fn behind(&self) -> Vec<DeviceId> {
-        let inner = self.read();
-        let behind = inner.devices.iter().filter(|(_, entry)| entry.online && entry.is_behind());
-        behind.map(|(device, _)| device.clone()).collect()
+        self.those(|entry| entry.online && entry.is_behind())
     }
 
     /// Whether the device's last update is the one `desired` says. It may be behind all the same: when those who assigned it are trusted
@@ -270,11 +274,9 @@ impl FleetIndex {
 
     /// Connected devices that have accepted what they shall run.
     pub(crate) fn converged(&self) -> Vec<DeviceId> {
-        let inner = self.read();
-        let converged = inner.devices.iter().filter(|(_, entry)| {
+        self.those(|entry| {
             entry.online && !entry.record.is_revoked() && entry.record.desired.is_some() && !entry.is_behind()
-        });
-        converged.map(|(device, _)| device.clone()).collect()
+        })
     }
 
     /// Which authorities there were when the device was given the certificate it uses.
@@ -284,19 +286,12 @@ impl FleetIndex {
 
     /// Connected devices that were given their certificates before `version`.
     pub(crate) fn online_with_authorities_before(&self, version: AuthoritiesVersion) -> Vec<DeviceId> {
-        let inner = self.read();
-        let before = inner.devices.iter().filter(|(_, entry)| entry.online && entry.record.authorities < version);
-        before.map(|(device, _)| device.clone()).collect()
+        self.those(|entry| entry.online && entry.record.authorities < version)
     }
 
     /// Devices that use a certificate of an authority before `generation`, revoked ones left out.
     pub(crate) fn certified_before(&self, generation: u64) -> Vec<DeviceId> {
-        let inner = self.read();
-        let before = inner
-            .devices
-            .iter()
-            .filter(|(_, entry)| !entry.record.is_revoked() && entry.record.authorities.generation() < generation);
-        before.map(|(device, _)| device.clone()).collect()
+        self.those(|entry| !entry.record.is_revoked() && entry.record.authorities.generation() < generation)
     }
 
     /// How many devices use certificates of each authority, by its generation, revoked ones left out.
@@ -310,17 +305,14 @@ impl FleetIndex {
 
     /// Connected devices that say they trust a root document before `version`.
     pub(crate) fn online_with_root_before(&self, version: u64) -> Vec<DeviceId> {
-        let inner = self.read();
-        let before = inner.devices.iter().filter(|(_, entry)| {
+        self.those(|entry| {
             entry.online && entry.report.as_ref().is_some_and(|report| (1..version).contains(&report.root_version))
-        });
-        before.map(|(device, _)| device.clone()).collect()
+        })
     }
 
     /// Connected devices.
     pub(crate) fn online(&self) -> Vec<DeviceId> {
-        let inner = self.read();
-        inner.devices.iter().filter(|(_, entry)| entry.online).map(|(device, _)| device.clone()).collect()
+        self.those(|entry| entry.online)
     }
 
     /// The fleet as `rollout` must see it: the devices it means or has reached, with the evidence it may use.
