@@ -56,11 +56,15 @@ impl Keys {
 }
 
 fn read(path: &Path) -> Result<Option<SigningKey>, DirectorError> {
-    let Some(text) = durable::read(path)?.map(Zeroizing::new) else { return Ok(None) };
+    durable::read(path)?.map(Zeroizing::new).map(|text| parse(&text, path)).transpose()
+}
+
+/// The key that the file at `path` holds as `text`.
+fn parse(text: &[u8], path: &Path) -> Result<SigningKey, DirectorError> {
     let mut seed = Zeroizing::new([0_u8; 32]);
     hex::decode_to_slice(text.trim_ascii(), seed.as_mut_slice())
         .map_err(|_| DirectorError::Damaged(path.display().to_string()))?;
-    Ok(Some(SigningKey::from_seed(&seed)))
+    Ok(SigningKey::from_seed(&seed))
 }
 
 fn make(path: &Path) -> Result<SigningKey, DirectorError> {
@@ -165,8 +169,8 @@ impl Director {
         if keys.next_signs && !lets_sign(root, &keys.current.public()) {
             // A crash in between leaves two files with the same key, which the next start tidies up.
             let text = Zeroizing::new(durable::read(&self.next_file)?.unwrap_or_default());
-            let stored = read(&self.next_file)?.map(|key| key.public());
-            if stored != keys.next.as_ref().map(SigningKey::public) {
+            let stored = parse(&text, &self.next_file)?.public();
+            if keys.next.as_ref().is_none_or(|next| next.public() != stored) {
                 // The key in use would be lost with this process, and the one before it with the file.
                 return Err(DirectorError::Damaged(self.next_file.display().to_string()));
             }

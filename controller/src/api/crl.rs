@@ -9,7 +9,7 @@ use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 
 use crate::clock;
-use crate::problem::{ApiError, ApiResult};
+use crate::problem::ApiResult;
 use crate::state::App;
 
 /// The list of certificates that are accepted no more, made at this moment.
@@ -22,6 +22,6 @@ use crate::state::App;
 )]
 pub(super) async fn show(State(app): State<Arc<App>>) -> ApiResult<Response> {
     let revoked = app.fleet.revoked_certificates();
-    let pem = app.pki.revocation_list(&revoked, clock::now_ms()).map_err(|error| ApiError::internal(&error))?;
+    let pem = app.pki.revocation_list(&revoked, clock::now_ms())?;
     Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], pem).into_response())
 }

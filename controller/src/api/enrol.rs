@@ -114,8 +114,7 @@ pub(super) async fn enrol(
             Right::Certificate(certificate) => Used::Certificate(certificate),
         };
         let known = app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?;
-        let certificate =
-            app.pki.issue(&device, &key, now_ms, valid_for_ms).map_err(|error| ApiError::internal(&error))?;
+        let certificate = app.pki.issue(&device, &key, now_ms, valid_for_ms)?;
         let version = known.as_ref().map_or(0, |known| known.version) + 1;
         let (record, mut changes, forgotten) = match known {
             Some(known) => again(known, &used, &key, &certificate, now_ms, app.pki.oldest_generation())?,

@@ -63,8 +63,7 @@ pub(super) async fn renew(
             let detail = format!("the device was given a certificate just now: try again in {pause_ms} ms");
             return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "renewed-just-now", detail));
         }
-        let certificate =
-            app.pki.issue(&device, &key, now_ms, valid_for_ms).map_err(|error| ApiError::internal(&error))?;
+        let certificate = app.pki.issue(&device, &key, now_ms, valid_for_ms)?;
         let mut record = DeviceRecord { renewed_at_ms: Some(now_ms), ..stored.value };
         if !record.has_room_for_certificate(now_ms, app.pki.oldest_generation()) {
             // More than any agent asks for.

@@ -133,6 +133,12 @@ impl Authority {
         self.cross_pem.as_deref()
     }
 
+    /// Whether it signed `certificate`.
+    pub(super) fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
+        X509Certificate::from_der(&self.certificate)
+            .is_ok_and(|(_, own)| certificate.verify_signature(Some(own.public_key())).is_ok())
+    }
+
     /// When its certificate ends, in milliseconds since the Unix epoch.
     pub(super) fn expires_ms(&self) -> u64 {
         X509Certificate::from_der(&self.certificate)

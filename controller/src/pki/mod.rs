@@ -18,7 +18,7 @@ use axum_server::tls_rustls::RustlsConfig;
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::trust;
 use rustls_pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::X509Certificate;
 
 pub(crate) use authorities::AuthoritiesVersion;
 pub(crate) use crl::RevokedCertificate;
@@ -131,17 +131,20 @@ struct Inner {
 impl Inner {
     fn open(folder: &Path, names: &ServerNames, now_ms: u64) -> Result<Self, PkiError> {
         let authorities = authorities::Authorities::open(folder, now_ms)?;
-        let mut this = Self { server: server::ServerFiles::open(folder, &authorities, names, now_ms)?, authorities };
-        this.follow(folder, names, now_ms)?;
-        Ok(this)
+        Ok(Self { server: follow(&authorities, folder, names, now_ms)?, authorities })
     }
+}
 
-    /// Brings what rests on the authorities up to date with them.
-    fn follow(&mut self, folder: &Path, names: &ServerNames, now_ms: u64) -> Result<(), PkiError> {
-        self.server = server::ServerFiles::open(folder, &self.authorities, names, now_ms)?;
-        durable::write(&clients_file(folder), self.authorities.pem().as_bytes(), Access::Public)?;
-        Ok(())
-    }
+/// Brings the files that rest on `authorities` up to date with them.
+fn follow(
+    authorities: &authorities::Authorities,
+    folder: &Path,
+    names: &ServerNames,
+    now_ms: u64,
+) -> Result<server::ServerFiles, PkiError> {
+    let server = server::ServerFiles::open(folder, authorities, names, now_ms)?;
+    durable::write(&clients_file(folder), authorities.pem().as_bytes(), Access::Public)?;
+    Ok(server)
 }
 
 /// Who may sign certificates of devices.
@@ -213,10 +216,7 @@ impl Pki {
 
     /// Whether one of our own authorities in force signed `certificate`.
     pub(crate) fn is_ours(&self, certificate: &X509Certificate<'_>) -> bool {
-        self.inner().authorities.all().any(|authority| {
-            X509Certificate::from_der(authority.der())
-                .is_ok_and(|(_, ca)| certificate.verify_signature(Some(ca.public_key())).is_ok())
-        })
+        self.inner().authorities.all().any(|authority| authority.has_signed(certificate))
     }
 
     /// Who the certificate of an outside authority at the head of `chain` was given to.
@@ -271,7 +271,7 @@ impl Pki {
     }
 
     fn follow(&self, inner: &mut Inner, now_ms: u64) -> Result<(), PkiError> {
-        inner.follow(&self.folder, &self.names, now_ms)?;
+        inner.server = follow(&inner.authorities, &self.folder, &self.names, now_ms)?;
         self.api.reload_from_config(Arc::new(inner.server.api_tls(&inner.authorities, &self.outside)?));
         Ok(())
     }
