@@ -116,14 +116,13 @@ impl Admit for EnrolledDevices {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use muster_shared::ids::Digest;
     use proptest::prelude::*;
 
     use super::*;
     use crate::pki::AuthoritiesVersion;
     use crate::store::records::{PendingCertificate, SupersededCertificate};
+    use crate::testing::device_record;
 
     const NOW_MS: u64 = 1_790_000_000_000;
 
@@ -134,13 +133,8 @@ mod tests {
     fn record(current: &str, pending: &[String]) -> DeviceRecord {
         let key = |serial: &str| Digest::of(serial.as_bytes());
         DeviceRecord {
-            id: "dev-1".parse().unwrap(),
-            labels: BTreeMap::new(),
-            enrolled_at_ms: 1,
             certificate_serial: current.into(),
             public_key_sha256: key(current),
-            outside: None,
-            authorities: AuthoritiesVersion::default(),
             certificate_ends_ms: ends_ms(current),
             pending: pending
                 .iter()
@@ -151,11 +145,8 @@ mod tests {
                     ends_ms: ends_ms(serial),
                 })
                 .collect(),
-            superseded: Vec::new(),
             renewed_at_ms: Some(2),
-            revocation: None,
-            desired: None,
-            assigned: Vec::new(),
+            ..device_record("dev-1")
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the tests of several parts need: a store, a broker that remembers, and a whole controller without its network.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -305,31 +306,36 @@ pub(crate) fn profile() -> Profile {
     Profile { columns: vec![numeric, class] }
 }
 
+/// A device that has enrolled and was told nothing yet.
+pub(crate) fn device_record(name: &str) -> DeviceRecord {
+    DeviceRecord {
+        id: DeviceId::new(name).unwrap(),
+        labels: BTreeMap::new(),
+        enrolled_at_ms: 1,
+        certificate_serial: "1".into(),
+        public_key_sha256: Digest::of(name.as_bytes()),
+        outside: None,
+        authorities: AuthoritiesVersion::default(),
+        certificate_ends_ms: None,
+        pending: Vec::new(),
+        superseded: Vec::new(),
+        renewed_at_ms: None,
+        revocation: None,
+        desired: None,
+        assigned: Vec::new(),
+    }
+}
+
 /// A fleet and its bundles, without the API.
 impl TestApp {
     /// A device that has enrolled.
     pub(crate) async fn enrol(&self, name: &str, labels: &[(&str, &str)]) -> DeviceId {
-        let id = DeviceId::new(name).unwrap();
-        let record = DeviceRecord {
-            id: id.clone(),
-            labels: labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
-            enrolled_at_ms: 1,
-            certificate_serial: "1".into(),
-            public_key_sha256: Digest::of(name.as_bytes()),
-            outside: None,
-            authorities: AuthoritiesVersion::default(),
-            certificate_ends_ms: None,
-            pending: Vec::new(),
-            superseded: Vec::new(),
-            renewed_at_ms: None,
-            revocation: None,
-            desired: None,
-            assigned: Vec::new(),
-        };
+        let labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        let record = DeviceRecord { labels, ..device_record(name) };
         let change = Records::put(Table::Devices, name, Expect::Absent, &record).unwrap();
         self.app.records.commit(vec![change]).await.unwrap();
         self.app.fleet.update_record(&record, 1);
-        id
+        record.id
     }
 
     /// Shuts a device out, in the store and in what is kept in memory.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use muster_tests::process::Process;
-use serde::Deserialize;
+use muster_tests::traffic::InferResponse;
 
 use crate::plan::End;
 use crate::stage::Example;
@@ -128,17 +128,6 @@ impl Drop for Life {
             killer.abort();
         }
     }
-}
-
-#[derive(Deserialize)]
-struct InferResponse {
-    model_version: String,
-    outputs: Vec<InferOutput>,
-}
-
-#[derive(Deserialize)]
-struct InferOutput {
-    data: Vec<f32>,
 }
 
 /// What is asked of an agent over HTTP.

@@ -44,15 +44,20 @@ pub struct Traffic {
     pause: Duration,
 }
 
-#[derive(Deserialize)]
-struct InferResponse {
-    model_version: String,
-    outputs: Vec<InferOutput>,
+/// What of an answer matters here.
+#[derive(Debug, Deserialize)]
+pub struct InferResponse {
+    /// Which version answered.
+    pub model_version: String,
+    /// Every output.
+    pub outputs: Vec<InferOutput>,
 }
 
-#[derive(Deserialize)]
-struct InferOutput {
-    data: Vec<f32>,
+/// One output.
+#[derive(Debug, Deserialize)]
+pub struct InferOutput {
+    /// Its values, row by row.
+    pub data: Vec<f32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -427,18 +427,22 @@ mod tests {
         assert_eq!(admit(&record, &offered), Ok(Admission::Accept));
     }
 
-    #[test]
-    fn old_changed_and_mismatched_assignments_are_refused() {
-        let update = Update {
-            generation: 3,
+    /// An update to what [`offer`] brings that has ended well.
+    fn done(generation: u64) -> Update {
+        Update {
+            generation,
             rollout: RolloutId::new("r1").unwrap(),
             manifest: Some(Digest::of(b"m")),
             bundle: None,
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
             phase: Phase::Committed,
-        };
-        let record = Record { generation: 3, update: Some(update), ..Record::default() };
+        }
+    }
+
+    #[test]
+    fn old_changed_and_mismatched_assignments_are_refused() {
+        let record = Record { generation: 3, update: Some(done(3)), ..Record::default() };
         assert_eq!(admit(&record, &offer(2)), Err(Refusal::OldGeneration { offered: 2, accepted: 3 }));
         assert_eq!(admit(&record, &offer(3)), Ok(Admission::Refresh));
         let mut changed = offer(3);
@@ -456,16 +460,7 @@ mod tests {
 
     #[test]
     fn once_another_director_signs_generations_begin_anew() {
-        let update = |generation| Update {
-            generation,
-            rollout: RolloutId::new("r1").unwrap(),
-            manifest: Some(Digest::of(b"m")),
-            bundle: None,
-            watch: WatchPolicy::default(),
-            delivery: DeliveryPolicy::default(),
-            phase: Phase::Committed,
-        };
-        let stolen = |generation| Record { generation, update: Some(update(generation)), ..Record::default() };
+        let stolen = |generation| Record { generation, update: Some(done(generation)), ..Record::default() };
         let by_the_next = |generation| Offer { director_epoch: 2, ..offer(generation) };
         assert!(admit(&stolen(u64::MAX), &offer(7)).is_err());
         assert_eq!(admit(&stolen(u64::MAX), &by_the_next(7)), Ok(Admission::Accept));

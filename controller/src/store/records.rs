@@ -433,6 +433,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::device_record;
 
     /// A record with some bytes changed.
     fn damaged() -> impl Strategy<Value = Vec<u8>> {
@@ -481,22 +482,7 @@ mod tests {
     }
 
     fn record(desired: Option<Desired>) -> DeviceRecord {
-        DeviceRecord {
-            id: DeviceId::new("dev-1").unwrap(),
-            labels: BTreeMap::new(),
-            enrolled_at_ms: 1,
-            certificate_serial: "1".into(),
-            public_key_sha256: Digest::of(b"key"),
-            outside: None,
-            authorities: AuthoritiesVersion::default(),
-            certificate_ends_ms: None,
-            pending: Vec::new(),
-            superseded: Vec::new(),
-            renewed_at_ms: None,
-            revocation: None,
-            desired,
-            assigned: Vec::new(),
-        }
+        DeviceRecord { desired, ..device_record("dev-1") }
     }
 
     #[test]

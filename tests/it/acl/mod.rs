@@ -44,14 +44,7 @@ fn the_embedded_broker_lets_everybody_do_what_the_table_allows_and_nothing_else(
 
 #[test]
 fn mosquitto_under_the_printed_rules_lets_everybody_do_what_the_table_allows_and_nothing_else() {
-    let Some(program) = muster_tests::mosquitto::program() else {
-        eprintln!("SKIPPED: mosquitto is not installed");
-        return;
-    };
-    stage::run(async |binaries, folder| {
-        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
-        let papers = Papers::of(&mut fleet).await?;
-        let mosquitto = Mosquitto::start(&program, &fleet, &folder.join("mosquitto")).await?;
+    beside_mosquitto(async |fleet, mosquitto, papers| {
         let mut broker = Outside::of(&mosquitto, &papers)?;
         let mut wrong = Vec::new();
         for (row, case) in CASES.iter().enumerate() {
@@ -64,6 +57,20 @@ fn mosquitto_under_the_printed_rules_lets_everybody_do_what_the_table_allows_and
         }
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
         an_agent_is_heard(&fleet, &mosquitto, &papers).await
+    });
+}
+
+/// Runs `test` with a controller and, where it is installed, a mosquitto under its rules.
+fn beside_mosquitto<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Fleet, Mosquitto, Papers) -> F) {
+    let Some(program) = muster_tests::mosquitto::program() else {
+        eprintln!("SKIPPED: mosquitto is not installed");
+        return;
+    };
+    stage::run(async |binaries, folder| {
+        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
+        let papers = Papers::of(&mut fleet).await?;
+        let mosquitto = Mosquitto::start(&program, &fleet, &folder.join("mosquitto")).await?;
+        test(fleet, mosquitto, papers).await
     });
 }
 
@@ -98,14 +105,7 @@ fn note(
 
 #[test]
 fn mosquitto_refuses_a_revoked_device_also_one_whose_session_waits_until_it_is_reinstated() {
-    let Some(program) = muster_tests::mosquitto::program() else {
-        eprintln!("SKIPPED: mosquitto is not installed");
-        return;
-    };
-    stage::run(async |binaries, folder| {
-        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
-        let papers = Papers::of(&mut fleet).await?;
-        let mut broker = Mosquitto::start(&program, &fleet, &folder.join("mosquitto")).await?;
+    beside_mosquitto(async |fleet, mut broker, papers| {
         let mut overseer = broker.overseer("overseer", "nothing")?;
 
         // A session that waits, with something in it.
