@@ -29,20 +29,19 @@ use crate::stage;
 use crate::usage::{self, Use};
 
 const MIB: usize = 1024 * 1024;
-/// For one device and for a hundred.
 const BUNDLE_BYTES: usize = 20 * MIB;
-/// For as many as are asked for.
-const CROWD_BUNDLE_BYTES: usize = 5 * MIB;
 const GOAL_GROWTH_MIB: f64 = 256.0;
 
 pub(crate) async fn measure(binaries: &Binaries, folder: &Path, devices: u32) -> anyhow::Result<Vec<Table>> {
     let mut tables = Vec::new();
-    for (devices, bytes) in [(1, BUNDLE_BYTES), (100.min(devices), BUNDLE_BYTES), (devices, CROWD_BUNDLE_BYTES)] {
-        let place = folder.join(format!("{devices}-{bytes}"));
-        let mut table = Table::new(format!("{devices} devices fetch {} MiB each", bytes / MIB));
-        let papers = by_controller(binaries, &place, devices, bytes, &mut table).await?;
+    let mut crowds = vec![1, 100.min(devices), devices];
+    crowds.dedup();
+    for devices in crowds {
+        let place = folder.join(devices.to_string());
+        let mut table = Table::new(format!("{devices} devices fetch {} MiB each", BUNDLE_BYTES / MIB));
+        let papers = by_controller(binaries, &place, devices, &mut table).await?;
         if devices > 100 {
-            by_mosquitto(&place, papers, devices, bytes, &mut table).await?;
+            by_mosquitto(&place, papers, devices, &mut table).await?;
         }
         tables.push(table);
     }
@@ -76,13 +75,12 @@ async fn by_controller(
     binaries: &Binaries,
     folder: &Path,
     devices: u32,
-    bytes: usize,
     table: &mut Table,
 ) -> anyhow::Result<Vec<Papers>> {
     std::fs::create_dir_all(folder)?;
     // As much as it can: the budget is not what is measured.
     let fleet = Fleet::found(binaries, folder, "[content]\nsend-bytes-per-s = 10000000000\n").await?;
-    fleet.release_large_digits(stage::VERSION, bytes).await?;
+    fleet.release_large_digits(stage::VERSION, BUNDLE_BYTES).await?;
     let api = client(&fleet)?;
     let papers = crowd::enrol(&fleet, &api, devices).await?;
     let mut crowd = Crowd::gather(papers.clone(), Fetching::Assigned);
@@ -122,13 +120,7 @@ async fn deliver(
 }
 
 /// The same frames from the same papers by mosquitto, with the bench answering requests in the controller's place.
-async fn by_mosquitto(
-    folder: &Path,
-    papers: Vec<Papers>,
-    devices: u32,
-    bytes: usize,
-    table: &mut Table,
-) -> anyhow::Result<()> {
+async fn by_mosquitto(folder: &Path, papers: Vec<Papers>, devices: u32, table: &mut Table) -> anyhow::Result<()> {
     let free = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
     let (secure, plain) = (free()?, free()?);
     let pki = folder.join("controller/data/pki");
@@ -155,7 +147,7 @@ async fn by_mosquitto(
     })
     .await?;
 
-    let content = fixtures::noise(bytes);
+    let content = fixtures::noise(BUNDLE_BYTES);
     let chunks = BundleFile::describe("noise.bin", &content).chunks.len();
     let manifest = Digest::of(b"the same frames");
     let frames: Vec<Vec<u8>> = (0..)
