@@ -47,6 +47,23 @@ pub(crate) fn integer(datatype: DataType, data: &[u8], index: usize) -> Option<i
     }
 }
 
+/// Appends an element of `BYTES`, or says that it is too long.
+pub(crate) fn push_bytes(element: &[u8], out: &mut Vec<u8>) -> bool {
+    u32::try_from(element.len()).map(|length| out.extend(length.to_le_bytes())).is_ok_and(|()| {
+        out.extend_from_slice(element);
+        true
+    })
+}
+
+/// Appends the JSON string `text`, read straight into `out`.
+fn push_text(text: &str, out: &mut Vec<u8>) -> bool {
+    match text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        None => false,
+        Some(plain) if !plain.contains('\\') => push_bytes(plain.as_bytes(), out),
+        Some(_) => serde_json::from_str::<String>(text).is_ok_and(|decoded| push_bytes(decoded.as_bytes(), out)),
+    }
+}
+
 /// Appends `value`, or says that `datatype` cannot hold it.
 pub(crate) fn push_f64(datatype: DataType, value: f64, out: &mut Vec<u8>) -> bool {
     match datatype {
@@ -130,6 +147,7 @@ pub(crate) fn push_json(datatype: DataType, text: &str, out: &mut Vec<u8>) -> bo
             Some(value) => out.extend(value.to_le_bytes()),
             None => return false,
         },
+        DataType::Bytes => return push_text(text, out),
         DataType::Uint8
         | DataType::Uint16
         | DataType::Uint32
@@ -137,15 +155,20 @@ pub(crate) fn push_json(datatype: DataType, text: &str, out: &mut Vec<u8>) -> bo
         | DataType::Int8
         | DataType::Int16
         | DataType::Int32
-        | DataType::Int64
-        | DataType::Bytes => {
+        | DataType::Int64 => {
             return text.parse::<i128>().is_ok_and(|value| push_integer(datatype, value, out));
         }
     }
     true
 }
 
-/// Appends element `index` as JSON. Floats get the shortest digits that read back as the same value; those that JSON lacks
+/// Appends an element of `BYTES` as JSON, or says that it is no text.
+pub(crate) fn write_text(element: &[u8], out: &mut Vec<u8>) -> bool {
+    // Writing text to memory cannot fail.
+    std::str::from_utf8(element).is_ok_and(|text| serde_json::to_writer(out, text).is_ok())
+}
+
+/// Appends element `index`, a number or a boolean, as JSON. Floats get the shortest digits that read back as the same value; those that JSON lacks
 /// are written as Triton writes them: `NaN`, `Infinity`, `-Infinity`.
 pub(crate) fn write_json(datatype: DataType, data: &[u8], index: usize, out: &mut Vec<u8>) {
     let word = |value: f64| match value {

@@ -16,6 +16,8 @@ use crate::tensor::{Tensor, TensorError};
 
 /// Largest file of golden examples, in bytes.
 pub const MAX_GOLDEN_BYTES: usize = 64 * 1024 * 1024;
+/// Characters of a text that an error shows.
+const SHOWN_CHARS: usize = 40;
 /// Examples one file may hold.
 pub const MAX_EXAMPLES: usize = 1_000;
 
@@ -129,6 +131,20 @@ pub enum GoldenError {
         /// The shape given.
         shape: Vec<usize>,
     },
+    /// A text is another one.
+    #[error("golden example {example}: element {element} of output {output:?} should be {expected:?}, but is {got:?}")]
+    Text {
+        /// The example.
+        example: usize,
+        /// The output.
+        output: String,
+        /// The element, counted from 0 in row-major order.
+        element: usize,
+        /// The text expected, shortened.
+        expected: String,
+        /// The text given, shortened.
+        got: String,
+    },
     /// An element is too far off.
     #[error(
         "golden example {example}: element {element} of output {output:?} should be {expected}, but is {got} (allowed: {tolerance} either way)"
@@ -231,7 +247,7 @@ pub fn check(model: &dyn Model, golden: &GoldenSet) -> Result<GoldenReport, Gold
     Ok(GoldenReport { examples: golden.examples.len(), max_abs_difference, median_us })
 }
 
-/// The largest difference of `got` from `expected`, or the first element that is too far off.
+/// The largest difference of `got` from `expected`, or the first element that is too far off; texts must be equal.
 fn compare(example: usize, expected: &Tensor, got: &Tensor, tolerance: Tolerance) -> Result<f64, GoldenError> {
     if (expected.datatype(), expected.shape()) != (got.datatype(), got.shape()) {
         return Err(GoldenError::Form {
@@ -244,6 +260,12 @@ fn compare(example: usize, expected: &Tensor, got: &Tensor, tolerance: Tolerance
         });
     }
     let datatype = expected.datatype();
+    let texts = || expected.byte_elements().zip(got.byte_elements());
+    if let Some((element, (e, g))) = texts().enumerate().find(|(_, (e, g))| e != g) {
+        let short = |text: &[u8]| String::from_utf8_lossy(text).chars().take(SHOWN_CHARS).collect();
+        let output = expected.name().to_owned();
+        return Err(GoldenError::Text { example, output, element, expected: short(e), got: short(g) });
+    }
     let mut largest: f64 = 0.0;
     for (element, (e, g)) in expected.values().zip(got.values()).enumerate() {
         let allowed = tolerance.abs + tolerance.rel * e.abs();
@@ -388,6 +410,17 @@ mod tests {
     #[test]
     fn half_floats_are_numbers_in_a_golden_file() {
         assert_eq!(checked("FP16", "0.5", "0.25", 0.25, 0.0), Ok(0.25));
+    }
+
+    #[test]
+    fn texts_are_compared_exactly() {
+        let echo = Echo::of(DataType::Bytes);
+        let of = |given, expected| check(&echo, &set("BYTES", given, expected, 9.0, 9.0).unwrap());
+        assert!(of(r#""a","b""#, r#""a","b""#).is_ok());
+        assert_eq!(
+            of(r#""a","b""#, r#""a","c""#).unwrap_err().to_string(),
+            "golden example 1: element 1 of output \"out\" should be \"c\", but is \"b\""
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::elements;
-use crate::tensor::{Tensor, TensorError, measure};
+use crate::tensor::{LENGTH_BYTES, Tensor, TensorError, measure};
 
 /// An input of a request, as JSON gives it.
 #[derive(Debug, Clone, Deserialize)]
@@ -44,7 +44,7 @@ impl TensorJson {
     ///
     /// # Errors
     /// [`TensorError`] when there is none, it does not fill the shape, is nested deeper than it, or an element is not of
-    /// the type; for `BYTES`, and for `FP16`, which the protocol only has in binary form.
+    /// the type; for `FP16`, which the protocol only has in binary form.
     pub fn into_tensor(self) -> Result<Tensor, TensorError> {
         self.read(HalfInJson::Refused)
     }
@@ -59,7 +59,7 @@ impl TensorJson {
             return Err(TensorError::NoArray { tensor: name });
         };
         // An element takes at least two characters with its comma, so a short text cannot ask for a large buffer.
-        let size = datatype.size_bytes().unwrap_or(1);
+        let size = datatype.size_bytes().unwrap_or(LENGTH_BYTES);
         let mut out = Vec::with_capacity(bytes.min((text.len() / 2 + 1).saturating_mul(size)));
         let mut count = 0;
         let mut depth = 0;
@@ -95,21 +95,29 @@ impl Tensor {
     /// Appends the tensor as a JSON object with `name`, `datatype`, `shape` and flat `data`.
     ///
     /// # Errors
-    /// [`TensorError::HalfInJson`] for `FP16`, which the protocol only has in binary form; nothing is appended then.
+    /// [`TensorError::HalfInJson`] for `FP16` and [`TensorError::NotText`] for `BYTES` that are no UTF-8, which the protocol only
+    /// has in binary form; nothing is appended then.
     pub fn write_json(&self, out: &mut Vec<u8>) -> Result<(), TensorError> {
         if self.datatype() == DataType::Fp16 {
             return Err(TensorError::HalfInJson { tensor: self.name().to_owned() });
+        }
+        if let Some(element) = self.first_not_text() {
+            return Err(TensorError::NotText { tensor: self.name().to_owned(), element });
         }
         let head = serde_json::json!({"name": self.name(), "datatype": self.datatype(), "shape": self.shape()});
         out.extend_from_slice(head.to_string().as_bytes());
         // The object's closing brace makes room for one more member.
         out.pop();
         out.extend_from_slice(b",\"data\":[");
+        let mut texts = self.byte_elements();
         for index in 0..self.element_count() {
             if index > 0 {
                 out.push(b',');
             }
-            elements::write_json(self.datatype(), self.data(), index, out);
+            match texts.next() {
+                Some(text) => _ = elements::write_text(text, out),
+                None => elements::write_json(self.datatype(), self.data(), index, out),
+            }
         }
         out.extend_from_slice(b"]}");
         Ok(())
@@ -227,6 +235,26 @@ mod tests {
     }
 
     #[test]
+    fn texts_are_strings() {
+        let tensor = of("BYTES", "[2, 2]", r#"[["a", ""], ["\"[,]\\ \u00d6\ud83d\ude00", "NaN"]]"#).unwrap();
+        let elements: [&[u8]; 4] = [b"a", b"", "\"[,]\\ Ö😀".as_bytes(), b"NaN"];
+        assert_eq!(tensor.byte_elements().collect::<Vec<_>>(), elements);
+        assert_eq!(
+            written(&tensor),
+            r#"{"datatype":"BYTES","name":"x","shape":[2,2],"data":["a","","\"[,]\\ Ö😀","NaN"]}"#
+        );
+        assert!(matches!(of("BYTES", "[1]", r#"["\ud800"]"#), Err(TensorError::Value { element: 0, .. })));
+        let binary = Tensor::from_byte_elements("x", vec![2], [b"a".as_slice(), b"\xff"]).unwrap();
+        let mut out = Vec::new();
+        let error = binary.write_json(&mut out).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "tensor \"x\", element 1 is no UTF-8 text, for which JSON has no form; use the binary data format"
+        );
+        assert!(out.is_empty());
+    }
+
+    #[test]
     fn integers_of_64_bits_and_doubles_are_exact() {
         for (datatype, value) in [
             ("INT64", "9223372036854775807"),
@@ -293,7 +321,8 @@ mod tests {
         assert!(text(of("FP32", "[1]", "5")).contains("must be an array"));
         assert!(text(of("FP32", "[4294967296, 4294967296]", "[]")).contains("larger than any memory"));
         assert!(text(of("FP32", "[1000000000000]", "[1]")).contains("but 1 are given"));
-        assert!(text(of("BYTES", "[1]", "[\"a\"]")).contains("BYTES is not supported"));
+        assert_eq!(text(of("BYTES", "[1]", "[7]")), "tensor \"x\", element 0: 7 is not a value of BYTES");
+        assert!(text(of("BYTES", "[2]", "[\"a\"]")).contains("needs 2 elements, but 1 are given"));
         assert!(text(of("FP16", "[1]", "[1]")).contains("use the binary data format"));
         assert!(text(read(r#"{"name": "x", "datatype": "FP32", "shape": [1]}"#)).contains("must be an array"));
         assert!(serde_json::from_str::<TensorJson>(r#"{"name": "x", "datatype": "BF16", "shape": [1]}"#).is_err());
@@ -332,6 +361,12 @@ mod tests {
             } else {
                 prop_assert_eq!(tensor, back);
             }
+        }
+
+        #[test]
+        fn texts_read_back(elements in prop::collection::vec(".{0,8}", 0..5)) {
+            let tensor = Tensor::from_byte_elements("x", vec![elements.len()], &elements).unwrap();
+            prop_assert_eq!(read(&written(&tensor)).unwrap(), tensor);
         }
 
         #[test]

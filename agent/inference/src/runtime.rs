@@ -149,6 +149,14 @@ pub enum RunError {
         /// The type given.
         got: DataType,
     },
+    /// A text that is not one.
+    #[error("input {input:?}, element {element}: the model takes texts, and this is not UTF-8")]
+    NotText {
+        /// The input.
+        input: String,
+        /// The element, counted from 0 in row-major order.
+        element: usize,
+    },
     /// An input has a shape that the model does not take.
     #[error("input {input:?} must have the shape {expected:?} (-1 for any size from 1), but {got:?} was given")]
     Shape {
@@ -218,6 +226,7 @@ impl RunError {
             | Self::UnknownInput { .. }
             | Self::RepeatedInput { .. }
             | Self::Datatype { .. }
+            | Self::NotText { .. }
             | Self::Shape { .. }
             | Self::Dimension { .. }
             | Self::Unpreparable { .. } => true,

@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use muster_inference::{Tensor, TensorError};
+use muster_shared::bundle::DataType;
 use serde::Serialize;
 
 use super::request::WantedOutput;
@@ -56,8 +57,11 @@ impl Answer {
             let spec = &model.signature.outputs[want.at];
             let tensor = outputs.iter().find(|tensor| tensor.name() == spec.name);
             let tensor = tensor.ok_or_else(|| AnswerError::Missing { output: spec.name.clone() })?;
-            let data_bytes =
-                if want.binary { tensor.data().len() } else { tensor.element_count().saturating_mul(ELEMENT_BYTES) };
+            let data_bytes = if want.binary || tensor.datatype() == DataType::Bytes {
+                tensor.data().len()
+            } else {
+                tensor.element_count().saturating_mul(ELEMENT_BYTES)
+            };
             size = size.saturating_add(FRAME_BYTES).saturating_add(data_bytes);
             chosen.push((want.binary, tensor));
         }
@@ -107,7 +111,7 @@ impl IntoResponse for Answer {
 #[derive(Serialize)]
 struct BinaryHead<'a> {
     name: &'a str,
-    datatype: muster_shared::bundle::DataType,
+    datatype: DataType,
     shape: &'a [usize],
     parameters: BinaryParameters,
 }

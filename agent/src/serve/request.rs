@@ -42,6 +42,17 @@ pub(super) enum RequestError {
     /// The JSON does not parse or lacks a member.
     #[error("the request's JSON is not an inference request")]
     Json(#[from] serde_json::Error),
+    /// The JSON is not UTF-8, as it cannot be when a tensor of `BYTES` holds an image.
+    #[error(
+        "the request's JSON is not UTF-8 from byte {at} on{}: BYTES that are no text go in the binary data format",
+        input.as_ref().map(|input| format!(", in input {input:?}")).unwrap_or_default()
+    )]
+    NotText {
+        /// The first such byte.
+        at: usize,
+        /// The input it belongs to, as far as can be told.
+        input: Option<String>,
+    },
     /// A tensor is not consistent.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -168,14 +179,27 @@ impl InferRequest {
     }
 }
 
-fn parse_head(json: &[u8]) -> Result<Head, serde_json::Error> {
+fn parse_head(json: &[u8]) -> Result<Head, RequestError> {
     serde_json::from_slice(json).or_else(|error| {
+        if let Err(error) = std::str::from_utf8(json) {
+            return Err(RequestError::NotText { at: error.valid_up_to(), input: input_not_text(json) });
+        }
         // Looking for the words that JSON lacks costs a pass over every byte, and hardly any request has them.
         match quote_non_finite(json) {
-            std::borrow::Cow::Borrowed(_) => Err(error),
-            std::borrow::Cow::Owned(quoted) => serde_json::from_slice(&quoted),
+            std::borrow::Cow::Borrowed(_) => Err(error.into()),
+            std::borrow::Cow::Owned(quoted) => Ok(serde_json::from_slice(&quoted)?),
         }
     })
+}
+
+/// The first input of `BYTES` whose data cannot be read as text.
+fn input_not_text(json: &[u8]) -> Option<String> {
+    let head: Head = serde_json::from_str(&String::from_utf8_lossy(json)).ok()?;
+    let is_damaged = |input: &&TensorJson| {
+        input.datatype == DataType::Bytes
+            && input.data.as_deref().is_some_and(|data| data.get().contains(char::REPLACEMENT_CHARACTER))
+    };
+    head.inputs.iter().find(is_damaged).map(|input| input.name.clone())
 }
 
 fn wanted(

@@ -2,12 +2,12 @@
 
 use muster_shared::bundle::DataType;
 use tract_onnx::pb::tensor_proto::DataType as OnnxType;
-use tract_onnx::prelude::{DatumType, Tensor as TractTensor, TractResult};
+use tract_onnx::prelude::{DatumType, Tensor as TractTensor, TractResult, tensor1};
 
 use crate::tensor::{Tensor, TensorError};
 
 /// The types that are served: ONNX's, tract's, Muster's.
-const TYPES: [(OnnxType, DatumType, DataType); 12] = [
+const TYPES: [(OnnxType, DatumType, DataType); 13] = [
     (OnnxType::Bool, DatumType::Bool, DataType::Bool),
     (OnnxType::Uint8, DatumType::U8, DataType::Uint8),
     (OnnxType::Uint16, DatumType::U16, DataType::Uint16),
@@ -20,14 +20,12 @@ const TYPES: [(OnnxType, DatumType, DataType); 12] = [
     (OnnxType::Float16, DatumType::F16, DataType::Fp16),
     (OnnxType::Float, DatumType::F32, DataType::Fp32),
     (OnnxType::Double, DatumType::F64, DataType::Fp64),
+    (OnnxType::String, DatumType::String, DataType::Bytes),
 ];
 
 /// The element type of an ONNX type number, or why it is not served.
 pub(super) fn datatype_of_onnx(number: i32) -> Result<DataType, String> {
     let onnx = OnnxType::try_from(number).map_err(|_| format!("its element type {number} is not one of ONNX's"))?;
-    if onnx == OnnxType::String {
-        return Err("it holds strings; only numbers and booleans are supported".into());
-    }
     TYPES
         .iter()
         .find(|(known, _, _)| *known == onnx)
@@ -35,7 +33,7 @@ pub(super) fn datatype_of_onnx(number: i32) -> Result<DataType, String> {
         .ok_or_else(|| format!("its element type {} is not supported", onnx.as_str_name()))
 }
 
-/// tract's type for `datatype`. `BYTES`, which no tensor has, gets tract's strings.
+/// tract's type for `datatype`.
 pub(super) fn to_tract_type(datatype: DataType) -> DatumType {
     TYPES.iter().find(|(_, _, known)| *known == datatype).map_or(DatumType::String, |(_, datum, _)| *datum)
 }
@@ -47,7 +45,15 @@ pub(super) fn datatype_of_tract(datum: DatumType) -> Option<DataType> {
 }
 
 /// A copy of `tensor` as tract takes it. Its bytes were checked when it was made.
+///
+/// # Errors
+/// For `BYTES` that are no text.
 pub(super) fn to_tract(tensor: &Tensor) -> TractResult<TractTensor> {
+    if tensor.datatype() == DataType::Bytes {
+        let texts = tensor.byte_elements().map(|text| std::str::from_utf8(text).map(str::to_owned));
+        let texts: Vec<String> = texts.collect::<Result<_, _>>()?;
+        return tensor1(&texts).into_shape(tensor.shape());
+    }
     let mut copy = TractTensor::zero_dt(to_tract_type(tensor.datatype()), tensor.shape())?;
     if !tensor.data().is_empty() {
         copy.as_bytes_mut().copy_from_slice(tensor.data());
@@ -59,6 +65,11 @@ pub(super) fn to_tract(tensor: &Tensor) -> TractResult<TractTensor> {
 pub(super) fn from_tract(tensor: &TractTensor, datatype: DataType) -> TractResult<(Vec<usize>, Vec<u8>)> {
     let wanted = to_tract_type(datatype);
     let plain = tensor.try_as_plain_ram()?;
+    if datatype == DataType::Bytes {
+        let texts = plain.as_slice::<String>()?;
+        let data = Tensor::from_byte_elements("", vec![texts.len()], texts)?.into_data();
+        return Ok((tensor.shape().to_vec(), data));
+    }
     // A quantised type is its plain one with a scale beside it; casting would apply the scale.
     let data = if tensor.datum_type().unquantized() == wanted {
         plain.as_bytes().to_vec()

@@ -87,6 +87,9 @@ fn in_order<'a>(inputs: &[Input], given: &'a [Tensor]) -> Result<Vec<&'a Tensor>
             let (expected, got) = (input.datatype, tensor.datatype());
             return Err(RunError::Datatype { input: input.name.clone(), expected, got });
         }
+        if let Some(element) = tensor.first_not_text() {
+            return Err(RunError::NotText { input: input.name.clone(), element });
+        }
         if !input.takes(tensor.shape()) {
             let expected = input.dimensions.iter().map(Dimension::declared).collect();
             return Err(RunError::Shape { input: input.name.clone(), expected, got: tensor.shape().to_vec() });

@@ -116,6 +116,29 @@ fn every_number_type_goes_in_and_out() {
 }
 
 #[test]
+fn texts_go_in_and_out() {
+    let onnx = model(GraphProto {
+        node: vec![node(
+            "Concat",
+            &["x", "x"],
+            "y",
+            vec![AttributeProto { name: "axis".into(), r#type: 2, i: 1, ..AttributeProto::default() }],
+        )],
+        input: vec![value("x", OnnxType::String, &[Named("N"), Of(1)])],
+        output: vec![value("y", OnnxType::String, &[Named("N"), Of(2)])],
+        ..GraphProto::default()
+    });
+    let model = loaded(&onnx);
+    assert_eq!(model.signature().outputs[0].datatype, DataType::Bytes);
+    let outputs = model.run(&[Tensor::from_byte_elements("x", vec![2, 1], ["Öl", ""]).unwrap()]).unwrap();
+    assert_eq!(outputs[0].shape(), [2, 2]);
+    assert!(outputs[0].byte_elements().eq(["Öl", "Öl", "", ""].map(str::as_bytes)));
+    let error = model.run(&[Tensor::from_byte_elements("x", vec![1, 1], [b"\xff"]).unwrap()]).unwrap_err();
+    assert_eq!(error.to_string(), "input \"x\", element 0: the model takes texts, and this is not UTF-8");
+    assert!(error.is_request_fault());
+}
+
+#[test]
 fn outputs_that_are_not_declared_are_found_out() {
     let matmul = |output: ValueInfoProto| {
         model(GraphProto {
@@ -250,7 +273,6 @@ fn files_that_cannot_be_served_are_refused_with_a_reason() {
         text(&doubler(typed("x", OnnxType::Float, None), float("y")))
             .contains("its number of dimensions is not declared")
     );
-    assert!(text(&doubler(value("x", OnnxType::String, &[Of(1)]), float("y"))).contains("it holds strings"));
     assert!(text(&doubler(value("x", OnnxType::Bfloat16, &[Of(1)]), float("y"))).contains("BFLOAT16 is not supported"));
     let external = TensorProto { data_location: Some(1), ..weight("w", &[1], 0.0) };
     assert!(text(&graph(add(), vec![float("x")], vec![external])).contains("save the model as a single file"));

@@ -59,6 +59,30 @@ fn binary_tensors_follow_the_json_in_order_and_may_be_mixed_with_json() {
 }
 
 #[test]
+fn texts_are_strings_in_json_and_elements_with_their_lengths_in_binary() {
+    let json =
+        format!(r#"{{"inputs":[{{"name":"s","shape":[2,1],"datatype":"BYTES","data":[["Öl"],["\u0041"]]}}],{Y}}}"#);
+    let by_json = parse(&json).unwrap().inputs;
+    let head = format!(
+        r#"{{"inputs":[{{"name":"s","shape":[2,1],"datatype":"BYTES","parameters":{{"binary_data_size":12}}}}],{Y}}}"#
+    );
+    let binary = b"\x03\0\0\0\xc3\x96l\x01\0\0\0A";
+    assert_eq!(parse_with(&head, Some(head.len()), binary).unwrap().inputs, by_json);
+    let lies = parse_with(&head, Some(head.len()), b"\xff\0\0\0\xc3\x96l\x01\0\0\0A").unwrap_err();
+    assert!(lies.contains("element 0: its length needs 4 bytes"), "{lies}");
+    let mut body = json.into_bytes();
+    let at = body.iter().position(|byte| *byte == 0xc3).unwrap();
+    body[at + 1] = b'!';
+    let error = InferRequest::parse(&body, None, &signature()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!(
+            "the request's JSON is not UTF-8 from byte {at} on, in input \"s\": BYTES that are no text go in the binary data format"
+        )
+    );
+}
+
+#[test]
 fn outputs_follow_the_wishes_in_every_combination() {
     let inputs = r#""inputs":[]"#;
     let outputs = |json: &str| parse(&format!("{{{inputs},{json}}}")).map(|request| request.outputs);
@@ -108,7 +132,7 @@ fn what_is_wrong_is_named() {
         (tensor(r#""shape":[1],"datatype":"INT64","data":[1.5]"#), None, b"", "1.5 is not a value of INT64"),
         (tensor(r#""shape":[1],"datatype":"UINT8","data":[256]"#), None, b"", "256 is not a value of UINT8"),
         (tensor(r#""shape":[1],"datatype":"FP16","data":[1]"#), None, b"", "FP16"),
-        (tensor(r#""shape":[1],"datatype":"BYTES","data":["x"]"#), None, b"", "BYTES is not supported"),
+        (tensor(r#""shape":[1],"datatype":"BYTES","data":[7]"#), None, b"", "7 is not a value of BYTES"),
         (
             tensor(r#""shape":[18446744073709551615,2],"datatype":"FP32","data":[1]"#),
             None,
