@@ -281,6 +281,8 @@ pub(crate) fn manifest(name: &str, version: &str, model: &[u8], golden: &[u8]) -
         budgets: Default::default(),
         files: vec![BundleFile::describe(MODEL_PATH, model), BundleFile::describe(GOLDEN_PATH, golden)],
         signature: ModelSignature { inputs: vec![tensor("x")], outputs: vec![tensor("y")] },
+        pipeline: None,
+        schema: None,
         profile: Profile { columns: Vec::new() },
         lineage: Default::default(),
     }

@@ -8,8 +8,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data_schema::{DataSchema, SchemaError};
 use crate::ids::{BundleName, BundleRef, Digest};
 use crate::limits::{CHUNK_BYTES, MAX_CHUNKS, MAX_FILES, MAX_PATH_BYTES};
+use crate::pipeline::{Pipeline, PipelineError};
 use crate::profile::{Profile, ProfileError};
 
 /// The file of a bundle that holds the model.
@@ -249,8 +251,14 @@ pub struct Manifest {
     pub budgets: Budgets,
     /// Its files.
     pub files: Vec<BundleFile>,
-    /// What the model takes and gives.
+    /// What callers send and get; what the model itself takes and gives, unless a pipeline surrounds it.
     pub signature: ModelSignature,
+    /// What is done around the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<Pipeline>,
+    /// What inputs must be like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<DataSchema>,
     /// What is watched, and against which reference.
     pub profile: Profile,
     /// Where the model comes from.
@@ -288,6 +296,12 @@ pub enum ManifestError {
     /// The model signature names no input, no output, or a tensor twice.
     #[error("the model signature must name each input and output once, and at least one of each")]
     Signature,
+    /// The pipeline cannot be carried out.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The data schema cannot be followed.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// The monitoring profile breaks a bound.
     #[error(transparent)]
     Profile(#[from] ProfileError),
@@ -380,6 +394,12 @@ impl Manifest {
         };
         if !once(&self.signature.inputs) || !once(&self.signature.outputs) {
             return Err(ManifestError::Signature);
+        }
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.validate(&self.signature)?;
+        }
+        if let Some(schema) = &self.schema {
+            schema.validate(&self.signature)?;
         }
         self.profile.validate()?;
         Ok(())

@@ -11,10 +11,12 @@ pub mod bundle;
 pub mod chunk;
 #[cfg(test)]
 mod damage;
+pub mod data_schema;
 pub mod drift;
 pub mod ids;
 pub mod limits;
 pub mod messages;
+pub mod pipeline;
 pub mod profile;
 pub mod reference;
 pub mod rollout;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
-use muster_shared::sketch::{ColumnSketch, LatencySketch, SketchWindow};
+use muster_shared::sketch::{ColumnSketch, LatencySketch, QualitySketch, SketchWindow};
 
 use super::{ModelWatch, Served};
 
@@ -98,7 +98,12 @@ impl OpenWindow {
                 latency_us: self.latency_us,
                 resources: Resources::default(),
             },
-            sketch: counted.then(|| SketchWindow { key, profile: self.watch.profile_digest, columns: self.columns }),
+            sketch: counted.then(|| SketchWindow {
+                key,
+                profile: self.watch.profile_digest,
+                columns: self.columns,
+                quality: QualitySketch::default(),
+            }),
         }
     }
 }

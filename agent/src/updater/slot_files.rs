@@ -203,6 +203,8 @@ pub(super) mod tests {
             budgets: Default::default(),
             files: files.iter().map(|(path, content)| BundleFile::describe(*path, content)).collect(),
             signature: ModelSignature { inputs: vec![tensor("in")], outputs: vec![tensor("out")] },
+            pipeline: None,
+            schema: None,
             profile: Default::default(),
             lineage: Lineage::default(),
         }

@@ -57,6 +57,8 @@ fn digits(version: &str, golden: &str, change: impl FnOnce(&mut Manifest)) -> Bu
         budgets: Budgets::default(),
         files: files.iter().map(|(path, content)| BundleFile::describe(*path, content)).collect(),
         signature: TractRuntime.load(&onnx, &LoadOptions::default()).unwrap().signature().clone(),
+        pipeline: None,
+        schema: None,
         profile: Profile::default(),
         lineage: Lineage::default(),
     };

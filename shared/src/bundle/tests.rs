@@ -26,6 +26,8 @@ fn manifest() -> Manifest {
             BundleFile::describe(GOLDEN_PATH, b"{}"),
         ],
         signature: ModelSignature { inputs: vec![tensor("in")], outputs: vec![tensor("out")] },
+        pipeline: None,
+        schema: None,
         profile: Profile::default(),
         lineage: Lineage::default(),
     }

@@ -6,8 +6,10 @@
 
 mod column;
 mod latency;
+mod quality;
 mod window;
 
 pub use column::{ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
 pub use latency::{LATENCY_RELATIVE_ERROR, LatencySketch};
+pub use quality::{Cause, QualitySketch};
 pub use window::{SketchWindow, WindowError};

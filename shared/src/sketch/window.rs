@@ -6,11 +6,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::column::{ColumnSketch, MergeError};
+use super::quality::QualitySketch;
 use crate::ids::Digest;
 use crate::messages::{Position, Sequenced, WindowKey};
 use crate::profile::Profile;
 
-const WIRE_VERSION: u8 = 1;
+const WIRE_VERSION: u8 = 2;
 
 /// Sketches of every column of a profile over one window.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +22,8 @@ pub struct SketchWindow {
     pub profile: Digest,
     /// One sketch a column, in the profile's order.
     pub columns: Vec<ColumnSketch>,
+    /// What was wrong with the inputs.
+    pub quality: QualitySketch,
 }
 
 /// Why bytes are not a sketch window.
@@ -48,13 +51,19 @@ struct Wire {
     duration_ms: u64,
     profile: [u8; 32],
     columns: Vec<ColumnSketch>,
+    quality: QualitySketch,
 }
 
 impl SketchWindow {
     /// An empty window for `profile`.
     #[must_use]
     pub fn empty(key: WindowKey, profile: &Profile) -> Self {
-        Self { key, profile: profile.digest(), columns: profile.columns.iter().map(ColumnSketch::empty).collect() }
+        Self {
+            key,
+            profile: profile.digest(),
+            columns: profile.columns.iter().map(ColumnSketch::empty).collect(),
+            quality: QualitySketch::default(),
+        }
     }
 
     /// Whether every column has the cells that `profile` describes, and no other.
@@ -68,7 +77,7 @@ impl SketchWindow {
     /// Adds the counts of another window against the same profile; the key stays.
     ///
     /// # Errors
-    /// [`MergeError`] when the profiles differ; nothing is changed then.
+    /// [`MergeError`] when the profiles or the data schemas differ; nothing is changed then.
     pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
         if self.profile != other.profile || self.columns.len() != other.columns.len() {
             return Err(MergeError);
@@ -77,6 +86,7 @@ impl SketchWindow {
         for (mine, theirs) in merged.iter_mut().zip(&other.columns) {
             mine.merge(theirs)?;
         }
+        self.quality.merge(&other.quality)?;
         self.columns = merged;
         Ok(())
     }
@@ -96,6 +106,7 @@ impl Sequenced<SketchWindow> {
             duration_ms: self.body.key.duration_ms,
             profile: *self.body.profile.as_bytes(),
             columns: self.body.columns.clone(),
+            quality: self.body.quality.clone(),
         };
         let mut out = vec![WIRE_VERSION];
         out.extend(postcard::to_stdvec(&wire).unwrap_or_default());
@@ -127,6 +138,7 @@ impl Sequenced<SketchWindow> {
                 },
                 profile: Digest::from_bytes(wire.profile),
                 columns: wire.columns,
+                quality: wire.quality,
             },
         })
     }

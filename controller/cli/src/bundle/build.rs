@@ -183,6 +183,8 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         budgets: description.budgets(),
         files: describe(&files),
         signature: model.signature().clone(),
+        pipeline: None,
+        schema: None,
         profile,
         lineage: description.lineage(),
     };

@@ -216,6 +216,8 @@ mod tests {
             budgets: Budgets::default(),
             files: [MODEL_PATH, GOLDEN_PATH, "a/b"].map(|path| BundleFile::describe(path, b"x")).into(),
             signature: ModelSignature { inputs: vec![tensor("in")], outputs: vec![tensor("out")] },
+            pipeline: None,
+            schema: None,
             profile: Profile::default(),
             lineage: Lineage::default(),
         };

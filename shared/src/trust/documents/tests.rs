@@ -139,6 +139,8 @@ fn manifest(expires_ms: u64) -> Manifest {
         budgets: Budgets::default(),
         files: vec![BundleFile::describe(MODEL_PATH, b"onnx"), BundleFile::describe(GOLDEN_PATH, b"{}")],
         signature: ModelSignature { inputs: vec![tensor("in")], outputs: vec![tensor("out")] },
+        pipeline: None,
+        schema: None,
         profile: Profile::default(),
         lineage: Lineage::default(),
     }
