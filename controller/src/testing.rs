@@ -283,7 +283,7 @@ pub(crate) fn manifest(name: &str, version: &str, model: &[u8], golden: &[u8]) -
         signature: ModelSignature { inputs: vec![tensor("x")], outputs: vec![tensor("y")] },
         pipeline: None,
         schema: None,
-        profile: Profile { columns: Vec::new() },
+        profile: Profile::default(),
         lineage: Default::default(),
     }
 }
@@ -305,7 +305,7 @@ pub(crate) fn profile() -> Profile {
         source: Source::PredictedClass { tensor: "y".into() },
         reference: Reference::Class { classes: vec!["cat".into(), "dog".into()], counts: vec![60, 40] },
     };
-    Profile { columns: vec![numeric, class] }
+    Profile { columns: vec![numeric, class], ..Profile::default() }
 }
 
 /// A device that has enrolled and was told nothing yet.

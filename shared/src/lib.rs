@@ -24,6 +24,7 @@ pub mod rollout;
 mod schema;
 pub mod selector;
 pub mod sketch;
+pub mod suppression;
 pub mod token;
 pub mod topics;
 pub mod trust;

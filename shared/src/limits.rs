@@ -32,6 +32,16 @@ pub const MAX_COLUMNS: usize = 1_024;
 pub const MAX_BINS: usize = 64;
 /// Known classes of one categorical column.
 pub const MAX_CLASSES: usize = 256;
+/// Ways to cut a model's traffic into slices.
+pub const MAX_SLICINGS: usize = 8;
+/// Slices of one slicing, those for other and missing values included.
+pub const MAX_SLICES_OF_ONE: usize = 32;
+/// Slices told on a device, of all slicings together.
+pub const MAX_SLICES: usize = 64;
+/// Column sketches a device may keep for slices: slices times columns.
+pub const MAX_SLICED_COLUMNS: usize = 4_096;
+/// Longest sketch window in which slices carry their columns, in bytes; beyond, the smallest slices send their number of rows alone.
+pub const MAX_SLICED_WINDOW_BYTES: usize = 256 * 1024;
 /// Labels or attributes one device may carry.
 pub const MAX_LABELS: usize = 64;
 /// Length of a label's key or value, in bytes.

@@ -4,12 +4,16 @@
 //! the output; each is sketched on the device in the bins given here ([`crate::sketch`]), so that counts of all
 //! devices add up exactly. Counts made against different profiles (by [`Profile::digest`]) are never merged.
 
+mod slices;
+
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Digest;
 use crate::limits::{MAX_BINS, MAX_CLASSES, MAX_COLUMNS, MAX_LABEL_BYTES};
+
+pub use self::slices::{MISSING_SLICE, OTHER_SLICE, SliceBy, SliceName, SliceSet, Slicing};
 
 /// Where a column's value comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +92,9 @@ pub struct Column {
 pub struct Profile {
     /// The columns, in the order in which sketches carry them.
     pub columns: Vec<Column>,
+    /// How rows are cut into slices that are counted apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<Slicing>,
 }
 
 /// Why a profile is not valid.
@@ -98,6 +105,10 @@ pub struct ProfileError {
     pub column: String,
     /// What is wrong.
     pub reason: &'static str,
+}
+
+fn refuse<T>(column: &str, reason: &'static str) -> Result<T, ProfileError> {
+    Err(ProfileError { column: column.chars().take(80).collect(), reason })
 }
 
 impl Column {
@@ -120,7 +131,6 @@ impl Profile {
     /// # Errors
     /// [`ProfileError`] with the first column that breaks one.
     pub fn validate(&self) -> Result<(), ProfileError> {
-        let refuse = |column: &str, reason| Err(ProfileError { column: column.chars().take(80).collect(), reason });
         if self.columns.len() > MAX_COLUMNS {
             return refuse("", "more columns than a profile may hold");
         }
@@ -162,7 +172,7 @@ impl Profile {
                 return refuse(&column.name, "there must be one reference count for each bin");
             }
         }
-        Ok(())
+        self.check_slices()
     }
 }
 
@@ -186,6 +196,7 @@ mod tests {
                 column("confidence", Source::Confidence { tensor: "out".into() }, numeric()),
                 column("class", Source::PredictedClass { tensor: "out".into() }, class),
             ],
+            ..Profile::default()
         };
         profile.validate().unwrap();
         serde_json::to_value(profile).unwrap()
@@ -234,7 +245,7 @@ mod tests {
             }
             let reference = Reference::Numeric { lower_edges, max, counts, missing: 0 };
             let source = Source::Input { tensor: "in".into(), index: 0 };
-            let profile = Profile { columns: vec![Column { name: "x".into(), source, reference }] };
+            let profile = Profile { columns: vec![Column { name: "x".into(), source, reference }], ..Profile::default() };
             if profile.validate().is_ok() {
                 check_valid(&profile, value)?;
             }

@@ -157,7 +157,7 @@ mod tests {
         prop_assert_eq!(counts.iter().sum::<u64>() + missing, sample.len() as u64);
         prop_assert!(counts.iter().all(|n| *n > 0), "an empty bin in {:?}", reference);
         let column = column(reference.clone());
-        prop_assert_eq!(Profile { columns: vec![column.clone()] }.validate(), Ok(()));
+        prop_assert_eq!(Profile { columns: vec![column.clone()], ..Profile::default() }.validate(), Ok(()));
 
         // Seen again by a device, the sample falls into the bins and nowhere else.
         let mut sketch = ColumnSketch::empty(&column);
@@ -283,7 +283,7 @@ mod tests {
         #[test]
         fn any_floats_give_a_reference_or_an_error(sample in prop::collection::vec(any::<f64>(), 0..40)) {
             if let Ok(reference) = numeric(&sample) {
-                prop_assert_eq!(Profile { columns: vec![column(reference)] }.validate(), Ok(()));
+                prop_assert_eq!(Profile { columns: vec![column(reference)], ..Profile::default() }.validate(), Ok(()));
             }
         }
 

@@ -104,22 +104,22 @@ impl ColumnExtractor {
         Ok(Self { watched })
     }
 
-    /// Calls `visit(column, value)` for every row and column, `column` being a position in the profile. All of a column's
-    /// rows come in their order; columns of different tensors may come in any. The value is `None` where there is
+    /// Calls `visit(row, column, value)` for every row and column, `row` being counted from 0 and `column` a position in the profile. All
+    /// of a column's rows come in their order, and a row's columns of one tensor together; different tensors may come in any order. The value is `None` where there is
     /// none: the tensor is missing, the row is shorter than the profile expects, or a predicted class cannot be told because
     /// a NaN is among the values. Confidence is NaN in such a row. Of equal values the first is the predicted class.
     ///
     /// Nothing is allocated.
-    pub fn visit(&self, inputs: &[Tensor], outputs: &[Tensor], mut visit: impl FnMut(usize, Option<f64>)) {
+    pub fn visit(&self, inputs: &[Tensor], outputs: &[Tensor], mut visit: impl FnMut(usize, usize, Option<f64>)) {
         for watched in &self.watched {
             let tensors = match watched.side {
                 Side::Input => inputs,
                 Side::Output => outputs,
             };
             let Some(tensor) = tensors.iter().find(|tensor| tensor.name() == watched.tensor) else {
-                for _ in 0..self.rows(inputs, outputs) {
+                for row in 0..self.rows(inputs, outputs) {
                     for (column, _) in &watched.columns {
-                        visit(*column, None);
+                        visit(row, *column, None);
                     }
                 }
                 continue;
@@ -137,14 +137,15 @@ impl ColumnExtractor {
                         }
                         Take::Confidence => largest(tensor, start, width).map(|(_, value)| value),
                     };
-                    visit(*column, value);
+                    visit(row, *column, value);
                 }
             }
         }
     }
 
     /// How many rows a request has: those of its longest watched tensor, at least 1.
-    fn rows(&self, inputs: &[Tensor], outputs: &[Tensor]) -> usize {
+    #[must_use]
+    pub fn rows(&self, inputs: &[Tensor], outputs: &[Tensor]) -> usize {
         self.watched
             .iter()
             .filter_map(|watched| {
@@ -167,7 +168,7 @@ impl Watched {
 }
 
 /// Elements of one row, where the signature fixes them.
-fn row_width(spec: &TensorSpec) -> Option<usize> {
+pub(crate) fn row_width(spec: &TensorSpec) -> Option<usize> {
     let dimensions = match spec.shape.split_first() {
         Some((-1, rest)) => rest,
         Some(_) | None => &spec.shape,
@@ -240,8 +241,8 @@ mod tests {
     /// The values of every column in the order of visits; NaN as -1, none as -2.
     fn visited(columns: Vec<Column>, inputs: &[Tensor], outputs: &[Tensor]) -> Vec<Vec<f64>> {
         let mut seen = vec![Vec::new(); columns.len()];
-        let extractor = ColumnExtractor::new(&Profile { columns }, &signature()).unwrap();
-        extractor.visit(inputs, outputs, |column, value| {
+        let extractor = ColumnExtractor::new(&Profile { columns, ..Profile::default() }, &signature()).unwrap();
+        extractor.visit(inputs, outputs, |_, column, value| {
             seen[column].push(value.map_or(-2.0, |value| if value.is_nan() { -1.0 } else { value }));
         });
         seen
@@ -294,7 +295,9 @@ mod tests {
     #[test]
     fn a_profile_for_another_model_is_refused() {
         let refuse = |column: Column| {
-            ColumnExtractor::new(&Profile { columns: vec![column] }, &signature()).unwrap_err().to_string()
+            ColumnExtractor::new(&Profile { columns: vec![column], ..Profile::default() }, &signature())
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             refuse(input("scores", 0)),
@@ -307,8 +310,11 @@ mod tests {
             refuse(class("scores", 4)).contains("4 classes are named, but rows of output \"scores\" have 3 elements")
         );
         // Where the model leaves the row open, requests decide.
-        ColumnExtractor::new(&Profile { columns: vec![output("open", 900), class("scores", 2)] }, &signature())
-            .unwrap();
+        ColumnExtractor::new(
+            &Profile { columns: vec![output("open", 900), class("scores", 2)], ..Profile::default() },
+            &signature(),
+        )
+        .unwrap();
     }
 
     proptest! {

@@ -13,6 +13,7 @@ pub mod golden;
 mod guard;
 mod json;
 pub mod runtime;
+pub mod slices;
 pub mod tensor;
 mod tract;
 
@@ -20,6 +21,7 @@ pub use columns::{ColumnError, ColumnExtractor};
 pub use golden::{GoldenError, GoldenReport, GoldenSet};
 pub use json::{TensorJson, quote_non_finite};
 pub use runtime::{LoadError, LoadOptions, Model, RunError, Runtime};
+pub use slices::SliceFinder;
 pub use tensor::{Tensor, TensorError};
 pub use tract::TractRuntime;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use muster_inference::{LoadOptions, Model, RunError, Runtime, Tensor, TractRuntime};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::ids::Digest;
-use muster_shared::profile::{Column, Profile, Source};
+use muster_shared::profile::{Column, Profile, SliceBy, Slicing, Source};
 use muster_shared::reference;
 
 use super::ServedModel;
@@ -61,7 +61,7 @@ pub(crate) fn digits_profile() -> Arc<Profile> {
             source: Source::Confidence { tensor: tensor() },
             reference: reference::numeric(&confidence).unwrap(),
         });
-        Arc::new(Profile { columns })
+        Arc::new(Profile { columns, ..Profile::default() })
     };
     Arc::clone(PROFILE.get_or_init(profile))
 }
@@ -115,7 +115,7 @@ where
 }
 
 /// A model named `scripted` with an input `x` and an output `y` of `datatype` and any number of rows of one element, that
-/// does `run`. The first element of each is watched in the bins 0 to 10 and above.
+/// does `run`. The first element of each is watched in the bins 0 to 10 and above, in slices by `x`: below 5, from 5, missing.
 pub(crate) fn scripted(
     datatype: DataType,
     version: &str,
@@ -131,12 +131,13 @@ pub(crate) fn scripted(
         column("x", Source::Input { tensor: "x".into(), index: 0 }),
         column("y", Source::Output { tensor: "y".into(), index: 0 }),
     ];
+    let by = SliceBy::Range { tensor: "x".into(), index: 0, edges: vec![5.0] };
     ServedModel {
         bundle: format!("scripted@{version}").parse().unwrap(),
         manifest: Digest::of(version.as_bytes()),
         generation,
         signature: signature.clone(),
-        profile: Arc::new(Profile { columns }),
+        profile: Arc::new(Profile { columns, slices: vec![Slicing { name: "x".into(), by }] }),
         model: Arc::new(Scripted { signature, run }),
     }
 }

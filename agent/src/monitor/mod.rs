@@ -99,9 +99,9 @@ impl Monitor {
     pub(crate) fn served(&self, watch: &Arc<ModelWatch>, now_ms: u64, served: &Served<'_>) {
         let elements: usize = served.inputs.iter().chain(served.outputs).map(Tensor::element_count).sum();
         let apart = (elements > MAX_ELEMENTS_UNDER_LOCK).then(|| {
-            let mut columns = watch.empty_columns();
-            watch.count(&mut columns, served.inputs, served.outputs);
-            columns
+            let mut counted = watch.nothing_counted();
+            watch.count(&mut counted, served.inputs, served.outputs);
+            counted
         });
         let counts = RequestCounts {
             served: 1,
@@ -113,7 +113,7 @@ impl Monitor {
         let window = state.count(watch, now_ms, self.window_ms, &counts);
         window.count_latency(u64::try_from(served.latency.as_micros()).unwrap_or(u64::MAX));
         match apart {
-            Some(columns) => window.merge_rows(&columns),
+            Some(counted) => window.merge_rows(&counted),
             None => window.count_rows(served),
         }
     }

@@ -291,6 +291,16 @@ proptest! {
                 values.iter().for_each(|value| union.add(column, factor * value));
                 prop_assert_eq!(sketch.cells(), union.cells());
             }
+            // Each row is in one slice of the slicing, so that the slices add up to the whole.
+            let sketch = sketch.as_ref().unwrap();
+            let rows = |number| sketch.slices.get(number).map_or(0, |slice| slice.rows);
+            let within = |slice: fn(f64) -> bool| values.iter().filter(|value| slice(**value)).count() as u64;
+            prop_assert_eq!((rows(0), rows(1), rows(2)), (within(|x| x < 5.0), within(|x| x >= 5.0), within(f64::is_nan)));
+            let mut sum = vec![0; sketch.columns[1].cells().len()];
+            for (_, slice) in sketch.slices.iter() {
+                prop_assert_eq!(slice.columns[1].total(), slice.rows);
+                sum.iter_mut().zip(slice.columns[1].cells()).for_each(|(sum, n)| *sum += n);
+            }
         }
     }
 }

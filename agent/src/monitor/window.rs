@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
-use muster_shared::sketch::{ColumnSketch, LatencySketch, QualitySketch, SketchWindow};
+use muster_shared::sketch::{LatencySketch, QualitySketch, SketchWindow, SliceSketches};
 
+use super::watch::Counted;
 use super::{ModelWatch, Served};
 
 /// A closed window, ready to be stored and sent.
@@ -26,7 +27,7 @@ pub(super) struct OpenWindow {
     pub(super) end_ms: u64,
     requests: RequestCounts,
     latency_us: LatencySketch,
-    columns: Vec<ColumnSketch>,
+    counted: Counted,
 }
 
 /// The first multiple of `window_ms` after `now_ms`.
@@ -38,7 +39,7 @@ impl OpenWindow {
     /// An empty window.
     pub(super) fn new(watch: Arc<ModelWatch>, start_ms: u64, end_ms: u64) -> Self {
         Self {
-            columns: watch.empty_columns(),
+            counted: watch.nothing_counted(),
             watch,
             start_ms,
             end_ms,
@@ -69,16 +70,12 @@ impl OpenWindow {
 
     /// Counts the rows of a request that was served.
     pub(super) fn count_rows(&mut self, served: &Served<'_>) {
-        self.watch.count(&mut self.columns, served.inputs, served.outputs);
+        self.watch.count(&mut self.counted, served.inputs, served.outputs);
     }
 
     /// Adds rows that were counted apart.
-    pub(super) fn merge_rows(&mut self, columns: &[ColumnSketch]) {
-        for (mine, theirs) in self.columns.iter_mut().zip(columns) {
-            if mine.merge(theirs).is_err() {
-                tracing::error!("sketches of one watch must have the same cells");
-            }
-        }
+    pub(super) fn merge_rows(&mut self, counted: &Counted) {
+        self.counted.merge(counted);
     }
 
     /// What it has counted, as a window that ended at `end_ms`.
@@ -90,7 +87,8 @@ impl OpenWindow {
             // Rates are counts over it, so it is never 0.
             duration_ms: end_ms.saturating_sub(self.start_ms).max(1),
         };
-        let counted = self.columns.iter().any(|column| column.total() > 0);
+        let Counted { columns, slices } = self.counted;
+        let counted = columns.iter().any(|column| column.total() > 0);
         ClosedWindow {
             telemetry: TelemetryWindow {
                 key,
@@ -101,7 +99,8 @@ impl OpenWindow {
             sketch: counted.then(|| SketchWindow {
                 key,
                 profile: self.watch.profile_digest,
-                columns: self.columns,
+                columns,
+                slices: SliceSketches::of_counted(slices),
                 quality: QualitySketch::default(),
             }),
         }

@@ -40,7 +40,7 @@ fn window() -> ClosedWindow {
             latency_us: LatencySketch::default(),
             resources: Resources::default(),
         },
-        sketch: Some(SketchWindow::empty(key, &Profile { columns: vec![] })),
+        sketch: Some(SketchWindow::empty(key, &Profile::default())),
     }
 }
 

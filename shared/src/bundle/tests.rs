@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::damage;
-use crate::profile::{Column, Reference, Source};
+use crate::profile::{Column, Reference, SliceBy, Slicing, Source};
 
 fn tensor(name: &str) -> TensorSpec {
     TensorSpec { name: name.into(), datatype: DataType::Fp32, shape: vec![-1, 4] }
@@ -82,6 +82,10 @@ fn full_manifest() -> serde_json::Value {
     full.files.push(BundleFile::describe("labels/en.txt", b"zero one"));
     full.profile.columns =
         vec![column("x", input, numeric), column("class", Source::PredictedClass { tensor: "out".into() }, class)];
+    full.profile.slices = vec![
+        Slicing { name: "x".into(), by: SliceBy::Range { tensor: "in".into(), index: 0, edges: vec![1.0] } },
+        Slicing { name: "site".into(), by: SliceBy::Label { label: "site".into() } },
+    ];
     full.lineage.dataset_sha256 = Some(Digest::of(b"data"));
     full.lineage.metrics = [("accuracy".to_owned(), 0.9)].into();
     full.validate().unwrap();

@@ -48,6 +48,7 @@ impl Moments {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct NumericSketch {
     /// Values in each reference bin.
+    #[serde(with = "super::sparse")]
     pub bins: Vec<u64>,
     /// Values below the reference's least.
     pub below_min: u64,
@@ -69,6 +70,7 @@ pub struct NumericSketch {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ClassSketch {
     /// Values in each known class.
+    #[serde(with = "super::sparse")]
     pub counts: Vec<u64>,
     /// Values in no known class.
     pub other: u64,
@@ -226,6 +228,16 @@ impl ColumnSketch {
         match self {
             Self::Numeric(sketch) => sketch.total(),
             Self::Class(sketch) => sketch.total(),
+        }
+    }
+
+    /// Whether `other` counts into the same cells, so that [`ColumnSketch::merge`] goes through.
+    #[must_use]
+    pub fn same_cells(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Numeric(mine), Self::Numeric(theirs)) => mine.bins.len() == theirs.bins.len(),
+            (Self::Class(mine), Self::Class(theirs)) => mine.counts.len() == theirs.counts.len(),
+            (Self::Numeric(_), Self::Class(_)) | (Self::Class(_), Self::Numeric(_)) => false,
         }
     }
 

@@ -7,9 +7,12 @@
 mod column;
 mod latency;
 mod quality;
+mod slices;
+mod sparse;
 mod window;
 
 pub use column::{ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
 pub use latency::{LATENCY_RELATIVE_ERROR, LatencySketch};
 pub use quality::{Cause, QualitySketch};
+pub use slices::{SliceSketch, SliceSketches};
 pub use window::{SketchWindow, WindowError};

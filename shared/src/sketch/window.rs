@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::column::{ColumnSketch, MergeError};
 use super::quality::QualitySketch;
+use super::slices::SliceSketches;
 use crate::ids::Digest;
+use crate::limits::{MAX_COLUMNS, MAX_SLICED_WINDOW_BYTES};
 use crate::messages::{Position, Sequenced, WindowKey};
 use crate::profile::Profile;
 
+/// 1 had no slices, and was in no release.
 const WIRE_VERSION: u8 = 2;
 
 /// Sketches of every column of a profile over one window.
@@ -22,6 +25,8 @@ pub struct SketchWindow {
     pub profile: Digest,
     /// One sketch a column, in the profile's order.
     pub columns: Vec<ColumnSketch>,
+    /// The same for each slice that saw a row.
+    pub slices: SliceSketches,
     /// What was wrong with the inputs.
     pub quality: QualitySketch,
 }
@@ -30,7 +35,9 @@ pub struct SketchWindow {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WindowError {
     /// A version this side does not know.
-    #[error("sketch encoding version {0} is unknown: the device is newer than the controller")]
+    #[error(
+        "sketch encoding version {0} is unknown, {WIRE_VERSION} is expected: bring device and controller to the same version"
+    )]
     Version(u8),
     /// The bytes do not parse.
     #[error("the sketch is damaged")]
@@ -51,6 +58,7 @@ struct Wire {
     duration_ms: u64,
     profile: [u8; 32],
     columns: Vec<ColumnSketch>,
+    slices: SliceSketches,
     quality: QualitySketch,
 }
 
@@ -63,6 +71,7 @@ impl SketchWindow {
             profile: profile.digest(),
             columns: profile.columns.iter().map(ColumnSketch::empty).collect(),
             quality: QualitySketch::default(),
+            slices: SliceSketches::default(),
         }
     }
 
@@ -72,6 +81,7 @@ impl SketchWindow {
         self.profile == profile.digest()
             && self.columns.len() == profile.columns.len()
             && self.columns.iter().zip(&profile.columns).all(|(sketch, column)| sketch.fits(column))
+            && self.slices.fits(profile)
     }
 
     /// Adds the counts of another window against the same profile; the key stays.
@@ -79,23 +89,33 @@ impl SketchWindow {
     /// # Errors
     /// [`MergeError`] when the profiles or the data schemas differ; nothing is changed then.
     pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
-        if self.profile != other.profile || self.columns.len() != other.columns.len() {
+        let same_columns = self.columns.len() == other.columns.len()
+            && self.columns.iter().zip(&other.columns).all(|(mine, theirs)| mine.same_cells(theirs));
+        if self.profile != other.profile || !same_columns || !self.slices.same_cells(&other.slices) {
             return Err(MergeError);
         }
-        let mut merged = self.columns.clone();
-        for (mine, theirs) in merged.iter_mut().zip(&other.columns) {
-            mine.merge(theirs)?;
-        }
         self.quality.merge(&other.quality)?;
-        self.columns = merged;
-        Ok(())
+        self.columns.iter_mut().zip(&other.columns).try_for_each(|(mine, theirs)| mine.merge(theirs))?;
+        self.slices.merge(&other.slices)
     }
 }
 
 impl Sequenced<SketchWindow> {
-    /// The bytes to publish.
+    /// The bytes to publish. Where slices would make them longer than [`MAX_SLICED_WINDOW_BYTES`], the smallest slices are sent
+    /// without their columns.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        let whole = self.bytes(self.body.slices.clone());
+        if whole.len() <= MAX_SLICED_WINDOW_BYTES {
+            return whole;
+        }
+        let without = self.bytes(SliceSketches::default()).len();
+        let mut slices = self.body.slices.clone();
+        slices.bound(MAX_SLICED_WINDOW_BYTES.saturating_sub(without));
+        self.bytes(slices)
+    }
+
+    fn bytes(&self, slices: SliceSketches) -> Vec<u8> {
         let wire = Wire {
             epoch: self.position.epoch,
             sequence: self.position.sequence,
@@ -107,6 +127,7 @@ impl Sequenced<SketchWindow> {
             profile: *self.body.profile.as_bytes(),
             columns: self.body.columns.clone(),
             quality: self.body.quality.clone(),
+            slices,
         };
         let mut out = vec![WIRE_VERSION];
         out.extend(postcard::to_stdvec(&wire).unwrap_or_default());
@@ -124,7 +145,7 @@ impl Sequenced<SketchWindow> {
             return Err(WindowError::Version(*version));
         }
         let (wire, rest) = postcard::take_from_bytes::<Wire>(rest).map_err(|_| WindowError::Damaged)?;
-        if !rest.is_empty() {
+        if !rest.is_empty() || wire.columns.len() > MAX_COLUMNS {
             return Err(WindowError::Damaged);
         }
         Ok(Self {
@@ -139,6 +160,7 @@ impl Sequenced<SketchWindow> {
                 profile: Digest::from_bytes(wire.profile),
                 columns: wire.columns,
                 quality: wire.quality,
+                slices: wire.slices,
             },
         })
     }
@@ -150,8 +172,8 @@ mod tests {
 
     use super::*;
     use crate::damage;
-    use crate::profile::{Column, Reference, Source};
-    use crate::sketch::{ClassSketch, Moments, NumericSketch};
+    use crate::profile::{Column, Reference, SliceBy, Slicing, Source};
+    use crate::sketch::{ClassSketch, Moments, NumericSketch, SliceSketch};
 
     /// Any column sketch of few cells, with counts up to the greatest.
     fn column_sketch() -> impl Strategy<Value = ColumnSketch> {
@@ -204,6 +226,7 @@ mod tests {
         Ok(())
     }
 
+    /// Numbers and a class, in slices by the first of them: below 5, from 5, missing.
     fn profile(features: u32, classes: usize) -> Profile {
         let mut columns: Vec<Column> = (0..features)
             .map(|index| Column {
@@ -225,10 +248,15 @@ mod tests {
                 counts: vec![1; classes],
             },
         });
-        Profile { columns }
+        let by = SliceBy::Range { tensor: "in".into(), index: 0, edges: vec![5.0] };
+        Profile { columns, slices: vec![Slicing { name: "first".into(), by }] }
     }
 
     fn window(profile: &Profile, rows: u32) -> Sequenced<SketchWindow> {
+        sketched(profile, rows, true)
+    }
+
+    fn sketched(profile: &Profile, rows: u32, sliced: bool) -> Sequenced<SketchWindow> {
         let key = WindowKey {
             manifest: Digest::of(b"m"),
             generation: 3,
@@ -236,22 +264,64 @@ mod tests {
             duration_ms: 3_600_000,
         };
         let mut body = SketchWindow::empty(key, profile);
+        let mut slices = vec![SliceSketch::empty(profile); profile.slice_count()];
         for row in 0..rows {
-            for (at, (sketch, column)) in body.columns.iter_mut().zip(&profile.columns).enumerate() {
-                sketch.add(column, f64::from(row % 23) + at as f64 % 3.0);
+            let slice = slices.get_mut(usize::from(row % 23 >= 5)).filter(|_| sliced);
+            let of_slice = slice.map(|slice| {
+                slice.rows += 1;
+                &mut slice.columns
+            });
+            for columns in [Some(&mut body.columns), of_slice].into_iter().flatten() {
+                for (at, (sketch, column)) in columns.iter_mut().zip(&profile.columns).enumerate() {
+                    sketch.add(column, f64::from(row % 23) + at as f64 % 3.0);
+                }
             }
         }
+        body.slices = SliceSketches::of_counted(slices);
         Sequenced { position: Position { epoch: 9, sequence: 4, oldest: 1 }, body }
     }
 
     #[test]
     fn an_hour_of_64_features_and_10_classes_fits_the_published_size() {
         let profile = profile(64, 10);
-        let bytes = window(&profile, 3_600).encode();
+        let sent = sketched(&profile, 3_600, false);
+        let bytes = sent.encode();
         assert!(bytes.len() <= 6 * 1024, "{} bytes", bytes.len());
         let back = Sequenced::<SketchWindow>::decode(&bytes).unwrap();
-        assert_eq!(back, window(&profile, 3_600));
+        assert_eq!(back, sent);
         assert!(back.body.fits(&profile));
+        // Slices come on top, each about as long as the whole.
+        assert_eq!(window(&profile, 0).encode().len(), sketched(&profile, 0, false).encode().len());
+        let sliced = window(&profile, 3_600).encode();
+        assert!(sliced.len() <= 3 * 6 * 1024, "{} bytes", sliced.len());
+        assert_eq!(Sequenced::<SketchWindow>::decode(&sliced).unwrap(), window(&profile, 3_600));
+    }
+
+    #[test]
+    fn many_slices_stay_within_their_bound() {
+        let by = |name: &str| Slicing {
+            name: name.into(),
+            by: SliceBy::Range { tensor: "in".into(), index: 0, edges: (0u8..30).map(f32::from).collect() },
+        };
+        let profile = Profile { slices: vec![by("one"), by("other")], ..profile(63, 256) };
+        profile.validate().unwrap();
+        let mut sent = sketched(&profile, 1, false);
+        // Every cell of every slice holds more than any hour brings.
+        let mut slice = SliceSketch::empty(&profile);
+        for column in &mut slice.columns {
+            match column {
+                ColumnSketch::Numeric(s) => s.bins.fill(u64::MAX),
+                ColumnSketch::Class(s) => s.counts.fill(u64::MAX),
+            }
+        }
+        let slices = (1..=64).map(|rows| SliceSketch { rows, ..slice.clone() }).collect();
+        sent.body.slices = SliceSketches::of_counted(slices);
+        let bytes = sent.encode();
+        assert!((MAX_SLICED_WINDOW_BYTES / 2..=MAX_SLICED_WINDOW_BYTES).contains(&bytes.len()), "{}", bytes.len());
+        let back = Sequenced::<SketchWindow>::decode(&bytes).unwrap().body;
+        assert!(back.fits(&profile));
+        assert_eq!(back.slices.iter().map(|(_, slice)| slice.rows).collect::<Vec<_>>(), (1..=64).collect::<Vec<_>>());
+        assert!(back.slices.get(0).unwrap().columns.is_empty() && !back.slices.get(63).unwrap().columns.is_empty());
     }
 
     #[test]
@@ -284,6 +354,7 @@ mod tests {
         ) {
             let sent = |columns: Vec<ColumnSketch>| {
                 let mut window = window(&profile(0, 1), 0);
+                window.body.slices = SliceSketches::of_counted(vec![SliceSketch { rows: 3, columns: columns.clone() }]);
                 window.body.columns = columns;
                 Sequenced::<SketchWindow>::decode(&window.encode()).unwrap().body
             };
@@ -292,6 +363,7 @@ mod tests {
             if alike {
                 // The same cells, so that merging goes through.
                 other.columns.clone_from(&one.columns);
+                other.slices.clone_from(&one.slices);
             }
             merge(&one, &other)?;
             merge(&other, &one)?;

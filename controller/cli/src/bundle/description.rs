@@ -56,6 +56,9 @@ pub(crate) struct Description {
     /// What the model's outputs mean.
     #[serde(default)]
     pub(crate) outputs: Vec<Spanned<OutputTable>>,
+    /// How the traffic is cut into slices that are counted apart.
+    #[serde(default)]
+    pub(crate) slices: Vec<Spanned<SliceTable>>,
     /// Where it was read, for messages.
     #[serde(skip)]
     pub(crate) origin: Origin,
@@ -129,6 +132,49 @@ pub(crate) struct OutputTable {
     /// The classes' names, in the order of the output's elements.
     #[serde(default)]
     pub(crate) classes: Vec<String>,
+}
+
+/// One way to cut the traffic into slices: by a feature, into ranges or named values, or by a label of the device.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct SliceTable {
+    /// What people see.
+    pub(crate) name: String,
+    /// A feature of `[[inputs]]`.
+    pub(crate) feature: Option<String>,
+    /// Where ranges of the feature begin.
+    #[serde(default)]
+    pub(crate) edges: Vec<f32>,
+    /// Values of the feature that are told apart.
+    #[serde(default)]
+    pub(crate) values: Vec<SliceValue>,
+    /// A label of the device.
+    pub(crate) label: Option<String>,
+}
+
+/// A value of a categorical feature, as TOML has it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum SliceValue {
+    /// `true` or `false`.
+    Flag(bool),
+    /// A whole number.
+    Integer(i64),
+    /// Any other number.
+    Number(f64),
+    /// A text.
+    Text(String),
+}
+
+impl std::fmt::Display for SliceValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flag(value) => write!(f, "{value}"),
+            Self::Integer(value) => write!(f, "{value}"),
+            Self::Number(value) => write!(f, "{value}"),
+            Self::Text(value) => f.write_str(value),
+        }
+    }
 }
 
 /// The file a description came from.

@@ -9,6 +9,7 @@ mod profile;
 mod push;
 mod sample;
 mod sign;
+mod slices;
 mod verify;
 
 use std::path::PathBuf;

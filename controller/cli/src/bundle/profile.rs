@@ -12,6 +12,7 @@ use toml::Spanned;
 
 use super::description::{Description, InputTable, OutputKind, OutputTable};
 use super::sample::{self, Sample, Wanted};
+use super::slices;
 use crate::failure::Failure;
 
 /// Rows of the sample run at once, where the model takes batches.
@@ -206,6 +207,7 @@ pub(super) fn check_names(description: &Description, signature: &ModelSignature)
     for output in &description.outputs {
         output_columns(description, output, signature)?;
     }
+    slices::declared(description, signature)?;
     Ok(())
 }
 
@@ -247,7 +249,7 @@ fn measure(model: &dyn Model, plan: &Plan, sample: &Sample, columns: &Profile) -
                 format!("the model cannot be run on rows {} to {} of the reference sample", rows.start + 1, rows.end);
             Failure::unmet(named).because(error)
         })?;
-        extractor.visit(&inputs, &outputs, |column, value| values[column].push(value.unwrap_or(f64::NAN)));
+        extractor.visit(&inputs, &outputs, |_, column, value| values[column].push(value.unwrap_or(f64::NAN)));
         start = rows.end;
         progress.set_position(start as u64);
     }
@@ -306,7 +308,8 @@ pub(super) fn build(
 ) -> Result<Measured, Failure> {
     let plan = plan(description, model.signature())?;
     let sample = sample::read(reference, &plan.wanted).map_err(|error| Failure::input(error.to_string()))?;
-    let draft = Profile { columns: plan.columns.clone() };
+    let slices = slices::declared(description, model.signature())?;
+    let draft = Profile { columns: plan.columns.clone(), slices };
     let values = measure(model, &plan, &sample, &draft)?;
     let mut profile = draft;
     for (column, values) in profile.columns.iter_mut().zip(&values) {
