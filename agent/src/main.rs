@@ -18,6 +18,7 @@ mod causes;
 mod config;
 mod daemon;
 mod endpoints;
+mod feedback;
 mod files;
 mod garbage;
 mod host;

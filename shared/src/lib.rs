@@ -13,11 +13,14 @@ pub mod chunk;
 mod damage;
 pub mod data_schema;
 pub mod drift;
+pub mod feedback;
 pub mod ids;
+pub mod labels;
 pub mod limits;
 pub mod messages;
 pub mod pipeline;
 pub mod profile;
+pub mod quality;
 pub mod reference;
 pub mod rollout;
 #[cfg(feature = "openapi")]

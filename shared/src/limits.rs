@@ -42,6 +42,12 @@ pub const MAX_SLICES: usize = 64;
 pub const MAX_SLICED_COLUMNS: usize = 4_096;
 /// Longest sketch window in which slices carry their columns, in bytes; beyond, the smallest slices send their number of rows alone.
 pub const MAX_SLICED_WINDOW_BYTES: usize = 256 * 1024;
+/// Elements of an output that may be labelled.
+pub const MAX_LABEL_TARGETS: usize = 16;
+/// Labels in one request to a device, or in one delivery to it.
+pub const MAX_FEEDBACK_ITEMS: usize = 1_000;
+/// Length of such a request or delivery, in bytes.
+pub const MAX_FEEDBACK_BYTES: usize = 512 * 1024;
 /// Labels or attributes one device may carry.
 pub const MAX_LABELS: usize = 64;
 /// Length of a label's key or value, in bytes.

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Digest;
+use crate::labels::{LabelSpec, LabelSpecError};
 use crate::limits::{MAX_BINS, MAX_CLASSES, MAX_COLUMNS, MAX_LABEL_BYTES};
 
 pub use self::slices::{MISSING_SLICE, OTHER_SLICE, SliceBy, SliceName, SliceSet, Slicing};
@@ -95,6 +96,9 @@ pub struct Profile {
     /// How rows are cut into slices that are counted apart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<Slicing>,
+    /// What a label is; none where the bundle is not labelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<LabelSpec>,
 }
 
 /// Why a profile is not valid.
@@ -171,6 +175,9 @@ impl Profile {
             if counts.len() != bins {
                 return refuse(&column.name, "there must be one reference count for each bin");
             }
+        }
+        if let Some(labels) = &self.labels {
+            labels.validate().map_err(|LabelSpecError(reason)| ProfileError { column: "labels".into(), reason })?;
         }
         self.check_slices()
     }

@@ -18,11 +18,13 @@
 //! | when is the certificate renewed? | [`renewal`] |
 //! | which refusals are worth telling? | [`refusals`] |
 //! | how often is done what anybody can ask for? | [`ration`] |
+//! | which predictions are remembered for their labels? | [`feedback`] |
 
 pub mod admit;
 pub mod backoff;
 pub mod clock;
 pub mod delivery;
+pub mod feedback;
 pub mod fetch;
 pub mod freshness;
 pub mod garbage;

@@ -137,7 +137,7 @@ pub(crate) fn scripted(
         manifest: Digest::of(version.as_bytes()),
         generation,
         signature: signature.clone(),
-        profile: Arc::new(Profile { columns, slices: vec![Slicing { name: "x".into(), by }] }),
+        profile: Arc::new(Profile { columns, slices: vec![Slicing { name: "x".into(), by }], ..Profile::default() }),
         model: Arc::new(Scripted { signature, run }),
     }
 }

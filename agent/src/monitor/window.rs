@@ -102,6 +102,7 @@ impl OpenWindow {
                 columns,
                 slices: SliceSketches::of_counted(slices),
                 quality: QualitySketch::default(),
+                labels: None,
             }),
         }
     }

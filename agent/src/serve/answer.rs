@@ -47,7 +47,7 @@ impl Answer {
     /// [`AnswerError`] when an output is missing, or has no form in JSON and was not wanted in binary form.
     pub(super) fn write(
         model: &ServedModel,
-        id: Option<&str>,
+        id: &str,
         wanted: &[WantedOutput],
         outputs: &[Tensor],
     ) -> Result<Self, AnswerError> {
@@ -70,10 +70,8 @@ impl Answer {
         write_text(model.bundle.name.as_str(), &mut bytes);
         bytes.extend_from_slice(b",\"model_version\":");
         write_text(&model.bundle.version.to_string(), &mut bytes);
-        if let Some(id) = id {
-            bytes.extend_from_slice(b",\"id\":");
-            write_text(id, &mut bytes);
-        }
+        bytes.extend_from_slice(b",\"id\":");
+        write_text(id, &mut bytes);
         bytes.extend_from_slice(b",\"outputs\":[");
         for (count, (binary, tensor)) in chosen.iter().enumerate() {
             if count > 0 {

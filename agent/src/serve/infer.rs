@@ -132,11 +132,13 @@ impl Job {
             Ok(request) => request,
             Err(error) => return Done { response: error.into_response(), count: Count::Rejected },
         };
+        // Its label may come much later, and names it by this.
+        let id = id.unwrap_or_else(|| self.app.ids.make());
         let model = &self.active.served;
         let started = Instant::now();
         let outputs = guarded(|| model.model.run(&inputs).map_err(ApiError::from));
         let answer = outputs.and_then(|outputs| {
-            let answer = guarded(|| Answer::write(model, id.as_deref(), &wanted, &outputs).map_err(ApiError::from))?;
+            let answer = guarded(|| Answer::write(model, &id, &wanted, &outputs).map_err(ApiError::from))?;
             Ok((answer, outputs))
         });
         self.active.pace.took(Shapes::of(&inputs), started.elapsed());

@@ -29,6 +29,7 @@ use self::error::ApiError;
 pub(crate) use self::listen::ServeError;
 use self::listen::{Connections, TcpPort, UnixSocket};
 use crate::config::ServeConfig;
+use crate::feedback::InferenceIds;
 use crate::host::{Active, ModelHost};
 use crate::metrics::Metrics;
 
@@ -49,6 +50,8 @@ struct App {
     host: ModelHost,
     metrics: Metrics,
     bodies: BodyReader,
+    /// Names inferences whose callers gave none.
+    ids: InferenceIds,
 }
 
 /// The model a path names.
@@ -119,7 +122,7 @@ pub(crate) async fn serve(
 }
 
 fn router(host: ModelHost, metrics: Metrics, max_body_bytes: usize) -> Router {
-    let app = App { host, metrics, bodies: BodyReader::new(max_body_bytes) };
+    let app = App { host, metrics, bodies: BodyReader::new(max_body_bytes), ids: InferenceIds::default() };
     Router::new()
         .route("/v2", get(metadata::server))
         .route("/v2/", get(metadata::server))

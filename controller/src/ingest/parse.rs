@@ -19,7 +19,7 @@ pub(crate) enum Said {
     /// Counters of a window.
     Telemetry(Sequenced<TelemetryWindow>),
     /// Sketches of a window, with the bytes they came in. Whether they fit their profile is still to be seen.
-    Sketch(Sequenced<SketchWindow>, Bytes),
+    Sketch(Box<Sequenced<SketchWindow>>, Bytes),
     /// Something happened.
     Event(Sequenced<DeviceEvent>),
     /// It wants chunks.
@@ -48,7 +48,7 @@ pub(crate) fn parse(kind: Up, payload: &Bytes) -> Result<Said, Unusable> {
         }
         Up::Telemetry => sequenced(Stream::Telemetry, payload).map(Said::Telemetry),
         Up::Sketch => Sequenced::<SketchWindow>::decode(payload)
-            .map(|message| Said::Sketch(message, payload.clone()))
+            .map(|message| Said::Sketch(Box::new(message), payload.clone()))
             .map_err(|error| Unusable { reason: error.to_string(), position: None }),
         Up::Event => sequenced::<DeviceEvent>(Stream::Event, payload).map(|mut message| {
             message.body.detail = bounded_text(&message.body.detail);

@@ -5,6 +5,7 @@
 //! [`crate::profile::Profile`].
 
 mod column;
+mod labels;
 mod latency;
 mod quality;
 mod slices;
@@ -12,6 +13,10 @@ mod sparse;
 mod window;
 
 pub use column::{ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
+pub use labels::{
+    CALIBRATION_BINS, CONFIDENCE_UNITS, CalibrationBin, ClassLabels, ERROR_BINS, ERROR_BOUNDS, LabelCounts,
+    LabelSketch, MAX_CONFUSIONS, TargetLabels,
+};
 pub use latency::{LATENCY_RELATIVE_ERROR, LatencySketch};
 pub use quality::{Cause, QualitySketch};
 pub use slices::{SliceSketch, SliceSketches};

@@ -180,6 +180,7 @@ mod tests {
         Profile {
             columns: vec![column("x", numeric), column("c", class)],
             slices: vec![Slicing { name: "x".into(), by }],
+            ..Profile::default()
         }
     }
 

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::column::{ColumnSketch, MergeError};
+use super::labels::LabelSketch;
 use super::quality::QualitySketch;
 use super::slices::SliceSketches;
 use crate::ids::Digest;
@@ -29,6 +30,8 @@ pub struct SketchWindow {
     pub slices: SliceSketches,
     /// What was wrong with the inputs.
     pub quality: QualitySketch,
+    /// Labels that came; none where none did and no answer could be labelled.
+    pub labels: Option<LabelSketch>,
 }
 
 /// Why bytes are not a sketch window.
@@ -60,6 +63,7 @@ struct Wire {
     columns: Vec<ColumnSketch>,
     slices: SliceSketches,
     quality: QualitySketch,
+    labels: Option<LabelSketch>,
 }
 
 impl SketchWindow {
@@ -72,6 +76,7 @@ impl SketchWindow {
             columns: profile.columns.iter().map(ColumnSketch::empty).collect(),
             quality: QualitySketch::default(),
             slices: SliceSketches::default(),
+            labels: None,
         }
     }
 
@@ -82,6 +87,9 @@ impl SketchWindow {
             && self.columns.len() == profile.columns.len()
             && self.columns.iter().zip(&profile.columns).all(|(sketch, column)| sketch.fits(column))
             && self.slices.fits(profile)
+            && self.labels.as_ref().is_none_or(|labels| {
+                profile.labels.as_ref().is_some_and(|spec| labels.fits(spec, profile.slice_count()))
+            })
     }
 
     /// Adds the counts of another window against the same profile; the key stays.
@@ -94,7 +102,14 @@ impl SketchWindow {
         if self.profile != other.profile || !same_columns || !self.slices.same_cells(&other.slices) {
             return Err(MergeError);
         }
+        let mut labels = self.labels.clone();
+        match (&mut labels, &other.labels) {
+            (Some(mine), Some(theirs)) => mine.merge(theirs)?,
+            (None, Some(theirs)) => labels = Some(theirs.clone()),
+            (_, None) => {}
+        }
         self.quality.merge(&other.quality)?;
+        self.labels = labels;
         self.columns.iter_mut().zip(&other.columns).try_for_each(|(mine, theirs)| mine.merge(theirs))?;
         self.slices.merge(&other.slices)
     }
@@ -128,6 +143,7 @@ impl Sequenced<SketchWindow> {
             columns: self.body.columns.clone(),
             quality: self.body.quality.clone(),
             slices,
+            labels: self.body.labels.clone(),
         };
         let mut out = vec![WIRE_VERSION];
         out.extend(postcard::to_stdvec(&wire).unwrap_or_default());
@@ -161,6 +177,7 @@ impl Sequenced<SketchWindow> {
                 columns: wire.columns,
                 quality: wire.quality,
                 slices: wire.slices,
+                labels: wire.labels,
             },
         })
     }
@@ -249,7 +266,7 @@ mod tests {
             },
         });
         let by = SliceBy::Range { tensor: "in".into(), index: 0, edges: vec![5.0] };
-        Profile { columns, slices: vec![Slicing { name: "first".into(), by }] }
+        Profile { columns, slices: vec![Slicing { name: "first".into(), by }], ..Profile::default() }
     }
 
     fn window(profile: &Profile, rows: u32) -> Sequenced<SketchWindow> {

@@ -51,9 +51,11 @@ async fn json_tensors_are_answered_rightly_one_by_one_and_in_a_batch() {
     let together = numbers(&output["data"]);
 
     let mut right = 0;
+    let mut made = std::collections::BTreeSet::new();
     for (at, (label, row)) in images.iter().take(100).enumerate() {
         let alone = endpoint.infer("digits", &json!({"inputs": [image_input(&[row])]})).await.json();
-        assert_eq!(alone.get("id"), None, "no id was given");
+        let id = alone["id"].as_str().unwrap().to_owned();
+        assert!(id.len() == 32 && made.insert(id), "every inference has an id of its own");
         let alone = numbers(&alone["outputs"][0]["data"]);
         let same = &together[at * 10..][..10];
         assert!(alone.iter().zip(same).all(|(a, b)| (a - b).abs() < 1e-5), "row {at}: {alone:?} {same:?}");

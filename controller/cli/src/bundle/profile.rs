@@ -309,7 +309,7 @@ pub(super) fn build(
     let plan = plan(description, model.signature())?;
     let sample = sample::read(reference, &plan.wanted).map_err(|error| Failure::input(error.to_string()))?;
     let slices = slices::declared(description, model.signature())?;
-    let draft = Profile { columns: plan.columns.clone(), slices };
+    let draft = Profile { columns: plan.columns.clone(), slices, ..Profile::default() };
     let values = measure(model, &plan, &sample, &draft)?;
     let mut profile = draft;
     for (column, values) in profile.columns.iter_mut().zip(&values) {
