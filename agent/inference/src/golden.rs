@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use muster_shared::bundle::DataType;
 use serde::Deserialize;
 
@@ -181,7 +183,7 @@ struct DocumentExample {
 
 impl GoldenSet {
     /// Reads a file of golden examples: `{"tolerance": {"abs", "rel"}, "examples": [{"inputs": [..], "outputs": [..]}]}` with
-    /// tensors in the Open Inference Protocol's JSON form. `FP16` is written as numbers here.
+    /// tensors in the Open Inference Protocol's JSON form. `FP16` is written as numbers here, and files as base64.
     ///
     /// # Errors
     /// [`GoldenError`] when the file is too large, malformed, empty, or holds a tensor that is not valid.
@@ -208,7 +210,7 @@ impl GoldenSet {
                 }
                 tensors
                     .into_iter()
-                    .map(|tensor| tensor.read(HalfInJson::Allowed))
+                    .map(read_tensor)
                     .collect::<Result<_, _>>()
                     .map_err(|source| GoldenError::Tensor { example: number, source })
             };
@@ -224,6 +226,25 @@ impl GoldenSet {
         let inputs = self.examples.first().map_or(&[][..], |example| &example.inputs);
         inputs.iter().map(|tensor| (tensor.name().to_owned(), tensor.shape().to_vec())).collect()
     }
+}
+
+/// Reads a tensor. Elements of `BYTES` that are no text, as images, are base64 with the parameter `content_encoding: "base64"`.
+fn read_tensor(json: TensorJson) -> Result<Tensor, TensorError> {
+    let is_encoded = json.parameters.get("content_encoding").is_some_and(|encoding| encoding == "base64");
+    let tensor = json.read(HalfInJson::Allowed)?;
+    if !is_encoded || tensor.datatype() != DataType::Bytes {
+        return Ok(tensor);
+    }
+    let mut elements = Vec::with_capacity(tensor.element_count());
+    for (element, text) in tensor.byte_elements().enumerate() {
+        elements.push(BASE64.decode(text).map_err(|_| TensorError::Value {
+            tensor: tensor.name().to_owned(),
+            element,
+            datatype: DataType::Bytes,
+            got: "what is no base64".into(),
+        })?);
+    }
+    Tensor::from_byte_elements(tensor.name(), tensor.shape().to_vec(), elements)
 }
 
 /// Runs every example and compares every expected output, then times some more runs.

@@ -12,6 +12,8 @@ mod elements;
 pub mod golden;
 mod guard;
 mod json;
+pub mod pipeline;
+pub mod quality;
 pub mod runtime;
 pub mod slices;
 pub mod tensor;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use muster_shared::bundle::{DataType, ModelSignature};
+use muster_shared::pipeline::{Half, PipelineError};
 
 use crate::tensor::{Tensor, TensorError};
 
@@ -82,6 +83,9 @@ pub enum LoadError {
         /// Their names, each with its domain unless that is ONNX's own.
         operators: Vec<String>,
     },
+    /// The pipeline around the model cannot be carried out, or does not fit it.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
     /// An input or output has a type or shape that cannot be served.
     #[error("tensor {tensor:?} of the model cannot be served: {reason}")]
     Tensor {
@@ -195,6 +199,26 @@ pub enum RunError {
         /// The limit, in milliseconds.
         limit_ms: u64,
     },
+    /// A step of the pipeline could not be carried out. Steps are counted from 1.
+    #[error("pipeline, {half} step {number} ({operation}): {reason}")]
+    Step {
+        /// The half it is in.
+        half: Half,
+        /// Its place there.
+        number: usize,
+        /// What it does.
+        operation: &'static str,
+        /// What went wrong.
+        reason: String,
+    },
+    /// What the pipeline gives is no tensor of the model's or the caller's type.
+    #[error("what the pipeline's {half} steps give is not usable")]
+    Bound {
+        /// The half.
+        half: Half,
+        /// What is wrong with it.
+        source: TensorError,
+    },
     /// The model failed while it ran.
     #[error("the model failed: {reason}")]
     Failed {
@@ -229,7 +253,10 @@ impl RunError {
             | Self::NotText { .. }
             | Self::Shape { .. }
             | Self::Dimension { .. }
-            | Self::Unpreparable { .. } => true,
+            | Self::Unpreparable { .. }
+            | Self::Step { half: Half::Pre, .. }
+            | Self::Bound { half: Half::Pre, .. } => true,
+            Self::Step { half: Half::Post, .. } | Self::Bound { half: Half::Post, .. } => false,
             Self::TooSlow { .. } | Self::Failed { .. } | Self::Panicked { .. } | Self::Output { .. } => false,
         }
     }

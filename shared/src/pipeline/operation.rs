@@ -133,6 +133,22 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// The categories of each column, where it encodes some.
+    #[must_use]
+    pub fn categories(&self) -> Option<&[Categories]> {
+        if let Self::OneHot { categories, .. } | Self::Ordinal { categories, .. } = self {
+            Some(categories)
+        } else {
+            None
+        }
+    }
+
+    /// The name of a second value it writes.
+    #[must_use]
+    pub const fn second_result(&self) -> Option<&String> {
+        if let Self::TopK { indices, .. } = self { Some(indices) } else { None }
+    }
+
     /// Its name in a description.
     #[must_use]
     pub const fn name(&self) -> &'static str {

@@ -1,0 +1,172 @@
+//! Pipelines around models: a model that takes what callers send and gives what they get.
+//!
+//! The agent and `muster bundle build` both load a model through [`load`], so that what golden examples and the reference sample
+//! went through before release is what requests go through on a device. What a pipeline may say is
+//! [`muster_shared::pipeline`]'s to decide; it has been validated there before anything here runs.
+
+mod columns;
+mod encode;
+mod fit;
+mod flow;
+mod image;
+mod value;
+
+use std::collections::BTreeMap;
+
+use muster_shared::bundle::{ModelSignature, TensorSpec};
+use muster_shared::pipeline::{Half, Pipeline, Step, shape_fits};
+
+pub(crate) use self::encode::Lookup;
+pub use self::fit::{Draft, DraftStep, Fit, FitError, fit};
+use self::flow::Flow;
+use crate::golden::GoldenSet;
+use crate::runtime::{LoadError, LoadOptions, Model, RunError, Runtime};
+use crate::tensor::Tensor;
+
+/// A model between the steps of its pipeline.
+struct Pipelined {
+    /// What callers send and get.
+    outer: ModelSignature,
+    pre: Flow,
+    model: Box<dyn Model>,
+    post: Flow,
+    parameter_bytes: u64,
+}
+
+/// Loads the model of a bundle as callers meet it: prepared for the shapes of the first golden example, and inside its pipeline
+/// where it has one. `signature` is what callers send and get; without a pipeline nothing is held against it here.
+///
+/// # Errors
+/// [`LoadError`] when the runtime cannot run the model, or the pipeline does not fit it.
+pub fn load(
+    runtime: &dyn Runtime,
+    onnx: &[u8],
+    signature: &ModelSignature,
+    pipeline: Option<&Pipeline>,
+    golden: &GoldenSet,
+) -> Result<Box<dyn Model>, LoadError> {
+    let Some(pipeline) = pipeline else {
+        return load_bare(runtime, onnx, golden.sample_shapes());
+    };
+    let model = load_bare(runtime, onnx, sample_shapes(&signature.inputs, &pipeline.pre, golden))?;
+    surround(model, signature, pipeline)
+}
+
+/// Loads a model without its pipeline, whose steps before the model are `pre` and take `inputs`.
+///
+/// # Errors
+/// [`LoadError`] when the runtime cannot run the model.
+pub fn load_inner(
+    runtime: &dyn Runtime,
+    onnx: &[u8],
+    inputs: &[TensorSpec],
+    pre: &[Step],
+    golden: &GoldenSet,
+) -> Result<Box<dyn Model>, LoadError> {
+    load_bare(runtime, onnx, sample_shapes(inputs, pre, golden))
+}
+
+fn load_bare(
+    runtime: &dyn Runtime,
+    onnx: &[u8],
+    sample_shapes: BTreeMap<String, Vec<usize>>,
+) -> Result<Box<dyn Model>, LoadError> {
+    runtime.load(onnx, &LoadOptions { sample_shapes, ..LoadOptions::default() })
+}
+
+/// The shapes that the first golden example has when it comes to the model. None where a step fails: the golden check tells why.
+fn sample_shapes(inputs: &[TensorSpec], pre: &[Step], golden: &GoldenSet) -> BTreeMap<String, Vec<usize>> {
+    let Some(example) = golden.examples.first() else { return BTreeMap::new() };
+    let Ok(flow) = Flow::new(Half::Pre, inputs, pre) else { return BTreeMap::new() };
+    flow.shapes(&example.inputs).unwrap_or_default()
+}
+
+/// Puts `model` inside `pipeline`, so that it takes and gives what `outer` says.
+///
+/// # Errors
+/// [`LoadError::Pipeline`] when they do not fit together, [`LoadError::Tensor`] when the model is not the one that the pipeline
+/// was made for.
+pub fn surround(
+    model: Box<dyn Model>,
+    outer: &ModelSignature,
+    pipeline: &Pipeline,
+) -> Result<Box<dyn Model>, LoadError> {
+    pipeline.validate(outer)?;
+    let found = model.signature();
+    for (promised, found) in [(&pipeline.model.inputs, &found.inputs), (&pipeline.model.outputs, &found.outputs)] {
+        let alike = |one: &TensorSpec, other: &TensorSpec| {
+            one.name == other.name && one.datatype == other.datatype && shape_fits(&one.shape, &other.shape)
+        };
+        let missing = promised.iter().find(|spec| !found.iter().any(|other| alike(spec, other)));
+        let extra = found.iter().find(|spec| !promised.iter().any(|other| alike(spec, other)));
+        if let Some(spec) = missing.or(extra) {
+            return Err(LoadError::Tensor {
+                tensor: spec.name.clone(),
+                reason: "the model that the pipeline was made for has other inputs or outputs".into(),
+            });
+        }
+    }
+    let parameter_bytes = serde_json::to_vec(pipeline).map_or(0, |json| json.len() as u64);
+    Ok(Box::new(Pipelined {
+        outer: outer.clone(),
+        pre: Flow::new(Half::Pre, &outer.inputs, &pipeline.pre)?,
+        post: Flow::new(Half::Post, &model.signature().outputs, &pipeline.post)?,
+        model,
+        parameter_bytes,
+    }))
+}
+
+impl Model for Pipelined {
+    fn signature(&self) -> &ModelSignature {
+        &self.outer
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.model.memory_bytes().saturating_add(self.parameter_bytes)
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+        check(&self.outer.inputs, inputs)?;
+        let prepared = self.pre.run(inputs, &self.model.signature().inputs)?;
+        let answered = self.model.run(&prepared).map_err(|error| match error {
+            // The caller has never heard of the model's own inputs.
+            error if error.is_request_fault() => RunError::Unpreparable { reason: error.to_string() },
+            error => error,
+        })?;
+        self.post.run(&answered, &self.outer.outputs)
+    }
+}
+
+/// Whether `given` are all of `specs`, each once, of its type and shape.
+fn check(specs: &[TensorSpec], given: &[Tensor]) -> Result<(), RunError> {
+    let named: BTreeMap<&str, &TensorSpec> = specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
+    let mut left = named.clone();
+    for tensor in given {
+        let input = || tensor.name().to_owned();
+        let Some(spec) = left.remove(tensor.name()) else {
+            if named.contains_key(tensor.name()) {
+                return Err(RunError::RepeatedInput { input: input() });
+            }
+            let known = specs.iter().map(|spec| spec.name.clone()).collect();
+            return Err(RunError::UnknownInput { input: input(), known });
+        };
+        if tensor.datatype() != spec.datatype {
+            return Err(RunError::Datatype { input: input(), expected: spec.datatype, got: tensor.datatype() });
+        }
+        let fits = |(size, wanted): (&usize, &i64)| match usize::try_from(*wanted) {
+            Ok(wanted) => *size == wanted,
+            Err(_) => *size > 0,
+        };
+        if tensor.shape().len() != spec.shape.len() || !tensor.shape().iter().zip(&spec.shape).all(fits) {
+            let (expected, got) = (spec.shape.clone(), tensor.shape().to_vec());
+            return Err(RunError::Shape { input: input(), expected, got });
+        }
+    }
+    match left.keys().next() {
+        Some(input) => Err(RunError::MissingInput { input: (*input).to_owned() }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
