@@ -1,5 +1,7 @@
 //! What the HTTP API under `/api/v1` takes and gives, for the controller and its clients alike.
 
+mod drift;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,11 @@ use crate::bundle::Manifest;
 use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use crate::messages::StateReport;
 use crate::trust::{Envelope, PublicKey};
+
+pub use drift::{
+    CellChange, ColumnDrift, DeviceDrift, DriftExplanation, DriftGroup, DriftKind, DriftReport, ScoreName, Subject,
+    WindowCounts, WindowExport,
+};
 
 /// An error, as RFC 9457 has it (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -332,62 +339,4 @@ pub struct EventView {
     pub bundle: Option<BundleRef>,
     /// The rest, in words.
     pub detail: String,
-}
-
-/// How one column of one group has moved from the reference.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct ColumnDrift {
-    /// The column's name.
-    pub name: String,
-    /// Whether it tells about the model's answers rather than its inputs.
-    pub prediction: bool,
-    /// Population stability index; none without counts.
-    pub psi: Option<f64>,
-    /// The value it exceeds by chance with probability [`DriftReport::alpha`].
-    pub critical: Option<f64>,
-    /// Values counted.
-    pub n: u64,
-    /// How many independent values they are worth, clustering in devices considered.
-    pub n_effective: f64,
-    /// Share of requests without a value.
-    pub missing_share: f64,
-    /// Share of values outside the reference's range, not a number, infinite, or in no known class.
-    pub unexpected_share: f64,
-    /// The score is above the critical value *and* above the effect size [`DriftReport::min_effect`].
-    pub drifted: bool,
-}
-
-/// Drift of one group of devices.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct DriftGroup {
-    /// The value of the label the devices are grouped by; empty for those without it, and for the whole fleet.
-    pub group: String,
-    /// Devices that reported.
-    pub devices: u32,
-    /// Windows they reported.
-    pub windows: u64,
-    /// One entry a column, in the profile's order.
-    pub columns: Vec<ColumnDrift>,
-}
-
-/// Drift of a bundle against its reference.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct DriftReport {
-    /// Which bundle.
-    pub bundle: BundleRef,
-    /// Digest of its profile.
-    pub profile: Digest,
-    /// The label the devices are grouped by; none for the whole fleet.
-    pub group_by: Option<String>,
-    /// Chance of a false alarm per column.
-    pub alpha: f64,
-    /// The score below which a significant move is too small to matter.
-    pub min_effect: f64,
-    /// Windows that start before this are left out, in milliseconds since the Unix epoch.
-    pub since_ms: u64,
-    /// One entry a group.
-    pub groups: Vec<DriftGroup>,
 }

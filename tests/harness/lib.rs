@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod link;
 mod metrics;
 pub mod mosquitto;
+pub mod null_draws;
 pub mod operator;
 pub mod process;
 pub mod small_disk;

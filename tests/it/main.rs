@@ -6,6 +6,7 @@ mod controller_full_disk;
 mod crashes;
 mod delivery;
 mod deltas;
+mod drift;
 mod freshness;
 mod full_disk;
 mod identity;

@@ -78,6 +78,8 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/rollouts/{id}/abort", post(rollouts::abort)),
         ("/api/v1/rollouts/{id}/rollback", post(rollouts::rollback)),
         ("/api/v1/drift", get(drift::report)),
+        ("/api/v1/drift/explain", get(drift::explain)),
+        ("/api/v1/drift/export", get(drift::export)),
         ("/api/v1/events", get(events::list)),
     ]
 }

@@ -48,6 +48,8 @@ use super::{
         rollouts::abort,
         rollouts::rollback,
         drift::report,
+        drift::explain,
+        drift::export,
         events::list,
     ),
     modifiers(&Bearer),

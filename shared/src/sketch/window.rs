@@ -83,7 +83,13 @@ impl SketchWindow {
     /// Whether every column has the cells that `profile` describes, and no other.
     #[must_use]
     pub fn fits(&self, profile: &Profile) -> bool {
-        self.profile == profile.digest()
+        self.fits_cells(&profile.digest(), profile)
+    }
+
+    /// [`SketchWindow::fits`] for many windows: `digest` must be the profile's, which takes long to compute.
+    #[must_use]
+    pub fn fits_cells(&self, digest: &Digest, profile: &Profile) -> bool {
+        self.profile == *digest
             && self.columns.len() == profile.columns.len()
             && self.columns.iter().zip(&profile.columns).all(|(sketch, column)| sketch.fits(column))
             && self.slices.fits(profile)

@@ -1,0 +1,217 @@
+//! Adds up windows from the store, group by group, in memory that grows with groups and not with devices.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use muster_shared::drift::DeviceGroups;
+use muster_shared::ids::{BundleRef, DeviceId};
+use muster_shared::messages::{Sequenced, WindowKey};
+use muster_shared::profile::{Profile, SliceName};
+use muster_shared::sketch::{ColumnSketch, SketchWindow};
+use muster_shared::suppression::{K_MIN, suppressed};
+
+use super::{DriftError, MAX_GROUPS, Wish};
+use crate::content::Listed;
+use crate::state::App;
+use crate::store::Table;
+use crate::store::records::{LeftOut, WindowRecord, window_key_floor};
+
+/// Windows are kept in order of arrival, and a device's clock may run ahead of ours by this much, in milliseconds.
+const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
+/// Windows read at once.
+const PAGE: usize = 256;
+/// Steps of time told apart; when windows reach further, steps become longer.
+pub(super) const MAX_STEPS: usize = 48;
+
+/// A group of devices in a step of time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    /// The value of the label.
+    pub(super) group: String,
+    /// The slice of rows; none for all of them.
+    pub(super) slice: Option<String>,
+    /// When the step begins; 0 where steps are not told apart.
+    pub(super) step_ms: u64,
+}
+
+/// What a group counted.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sums {
+    /// Windows added.
+    pub(super) windows: u64,
+    /// Rows of a slice; not counted where there is none.
+    rows: u64,
+    /// The earliest start of one.
+    pub(super) start_ms: u64,
+    /// The latest end of one.
+    pub(super) end_ms: u64,
+    /// Their counts.
+    pub(super) counts: DeviceGroups,
+}
+
+/// What all groups counted of a bundle.
+pub(super) struct Collected {
+    /// The bundle.
+    pub(super) listed: Arc<Listed>,
+    /// By group and step.
+    pub(super) groups: BTreeMap<Key, Sums>,
+}
+
+impl Collected {
+    /// The profile that counts were made against.
+    pub(super) fn profile(&self) -> &Profile {
+        &self.listed.manifest.profile
+    }
+}
+
+impl Sums {
+    fn span(&mut self, start_ms: u64, end_ms: u64) {
+        self.start_ms = if self.windows == 0 { start_ms } else { self.start_ms.min(start_ms) };
+        self.end_ms = self.end_ms.max(end_ms);
+    }
+
+    fn add(&mut self, device: &DeviceId, key: &WindowKey, rows: u64, columns: &[ColumnSketch]) {
+        self.span(key.start_ms, key.start_ms.saturating_add(key.duration_ms));
+        self.windows += 1;
+        self.rows = self.rows.saturating_add(rows);
+        self.counts.add(device, columns);
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.span(other.start_ms, other.end_ms);
+        self.windows += other.windows;
+        self.rows = self.rows.saturating_add(other.rows);
+        self.counts.merge(&other.counts);
+    }
+}
+
+/// Reads every window of `listed` that started at `since_ms` or later and fits its profile, and shows it with the value of the label
+/// its device is grouped by.
+pub(super) async fn each(
+    app: &App,
+    listed: &Listed,
+    wish: &Wish,
+    mut visit: impl FnMut(String, &DeviceId, SketchWindow) -> Result<(), DriftError>,
+) -> Result<(), DriftError> {
+    let profile = &listed.manifest.profile;
+    let digest = profile.digest();
+    let mut after = window_key_floor(wish.since_ms.saturating_sub(CLOCK_SLACK_MS));
+    let mut left_out = LeftOut::default();
+    loop {
+        let page = app.records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
+        let last = page.len() < PAGE;
+        for (key, window) in page {
+            after = key;
+            let window = window.value;
+            if window.key.manifest != listed.digest || window.key.start_ms < wish.since_ms {
+                continue;
+            }
+            // Counters and crashes come in windows as well.
+            let Some(bytes) = window.sketch.as_deref() else { continue };
+            let sketch = Sequenced::<SketchWindow>::decode(bytes).ok();
+            let Some(sketch) = sketch.filter(|sketch| sketch.body.fits_cells(&digest, profile)) else {
+                left_out.add(Table::Windows, &after);
+                continue;
+            };
+            let label = wish.group_by.as_deref().and_then(|label| app.fleet.label(&window.device, label));
+            let mut sketch = sketch.body;
+            // A clock that runs ahead must not make a step of its own in the future.
+            sketch.key.start_ms = sketch.key.start_ms.min(window.received_at_ms);
+            visit(label.unwrap_or_default(), &window.device, sketch)?;
+        }
+        if last {
+            left_out.tell();
+            return Ok(());
+        }
+    }
+}
+
+/// Steps of time: as long as a window, until there are too many.
+pub(super) struct Steps {
+    length_ms: u64,
+}
+
+impl Steps {
+    pub(super) fn new() -> Self {
+        Self { length_ms: 0 }
+    }
+
+    /// The step that `window` began in.
+    pub(super) fn of(&mut self, window: &SketchWindow) -> u64 {
+        if self.length_ms == 0 {
+            self.length_ms = window.key.duration_ms.max(1);
+        }
+        window.key.start_ms - window.key.start_ms % self.length_ms
+    }
+
+    /// Makes steps longer until `groups` holds few enough of them.
+    fn coarsen(&mut self, groups: &mut BTreeMap<Key, Sums>) {
+        let steps = |groups: &BTreeMap<Key, Sums>| {
+            groups.keys().map(|key| key.step_ms).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        while steps(groups) > MAX_STEPS {
+            self.length_ms = self.length_ms.saturating_mul(2);
+            for (mut key, sums) in std::mem::take(groups) {
+                key.step_ms -= key.step_ms % self.length_ms;
+                groups.entry(key).or_default().merge(&sums);
+            }
+        }
+    }
+}
+
+/// Finds the bundle.
+pub(super) async fn find(app: &App, bundle: &BundleRef) -> Result<Arc<Listed>, DriftError> {
+    app.catalogue.find(bundle).await?.ok_or_else(|| DriftError::UnknownBundle(bundle.clone()))
+}
+
+/// Adds up everything that `wish` asks for.
+///
+/// # Errors
+/// [`DriftError`].
+pub(super) async fn collect(app: &App, bundle: &BundleRef, wish: &Wish) -> Result<Collected, DriftError> {
+    let listed = find(app, bundle).await?;
+    let mut groups: BTreeMap<Key, Sums> = BTreeMap::new();
+    let mut steps = Steps::new();
+    let slices = listed.manifest.profile.slice_names();
+    each(app, &listed, wish, |group, device, window| {
+        let step_ms = if wish.by_window { steps.of(&window) } else { 0 };
+        let known = groups.len();
+        if wish.by_slice {
+            for (number, slice) in window.slices.iter().filter(|(_, slice)| !slice.columns.is_empty()) {
+                let Some(name) = slices.get(usize::from(number)) else { continue };
+                let key = Key { group: group.clone(), slice: Some(name.to_string()), step_ms };
+                groups.entry(key).or_default().add(device, &window.key, slice.rows, &slice.columns);
+            }
+        }
+        groups.entry(Key { group, slice: None, step_ms }).or_default().add(device, &window.key, 0, &window.columns);
+        if groups.len() > known && wish.by_window {
+            steps.coarsen(&mut groups);
+        }
+        if groups.len() > MAX_GROUPS { Err(DriftError::TooManyGroups) } else { Ok(()) }
+    })
+    .await?;
+    suppress(&mut groups, &slices);
+    Ok(Collected { listed, groups })
+}
+
+/// Keeps back slices with too few rows, and what would give them away.
+fn suppress(groups: &mut BTreeMap<Key, Sums>, slices: &[SliceName]) {
+    /// The rows of each slice of one slicing, in one group and step.
+    type Cells = Vec<(Key, u64)>;
+    let mut tables: BTreeMap<(String, u64, &str), Cells> = BTreeMap::new();
+    for (key, sums) in groups.iter() {
+        let slicing = slices.iter().find(|name| key.slice.as_deref() == Some(name.to_string().as_str()));
+        if let Some(slicing) = slicing {
+            let table = tables.entry((key.group.clone(), key.step_ms, slicing.slicing.as_str())).or_default();
+            table.push((key.clone(), sums.rows));
+        }
+    }
+    for table in tables.into_values() {
+        let rows: Vec<u64> = table.iter().map(|(_, rows)| *rows).collect();
+        for ((key, _), hidden) in table.iter().zip(suppressed(&rows, K_MIN)) {
+            if hidden {
+                groups.remove(key);
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Drift as the API tells it: scores with critical values, verdicts, and what lies behind them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::drift::{ChiSquare, Clustering, Score};
+use crate::ids::{BundleRef, DeviceId, Digest};
+use crate::profile::{Column, Source};
+
+/// What a column tells about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Subject {
+    /// A feature of the model's input.
+    #[default]
+    Input,
+    /// A number the model answers.
+    Output,
+    /// The class the model predicts.
+    PredictedClass,
+    /// The largest probability of the model's answer.
+    Confidence,
+}
+
+impl Subject {
+    /// What `column` tells about.
+    #[must_use]
+    pub fn of(column: &Column) -> Self {
+        match column.source {
+            Source::Input { .. } => Self::Input,
+            Source::Output { .. } => Self::Output,
+            Source::PredictedClass { .. } => Self::PredictedClass,
+            Source::Confidence { .. } => Self::Confidence,
+        }
+    }
+}
+
+/// A score that can say that a column has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ScoreName {
+    /// Population stability index; of an input also called characteristic stability index.
+    Psi,
+    /// Jensen–Shannon divergence.
+    JensenShannon,
+    /// Largest difference of one cell's share.
+    LInfinity,
+    /// Kolmogorov–Smirnov statistic.
+    KolmogorovSmirnov,
+    /// Wasserstein-1 distance.
+    Wasserstein,
+    /// Pearson's χ².
+    ChiSquare,
+    /// Share of missing values.
+    Missing,
+    /// Share of values outside the reference's range, or in no known class.
+    Unexpected,
+}
+
+/// How one column of one group has moved from the reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ColumnDrift {
+    /// The column's name.
+    pub name: String,
+    /// Whether it tells about the model's answers rather than its inputs.
+    pub prediction: bool,
+    /// What it tells about.
+    #[serde(default)]
+    pub subject: Subject,
+    /// Population stability index (of an input: characteristic stability index); none without counts.
+    pub psi: Option<f64>,
+    /// The value it exceeds by chance with probability [`DriftReport::alpha`].
+    pub critical: Option<f64>,
+    /// Jensen–Shannon divergence in bits; its square root is the distance.
+    #[serde(default)]
+    pub jensen_shannon: Option<Score>,
+    /// Largest difference of one cell's share.
+    #[serde(default)]
+    pub l_infinity: Option<Score>,
+    /// Kolmogorov–Smirnov statistic from bins; of numbers.
+    #[serde(default)]
+    pub kolmogorov_smirnov: Option<Score>,
+    /// Wasserstein-1 distance from bins, in standard deviations of the reference; of numbers that have one.
+    #[serde(default)]
+    pub wasserstein: Option<Score>,
+    /// Pearson's test for two samples at the size the counts are worth.
+    #[serde(default)]
+    pub chi_square: Option<ChiSquare>,
+    /// Values counted.
+    pub n: u64,
+    /// How many independent values they are worth, clustering in devices considered.
+    pub n_effective: f64,
+    /// How that was found.
+    #[serde(default)]
+    pub clustering: Clustering,
+    /// Share of rows without a value, or with NaN.
+    pub missing_share: f64,
+    /// The same of the reference.
+    #[serde(default)]
+    pub reference_missing_share: f64,
+    /// The chance of such a change of the missing share when nothing has moved.
+    #[serde(default)]
+    pub missing_p_value: Option<f64>,
+    /// Share of values outside the reference's range, infinite, or in no known class.
+    pub unexpected_share: f64,
+    /// The chance of such a share when nothing has moved.
+    #[serde(default)]
+    pub unexpected_p_value: Option<f64>,
+    /// The chance of evidence this strong, all tests of the column together, when nothing has moved.
+    #[serde(default)]
+    pub p_value: Option<f64>,
+    /// Benjamini and Hochberg's false discovery rate over all columns and groups of the report: of the columns whose rate is at most this
+    /// one, that share is expected not to have moved.
+    #[serde(default)]
+    pub q_value: Option<f64>,
+    /// `p_value` is at most α.
+    #[serde(default)]
+    pub significant: bool,
+    /// Some move is large enough to matter.
+    #[serde(default)]
+    pub effect: bool,
+    /// Scores beyond what chance makes of them, with probability α each.
+    #[serde(default)]
+    pub beyond_chance: Vec<ScoreName>,
+    /// What is significant is also large enough to matter: the verdict.
+    pub drifted: bool,
+}
+
+/// Drift of one group of devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DriftGroup {
+    /// The value of the label the devices are grouped by; empty for those without it, and for the whole fleet.
+    pub group: String,
+    /// The slice of rows; none for all of them.
+    #[serde(default)]
+    pub slice: Option<String>,
+    /// The earliest start of its windows, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub start_ms: u64,
+    /// The latest end of its windows.
+    #[serde(default)]
+    pub end_ms: u64,
+    /// Devices that reported.
+    pub devices: u32,
+    /// Windows they reported.
+    pub windows: u64,
+    /// One entry a column, in the profile's order.
+    pub columns: Vec<ColumnDrift>,
+}
+
+/// Drift of a bundle against its reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DriftReport {
+    /// Which bundle.
+    pub bundle: BundleRef,
+    /// Digest of its profile.
+    pub profile: Digest,
+    /// The label the devices are grouped by; none for the whole fleet.
+    pub group_by: Option<String>,
+    /// Whether windows are told apart too: one group for each step of time, in order.
+    #[serde(default)]
+    pub by_window: bool,
+    /// Chance of a false alarm per column.
+    pub alpha: f64,
+    /// The score below which a significant move is too small to matter.
+    pub min_effect: f64,
+    /// Windows that start before this are left out, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
+    /// One entry a group.
+    pub groups: Vec<DriftGroup>,
+}
+
+/// In which sense a column has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum DriftKind {
+    /// Nothing beyond chance, or nothing that matters.
+    None,
+    /// The inputs are distributed otherwise.
+    Data,
+    /// The answers are distributed otherwise.
+    Prediction,
+    /// The model is less (or more) sure of its answers, as when what it learned holds no more.
+    Concept,
+    /// Values are missing or impossible.
+    Quality,
+}
+
+/// One cell of a column on both sides.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CellChange {
+    /// What falls into it: `[1.5, 2)`, a class, `missing`.
+    pub cell: String,
+    /// Rows of the reference.
+    pub reference: u64,
+    /// Rows of the devices.
+    pub current: u64,
+    /// Their share less the reference's.
+    pub change: f64,
+    /// Its part of the population stability index.
+    pub psi: f64,
+}
+
+/// What one device adds to a column's drift.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeviceDrift {
+    /// Which device.
+    pub device: DeviceId,
+    /// Its rows.
+    pub n: u64,
+    /// Its own population stability index.
+    pub psi: f64,
+    /// The index of all others together; none where there are none.
+    pub psi_without: Option<f64>,
+    /// By which share leaving it out lessens the index; negative where it hides drift.
+    pub contribution: f64,
+}
+
+/// Why a column counts as drifted or not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DriftExplanation {
+    /// Which bundle.
+    pub bundle: BundleRef,
+    /// The label the devices are grouped by; none for the whole fleet.
+    pub group_by: Option<String>,
+    /// Which group.
+    pub group: String,
+    /// Devices that reported.
+    pub devices: u32,
+    /// The scores.
+    pub column: ColumnDrift,
+    /// In which sense it has moved.
+    pub kind: DriftKind,
+    /// That in one sentence.
+    pub sentence: String,
+    /// Every cell, in order.
+    pub cells: Vec<CellChange>,
+    /// The devices that contribute most, at most ten.
+    pub contributors: Vec<DeviceDrift>,
+    /// The first of the last unbroken run of time steps in which the column counted as drifted; none when the last one did not.
+    pub since_ms: Option<u64>,
+}
+
+/// Counts of one column in one group and step of time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WindowCounts {
+    /// The value of the label the devices are grouped by.
+    pub group: String,
+    /// The slice of rows; none for all of them.
+    #[serde(default)]
+    pub slice: Option<String>,
+    /// The earliest start of its windows, in milliseconds since the Unix epoch.
+    pub start_ms: u64,
+    /// The latest end of its windows.
+    pub end_ms: u64,
+    /// Devices that reported.
+    pub devices: u32,
+    /// The column.
+    pub column: String,
+    /// Rows in each cell, in the order of [`WindowExport::cells`].
+    pub counts: Vec<u64>,
+}
+
+/// Counts by group, step of time and column, for notebooks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WindowExport {
+    /// Which bundle.
+    pub bundle: BundleRef,
+    /// Digest of its profile.
+    pub profile: Digest,
+    /// The label the devices are grouped by; none for the whole fleet.
+    pub group_by: Option<String>,
+    /// By column: what falls into each cell, and the reference's rows in it.
+    pub cells: std::collections::BTreeMap<String, Vec<(String, u64)>>,
+    /// One entry a group, step of time and column.
+    pub windows: Vec<WindowCounts>,
+}
