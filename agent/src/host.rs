@@ -11,6 +11,7 @@ mod pace;
 use std::sync::{Arc, Once, PoisonError, RwLock};
 
 use muster_inference::Model;
+use muster_inference::quality::QualityGate;
 use muster_shared::bundle::ModelSignature;
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::messages::{InstalledBundle, RequestCounts};
@@ -41,6 +42,8 @@ pub(crate) struct ServedModel {
     pub(crate) signature: ModelSignature,
     /// What is watched, and against which reference.
     pub(crate) profile: Arc<Profile>,
+    /// What inputs are held against; nothing where its bundle has no data schema.
+    pub(crate) quality: Option<Arc<QualityGate>>,
     /// The model itself.
     pub(crate) model: Arc<dyn Model>,
 }

@@ -75,6 +75,7 @@ pub(crate) fn digits(version: &str, generation: u64) -> ServedModel {
         generation,
         signature: model.signature().clone(),
         profile: digits_profile(),
+        quality: None,
         model,
     }
 }
@@ -88,6 +89,7 @@ pub(crate) fn other(name: &str) -> ServedModel {
         generation: 1,
         signature: model.signature().clone(),
         profile: Arc::default(),
+        quality: None,
         model,
     }
 }
@@ -138,6 +140,7 @@ pub(crate) fn scripted(
         generation,
         signature: signature.clone(),
         profile: Arc::new(Profile { columns, slices: vec![Slicing { name: "x".into(), by }], ..Profile::default() }),
+        quality: None,
         model: Arc::new(Scripted { signature, run }),
     }
 }

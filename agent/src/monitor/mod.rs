@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use muster_inference::Tensor;
+use muster_inference::quality::Findings;
 use muster_shared::messages::{RequestCounts, Resources};
 
 pub(crate) use self::watch::ModelWatch;
@@ -40,6 +41,17 @@ pub(crate) struct Served<'a> {
     pub(crate) non_finite: bool,
     /// Time from the request's last byte to its answer's first.
     pub(crate) latency: Duration,
+}
+
+/// What was found wrong with a request's inputs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct InputQuality {
+    /// What the data schema did not expect.
+    pub(crate) findings: Findings,
+    /// Whether a rule rejected the request.
+    pub(crate) rejected: bool,
+    /// Whether a tensor had another type or shape than the model's.
+    pub(crate) malformed: bool,
 }
 
 /// Counts requests into windows. Cloning gives another handle to the same windows.
@@ -116,6 +128,11 @@ impl Monitor {
             Some(counted) => window.merge_rows(&counted),
             None => window.count_rows(served),
         }
+    }
+
+    /// Counts what was found wrong with the inputs of a request for the model of `watch`.
+    pub(crate) fn looked_at(&self, watch: &Arc<ModelWatch>, now_ms: u64, quality: &InputQuality) {
+        self.state().count(watch, now_ms, self.window_ms, &RequestCounts::default()).count_quality(quality);
     }
 
     /// Counts a request for the model of `watch` that it never saw.

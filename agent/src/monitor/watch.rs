@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use muster_inference::quality::QualityGate;
 use muster_inference::{ColumnExtractor, SliceFinder, Tensor};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Profile, SliceSet};
-use muster_shared::sketch::{ColumnSketch, SliceSketch};
+use muster_shared::sketch::{ColumnSketch, QualitySketch, SliceSketch};
 
 use crate::host::ServedModel;
 
@@ -22,6 +23,7 @@ pub(crate) struct ModelWatch {
     /// Digest of its profile, which is costly to compute.
     pub(super) profile_digest: Digest,
     profile: Arc<Profile>,
+    quality: Option<Arc<QualityGate>>,
     /// None when the profile names what the model does not have; then only requests are counted.
     finders: Option<Finders>,
 }
@@ -64,6 +66,7 @@ impl ModelWatch {
             generation: model.generation,
             profile_digest: model.profile.digest(),
             profile: Arc::clone(&model.profile),
+            quality: model.quality.clone(),
             finders: finders
                 .inspect_err(|error| {
                     tracing::warn!(bundle = %model.bundle, %error, "inputs and outputs are not watched: the profile does not fit the model");
@@ -78,6 +81,11 @@ impl ModelWatch {
             columns: self.profile.columns.iter().map(ColumnSketch::empty).collect(),
             slices: vec![SliceSketch::empty(&self.profile); self.profile.slice_count()],
         }
+    }
+
+    /// Nothing counted yet of what is wrong with inputs.
+    pub(super) fn no_faults(&self) -> QualitySketch {
+        self.quality.as_ref().map_or_else(QualitySketch::default, |gate| gate.sketch())
     }
 
     /// The slices that row `row` of a request is in.

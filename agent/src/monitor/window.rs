@@ -6,14 +6,14 @@ use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowK
 use muster_shared::sketch::{LatencySketch, QualitySketch, SketchWindow, SliceSketches};
 
 use super::watch::Counted;
-use super::{ModelWatch, Served};
+use super::{InputQuality, ModelWatch, Served};
 
 /// A closed window, ready to be stored and sent.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ClosedWindow {
     /// Its counters. A window in which nothing was asked has them too, so that silence shows.
     pub(crate) telemetry: TelemetryWindow,
-    /// Its sketches; none when no request was served.
+    /// Its sketches; none when nothing was counted.
     pub(crate) sketch: Option<SketchWindow>,
 }
 
@@ -28,6 +28,7 @@ pub(super) struct OpenWindow {
     requests: RequestCounts,
     latency_us: LatencySketch,
     counted: Counted,
+    quality: QualitySketch,
 }
 
 /// The first multiple of `window_ms` after `now_ms`.
@@ -40,6 +41,7 @@ impl OpenWindow {
     pub(super) fn new(watch: Arc<ModelWatch>, start_ms: u64, end_ms: u64) -> Self {
         Self {
             counted: watch.nothing_counted(),
+            quality: watch.no_faults(),
             watch,
             start_ms,
             end_ms,
@@ -73,6 +75,14 @@ impl OpenWindow {
         self.watch.count(&mut self.counted, served.inputs, served.outputs);
     }
 
+    /// Counts what was found wrong with a request's inputs.
+    pub(super) fn count_quality(&mut self, quality: &InputQuality) {
+        if quality.malformed {
+            self.quality.malformed = self.quality.malformed.saturating_add(1);
+        }
+        quality.findings.add_to(&mut self.quality, quality.rejected);
+    }
+
     /// Adds rows that were counted apart.
     pub(super) fn merge_rows(&mut self, counted: &Counted) {
         self.counted.merge(counted);
@@ -88,7 +98,7 @@ impl OpenWindow {
             duration_ms: end_ms.saturating_sub(self.start_ms).max(1),
         };
         let Counted { columns, slices } = self.counted;
-        let counted = columns.iter().any(|column| column.total() > 0);
+        let counted = !self.quality.is_empty() || columns.iter().any(|column| column.total() > 0);
         ClosedWindow {
             telemetry: TelemetryWindow {
                 key,
@@ -101,7 +111,7 @@ impl OpenWindow {
                 profile: self.watch.profile_digest,
                 columns,
                 slices: SliceSketches::of_counted(slices),
-                quality: QualitySketch::default(),
+                quality: self.quality,
                 labels: None,
             }),
         }

@@ -41,13 +41,14 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Writes the `wanted` of `outputs`, which may come in any order.
+    /// Writes the `wanted` of `outputs`, which may come in any order. `parameters` are texts about the request as a whole.
     ///
     /// # Errors
     /// [`AnswerError`] when an output is missing, or has no form in JSON and was not wanted in binary form.
     pub(super) fn write(
         model: &ServedModel,
         id: &str,
+        parameters: &[(&'static str, String)],
         wanted: &[WantedOutput],
         outputs: &[Tensor],
     ) -> Result<Self, AnswerError> {
@@ -72,6 +73,13 @@ impl Answer {
         write_text(&model.bundle.version.to_string(), &mut bytes);
         bytes.extend_from_slice(b",\"id\":");
         write_text(id, &mut bytes);
+        if !parameters.is_empty() {
+            bytes.extend_from_slice(b",\"parameters\":");
+            let members: serde_json::Map<_, _> =
+                parameters.iter().map(|(name, text)| ((*name).to_owned(), text.as_str().into())).collect();
+            // Writing texts to memory cannot fail.
+            let _ = serde_json::to_writer(&mut bytes, &members);
+        }
         bytes.extend_from_slice(b",\"outputs\":[");
         for (count, (binary, tensor)) in chosen.iter().enumerate() {
             if count > 0 {

@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, extract::rejection::PathRejection};
 use muster_inference::RunError;
+use muster_inference::quality::Rejection;
 use serde::Serialize;
 
 use super::answer::AnswerError;
@@ -80,6 +81,9 @@ pub(super) enum ApiError {
     /// All workers are busy.
     #[error(transparent)]
     Busy(#[from] Busy),
+    /// The data schema rejects it.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
     /// The model refused the request, or failed.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -119,6 +123,7 @@ impl ApiError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Rejected(_) => StatusCode::BAD_REQUEST,
             Self::Run(error) if error.is_request_fault() => StatusCode::BAD_REQUEST,
             Self::Run(_) | Self::Answer(_) | Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         }

@@ -12,7 +12,8 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Request};
 use axum::response::{IntoResponse, Response};
-use muster_inference::Tensor;
+use muster_inference::quality::Checked;
+use muster_inference::{RunError, Tensor};
 use muster_shared::bundle::DataType;
 use tokio::sync::oneshot;
 
@@ -23,7 +24,7 @@ use super::request::InferRequest;
 use super::{App, Target};
 use crate::host::{Active, Shapes, Turn};
 use crate::metrics::RequestOutcome;
-use crate::monitor::{Served, TurnedAway};
+use crate::monitor::{InputQuality, Served, TurnedAway};
 use crate::time;
 
 /// Larger bodies are neither parsed nor sketched on a thread that serves others too, in bytes. Sketching costs about 15 ns for
@@ -116,8 +117,8 @@ struct Done {
 
 /// How a request is counted.
 enum Count {
-    Rejected,
-    Served { inputs: Vec<Tensor>, outputs: Vec<Tensor>, failed: bool, latency: Duration },
+    Rejected { quality: Option<InputQuality> },
+    Served { inputs: Vec<Tensor>, outputs: Vec<Tensor>, failed: bool, latency: Duration, quality: Option<InputQuality> },
 }
 
 impl Job {
@@ -130,29 +131,48 @@ impl Job {
     fn finish(&self, parsed: Result<InferRequest, ApiError>) -> Done {
         let InferRequest { id, inputs, outputs: wanted } = match parsed {
             Ok(request) => request,
-            Err(error) => return Done { response: error.into_response(), count: Count::Rejected },
+            Err(error) => return Done { response: error.into_response(), count: Count::Rejected { quality: None } },
         };
         // Its label may come much later, and names it by this.
         let id = id.unwrap_or_else(|| self.app.ids.make());
         let model = &self.active.served;
         let started = Instant::now();
-        let outputs = guarded(|| model.model.run(&inputs).map_err(ApiError::from));
+        let checked = model.quality.as_ref().map(|gate| (gate, gate.check(&inputs)));
+        let (mut quality, mut parameters, mut repaired) = (None, Vec::new(), None);
+        if let Some((gate, Checked { findings, inputs, rejection })) = checked {
+            let rejected = rejection.is_some();
+            parameters = gate.parameters(&findings);
+            repaired = inputs;
+            quality = Some(InputQuality { findings, rejected, malformed: false });
+            if let Some(rejection) = rejection {
+                return Done {
+                    response: ApiError::from(rejection).into_response(),
+                    count: Count::Rejected { quality },
+                };
+            }
+        }
+        // The monitor sees what came, not what was put in its place.
+        let seen = repaired.as_deref().unwrap_or(&inputs);
+        let outputs = guarded(|| model.model.run(seen).map_err(ApiError::from));
         let answer = outputs.and_then(|outputs| {
-            let answer = guarded(|| Answer::write(model, &id, &wanted, &outputs).map_err(ApiError::from))?;
+            let answer = guarded(|| Answer::write(model, &id, &parameters, &wanted, &outputs).map_err(ApiError::from))?;
             Ok((answer, outputs))
         });
         self.active.pace.took(Shapes::of(&inputs), started.elapsed());
         let (response, outputs, failed) = match answer {
             Ok((answer, outputs)) => (answer.into_response(), outputs, false),
             Err(ApiError::Run(error)) if error.is_request_fault() => {
-                return Done { response: ApiError::Run(error).into_response(), count: Count::Rejected };
+                if matches!(error, RunError::Datatype { .. } | RunError::Shape { .. }) {
+                    quality.get_or_insert_default().malformed = true;
+                }
+                return Done { response: ApiError::Run(error).into_response(), count: Count::Rejected { quality } };
             }
             Err(error) => {
                 self.report(&error);
                 (error.into_response(), Vec::new(), true)
             }
         };
-        Done { response, count: Count::Served { inputs, outputs, failed, latency: self.received.elapsed() } }
+        Done { response, count: Count::Served { inputs, outputs, failed, latency: self.received.elapsed(), quality } }
     }
 
     /// A failing model fails often: the log has its first failure, the counts have all of them.
@@ -166,12 +186,16 @@ impl Job {
     fn count(&self, count: &Count) {
         let monitor = self.app.host.monitor();
         let now_ms = time::wall_ms();
+        let (Count::Rejected { quality } | Count::Served { quality, .. }) = count;
+        if let Some(quality) = quality {
+            monitor.looked_at(&self.active.watch, now_ms, quality);
+        }
         match count {
-            Count::Rejected => {
+            Count::Rejected { .. } => {
                 monitor.turned_away(&self.active.watch, now_ms, TurnedAway::Rejected);
                 self.app.metrics.request(RequestOutcome::Rejected, None);
             }
-            Count::Served { inputs, outputs, failed, latency } => {
+            Count::Served { inputs, outputs, failed, latency, quality: _ } => {
                 let non_finite = outputs.iter().any(has_non_finite);
                 let outcome = match (failed, non_finite) {
                     (true, _) => RequestOutcome::Failed,

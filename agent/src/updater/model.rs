@@ -5,7 +5,8 @@ use std::sync::Arc;
 use muster_agent_core::slots::Slot;
 use muster_agent_core::update::FileDamage;
 use muster_inference::golden::{self, GoldenReport};
-use muster_inference::{GoldenSet, LoadOptions, Model, Runtime, TractRuntime};
+use muster_inference::quality::QualityGate;
+use muster_inference::{GoldenSet, Model, TractRuntime, pipeline};
 use muster_shared::bundle::{Budgets, GOLDEN_PATH, MODEL_PATH, Manifest, ModelSignature, TensorSpec};
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::profile::Profile;
@@ -21,6 +22,7 @@ pub(crate) struct Loaded {
     bundle: BundleRef,
     signature: ModelSignature,
     profile: Arc<Profile>,
+    quality: Option<Arc<QualityGate>>,
     model: Arc<dyn Model>,
 }
 
@@ -33,6 +35,7 @@ impl Loaded {
             generation,
             signature: self.signature.clone(),
             profile: Arc::clone(&self.profile),
+            quality: self.quality.clone(),
             model: Arc::clone(&self.model),
         }
     }
@@ -65,11 +68,10 @@ pub(super) fn load(
     let golden = slots.read(slot, manifest, GOLDEN_PATH)?;
     let golden = GoldenSet::parse(&golden).map_err(|error| fault(with_source(&error)))?;
     let onnx = slots.read(slot, manifest, MODEL_PATH)?;
-    let options = LoadOptions { sample_shapes: golden.sample_shapes(), ..LoadOptions::default() };
-    let model: Arc<dyn Model> = TractRuntime
-        .load(&onnx, &options)
-        .map_err(|error| fault(format!("the model cannot be loaded: {error}")))?
-        .into();
+    let model: Arc<dyn Model> =
+        pipeline::load(&TractRuntime, &onnx, &manifest.signature, manifest.pipeline.as_ref(), &golden)
+            .map_err(|error| fault(format!("the model cannot be loaded: {error}")))?
+            .into();
     drop(onnx);
     check_signature(&manifest.signature, model.signature()).map_err(fault)?;
     let report = golden::check(model.as_ref(), &golden).map_err(|error| fault(with_source(&error)))?;
@@ -89,6 +91,7 @@ pub(super) fn load(
         bundle: manifest.bundle(),
         signature: manifest.signature.clone(),
         profile: Arc::new(manifest.profile.clone()),
+        quality: manifest.schema.as_ref().map(|schema| Arc::new(QualityGate::new(schema, &manifest.signature))),
         model,
     };
     Ok((loaded, report))

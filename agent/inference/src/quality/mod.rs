@@ -36,6 +36,8 @@ pub struct QualityGate {
 
 struct TensorRules {
     name: String,
+    datatype: DataType,
+    rank: usize,
     batched: bool,
     rules: Vec<Rule>,
 }
@@ -90,6 +92,8 @@ impl QualityGate {
             .iter()
             .map(|spec| TensorRules {
                 name: spec.name.clone(),
+                datatype: spec.datatype,
+                rank: spec.shape.len(),
                 batched: spec.shape.first() == Some(&-1),
                 rules: Rule::all_of(schema, &spec.name),
             })
@@ -114,7 +118,7 @@ impl QualityGate {
         QualitySketch::empty(Some(self.digest))
     }
 
-    /// Holds `inputs` against the schema. Tensors that have not the signature's type and shape are passed over: the model refuses
+    /// Holds `inputs` against the schema. Tensors that have not the signature's type and rank are passed over: the model refuses
     /// them.
     #[must_use]
     pub fn check(&self, inputs: &[Tensor]) -> Checked {
@@ -124,6 +128,9 @@ impl QualityGate {
         for (rules_at, rules) in self.tensors.iter().enumerate() {
             let found = inputs.iter().enumerate().find(|(_, tensor)| tensor.name() == rules.name);
             let Some((tensor_at, tensor)) = found else { continue };
+            if (tensor.datatype(), tensor.shape().len()) != (rules.datatype, rules.rank) {
+                continue;
+            }
             let rows = if rules.batched { tensor.shape().first().copied().unwrap_or(1) } else { 1 };
             let width = tensor.element_count().checked_div(rows).unwrap_or(0);
             checked.findings.rows = checked.findings.rows.max(rows as u64);
