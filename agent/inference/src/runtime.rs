@@ -219,6 +219,12 @@ pub enum RunError {
         /// What is wrong with it.
         source: TensorError,
     },
+    /// The model does not take these values, a category that it does not know for one.
+    #[error("the model does not take these values: {reason}")]
+    NotTaken {
+        /// Which, in the runtime's words.
+        reason: String,
+    },
     /// The model failed while it ran.
     #[error("the model failed: {reason}")]
     Failed {
@@ -253,6 +259,7 @@ impl RunError {
             | Self::NotText { .. }
             | Self::Shape { .. }
             | Self::Dimension { .. }
+            | Self::NotTaken { .. }
             | Self::Unpreparable { .. }
             | Self::Step { half: Half::Pre, .. }
             | Self::Bound { half: Half::Pre, .. } => true,

@@ -95,7 +95,7 @@ fn models_that_cannot_run_are_refused_in_plain_words() {
     let unsupported = refusal("refuse-unsupported-operator");
     assert_eq!(
         unsupported.to_string(),
-        "tract cannot run this model: it has no operator SVMClassifier (of ai.onnx.ml); export the model without it"
+        "tract cannot run this model: it has no operator Unique; export the model without it"
     );
     for damaged in ["refuse-truncated", "refuse-not-onnx"] {
         let error = refusal(damaged);

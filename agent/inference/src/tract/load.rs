@@ -12,7 +12,7 @@ use super::model::TractModel;
 use super::onnx::{Described, Dimension, Input, Output, describe};
 use super::plan::{OutputFact, Plan};
 use super::prepared::{Prepared, Unprepared};
-use super::{NAME, convert};
+use super::{NAME, convert, ml};
 use crate::guard::{self, Stopped};
 use crate::runtime::{LoadError, LoadOptions};
 
@@ -44,7 +44,8 @@ enum Failed {
 }
 
 pub(super) fn load(onnx: &[u8], options: &LoadOptions) -> Result<TractModel, LoadError> {
-    let framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+    let mut framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+    ml::register(&mut framework);
     let Described { proto, inputs, outputs, missing_operators } = describe(&framework, onnx)?;
     let work = {
         let candidates = candidates(&inputs, options);

@@ -6,6 +6,7 @@
 
 mod convert;
 mod load;
+mod ml;
 mod model;
 mod onnx;
 mod plan;

@@ -8,6 +8,7 @@ use tract_onnx::prelude::InferenceModel;
 
 use super::convert;
 use super::load::{milliseconds, prepare_more, words};
+use super::ml::NotTaken;
 use super::onnx::{Dimension, Input};
 use super::prepared::{Prepared, Unprepared};
 use crate::guard::{self, Stopped};
@@ -51,6 +52,9 @@ impl Model for TractModel {
         let datatypes: Vec<DataType> = outputs.iter().map(|output| output.datatype).collect();
         let values = match guard::here(|| plan.run(&inputs, &datatypes)) {
             Ok(Ok(values)) => values,
+            Ok(Err(error)) if error.chain().any(|cause| cause.is::<NotTaken>()) => {
+                return Err(RunError::NotTaken { reason: words(&error) });
+            }
             Ok(Err(error)) => return Err(RunError::Failed { reason: words(&error) }),
             Err(Stopped::Panicked(reason) | Stopped::NoThread(reason)) => return Err(RunError::Panicked { reason }),
             Err(Stopped::TooSlow) => return Err(RunError::TooSlow { limit_ms: milliseconds(self.time_limit) }),

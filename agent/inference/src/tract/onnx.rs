@@ -15,6 +15,7 @@ use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, 
 use tract_onnx::prelude::Framework;
 
 use super::convert::datatype_of_onnx;
+use super::ml;
 use crate::guard;
 use crate::runtime::LoadError;
 use crate::tensor::MAX_RANK;
@@ -98,7 +99,7 @@ pub(super) fn describe(framework: &Onnx, onnx: &[u8]) -> Result<Described, LoadE
     visit(graph, &mut |graph| {
         external =
             external.take().or_else(|| graph.initializer.iter().find(|t| is_external(t)).map(|t| t.name.clone()));
-        missing.extend(graph.node.iter().filter(|n| !framework.op_register.0.contains_key(&n.op_type)).map(operator));
+        missing.extend(graph.node.iter().filter(|node| !is_known(framework, node)).map(operator));
     });
     if let Some(tensor) = external {
         return Err(malformed(format!(
@@ -126,6 +127,12 @@ fn visit(graph: &mut GraphProto, each: &mut impl FnMut(&mut GraphProto)) {
             visit(inner, each);
         }
     }
+}
+
+/// Whether there is such an operator. tract goes by the name alone, whatever the domain.
+fn is_known(framework: &Onnx, node: &NodeProto) -> bool {
+    framework.op_register.0.contains_key(&node.op_type)
+        && (node.domain == ml::DOMAIN || !ml::OPERATORS.contains(&node.op_type.as_str()))
 }
 
 fn is_external(tensor: &TensorProto) -> bool {

@@ -10,6 +10,7 @@ use tract_onnx::prelude::{
 use tract_onnx::tract_core::ops::konst::Const;
 
 use super::convert;
+use super::ml::MlOp;
 use super::onnx::Input;
 use crate::tensor::Tensor;
 
@@ -53,6 +54,8 @@ impl Plan {
         // Counted now: optimising moves weights into operators, where nothing can look.
         let weights = model.nodes().iter().filter(|node| is_constant(node)).flat_map(|node| &node.outputs);
         let weights_bytes = weights.map(|outlet| bytes(&outlet.fact.mem_size())).fold(0, u64::saturating_add);
+        let operators = model.nodes().iter().filter_map(|node| node.op_as::<MlOp>()).map(|op| op.memory_bytes() as u64);
+        let weights_bytes = operators.fold(weights_bytes, u64::saturating_add);
         model.optimize()?;
         Ok(Self { runnable: model.into_runnable()?, weights_bytes, idle: Mutex::default() })
     }

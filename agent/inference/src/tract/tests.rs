@@ -14,14 +14,14 @@ use crate::runtime::RunError;
 use crate::tensor::Tensor;
 
 /// A declared dimension: a size, a name, or nothing.
-enum Size {
+pub(super) enum Size {
     Of(i64),
     Named(&'static str),
     Unknown,
 }
 use Size::{Named, Of, Unknown};
 
-fn value(name: &str, datatype: OnnxType, sizes: &[Size]) -> ValueInfoProto {
+pub(super) fn value(name: &str, datatype: OnnxType, sizes: &[Size]) -> ValueInfoProto {
     let dim = |size: &Size| OnnxDimension {
         value: match size {
             Of(size) => Some(DimensionValue::DimValue(*size)),
@@ -39,7 +39,7 @@ fn typed(name: &str, datatype: OnnxType, shape: Option<TensorShapeProto>) -> Val
     ValueInfoProto { name: name.into(), r#type: Some(r#type), ..ValueInfoProto::default() }
 }
 
-fn node(operator: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+pub(super) fn node(operator: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
     NodeProto {
         op_type: operator.into(),
         input: inputs.iter().map(|name| (*name).into()).collect(),
@@ -60,7 +60,7 @@ fn weight(name: &str, dims: &[i64], value: f32) -> TensorProto {
     }
 }
 
-fn model(graph: GraphProto) -> Vec<u8> {
+pub(super) fn model(graph: GraphProto) -> Vec<u8> {
     let opset = OperatorSetIdProto { domain: String::new(), version: 17 };
     let model = ModelProto { ir_version: 8, opset_import: vec![opset], graph: Some(graph), ..ModelProto::default() };
     model.encode_to_vec()
