@@ -131,6 +131,8 @@ pub(crate) struct Config {
     pub(crate) serve: ServeConfig,
     /// Monitoring of inputs and outputs.
     pub(crate) monitor: MonitorConfig,
+    /// Labels that come after their predictions.
+    pub(crate) feedback: FeedbackConfig,
     /// Room for bundles.
     pub(crate) storage: StorageConfig,
     /// What waits to be delivered.
@@ -188,6 +190,16 @@ pub(crate) struct ServeConfig {
 pub(crate) struct MonitorConfig {
     /// How long a window of counts is, in milliseconds.
     pub(crate) window_ms: u64,
+}
+
+/// Labels that come after their predictions.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct FeedbackConfig {
+    /// Rows of answers that are remembered for their labels, in memory; the oldest is given up beyond.
+    pub(crate) max_predictions: usize,
+    /// How long after its answer a label may come, in milliseconds.
+    pub(crate) horizon_ms: u64,
 }
 
 /// Room for bundles.
@@ -259,6 +271,7 @@ impl Default for Config {
             provisioned: None,
             serve: ServeConfig::default(),
             monitor: MonitorConfig::default(),
+            feedback: FeedbackConfig::default(),
             storage: StorageConfig::default(),
             outbox: OutboxConfig::default(),
             broker: BrokerConfig::default(),
@@ -284,6 +297,12 @@ impl Default for ServeConfig {
 impl Default for MonitorConfig {
     fn default() -> Self {
         Self { window_ms: 3_600_000 }
+    }
+}
+
+impl Default for FeedbackConfig {
+    fn default() -> Self {
+        Self { max_predictions: 16_384, horizon_ms: 86_400_000 }
     }
 }
 
@@ -353,6 +372,8 @@ impl Config {
         within("serve.max-queue", size(self.serve.max_queue), 0, 65_536)?;
         within("serve.max-body-bytes", size(self.serve.max_body_bytes), 1_024, 1 << 30)?;
         within("monitor.window-ms", self.monitor.window_ms, 100, 7 * 86_400_000)?;
+        within("feedback.max-predictions", size(self.feedback.max_predictions), 0, 10_000_000)?;
+        within("feedback.horizon-ms", self.feedback.horizon_ms, 1_000, 90 * 86_400_000)?;
         within("storage.max-bytes", self.storage.max_bytes, 1 << 20, 1 << 50)?;
         within("outbox.max-bytes", self.outbox.max_bytes, 64 * 1024, 1 << 34)?;
         within("outbox.max-events", size(self.outbox.max_events), 16, 1_000_000)?;

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use crate::boot::Boot;
 use crate::causes::with_source;
 use crate::config::{Config, ConfigError, TokenPlaces};
+use crate::feedback::Feedback;
 use crate::files::{self, FileError};
 use crate::host::{HostLimits, ModelHost};
 use crate::identity::{EnrolError, Identity, IdentityError, IdentityStore, Renewer, enrol};
@@ -33,6 +34,8 @@ use crate::{attributes, endpoints, garbage, notify};
 
 /// Chunk requests that may wait for the link.
 const REQUESTS: usize = 8;
+/// Receipts for labels that may wait for the link.
+const RECEIPTS: usize = 8;
 /// The updater is taken for stuck after this long, in milliseconds.
 const STUCK_MS: u64 = 120_000;
 /// How often the updater is looked at.
@@ -194,6 +197,7 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
         tracing::warn!("not everything under way came to its end");
     }
     pumping.abort();
+    base.host.feedback().forget_all();
     pump.close_all();
     let _ = stop_link.send(true);
     farewell(link).await;
@@ -240,13 +244,14 @@ impl Base {
         let outbox = Outbox::open(&config.data_dir, bounds, metrics.clone());
         alarms.iter().for_each(|alarm| outbox.alarm(alarm));
         let monitor = Monitor::new(config.monitor.window_ms);
+        let feedback = Feedback::new(&config.feedback, monitor.clone(), metrics.clone());
         let limits = HostLimits { max_concurrency: config.serve.max_concurrency, max_queue: config.serve.max_queue };
         Ok(Self {
             started,
             boot,
             time: EffectiveTime::default(),
             renew: Arc::default(),
-            host: ModelHost::new(limits, monitor.clone()),
+            host: ModelHost::new(limits, monitor.clone(), feedback),
             metrics,
             monitor,
             outbox,
@@ -295,6 +300,7 @@ impl Base {
         }
         notify::stopping();
         pumping.abort();
+        self.host.feedback().forget_all();
         pump.close_all();
     }
 
@@ -337,6 +343,7 @@ impl Base {
         alarm.iter().for_each(|alarm| self.outbox.alarm(alarm));
         let (inbox, input) = std::sync::mpsc::sync_channel(INBOX);
         let (ask, requests) = mpsc::channel(REQUESTS);
+        let (receive, receipts) = mpsc::channel(RECEIPTS);
         let state = LinkState::default();
         let parts = Parts {
             data_dir,
@@ -352,6 +359,7 @@ impl Base {
             gate,
             link: state.clone(),
             requests: ask,
+            receipts: receive,
             renew: Arc::clone(&self.renew),
         };
         let updater = Updater::open(parts, inbox.clone(), self.boot.crashed)?;
@@ -371,6 +379,7 @@ impl Base {
             metrics: self.metrics.clone(),
             inbox: Inbox::new(inbox, |told| told.map_or(Input::Wake, Input::Told)),
             requests,
+            receipts,
             state,
             did_good: false,
             metered: Metered::new(&self.config.delivery),

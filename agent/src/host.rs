@@ -19,6 +19,7 @@ use muster_shared::profile::Profile;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::pace::{Pace, Shapes};
+use crate::feedback::{Feedback, LabelWatch};
 use crate::monitor::{ModelWatch, Monitor};
 
 /// How much work the host takes on at once.
@@ -61,6 +62,8 @@ pub(crate) struct Active {
     pub(crate) served: Arc<ServedModel>,
     /// What its requests are counted against.
     pub(crate) watch: Arc<ModelWatch>,
+    /// How its labels are read; none where its bundle declares none.
+    pub(crate) labels: Option<Arc<LabelWatch>>,
     /// How long it takes.
     pub(crate) pace: Pace,
     /// Its first failure.
@@ -103,11 +106,12 @@ struct Inner {
     workers: Arc<Semaphore>,
     queue: Semaphore,
     monitor: Monitor,
+    feedback: Feedback,
 }
 
 impl ModelHost {
     /// A host without a model.
-    pub(crate) fn new(limits: HostLimits, monitor: Monitor) -> Self {
+    pub(crate) fn new(limits: HostLimits, monitor: Monitor, feedback: Feedback) -> Self {
         let limits = HostLimits {
             // `drained` takes all permits at once, which are counted in 32 bits.
             max_concurrency: limits.max_concurrency.clamp(1, 65_536),
@@ -120,6 +124,7 @@ impl ModelHost {
                 workers: Arc::new(Semaphore::new(limits.max_concurrency)),
                 queue: Semaphore::new(limits.max_queue),
                 monitor,
+                feedback,
             }),
         }
     }
@@ -130,8 +135,9 @@ impl ModelHost {
         let served = Arc::new(model);
         let mut active = self.inner.active.write().unwrap_or_else(PoisonError::into_inner);
         let watch = self.inner.monitor.watch(&served, now_ms);
-        let before =
-            active.replace(Arc::new(Active { served, watch, pace: Pace::default(), first_failure: Once::new() }));
+        let labels = LabelWatch::new(&served, &watch);
+        let (pace, first_failure) = (Pace::default(), Once::new());
+        let before = active.replace(Arc::new(Active { served, watch, labels, pace, first_failure }));
         drop(active);
         // Freeing a model can take long: not under the lock.
         drop(before);
@@ -164,6 +170,11 @@ impl ModelHost {
     /// What requests are counted with.
     pub(crate) fn monitor(&self) -> &Monitor {
         &self.inner.monitor
+    }
+
+    /// What labels are joined with.
+    pub(crate) fn feedback(&self) -> &Feedback {
+        &self.inner.feedback
     }
 
     /// The limits in force.
@@ -207,7 +218,8 @@ mod tests {
     use super::*;
 
     fn host(max_concurrency: usize, max_queue: usize) -> ModelHost {
-        ModelHost::new(HostLimits { max_concurrency, max_queue }, Monitor::new(1_000))
+        let monitor = Monitor::new(1_000);
+        ModelHost::new(HostLimits { max_concurrency, max_queue }, monitor.clone(), Feedback::for_tests(monitor))
     }
 
     #[tokio::test]

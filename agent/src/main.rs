@@ -60,6 +60,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Subcommands {
+    /// Gives labels from a file to the agent that runs on this device: the truth about inferences it has answered.
+    Feedback(feedback::FeedbackArgs),
     /// Checks a configuration file and ends: status 0 when it is right.
     CheckConfig {
         /// The configuration file.
@@ -91,6 +93,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(Subcommands::CheckConfig { config }) => {
             Config::load(&config)?;
             say(&format!("{} is right", config.display()));
+            Ok(())
+        }
+        Some(Subcommands::Feedback(arguments)) => {
+            say(&feedback::run(&arguments)?);
             Ok(())
         }
         None => {

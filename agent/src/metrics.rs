@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use muster_shared::feedback::FeedbackResult;
 use muster_shared::messages::{InstalledBundle, UpdateState};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -93,6 +94,11 @@ struct UpdateLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FeedbackLabels {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabels {
     model: String,
     version: String,
@@ -122,6 +128,9 @@ struct Inner {
     outbox_dropped: Counter,
     updates: Family<UpdateLabels, Counter>,
     broker_connected: Gauge,
+    feedback: Family<FeedbackLabels, Counter>,
+    predictions_remembered: Gauge<u64, AtomicU64>,
+    predictions_forgotten: Counter,
 }
 
 impl Metrics {
@@ -178,6 +187,24 @@ impl Metrics {
         registry.register("updates", "Updates, by the state they ended in", updates.clone());
         let broker_connected = Gauge::default();
         registry.register("broker_connected", "1 while connected to the broker", broker_connected.clone());
+        let feedback = Family::<FeedbackLabels, Counter>::default();
+        registry.register("feedback", "Labels, row by row, by what came of them", feedback.clone());
+        for result in FeedbackResult::ALL {
+            // All of them show from the start, so that a rate can be taken of the first.
+            drop(feedback.get_or_create(&FeedbackLabels { result: result.as_str() }));
+        }
+        let predictions_remembered = Gauge::default();
+        registry.register(
+            "predictions_remembered",
+            "Rows of answers that are remembered for their labels",
+            predictions_remembered.clone(),
+        );
+        let predictions_forgotten = Counter::default();
+        registry.register(
+            "predictions_forgotten",
+            "Rows of answers given up without a label, for want of room",
+            predictions_forgotten.clone(),
+        );
         Self {
             inner: Arc::new(Inner {
                 registry,
@@ -195,6 +222,9 @@ impl Metrics {
                 outbox_dropped,
                 updates,
                 broker_connected,
+                feedback,
+                predictions_remembered,
+                predictions_forgotten,
             }),
         }
     }
@@ -263,6 +293,21 @@ impl Metrics {
         self.inner.updates.get_or_create(&UpdateLabels { result: UpdateResult(state) }).inc();
     }
 
+    /// Counts labels that ended in `result`.
+    pub(crate) fn labels(&self, result: FeedbackResult, rows: u64) {
+        self.inner.feedback.get_or_create(&FeedbackLabels { result: result.as_str() }).inc_by(rows);
+    }
+
+    /// Sets how many rows are remembered for their labels.
+    pub(crate) fn set_predictions_remembered(&self, rows: usize) {
+        self.inner.predictions_remembered.set(rows as u64);
+    }
+
+    /// Counts rows that were given up without a label.
+    pub(crate) fn predictions_forgotten(&self, rows: u64) {
+        self.inner.predictions_forgotten.inc_by(rows);
+    }
+
     /// Sets whether the broker is connected.
     pub(crate) fn set_broker_connected(&self, connected: bool) {
         self.inner.broker_connected.set(i64::from(connected));
@@ -305,6 +350,9 @@ mod tests {
         metrics.set_outbox(3, 4_000, 5);
         metrics.update_finished(UpdateState::Reverted);
         metrics.set_broker_connected(true);
+        metrics.labels(FeedbackResult::Late, 4);
+        metrics.set_predictions_remembered(6);
+        metrics.predictions_forgotten(2);
         let text = metrics.encode().unwrap();
         for line in [
             "muster_agent_requests_total{outcome=\"answered\"} 1",
@@ -322,6 +370,10 @@ mod tests {
             "muster_agent_outbox_dropped_total 5",
             "muster_agent_updates_total{result=\"reverted\"} 1",
             "muster_agent_broker_connected 1",
+            "muster_agent_feedback_total{result=\"late\"} 4",
+            "muster_agent_feedback_total{result=\"joined\"} 0",
+            "muster_agent_predictions_remembered 6",
+            "muster_agent_predictions_forgotten_total 2",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

@@ -153,3 +153,24 @@ fn a_damaged_identity_is_named_with_what_to_do() {
     assert_eq!(output.status.code(), Some(1));
     assert!(error.contains("identity.json") && error.contains("enrol again"), "{error}");
 }
+
+#[test]
+fn labels_that_cannot_be_given_to_an_agent_say_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("agent.toml"), format!("data-dir = {:?}\n", folder.path())).unwrap();
+    std::fs::write(at("truth.csv"), "id,label\na,1\n").unwrap();
+    std::fs::write(at("truth.txt"), "a 1\n").unwrap();
+    let give = |file: &str| agent(&["feedback", &at(file), "--config", &at("agent.toml")]);
+    for (file, expected) in [
+        ("truth.txt", "labels are in a .csv or a .jsonl file"),
+        ("none.csv", "cannot open"),
+        ("truth.csv", "is the agent running?"),
+    ] {
+        let output = give(file);
+        assert_eq!(output.status.code(), Some(1), "{file}");
+        assert!(text(&output.stderr).contains(expected), "{file}: {}", text(&output.stderr));
+    }
+    let nobody = agent(&["feedback", &at("truth.csv"), "--url", "http://127.0.0.1:9"]);
+    assert!(text(&nobody.stderr).contains("http://127.0.0.1:9 does not answer"), "{}", text(&nobody.stderr));
+}

@@ -38,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) telemetry: TelemetryConfig,
     /// Bundles on their way to devices.
     pub(crate) content: ContentConfig,
+    /// Labels on their way to devices.
+    pub(crate) feedback: FeedbackConfig,
 }
 
 impl Default for Config {
@@ -50,6 +52,7 @@ impl Default for Config {
             pki: PkiConfig::default(),
             telemetry: TelemetryConfig::default(),
             content: ContentConfig::default(),
+            feedback: FeedbackConfig::default(),
         }
     }
 }
@@ -190,6 +193,20 @@ impl Default for ContentConfig {
     }
 }
 
+/// Labels on their way to devices.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct FeedbackConfig {
+    /// How long labels wait for a device that is away, in milliseconds.
+    pub(crate) valid_for_ms: u64,
+}
+
+impl Default for FeedbackConfig {
+    fn default() -> Self {
+        Self { valid_for_ms: 7 * DAY_MS }
+    }
+}
+
 /// Why a configuration is not usable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -291,6 +308,7 @@ impl Config {
             "rollout.assignment-valid-for-ms",
             "at least 10000 is expected, or devices get assignments that have expired",
         )?;
+        expect(self.feedback.valid_for_ms > 0, "feedback.valid-for-ms", "it must be above 0")?;
         expect(self.rollout.device_timeout_ms > 0, "rollout.device-timeout-ms", "it must be above 0")?;
         if let Some(name) = self.pki.names.iter().find(|name| !is_host(name)) {
             return Err(ConfigError::Value {

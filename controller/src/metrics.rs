@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use muster_shared::feedback::{FeedbackCounts, FeedbackResult};
 use muster_shared::messages::RequestCounts;
 use muster_shared::rollout::RolloutStatus;
 use muster_shared::topics::Up;
@@ -53,6 +54,11 @@ struct OutcomeLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StatusLabels {
     status: &'static str,
 }
@@ -70,6 +76,7 @@ pub(crate) struct Metrics {
     chunks: Counter,
     chunk_bytes: Counter,
     assignments: Counter,
+    feedback: Family<ResultLabels, Counter>,
 }
 
 /// What is known only to others, for one scrape.
@@ -108,6 +115,8 @@ impl Default for Metrics {
         registry.register("chunk_sent_bytes", "Bytes of chunks handed to the broker", chunk_bytes.clone());
         let assignments = Counter::default();
         registry.register("assignments_sent", "Assignments handed to the broker", assignments.clone());
+        let feedback = Family::default();
+        registry.register("feedback", "Labels pushed at the centre, by what came of them on devices", feedback.clone());
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "Which controller this is", build);
         Self {
@@ -121,6 +130,7 @@ impl Default for Metrics {
             chunks,
             chunk_bytes,
             assignments,
+            feedback,
         }
     }
 }
@@ -153,6 +163,18 @@ impl Metrics {
     /// Counts an assignment handed to the broker.
     pub(crate) fn assignment_sent(&self) {
         self.assignments.inc();
+    }
+
+    /// Counts labels that a device has taken.
+    pub(crate) fn feedback_delivered(&self, counts: &FeedbackCounts) {
+        for result in FeedbackResult::ALL {
+            self.feedback.get_or_create(&ResultLabels { result: result.as_str() }).inc_by(counts.of(result));
+        }
+    }
+
+    /// Counts labels that no device took in time.
+    pub(crate) fn feedback_expired(&self, labels: u64) {
+        self.feedback.get_or_create(&ResultLabels { result: "expired" }).inc_by(labels);
     }
 
     /// Counts an answer of the API.
@@ -196,6 +218,8 @@ mod tests {
         metrics.requests_reported(&RequestCounts { served: 7, failed: 2, ..RequestCounts::default() });
         metrics.api_answered(404);
         metrics.chunk_sent(65_536);
+        metrics.feedback_delivered(&FeedbackCounts { joined: 5, ..FeedbackCounts::default() });
+        metrics.feedback_expired(3);
         let snapshot = Snapshot { devices_known: 3, devices_online: 2, rollouts: vec![RolloutStatus::Running] };
         let text = metrics.render(&snapshot);
         for line in [
@@ -204,6 +228,8 @@ mod tests {
             "muster_controller_reported_requests_total{outcome=\"failed\"} 2",
             "muster_controller_api_requests_total{status=\"4xx\"} 1",
             "muster_controller_chunk_sent_bytes_total 65536",
+            "muster_controller_feedback_total{result=\"joined\"} 5",
+            "muster_controller_feedback_total{result=\"expired\"} 3",
             "muster_controller_devices_known 3",
             "muster_controller_devices_online 2",
             "muster_controller_rollouts{status=\"running\"} 1",

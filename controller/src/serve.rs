@@ -25,6 +25,7 @@ use crate::durable::{self, FileError};
 use crate::endpoints::Endpoints;
 use crate::events::{ACTOR_CONTROLLER, EventLog, NewEvent};
 use crate::executor::{self, Schedule};
+use crate::feedback::{self, FeedbackQueue};
 use crate::fleet::FleetIndex;
 use crate::metrics::Metrics;
 use crate::pki::{Pki, PkiError, ServerNames};
@@ -104,6 +105,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let idle_timeout = Duration::from_millis(config.api.request_timeout_ms);
     let blobs = Blobs::open(&data.join("blobs"), config.api.max_file_bytes, idle_timeout)?;
     let fleet = FleetIndex::load(&records).await?;
+    let feedback_queue = FeedbackQueue::load(&records).await?;
     let events = EventLog::open(records.clone()).await?;
     records::check(&records).await?;
     if let Some(root) = trust::current(&records).await? {
@@ -136,6 +138,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         broker: started.broker,
         readiness: Readiness::default(),
         fleet,
+        feedback: feedback_queue,
         events,
         metrics: Metrics::default(),
         nudge: Arc::new(Notify::new()),
@@ -144,6 +147,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let (stop, stopping) = watch::channel(false);
     let chunks = content::spawn(&app, started.room, stopping.clone());
     let ingest = ingest::spawn(Arc::clone(&app), started.events, chunks, stopping.clone());
+    let labels = feedback::spawn(Arc::clone(&app), stopping.clone());
     let executor = executor::spawn(Arc::clone(&app), stopping);
     let handle = Handle::new();
     let mut server = axum_server::from_tcp_rustls(listener, tls)
@@ -188,7 +192,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         if !api.is_finished() {
             let _ = api.await;
         }
-        for (part, task) in [("ingest", ingest), ("executor", executor)] {
+        for (part, task) in [("ingest", ingest), ("executor", executor), ("feedback", labels)] {
             if let Err(error) = task.await {
                 tracing::error!(part, %error, "a part ended badly");
             }

@@ -38,6 +38,8 @@ pub(crate) struct App {
     pub(crate) readiness: Readiness,
     /// Every device, in memory.
     pub(crate) fleet: crate::fleet::FleetIndex,
+    /// Labels that wait to be delivered.
+    pub(crate) feedback: crate::feedback::FeedbackQueue,
     /// The fleet's history.
     pub(crate) events: EventLog,
     /// What is measured of ourselves.

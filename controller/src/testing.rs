@@ -34,6 +34,7 @@ use crate::director::Director;
 use crate::endpoints::Endpoints;
 use crate::events::EventLog;
 use crate::executor::Schedule;
+use crate::feedback::FeedbackQueue;
 use crate::fleet::FleetIndex;
 use crate::metrics::Metrics;
 use crate::pki::{AuthoritiesVersion, Pki, ServerNames};
@@ -214,6 +215,7 @@ pub(crate) async fn open_over(config: Config, broker: Arc<RecordingBroker>, reco
         broker,
         readiness: Readiness::default(),
         fleet: FleetIndex::load(&records).await.unwrap(),
+        feedback: FeedbackQueue::load(&records).await.unwrap(),
         events: EventLog::open(records.clone()).await.unwrap(),
         metrics: Metrics::default(),
         nudge: Arc::new(Notify::new()),
@@ -356,14 +358,23 @@ impl TestApp {
         self.bundle_of(name, version, &model).await
     }
 
+    /// A small bundle taken in with its files and this profile.
+    pub(crate) async fn bundle_with(&self, name: &str, version: &str, profile: Profile) -> Manifest {
+        self.take_in(name, version, b"model", profile).await
+    }
+
     /// A bundle taken in with its files, and [`profile`].
     pub(crate) async fn bundle_of(&self, name: &str, version: &str, model: &[u8]) -> Manifest {
+        self.take_in(name, version, model, profile()).await
+    }
+
+    async fn take_in(&self, name: &str, version: &str, model: &[u8], profile: Profile) -> Manifest {
         let golden = format!("{name} {version}").into_bytes();
         for content in [model, &golden] {
             let pieces = stream::iter([Ok::<_, Infallible>(Bytes::copy_from_slice(content))]);
             self.app.blobs.receive(&Digest::of(content), pieces).await.unwrap();
         }
-        let manifest = Manifest { profile: profile(), ..manifest(name, version, model, &golden) };
+        let manifest = Manifest { profile, ..manifest(name, version, model, &golden) };
         let envelope = signed_manifest(&manifest);
         let digest = Digest::of(&envelope.payload_bytes().unwrap());
         let bundle = manifest.bundle();

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::{DeviceId, Digest};
+use crate::selector::Selector;
 
 /// Longest line of a file of labels, in bytes.
 const MAX_LINE_BYTES: u64 = 256 * 1024;
@@ -156,15 +157,69 @@ pub struct FeedbackReceipt {
     pub counts: FeedbackCounts,
 }
 
-/// A line of a file of labels.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+/// A label that may say whose prediction it is about: a line of a file, or part of a push.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FeedbackLine {
-    /// The device that answered, where the file says so.
-    #[serde(default)]
+    /// The device that answered, where that is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceId>,
     /// The label.
     #[serde(flatten)]
     pub item: FeedbackItem,
+}
+
+/// Labels for the controller to send to the devices that made the predictions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PushFeedback {
+    /// Labels of devices that it does not select are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub selector: Option<Selector>,
+    /// The labels; each must name its device.
+    pub feedback: Vec<FeedbackLine>,
+}
+
+/// Labels that were not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RefusedFeedback {
+    /// Whose.
+    pub device: DeviceId,
+    /// How many.
+    pub labels: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// What became of a [`PushFeedback`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PushedFeedback {
+    /// Labels that are stored and on their way.
+    pub accepted: u64,
+    /// Devices they are for.
+    pub devices: u64,
+    /// Labels that were not taken, by device.
+    pub refused: Vec<RefusedFeedback>,
+}
+
+/// How the labels pushed for a device stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeviceFeedback {
+    /// The device.
+    pub device: DeviceId,
+    /// Labels that wait for it.
+    pub waiting: u64,
+    /// Batches they are in.
+    pub waiting_batches: u64,
+    /// What came of those it has taken.
+    pub results: FeedbackCounts,
+    /// Labels that expired before it took them.
+    pub expired: u64,
 }
 
 /// What kind of file labels are in.

@@ -48,6 +48,10 @@ pub const MAX_LABEL_TARGETS: usize = 16;
 pub const MAX_FEEDBACK_ITEMS: usize = 1_000;
 /// Length of such a request or delivery, in bytes.
 pub const MAX_FEEDBACK_BYTES: usize = 512 * 1024;
+/// Length of the labels in one delivery from the centre, in bytes: a line that is slow is not held up for long.
+pub const MAX_DELIVERED_FEEDBACK_BYTES: usize = 64 * 1024;
+/// Labels in one push to the controller.
+pub const MAX_PUSHED_FEEDBACK: usize = 5_000;
 /// Labels or attributes one device may carry.
 pub const MAX_LABELS: usize = 64;
 /// Length of a label's key or value, in bytes.

@@ -26,6 +26,8 @@ pub enum Up {
     Event,
     /// Online and will message ([`crate::messages::Presence`]).
     Presence,
+    /// What came of labels from the centre ([`crate::feedback::FeedbackReceipt`]).
+    Feedback,
 }
 
 /// What a device is told.
@@ -41,12 +43,14 @@ pub enum Down {
     Command,
     /// New root documents ([`crate::messages::RootDelivery`]).
     Root,
+    /// Labels that are known only at the centre ([`crate::feedback::FeedbackDelivery`]).
+    Feedback,
 }
 
 impl Up {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::State, Self::Telemetry, Self::Sketch, Self::ChunkRequest, Self::Event, Self::Presence];
+    pub const ALL: [Self; 7] =
+        [Self::State, Self::Telemetry, Self::Sketch, Self::ChunkRequest, Self::Event, Self::Presence, Self::Feedback];
 
     /// The last level of the topic.
     #[must_use]
@@ -58,13 +62,14 @@ impl Up {
             Self::ChunkRequest => "chunk-request",
             Self::Event => "event",
             Self::Presence => "presence",
+            Self::Feedback => "feedback",
         }
     }
 }
 
 impl Down {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Assignment, Self::Chunk, Self::Ack, Self::Command, Self::Root];
+    pub const ALL: [Self; 6] = [Self::Assignment, Self::Chunk, Self::Ack, Self::Command, Self::Root, Self::Feedback];
 
     /// The last level of the topic.
     #[must_use]
@@ -75,6 +80,7 @@ impl Down {
             Self::Ack => "ack",
             Self::Command => "command",
             Self::Root => "root",
+            Self::Feedback => "feedback",
         }
     }
 }

@@ -215,7 +215,7 @@ impl Listener {
                 }
             }
             // What nobody acknowledges stays with the device.
-            Up::Telemetry | Up::Sketch => {}
+            Up::Telemetry | Up::Sketch | Up::Feedback => {}
         }
     }
 

@@ -7,6 +7,7 @@ mod crashes;
 mod delivery;
 mod deltas;
 mod drift;
+mod feedback;
 mod freshness;
 mod full_disk;
 mod identity;

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use muster_inference::Tensor;
 use muster_inference::quality::Findings;
+use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources};
+use muster_shared::sketch::LabelSketch;
 
 pub(crate) use self::watch::ModelWatch;
 pub(crate) use self::window::ClosedWindow;
@@ -135,6 +137,20 @@ impl Monitor {
         self.state().count(watch, now_ms, self.window_ms, &RequestCounts::default()).count_quality(quality);
     }
 
+    /// Lets `count` count labels, or answers that may get one, of the model of `watch`, whose labels are those of `spec`. The window is that of
+    /// the moment; a model that has been replaced gets one of its own, until the other windows end.
+    pub(crate) fn labelled(
+        &self,
+        watch: &Arc<ModelWatch>,
+        now_ms: u64,
+        spec: &LabelSpec,
+        count: impl FnOnce(&mut LabelSketch),
+    ) {
+        let mut state = self.state();
+        let until_ms = next_boundary_ms(now_ms, self.window_ms);
+        count(state.window(watch, now_ms, self.window_ms, until_ms).labels(spec));
+    }
+
     /// Counts a request for the model of `watch` that it never saw.
     pub(crate) fn turned_away(&self, watch: &Arc<ModelWatch>, now_ms: u64, why: TurnedAway) {
         let counts = match why {
@@ -197,23 +213,28 @@ impl State {
         counts: &RequestCounts,
     ) -> &mut OpenWindow {
         self.tumble(now_ms, window_ms);
-        let window = match &mut self.current {
-            Some(window) if Arc::ptr_eq(&window.watch, watch) => {
-                self.since_watch.merge(counts);
-                window
-            }
+        if self.current.as_ref().is_some_and(|window| Arc::ptr_eq(&window.watch, watch)) {
+            self.since_watch.merge(counts);
+        }
+        let window = self.window(watch, now_ms, window_ms, now_ms.saturating_add(AFTERMATH_MS));
+        window.count_requests(counts);
+        window
+    }
+
+    /// The window that is open for `watch` at `now_ms`; that of a model that has been replaced ends at `end_ms` if it is opened here.
+    fn window(&mut self, watch: &Arc<ModelWatch>, now_ms: u64, window_ms: u64, end_ms: u64) -> &mut OpenWindow {
+        self.tumble(now_ms, window_ms);
+        match &mut self.current {
+            Some(window) if Arc::ptr_eq(&window.watch, watch) => window,
             Some(_) | None => {
                 let known = self.aftermath.iter().position(|window| Arc::ptr_eq(&window.watch, watch));
                 let at = known.unwrap_or_else(|| {
-                    let end_ms = now_ms.saturating_add(AFTERMATH_MS);
                     self.aftermath.push(OpenWindow::new(Arc::clone(watch), now_ms, end_ms));
                     self.aftermath.len() - 1
                 });
                 &mut self.aftermath[at]
             }
-        };
-        window.count_requests(counts);
-        window
+        }
     }
 
     /// Closes the current window if it is over at `now_ms`, and opens the next.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
-use muster_shared::sketch::{LatencySketch, QualitySketch, SketchWindow, SliceSketches};
+use muster_shared::sketch::{LabelSketch, LatencySketch, QualitySketch, SketchWindow, SliceSketches};
 
 use super::watch::Counted;
 use super::{InputQuality, ModelWatch, Served};
@@ -29,6 +30,7 @@ pub(super) struct OpenWindow {
     latency_us: LatencySketch,
     counted: Counted,
     quality: QualitySketch,
+    labels: Option<Box<LabelSketch>>,
 }
 
 /// The first multiple of `window_ms` after `now_ms`.
@@ -47,12 +49,18 @@ impl OpenWindow {
             end_ms,
             requests: RequestCounts::default(),
             latency_us: LatencySketch::default(),
+            labels: None,
         }
     }
 
-    /// Whether nothing was asked in it.
+    /// Its counts of labels, which are those of `spec`.
+    pub(super) fn labels(&mut self, spec: &LabelSpec) -> &mut LabelSketch {
+        self.labels.get_or_insert_with(|| Box::new(LabelSketch::empty(spec)))
+    }
+
+    /// Whether nothing was asked in it, and no label came.
     pub(super) fn is_silent(&self) -> bool {
-        self.requests == RequestCounts::default()
+        self.requests == RequestCounts::default() && self.labels.is_none()
     }
 
     /// Whether the clock has been set back since it was opened, by more than `slack_ms`.
@@ -98,7 +106,8 @@ impl OpenWindow {
             duration_ms: end_ms.saturating_sub(self.start_ms).max(1),
         };
         let Counted { columns, slices } = self.counted;
-        let counted = !self.quality.is_empty() || columns.iter().any(|column| column.total() > 0);
+        let counted =
+            self.labels.is_some() || !self.quality.is_empty() || columns.iter().any(|column| column.total() > 0);
         ClosedWindow {
             telemetry: TelemetryWindow {
                 key,
@@ -112,7 +121,7 @@ impl OpenWindow {
                 columns,
                 slices: SliceSketches::of_counted(slices),
                 quality: self.quality,
-                labels: None,
+                labels: self.labels.map(|labels| *labels),
             }),
         }
     }

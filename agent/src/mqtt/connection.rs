@@ -90,7 +90,7 @@ fn heard(device: &DeviceId, topic: &str, payload: Bytes) -> Result<Heard, Unhear
     let parsed = topic.parse::<Topic>().ok().filter(|topic| topic.device == *device);
     match parsed.map(|topic| topic.kind) {
         Some(Kind::Down(Down::Ack)) => serde_json::from_slice(&payload).map(Heard::Ack).map_err(Unheard::Ack),
-        Some(Kind::Down(kind @ (Down::Assignment | Down::Chunk | Down::Command | Down::Root))) => {
+        Some(Kind::Down(kind @ (Down::Assignment | Down::Chunk | Down::Command | Down::Root | Down::Feedback))) => {
             Ok(Heard::Told(Told { kind, payload }))
         }
         Some(Kind::Up(_)) | None => Err(Unheard::Topic(topic.chars().take(100).collect())),
@@ -121,7 +121,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         is_told: AtomicBool::new(false),
         is_renewing: AtomicBool::new(false),
     };
-    let Link { identity, config, outbox, metrics, inbox, requests, state, metered, renewed, .. } = link;
+    let Link { identity, config, outbox, metrics, inbox, requests, receipts, state, metered, renewed, .. } = link;
     let device = &identity.device;
     let listen = async {
         loop {
@@ -225,6 +225,11 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                 }
                 Some(request) = requests.recv() => {
                     if let Err(ended) = say(Up::ChunkRequest, chunk_request(&request)).await {
+                        return ended;
+                    }
+                }
+                Some(receipt) = receipts.recv() => {
+                    if let Err(ended) = say(Up::Feedback, serde_json::to_vec(&receipt).unwrap_or_default()).await {
                         return ended;
                     }
                 }
@@ -340,7 +345,7 @@ mod tests {
         let topic = |kind: Down| Topic::down(&device(), kind).to_string();
         let payload = serde_json::to_vec(&ack).unwrap();
         assert!(matches!(hear(&topic(Down::Ack), &payload), Ok(Heard::Ack(heard)) if heard == ack));
-        for kind in [Down::Assignment, Down::Chunk, Down::Command, Down::Root] {
+        for kind in [Down::Assignment, Down::Chunk, Down::Command, Down::Root, Down::Feedback] {
             let heard = hear(&topic(kind), b"anything");
             assert!(matches!(heard, Ok(Heard::Told(told)) if told.kind == kind && &told.payload[..] == b"anything"));
         }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use muster_agent_core::backoff::{Backoff, Pauses};
+use muster_shared::feedback::FeedbackReceipt;
 use muster_shared::messages::ChunkRequest;
 use muster_shared::topics::Down;
 use tokio::sync::{mpsc, watch};
@@ -77,6 +78,8 @@ pub(crate) struct Link {
     pub(crate) inbox: Inbox,
     /// Chunks wanted.
     pub(crate) requests: mpsc::Receiver<ChunkRequest>,
+    /// What came of labels from the centre.
+    pub(crate) receipts: mpsc::Receiver<FeedbackReceipt>,
     pub(crate) state: LinkState,
     pub(crate) metered: Metered,
     /// Whether the controller was heard on the last connection.

@@ -78,6 +78,17 @@ pub(super) enum ApiError {
     /// The body is malformed.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The body holds no labels.
+    #[error(
+        "the body holds no labels: one {{\"id\": ..., \"label\": ...}}, a list of them, or {{\"feedback\": [...]}} is expected"
+    )]
+    Feedback(#[source] serde_json::Error),
+    /// Too many labels at once.
+    #[error("the request holds more than {limit} labels: send them in several")]
+    TooManyLabels {
+        /// How many may come at once.
+        limit: usize,
+    },
     /// All workers are busy.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -118,9 +129,11 @@ impl ApiError {
         match self {
             Self::NoSuchPath(_) | Self::UnknownModel { .. } | Self::UnknownVersion { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Path(_) | Self::Body(_) | Self::HeaderLength(_) | Self::Request(_) => StatusCode::BAD_REQUEST,
+            Self::Path(_) | Self::Body(_) | Self::HeaderLength(_) | Self::Request(_) | Self::Feedback(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::NoModel | Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge { .. } | Self::TooManyLabels { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Rejected(_) => StatusCode::BAD_REQUEST,

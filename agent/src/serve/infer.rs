@@ -159,6 +159,10 @@ impl Job {
             Ok((answer, outputs))
         });
         self.active.pace.took(Shapes::of(&inputs), started.elapsed());
+        if let (Ok((_, outputs)), Some(labels)) = (&answer, &self.active.labels) {
+            // Before the caller has the answer: its label may follow at once.
+            self.app.host.feedback().remember(labels, &id, &inputs, outputs);
+        }
         let (response, outputs, failed) = match answer {
             Ok((answer, outputs)) => (answer.into_response(), outputs, false),
             Err(ApiError::Run(error)) if error.is_request_fault() => {

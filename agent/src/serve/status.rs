@@ -44,6 +44,7 @@ pub(super) async fn status(State(app): State<App>) -> Response {
 pub(super) async fn metrics(State(app): State<App>) -> Response {
     let model = app.host.current().map(|model| model.installed());
     app.metrics.set_model(model.as_ref());
+    app.metrics.set_predictions_remembered(app.host.feedback().remembered());
     app.metrics.set_windows_closed(app.host.monitor().closed_total());
     match app.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),

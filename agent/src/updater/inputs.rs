@@ -3,6 +3,7 @@
 use muster_agent_core::update::Event;
 use muster_inference::golden::GoldenReport;
 use muster_shared::chunk::ChunkFrame;
+use muster_shared::feedback::FeedbackDelivery;
 use muster_shared::messages::{Command, DeviceEventKind, InstalledBundle, RootDelivery};
 use muster_shared::topics::Down;
 
@@ -25,8 +26,20 @@ impl Updater {
                 Ok(Command::Renew) => self.parts.renew.notify_one(),
                 Err(error) => self.refuse(0, None, &format!("a command does not parse: {error}")),
             },
+            Down::Feedback => match serde_json::from_slice::<FeedbackDelivery>(&told.payload) {
+                Ok(delivery) => self.feedback(&delivery),
+                Err(error) => self.refuse(0, None, &format!("a delivery of labels does not parse: {error}")),
+            },
             Down::Ack => {}
         }
+    }
+
+    fn feedback(&self, delivery: &FeedbackDelivery) {
+        let host = &self.parts.host;
+        let labels = host.active().and_then(|active| active.labels.clone());
+        let receipt = host.feedback().deliver(delivery, labels.as_ref());
+        // Where there is no room for it, the labels come again and are known by then.
+        let _ = self.parts.receipts.try_send(receipt);
     }
 
     fn roots(&mut self, delivery: RootDelivery) {

@@ -28,6 +28,7 @@ use muster_agent_core::refusals::Refusals;
 use muster_agent_core::slots::Slot;
 use muster_agent_core::update::{Event, FileDamage, Machine};
 use muster_inference::golden::GoldenReport;
+use muster_shared::feedback::FeedbackReceipt;
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::{ChunkRequest, DeviceEvent, DeviceEventKind, FreezeProtection, InstalledBundle};
@@ -96,6 +97,8 @@ pub(crate) struct Parts {
     pub(crate) gate: Gate,
     pub(crate) link: LinkState,
     pub(crate) requests: mpsc::Sender<ChunkRequest>,
+    /// Takes what came of labels from the centre.
+    pub(crate) receipts: mpsc::Sender<FeedbackReceipt>,
     /// Told when the controller asks for another certificate to be fetched.
     pub(crate) renew: Arc<Notify>,
 }

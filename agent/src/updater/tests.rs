@@ -16,6 +16,7 @@ use muster_shared::trust::{Assignment, DeliveryPolicy, DocumentKind, WatchPolicy
 
 use super::*;
 use crate::config::{DeliveryConfig, MeteredSetting};
+use crate::feedback::Feedback;
 use crate::host::HostLimits;
 use crate::monitor::{Monitor, Served};
 use crate::time::EffectiveTime;
@@ -101,7 +102,9 @@ impl Rig {
         let metrics = Metrics::new();
         let bounds = Bounds { max_bytes: 1 << 20, max_events: 1_000 };
         let outbox = Outbox::open(data_dir, bounds, metrics.clone());
-        let host = ModelHost::new(HostLimits { max_concurrency: 1, max_queue: 1 }, Monitor::new(3_600_000));
+        let monitor = Monitor::new(3_600_000);
+        let feedback = Feedback::for_tests(monitor.clone());
+        let host = ModelHost::new(HostLimits { max_concurrency: 1, max_queue: 1 }, monitor, feedback);
         let (inbox, input) = std::sync::mpsc::sync_channel(INBOX);
         let (ask, requests) = mpsc::channel(8);
         let link = LinkState::up();
@@ -119,6 +122,7 @@ impl Rig {
             gate: Gate::new(&DeliveryConfig { metered: MeteredSetting::No, ..DeliveryConfig::default() }).0,
             link,
             requests: ask,
+            receipts: mpsc::channel(1).0,
             renew: Arc::default(),
         };
         let updater = Updater::open(parts, inbox.clone(), false).unwrap();

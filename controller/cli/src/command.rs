@@ -6,7 +6,9 @@ use crate::api_client::ApiClient;
 use crate::failure::Failure;
 use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
-use crate::{broker, bundle, ca, completions, device, drift, events, key, rollout, root, token, trust};
+use crate::{
+    broker, bundle, ca, completions, device, drift, events, feedback, key, quality, rollout, root, token, trust,
+};
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
 ///
@@ -53,6 +55,12 @@ enum Command {
     /// Show how far live data has moved from the reference.
     #[command(subcommand)]
     Drift(drift::DriftCommand),
+    /// Show how good a bundle is by its labels.
+    #[command(subcommand)]
+    Quality(quality::QualityCommand),
+    /// Push labels to devices, and show what came of them.
+    #[command(subcommand)]
+    Feedback(feedback::FeedbackCommand),
     /// Print what a broker other than the controller's own needs: access rules and revoked certificates.
     #[command(subcommand)]
     Broker(broker::BrokerCommand),
@@ -107,6 +115,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Token(command) => token::run(&context, command),
         Command::Rollout(command) => rollout::run(&context, *command),
         Command::Drift(command) => drift::run(&context, command),
+        Command::Quality(command) => quality::run(&context, command),
+        Command::Feedback(command) => feedback::run(&context, command),
         Command::Broker(command) => broker::run(&context, command),
         Command::Events(args) => events::run(&context, &args),
         Command::Completions(args) => completions::run(&context, &args),

@@ -13,11 +13,13 @@ mod drift;
 mod enrol;
 mod events;
 mod extract;
+mod feedback;
 mod files;
 mod health;
 mod openapi;
 mod paging;
 mod peer;
+mod quality;
 mod renewal;
 mod revocation;
 mod rollouts;
@@ -80,6 +82,8 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/drift", get(drift::report)),
         ("/api/v1/drift/explain", get(drift::explain)),
         ("/api/v1/drift/export", get(drift::export)),
+        ("/api/v1/quality", get(quality::report)),
+        ("/api/v1/feedback", get(feedback::list).post(feedback::push)),
         ("/api/v1/events", get(events::list)),
     ]
 }

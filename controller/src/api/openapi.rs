@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    authorities, bundles, crl, devices, drift, enrol, events, files, health, renewal, revocation, rollouts, tokens,
-    trust,
+    authorities, bundles, crl, devices, drift, enrol, events, feedback, files, health, quality, renewal, revocation,
+    rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -50,6 +50,9 @@ use super::{
         drift::report,
         drift::explain,
         drift::export,
+        quality::report,
+        feedback::push,
+        feedback::list,
         events::list,
     ),
     modifiers(&Bearer),

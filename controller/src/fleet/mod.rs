@@ -179,6 +179,11 @@ impl FleetIndex {
         self.read().devices.get(device).is_some_and(|entry| !entry.record.is_revoked())
     }
 
+    /// Whether the device is there and selected.
+    pub(crate) fn is_selected(&self, device: &DeviceId, selector: &Selector) -> bool {
+        self.read().devices.get(device).is_some_and(|entry| entry.selected_by(selector))
+    }
+
     /// Whether the device is connected.
     pub(crate) fn is_online(&self, device: &DeviceId) -> bool {
         self.read().devices.get(device).is_some_and(|entry| entry.online)

@@ -1,6 +1,7 @@
 //! What a device's bytes say. Everything here is hostile until it has passed this file.
 
 use bytes::Bytes;
+use muster_shared::feedback::FeedbackReceipt;
 use muster_shared::limits::{MAX_LABEL_BYTES, MAX_LABELS, MAX_TEXT_BYTES, bounded_text};
 use muster_shared::messages::{
     ChunkRequest, DeviceEvent, Position, Presence, Sequenced, StateReport, Stream, TelemetryWindow,
@@ -24,6 +25,8 @@ pub(crate) enum Said {
     Event(Sequenced<DeviceEvent>),
     /// It wants chunks.
     Chunks(ChunkRequest),
+    /// What came of labels it was sent.
+    Feedback(FeedbackReceipt),
     /// It is there, or its will says that it is not.
     Presence(Presence),
 }
@@ -56,6 +59,7 @@ pub(crate) fn parse(kind: Up, payload: &Bytes) -> Result<Said, Unusable> {
         }),
         Up::ChunkRequest => plain(payload).map(Said::Chunks),
         Up::Presence => plain(payload).map(Said::Presence),
+        Up::Feedback => plain(payload).map(Said::Feedback),
     }
 }
 
@@ -151,12 +155,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0usize..6) {
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0usize..7) {
             let _ = parse(Up::ALL[kind], &bytes.into());
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in ".{0,200}", kind in 0usize..6) {
+        fn any_text_is_read_or_refused(text in ".{0,200}", kind in 0usize..7) {
             let _ = parse(Up::ALL[kind], &text.into());
         }
 

@@ -15,6 +15,7 @@ use crate::clock;
 use crate::content::Requests;
 use crate::events::{ACTOR_CONTROLLER, Held, NewEvent};
 use crate::executor;
+use crate::feedback;
 use crate::fleet::Observation;
 use crate::metrics::Ingested;
 use crate::state::App;
@@ -106,6 +107,8 @@ impl Worker {
         }
         for device in &batch.subscribed {
             executor::reissue(&self.app, device).await;
+            self.app.feedback.connected(device);
+            feedback::deliver(&self.app, device).await;
         }
         if batch.news {
             self.app.nudge.notify_one();
@@ -174,6 +177,11 @@ impl Worker {
             Said::Chunks(request) => {
                 self.chunks.submit(device.clone(), &request);
                 self.app.metrics.ingested(kind, Ingested::Stored);
+                Ok(())
+            }
+            Said::Feedback(receipt) => {
+                let known = feedback::received(&self.app, device, &receipt).await?;
+                self.app.metrics.ingested(kind, if known { Ingested::Stored } else { Ingested::Duplicate });
                 Ok(())
             }
             Said::Presence(_) => Ok(()),

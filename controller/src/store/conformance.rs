@@ -125,7 +125,7 @@ pub(super) async fn scans_are_ordered_and_paged(open: Open, folder: &Path) {
 }
 
 pub(super) async fn tables_do_not_mix(open: Open, folder: &Path) {
-    const ALL: [Table; 11] = [
+    const ALL: [Table; 12] = [
         Table::Devices,
         Table::Reports,
         Table::Windows,
@@ -136,6 +136,7 @@ pub(super) async fn tables_do_not_mix(open: Open, folder: &Path) {
         Table::Bundles,
         Table::Rollouts,
         Table::Events,
+        Table::Feedback,
         Table::Meta,
     ];
     let store = open(folder).unwrap();

@@ -37,6 +37,8 @@ pub(crate) enum Table {
     Rollouts,
     /// `muster_shared::api::EventView` by [`records::event_key`].
     Events,
+    /// [`crate::feedback::FeedbackBatchRecord`] by device, time and number.
+    Feedback,
     /// Small things: counters, lookups.
     Meta,
 }
@@ -55,6 +57,7 @@ impl Table {
             Self::Bundles => "bundles",
             Self::Rollouts => "rollouts",
             Self::Events => "events",
+            Self::Feedback => "feedback",
             Self::Meta => "meta",
         }
     }

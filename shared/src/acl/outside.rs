@@ -160,7 +160,7 @@ mod tests {
         ] {
             assert!(acl.lines().any(|there| there == line), "{line} in\n{acl}");
         }
-        assert_eq!(acl.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count(), 23, "{acl}");
+        assert_eq!(acl.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count(), 27, "{acl}");
         let emqx = emqx_acl();
         for part in [
             "{allow, {username, \"Muster-Controller\"}, subscribe, [\n    \"muster/v1/d/+/up/+\"\n]}.\n",

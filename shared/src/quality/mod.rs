@@ -6,6 +6,8 @@
 mod concept;
 mod estimate;
 mod metrics;
+#[cfg(test)]
+mod peers;
 mod report;
 
 pub use concept::{

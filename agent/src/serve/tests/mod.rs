@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+use crate::feedback::Feedback;
 use crate::host::{HostLimits, ModelHost, ServedModel};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
@@ -35,7 +36,9 @@ struct Reply {
 
 impl Endpoint {
     fn new(max_concurrency: usize, max_queue: usize) -> Self {
-        let host = ModelHost::new(HostLimits { max_concurrency, max_queue }, Monitor::new(WINDOW_MS));
+        let monitor = Monitor::new(WINDOW_MS);
+        let feedback = Feedback::for_tests(monitor.clone());
+        let host = ModelHost::new(HostLimits { max_concurrency, max_queue }, monitor, feedback);
         let router = super::router(host.clone(), Metrics::new(), MAX_BODY_BYTES);
         Self { host, router }
     }

@@ -4,6 +4,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::config::ServeConfig;
+use crate::feedback::Feedback;
 use crate::host::fixtures::{column_of, doubling, scripted};
 use crate::serve::{ServeError, Serving, serve};
 
@@ -20,7 +21,9 @@ fn config(folder: &std::path::Path) -> ServeConfig {
 }
 
 fn host() -> ModelHost {
-    let host = ModelHost::new(HostLimits { max_concurrency: 2, max_queue: 2 }, Monitor::new(WINDOW_MS));
+    let monitor = Monitor::new(WINDOW_MS);
+    let feedback = Feedback::for_tests(monitor.clone());
+    let host = ModelHost::new(HostLimits { max_concurrency: 2, max_queue: 2 }, monitor, feedback);
     host.activate(doubling("1.0.0", 1), 1);
     host
 }

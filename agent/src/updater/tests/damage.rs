@@ -251,7 +251,7 @@ fn bundle_of(version: &str, path: &str, content: &[u8]) -> Bundle {
 }
 
 fn down() -> impl Strategy<Value = Down> {
-    prop::sample::select(vec![Down::Assignment, Down::Chunk, Down::Root, Down::Command, Down::Ack])
+    prop::sample::select(vec![Down::Assignment, Down::Chunk, Down::Root, Down::Command, Down::Ack, Down::Feedback])
 }
 
 /// What is done to a good message.
@@ -274,12 +274,14 @@ fn whatever_comes_in_the_updater_goes_on() {
     let mut rig = committed(folder.path(), &bundle);
     let frame = ChunkFrame { manifest: bundle.digest, index: 3, encoding: ChunkEncoding::Plain, bytes: &[3; 900] };
     let roots = muster_shared::messages::RootDelivery { roots: vec![root(2, u64::MAX)] };
+    let feedback = serde_json::json!({"batch": Digest::of(b"b"), "items": [{"id": "a", "label": 1}]});
     let good_messages = [
         // Of an earlier generation, so that damage to a mere hint changes nothing.
         (Down::Assignment, delivery(0, Some(&bundle), |_| {})),
         (Down::Chunk, frame.encode()),
         (Down::Root, serde_json::to_vec(&roots).unwrap()),
         (Down::Command, br#"{"command":"self-test"}"#.to_vec()),
+        (Down::Feedback, feedback.to_string().into_bytes()),
     ];
     let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = proptest::test_runner::TestRunner::new(config);

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::description::Description;
 use super::new_folder::NewFolder;
-use super::profile;
+use super::{labels, profile};
 use crate::command::Context;
 use crate::disk;
 use crate::failure::Failure;
@@ -165,7 +165,8 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         None => {
             profile::check_names(&description, model.signature())?;
             output::warn("there is no reference sample: drift of this model will not be seen, nor stop a rollout");
-            (Profile::default(), 0)
+            let labels = labels::without_reference(&description, model.signature())?;
+            (Profile { labels, ..Profile::default() }, 0)
         }
     };
 

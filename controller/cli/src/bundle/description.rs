@@ -59,6 +59,8 @@ pub(crate) struct Description {
     /// How the traffic is cut into slices that are counted apart.
     #[serde(default)]
     pub(crate) slices: Vec<Spanned<SliceTable>>,
+    /// What a label is: the truth about an answer, which comes later.
+    pub(crate) labels: Option<Spanned<LabelTable>>,
     /// Where it was read, for messages.
     #[serde(skip)]
     pub(crate) origin: Origin,
@@ -173,6 +175,47 @@ impl std::fmt::Display for SliceValue {
             Self::Integer(value) => write!(f, "{value}"),
             Self::Number(value) => write!(f, "{value}"),
             Self::Text(value) => f.write_str(value),
+        }
+    }
+}
+
+/// What a label is.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct LabelTable {
+    /// An output of `[[outputs]]`: its kind says whether a label is a class or a number.
+    pub(crate) output: String,
+    /// Which elements of a numeric output are labelled; the first where none is named.
+    #[serde(default)]
+    pub(crate) elements: Vec<u32>,
+    /// How far the truth of these ranges, about; taken from the reference sample where it is not given.
+    pub(crate) scale: Option<f64>,
+    /// The column of the reference sample with the truth, one for each element: the model's quality on it is what devices' labels
+    /// are held against.
+    #[serde(default)]
+    pub(crate) label_column: LabelColumn,
+}
+
+/// No column, one, or one for each element.
+#[derive(Debug, Default, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum LabelColumn {
+    /// The sample has no labels.
+    #[default]
+    None,
+    /// One column.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+impl LabelColumn {
+    /// The columns' names.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match self {
+            Self::None => Vec::new(),
+            Self::One(name) => vec![name.clone()],
+            Self::Many(names) => names.clone(),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod build;
 mod description;
 mod folder;
+mod labels;
 mod list;
 mod new_folder;
 mod profile;

@@ -12,7 +12,7 @@ use toml::Spanned;
 
 use super::description::{Description, InputTable, OutputKind, OutputTable};
 use super::sample::{self, Sample, Wanted};
-use super::slices;
+use super::{labels, slices};
 use crate::failure::Failure;
 
 /// Rows of the sample run at once, where the model takes batches.
@@ -315,6 +315,10 @@ pub(super) fn build(
     for (column, values) in profile.columns.iter_mut().zip(&values) {
         column.reference = reference_of(column, values, sample.rows())?;
     }
+    if let Some(watched) = labels::watched(description, model.signature())? {
+        let answers = measure(model, &plan, &sample, &watched)?;
+        profile.labels = labels::measured(description, model.signature(), reference, &answers)?;
+    }
     profile.validate().map_err(|error| {
         description.origin.whole_fault(format!(
             "{error}; monitor = false in [[inputs]] leaves the elements of a wide input out of the profile"
@@ -326,6 +330,8 @@ pub(super) fn build(
 #[cfg(test)]
 mod tests {
     use muster_inference::RunError;
+    use muster_shared::labels::{LabelSpec, LabelTask};
+    use muster_shared::quality::Baseline;
 
     use super::*;
 
@@ -398,6 +404,48 @@ mod tests {
         // The first class wins where the sum is at least 2 (the first of equals): all but 0+0 and 1+... = 0.
         let class = &profile.columns[3].reference;
         assert_eq!(class.cells(), [149, 1, 0, 0]);
+    }
+
+    fn labelled(labels: &str, sample: &str) -> Result<LabelSpec, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.csv");
+        std::fs::write(&path, sample).unwrap();
+        let description = description(&format!("{TABLES}[labels]\n{labels}"));
+        let measured = build(&description, &path, &sums()).map_err(|failure| failure.chain())?;
+        Ok(measured.profile.labels.unwrap())
+    }
+
+    #[test]
+    fn labels_of_the_sample_are_the_baseline() {
+        // The answers are 3, 5 and 7; the truths 4, none and 5: errors -1 and 2.
+        let sample = "a,b,t,c\n1,2,4,large\n2,3,,small\n3,4,5,small\n";
+        let spec = labelled("output = \"sum\"\nlabel-column = \"t\"\n", sample).unwrap();
+        let LabelTask::Regression { targets } = &spec.task else { panic!("{spec:?}") };
+        assert_eq!((targets[0].index, targets[0].scale), (0, 1.0));
+        let Some(Baseline::Regression { rows: 2, targets }) = &spec.baseline else { panic!("{spec:?}") };
+        assert!((targets[0].mae - 1.5).abs() < 1e-6 && (targets[0].bias - 0.5).abs() < 1e-6, "{targets:?}");
+        // Every sum is above 2, so that every answer is "small".
+        let spec = labelled("output = \"p\"\nlabel-column = \"c\"\n", sample).unwrap();
+        let Some(Baseline::Classification { rows: 3, right: 2, .. }) = spec.baseline else { panic!("{spec:?}") };
+        // Without labels there is no baseline, and the answers say how far the truth may range.
+        let spec = labelled("output = \"sum\"\n", sample).unwrap();
+        let LabelTask::Regression { targets } = &spec.task else { panic!("{spec:?}") };
+        assert_eq!((targets[0].scale, &spec.baseline), (4.0, &None));
+        for (labels, expected) in [
+            ("output = \"y\"\n", "no output \"y\" is described"),
+            ("output = \"sum\"\nelements = [1]\n", "element 1 is past the end"),
+            ("output = \"sum\"\nscale = 0\n", "a scale is from"),
+            ("output = \"p\"\nelements = [0]\n", "labelled with a class as a whole"),
+            ("output = \"p\"\nlabel-column = \"t\"\n", "row 1: \"4\" is no label of this model"),
+            ("output = \"p\"\nlabel-column = \"u\"\n", "the header has no column \"u\""),
+            ("output = \"sum\"\nlabel-column = [\"t\", \"c\"]\n", "2 columns are named for 1 elements"),
+        ] {
+            let message = labelled(labels, sample).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+        let bare = description("[[outputs]]\nname = \"sum\"\nkind = \"numeric\"\n[labels]\noutput = \"sum\"\n");
+        let message = labels::without_reference(&bare, &sums().signature).unwrap_err().to_string();
+        assert!(message.contains("labels.scale: without a reference sample"), "{message}");
     }
 
     #[test]

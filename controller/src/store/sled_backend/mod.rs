@@ -77,6 +77,7 @@ impl Table {
             Self::Rollouts => 9,
             Self::Events => 10,
             Self::Meta => 11,
+            Self::Feedback => 12,
         }
     }
 

@@ -1,0 +1,65 @@
+//! How good a bundle is by its labels.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use muster_shared::api::Problem;
+use muster_shared::ids::BundleRef;
+use muster_shared::quality::QualityReport;
+use muster_shared::selector::is_label_text;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::extract::{Parameters, Viewer};
+use crate::problem::{ApiError, ApiResult};
+use crate::quality::{self, QualityError, Wish};
+use crate::state::App;
+
+/// A point of the trend where nothing else is asked for, in milliseconds.
+const TREND_MS: u64 = 3_600_000;
+
+/// What to look at.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[into_params(parameter_in = Query, rename_all = "kebab-case")]
+pub(super) struct ReportQuality {
+    /// The bundle, as `digits@1.2.0`.
+    #[param(value_type = String)]
+    bundle: BundleRef,
+    /// A label: one group of devices for each of its values.
+    group_by: Option<String>,
+    /// Leaves out what came before, in milliseconds since the Unix epoch.
+    since_ms: Option<u64>,
+    /// Length of a point of the trend, in milliseconds; an hour when left out.
+    trend_ms: Option<u64>,
+}
+
+/// Shows how good a bundle is by the labels that devices joined with its predictions.
+#[utoipa::path(
+    get, path = "/api/v1/quality", tag = "quality", params(ReportQuality),
+    responses(
+        (status = 200, description = "Accuracy or errors by group, slice and time", body = QualityReport),
+        (status = 404, description = "There is no such bundle", body = Problem),
+    ),
+)]
+pub(super) async fn report(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Parameters(wish): Parameters<ReportQuality>,
+) -> ApiResult<axum::Json<QualityReport>> {
+    if wish.group_by.as_deref().is_some_and(|label| !is_label_text(label)) {
+        return Err(ApiError::invalid("invalid-query", "group-by must be the key of a label"));
+    }
+    if wish.trend_ms == Some(0) {
+        return Err(ApiError::invalid("invalid-query", "trend-ms must be at least 1"));
+    }
+    let of = Wish {
+        group_by: wish.group_by.as_deref(),
+        since_ms: wish.since_ms.unwrap_or(0),
+        trend_ms: wish.trend_ms.unwrap_or(TREND_MS),
+    };
+    quality::report(&app, &wish.bundle, of).await.map(axum::Json).map_err(|error| match error {
+        QualityError::UnknownBundle(_) => ApiError::unknown("unknown-bundle", error),
+        QualityError::Store(error) => error.into(),
+    })
+}
