@@ -14,6 +14,7 @@ use muster_tests::binaries::Binaries;
 use muster_tests::fixtures::{self, Image};
 use serde::Deserialize;
 
+use crate::forests;
 use crate::http::{Connection, Request};
 use crate::report::{self, Table};
 use crate::samples::Samples;
@@ -52,7 +53,12 @@ pub(crate) async fn measure(binaries: &Binaries, folder: &Path, requests: u32) -
     let per_round = usize::try_from(requests)?.div_ceil(ROUNDS);
     // Blocking on purpose: an event loop of the client's own would be measured with it.
     let (measured, peer) = tokio::task::spawn_blocking(move || measure_in_turns(address, &images, per_round)).await??;
-    Ok(vec![table(&measured, peer.as_ref())])
+    let mut tables = vec![table(&measured, peer.as_ref())];
+    if let Some(python) = std::env::var_os(PYTHON) {
+        let folder = folder.to_path_buf();
+        tables.extend(tokio::task::spawn_blocking(move || forests::measure(&folder, Path::new(&python))).await??);
+    }
+    Ok(tables)
 }
 
 fn measure_in_turns(

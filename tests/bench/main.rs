@@ -9,6 +9,7 @@ mod controller;
 mod crowd;
 mod delivery;
 mod flash;
+mod forests;
 mod http;
 mod inference;
 mod pairs;

@@ -3,19 +3,22 @@
     python run.py DIR/demo.json
 
 `demo.json` is what `cargo demo --data-dir DIR` leaves. Needs mosquitto-clients and openssl from the system, and the packages
-of tests/fixtures/requirements-peers.txt. It stops one agent, so that its client id is free, and leaves the other models it
-rolls out on another. Prints a line for each check; exits with 1 if one failed.
+of tests/fixtures/requirements-peers.txt; exports are checked where requirements-tabular.txt is installed too. It stops one
+agent, so that its client id is free, and leaves the other models it rolls out on another. Prints a line for each check; exits
+with 1 if one failed.
 """
 
 import argparse
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import envelopes
 import fleet
 import inference
+import tabular
 import topics
 
 
@@ -35,6 +38,7 @@ def main():
         envelopes.check(report, controller, Path(folder))
         topics.check(report, controller, stopped, attacked, Path(folder))
         inference.check(report, controller, serving, Path(folder))
+        tabular.check(report, controller, Path(folder) / "tabular", int(time.time()) % 100_000)
     print(f"{report.passed} passed, {report.failed} failed")
     sys.exit(1 if report.failed else 0)
 
