@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use self::delivery::{DeliveryConfig, MeteredSetting, MeteredTelemetry};
+use crate::beside::BesideLimits;
 
 /// Larger than any configuration that names each setting once.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -133,6 +134,8 @@ pub(crate) struct Config {
     pub(crate) monitor: MonitorConfig,
     /// Labels that come after their predictions.
     pub(crate) feedback: FeedbackConfig,
+    /// A model that runs beside the one that answers.
+    pub(crate) beside: BesideConfig,
     /// Room for bundles.
     pub(crate) storage: StorageConfig,
     /// What waits to be delivered.
@@ -200,6 +203,26 @@ pub(crate) struct FeedbackConfig {
     pub(crate) max_predictions: usize,
     /// How long after its answer a label may come, in milliseconds.
     pub(crate) horizon_ms: u64,
+}
+
+/// A model that runs beside the one that answers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct BesideConfig {
+    /// Share of one processor that a shadow may use, in percent.
+    max_cpu_percent: u32,
+    /// Requests that may wait for a shadow; what comes on top is skipped.
+    max_queue: usize,
+    /// Bytes of tensors that may wait for a shadow.
+    max_queue_bytes: usize,
+}
+
+impl BesideConfig {
+    /// What a model beside the one that answers may use.
+    pub(crate) fn limits(&self) -> BesideLimits {
+        let Self { max_cpu_percent, max_queue, max_queue_bytes } = *self;
+        BesideLimits { max_cpu_percent, max_queue, max_queue_bytes }
+    }
 }
 
 /// Room for bundles.
@@ -272,6 +295,7 @@ impl Default for Config {
             serve: ServeConfig::default(),
             monitor: MonitorConfig::default(),
             feedback: FeedbackConfig::default(),
+            beside: BesideConfig::default(),
             storage: StorageConfig::default(),
             outbox: OutboxConfig::default(),
             broker: BrokerConfig::default(),
@@ -303,6 +327,13 @@ impl Default for MonitorConfig {
 impl Default for FeedbackConfig {
     fn default() -> Self {
         Self { max_predictions: 16_384, horizon_ms: 86_400_000 }
+    }
+}
+
+impl Default for BesideConfig {
+    fn default() -> Self {
+        let BesideLimits { max_cpu_percent, max_queue, max_queue_bytes } = BesideLimits::default();
+        Self { max_cpu_percent, max_queue, max_queue_bytes }
     }
 }
 
@@ -374,6 +405,9 @@ impl Config {
         within("monitor.window-ms", self.monitor.window_ms, 100, 7 * 86_400_000)?;
         within("feedback.max-predictions", size(self.feedback.max_predictions), 0, 10_000_000)?;
         within("feedback.horizon-ms", self.feedback.horizon_ms, 1_000, 90 * 86_400_000)?;
+        within("beside.max-cpu-percent", self.beside.max_cpu_percent.into(), 1, 100)?;
+        within("beside.max-queue", size(self.beside.max_queue), 1, 65_536)?;
+        within("beside.max-queue-bytes", size(self.beside.max_queue_bytes), 1_024, 1 << 30)?;
         within("storage.max-bytes", self.storage.max_bytes, 1 << 20, 1 << 50)?;
         within("outbox.max-bytes", self.outbox.max_bytes, 64 * 1024, 1 << 34)?;
         within("outbox.max-events", size(self.outbox.max_events), 16, 1_000_000)?;

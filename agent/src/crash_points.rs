@@ -125,6 +125,7 @@ pub(crate) fn pass_record(record: &Record) {
         DeviceEventKind::Started
         | DeviceEventKind::Crashed
         | DeviceEventKind::Refused
+        | DeviceEventKind::Beside
         | DeviceEventKind::Reverted
         | DeviceEventKind::Failed
         | DeviceEventKind::Withdrawn

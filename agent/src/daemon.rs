@@ -251,7 +251,7 @@ impl Base {
             boot,
             time: EffectiveTime::default(),
             renew: Arc::default(),
-            host: ModelHost::new(limits, monitor.clone(), feedback),
+            host: ModelHost::with_beside(limits, config.beside.limits(), monitor.clone(), feedback),
             metrics,
             monitor,
             outbox,
@@ -403,7 +403,7 @@ impl Base {
 
     fn pump(&self) -> Pump {
         Pump {
-            monitor: self.monitor.clone(),
+            monitors: [self.monitor.clone(), self.host.beside_monitor().clone()],
             outbox: self.outbox.clone(),
             data_dir: self.config.data_dir.clone(),
             started: self.started,

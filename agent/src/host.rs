@@ -16,9 +16,11 @@ use muster_shared::bundle::ModelSignature;
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::messages::{InstalledBundle, RequestCounts};
 use muster_shared::profile::Profile;
+use muster_shared::trust::Stage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::pace::{Pace, Shapes};
+use crate::beside::{Beside, BesideError, BesideLimits};
 use crate::feedback::{Feedback, LabelWatch};
 use crate::monitor::{ModelWatch, Monitor};
 
@@ -64,10 +66,19 @@ pub(crate) struct Active {
     pub(crate) watch: Arc<ModelWatch>,
     /// How its labels are read; none where its bundle declares none.
     pub(crate) labels: Option<Arc<LabelWatch>>,
+    /// What they are counted with.
+    pub(crate) monitor: Monitor,
     /// How long it takes.
     pub(crate) pace: Pace,
     /// Its first failure.
     pub(crate) first_failure: Once,
+}
+
+impl Active {
+    fn new(served: Arc<ServedModel>, watch: Arc<ModelWatch>, monitor: Monitor) -> Self {
+        let labels = LabelWatch::new(&served, &watch, &monitor);
+        Self { served, watch, monitor, labels, pace: Pace::default(), first_failure: Once::new() }
+    }
 }
 
 /// The permission to compute one request; another may when it is dropped.
@@ -107,11 +118,27 @@ struct Inner {
     queue: Semaphore,
     monitor: Monitor,
     feedback: Feedback,
+    /// Locked only to clone or replace the pointer.
+    beside: RwLock<Option<Arc<Beside>>>,
+    beside_limits: BesideLimits,
+    /// Its windows have a lock of their own, so that answering never waits for a thread of low priority.
+    beside_monitor: Monitor,
 }
 
 impl ModelHost {
-    /// A host without a model.
+    /// A host without a model, with the usual limits for one beside it.
+    #[cfg(test)]
     pub(crate) fn new(limits: HostLimits, monitor: Monitor, feedback: Feedback) -> Self {
+        Self::with_beside(limits, BesideLimits::default(), monitor, feedback)
+    }
+
+    /// A host without a model. One beside the one that answers may use what `beside_limits` say.
+    pub(crate) fn with_beside(
+        limits: HostLimits,
+        beside_limits: BesideLimits,
+        monitor: Monitor,
+        feedback: Feedback,
+    ) -> Self {
         let limits = HostLimits {
             // `drained` takes all permits at once, which are counted in 32 bits.
             max_concurrency: limits.max_concurrency.clamp(1, 65_536),
@@ -123,6 +150,9 @@ impl ModelHost {
                 limits,
                 workers: Arc::new(Semaphore::new(limits.max_concurrency)),
                 queue: Semaphore::new(limits.max_queue),
+                beside: RwLock::new(None),
+                beside_limits,
+                beside_monitor: Monitor::new(monitor.window_ms()),
                 monitor,
                 feedback,
             }),
@@ -134,10 +164,9 @@ impl ModelHost {
     pub(crate) fn activate(&self, model: ServedModel, now_ms: u64) {
         let served = Arc::new(model);
         let mut active = self.inner.active.write().unwrap_or_else(PoisonError::into_inner);
-        let watch = self.inner.monitor.watch(&served, now_ms);
-        let labels = LabelWatch::new(&served, &watch);
-        let (pace, first_failure) = (Pace::default(), Once::new());
-        let before = active.replace(Arc::new(Active { served, watch, labels, pace, first_failure }));
+        let monitor = self.inner.monitor.clone();
+        let watch = monitor.watch(&served, now_ms);
+        let before = active.replace(Arc::new(Active::new(served, watch, monitor)));
         drop(active);
         // Freeing a model can take long: not under the lock.
         drop(before);
@@ -150,6 +179,40 @@ impl ModelHost {
         let before = active.take();
         drop(active);
         drop(before);
+    }
+
+    /// Lets `model` run beside the one that answers, as `stage` says, in place of one that does already.
+    ///
+    /// # Errors
+    /// [`BesideError`] when the two cannot have the same requests; what ran beside before goes on.
+    pub(crate) fn run_beside(&self, model: ServedModel, stage: Stage, now_ms: u64) -> Result<(), BesideError> {
+        let incumbent = self.current().ok_or(BesideError::Alone)?;
+        Beside::check(&model, &incumbent, &stage)?;
+        let served = Arc::new(model);
+        let monitor = self.inner.beside_monitor.clone();
+        let watch = monitor.watch_beside(&served, incumbent.manifest, now_ms);
+        let active = Arc::new(Active::new(served, watch, monitor));
+        let beside = Arc::new(Beside::start(active, &incumbent, stage, self.inner.beside_limits)?);
+        let before = self.inner.beside.write().unwrap_or_else(PoisonError::into_inner).replace(beside);
+        drop(before);
+        Ok(())
+    }
+
+    /// Lets no model run beside the one that answers.
+    pub(crate) fn end_beside(&self, now_ms: u64) {
+        let before = self.inner.beside.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.inner.beside_monitor.unwatch(now_ms);
+        drop(before);
+    }
+
+    /// The model that runs beside the one that answers.
+    pub(crate) fn beside(&self) -> Option<Arc<Beside>> {
+        self.inner.beside.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the requests of a model beside the one that answers are counted with.
+    pub(crate) fn beside_monitor(&self) -> &Monitor {
+        &self.inner.beside_monitor
     }
 
     /// The model that answers requests.

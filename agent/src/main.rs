@@ -13,6 +13,7 @@ macro_rules! passing {
 mod crash_points;
 
 mod attributes;
+mod beside;
 mod boot;
 mod causes;
 mod config;

@@ -79,6 +79,7 @@ impl EncodeLabelValue for UpdateResult {
             UpdateState::Idle => "idle",
             UpdateState::Fetching => "fetching",
             UpdateState::Verified => "verified",
+            UpdateState::Beside => "beside",
             UpdateState::Trial => "trial",
             UpdateState::Committed => "committed",
             UpdateState::Reverted => "reverted",

@@ -50,6 +50,25 @@ pub(crate) fn memory_bytes() -> u64 {
         .map_or(0, |kib| kib.saturating_mul(1_024))
 }
 
+/// Memory that could be taken without anything being pushed out, in bytes: what the kernel has to give, and no more than this service's
+/// own limit leaves. None where the kernel does not say.
+pub(crate) fn memory_available_bytes() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    let system = kib.saturating_mul(1_024);
+    Some(cgroup_left_bytes().map_or(system, |left| left.min(system)))
+}
+
+/// What the limit of this process's control group (version 2) leaves, in bytes; none without one.
+fn cgroup_left_bytes() -> Option<u64> {
+    let of_process = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = of_process.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let folder = Path::new("/sys/fs/cgroup").join(group);
+    let number = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +78,7 @@ mod tests {
         let resources = now(Steady::start(), Path::new("."));
         assert!(resources.resident_bytes > 100_000 && resources.disk_free_bytes > 0);
         assert!(memory_bytes() > resources.resident_bytes);
+        assert!(memory_available_bytes().is_some_and(|bytes| bytes > 0 && bytes <= memory_bytes()));
         assert_eq!(disk_free_bytes(Path::new("/nowhere/at/all")), 0);
     }
 }

@@ -16,7 +16,8 @@ const LOOK_MS: u64 = 1_000;
 /// Carries windows over.
 #[derive(Clone)]
 pub(crate) struct Pump {
-    pub(crate) monitor: Monitor,
+    /// Of the model that answers, and of one beside it.
+    pub(crate) monitors: [Monitor; 2],
     pub(crate) outbox: Outbox,
     pub(crate) data_dir: PathBuf,
     pub(crate) started: Steady,
@@ -27,9 +28,11 @@ impl Pump {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
         while !*stop.borrow() {
             let now_ms = wall_ms();
-            match self.monitor.next_close_ms() {
+            match self.next_close_ms() {
                 Some(at_ms) if at_ms <= now_ms => {
-                    let windows = self.monitor.close_due(now_ms, resources::now(self.started, &self.data_dir));
+                    let resources = resources::now(self.started, &self.data_dir);
+                    let windows: Vec<_> =
+                        self.monitors.iter().flat_map(|monitor| monitor.close_due(now_ms, resources)).collect();
                     // What is due may still wait for requests under way; then the pause below must not be left out.
                     if !windows.is_empty() {
                         self.keep(windows);
@@ -39,7 +42,7 @@ impl Pump {
                 Some(_) | None => {}
             }
             tokio::task::block_in_place(|| self.outbox.retry());
-            let due_in_ms = self.monitor.next_close_ms().map_or(LOOK_MS, |at| at.saturating_sub(now_ms));
+            let due_in_ms = self.next_close_ms().map_or(LOOK_MS, |at| at.saturating_sub(now_ms));
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(due_in_ms.clamp(10, LOOK_MS))) => {}
                 _ = stop.changed() => {}
@@ -49,7 +52,12 @@ impl Pump {
 
     /// Closes every window, over or not: the agent stops.
     pub(crate) fn close_all(&self) {
-        self.keep(self.monitor.close_all(wall_ms(), resources::now(self.started, &self.data_dir)));
+        let resources = resources::now(self.started, &self.data_dir);
+        self.keep(self.monitors.iter().flat_map(|monitor| monitor.close_all(wall_ms(), resources)).collect());
+    }
+
+    fn next_close_ms(&self) -> Option<u64> {
+        self.monitors.iter().filter_map(Monitor::next_close_ms).min()
     }
 
     fn keep(&self, windows: Vec<ClosedWindow>) {

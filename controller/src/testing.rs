@@ -19,7 +19,8 @@ use muster_shared::ids::{BundleName, DeviceId, Digest, RolloutId};
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::topics::Topic;
 use muster_shared::trust::{
-    DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, WatchPolicy, sign_document,
+    DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, Stage, WatchPolicy,
+    sign_document,
 };
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -405,6 +406,7 @@ impl TestApp {
             rollout: RolloutId::new("r1").unwrap(),
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
+            stage: Stage::Serve,
             since_ms: 1,
         });
         let change = Records::put(Table::Devices, device.as_str(), Expect::Version(stored.version), &record).unwrap();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::Manifest;
 use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use crate::messages::StateReport;
-use crate::trust::{Envelope, PublicKey};
+use crate::trust::{Envelope, PublicKey, Stage};
 
 pub use drift::{
     CellChange, ColumnDrift, DeviceDrift, DriftExplanation, DriftGroup, DriftKind, DriftReport, ScoreName, Subject,
@@ -211,6 +211,9 @@ pub struct DesiredView {
     pub generation: u64,
     /// The rollout it belongs to.
     pub rollout: RolloutId,
+    /// In which part the device runs it.
+    #[serde(default, skip_serializing_if = "Stage::is_serve")]
+    pub stage: Stage,
 }
 
 /// That a device or an enrolment token is no longer accepted: since when, by whom, and why.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chunk::{Accepts, ChunkSet};
 use crate::ids::{BundleRef, Digest};
-use crate::sketch::LatencySketch;
+use crate::sketch::{Comparison, LatencySketch};
 use crate::trust::Envelope;
 
 /// The streams a device repeats until they are acknowledged.
@@ -68,6 +68,8 @@ pub enum UpdateState {
     Fetching,
     /// All files are there and right.
     Verified,
+    /// The new bundle runs beside the incumbent, as it was told to: it shadows it, or shares the requests with it.
+    Beside,
     /// The new bundle serves under watch.
     Trial,
     /// The new bundle passed its probation: this is success.
@@ -84,7 +86,7 @@ impl UpdateState {
     pub fn is_final(self) -> bool {
         match self {
             Self::Committed | Self::Reverted | Self::Failed => true,
-            Self::Idle | Self::Fetching | Self::Verified | Self::Trial => false,
+            Self::Idle | Self::Fetching | Self::Verified | Self::Beside | Self::Trial => false,
         }
     }
 }
@@ -275,6 +277,9 @@ pub struct TelemetryWindow {
     pub latency_us: LatencySketch,
     /// The agent's own use of the device.
     pub resources: Resources,
+    /// How the bundle's answers compare with the incumbent's; absent where it ran beside none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<Comparison>,
 }
 
 /// What kind of thing happened on a device.
@@ -292,6 +297,8 @@ pub enum DeviceEventKind {
     Refused,
     /// All files are there and right.
     Verified,
+    /// The bundle runs beside the incumbent.
+    Beside,
     /// The bundle serves under watch.
     Trial,
     /// The bundle passed its probation.
@@ -404,6 +411,7 @@ mod tests {
                 requests: RequestCounts { served: 1, ..RequestCounts::default() },
                 latency_us,
                 resources: Resources::default(),
+                comparison: None,
             },
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use muster_shared::rollout::{Limits, RolloutSpec, RolloutView, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 use muster_tests::binaries::Binaries;
 use muster_tests::fleet::{Fleet, PATIENCE};
 
@@ -145,6 +145,7 @@ pub(crate) async fn roll_out(fleet: &Fleet, client: &reqwest::Client) -> anyhow:
         limits: Limits::default(),
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),
+        stage: Stage::Serve,
     };
     let request = client
         .post(format!("{}/api/v1/rollouts", fleet.controller.endpoints.api_url))

@@ -272,7 +272,11 @@ impl Subject {
             UpdateState::Failed | UpdateState::Reverted => {
                 return Ok(Some(Stop::GaveUp(reported.update.reason.unwrap_or_default())));
             }
-            UpdateState::Idle | UpdateState::Fetching | UpdateState::Verified | UpdateState::Trial => return Ok(None),
+            UpdateState::Idle
+            | UpdateState::Fetching
+            | UpdateState::Verified
+            | UpdateState::Beside
+            | UpdateState::Trial => return Ok(None),
         }
         let committed = reported.committed.with_context(|| format!("{} has committed nothing", self.id))?;
         let version = committed.bundle.version.to_string();

@@ -189,7 +189,9 @@ pub enum Refusal {
         accepted: u64,
     },
     /// Two assignments of one generation that say different things.
-    #[error("a second assignment of generation {generation} names another bundle than the first")]
+    #[error(
+        "a second assignment of generation {generation} names another bundle or another part for it than the first"
+    )]
     ChangedGeneration {
         /// The generation.
         generation: u64,
@@ -220,14 +222,16 @@ pub fn admit(record: &Record, offer: &Offer) -> Result<Admission, Refusal> {
         return Err(Refusal::Manifest { assigned: name(assignment.manifest), delivered: name(delivered) });
     }
     if offer.director_epoch > record.director_epoch {
-        let same = |u: &Update| (u.generation, u.manifest) == (assignment.generation, assignment.manifest);
+        let same = |u: &Update| {
+            (u.generation, u.manifest, &u.stage) == (assignment.generation, assignment.manifest, &assignment.stage)
+        };
         if record.update.as_ref().is_some_and(same) {
             return Ok(Admission::Refresh);
         }
     } else if assignment.generation == accepted {
         return match &record.update {
             Some(update) if update.generation == assignment.generation => {
-                if update.manifest == assignment.manifest {
+                if (update.manifest, &update.stage) == (assignment.manifest, &assignment.stage) {
                     Ok(Admission::Refresh)
                 } else {
                     Err(Refusal::ChangedGeneration { generation: assignment.generation })
@@ -306,7 +310,7 @@ fn no_room(
 mod tests {
     use muster_shared::chunk::ChunkSet;
     use muster_shared::ids::{DeviceId, RolloutId};
-    use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
+    use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 
     use super::*;
     use crate::record::Phase;
@@ -324,6 +328,7 @@ mod tests {
                 expires_ms: 1_000,
                 watch: WatchPolicy::default(),
                 delivery: DeliveryPolicy::default(),
+                stage: Stage::Serve,
             },
             manifest: Some(OfferedManifest {
                 digest,
@@ -385,6 +390,7 @@ mod tests {
             security_floor: 0,
             total_bytes,
             have: ChunkSet::empty(0),
+            never_served: false,
         }
     }
 
@@ -436,6 +442,7 @@ mod tests {
             bundle: None,
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
+            stage: Stage::Serve,
             phase: Phase::Committed,
         }
     }

@@ -154,6 +154,7 @@ mod tests {
                 security_floor: 0,
                 total_bytes: 3,
                 have: ChunkSet::empty(1),
+                never_served: false,
             });
             record.slots.set(slot, content);
         }

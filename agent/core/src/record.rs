@@ -5,7 +5,7 @@
 
 use muster_shared::ids::{BundleRef, Digest, RolloutId};
 use muster_shared::messages::{DeviceEventKind, InstalledBundle, UpdateReport, UpdateState};
-use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::slots::{Pointer, Slot, Slots};
@@ -39,6 +39,13 @@ pub enum Phase {
         /// How often it may still be loaded.
         tries_left: u32,
     },
+    /// The model runs beside the committed one, as the update's stage says; only another assignment ends that.
+    Beside {
+        /// Where it is.
+        slot: Slot,
+        /// How often it may still be loaded; all of them again once it has lived through a probation.
+        tries_left: u32,
+    },
     /// The model serves under watch.
     Trial {
         /// Where it is.
@@ -67,7 +74,10 @@ impl Phase {
     #[must_use]
     pub fn working_slot(&self) -> Option<Slot> {
         match self {
-            Self::Fetching { slot, .. } | Self::Verified { slot, .. } | Self::Trial { slot, .. } => Some(*slot),
+            Self::Fetching { slot, .. }
+            | Self::Verified { slot, .. }
+            | Self::Beside { slot, .. }
+            | Self::Trial { slot, .. } => Some(*slot),
             Self::Withdrawn | Self::Committed | Self::Reverted { .. } | Self::Failed { .. } => None,
         }
     }
@@ -90,6 +100,9 @@ pub struct Update {
     /// When and how fast it may be fetched.
     #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
     pub delivery: DeliveryPolicy,
+    /// In which part the bundle is to run.
+    #[serde(default, skip_serializing_if = "Stage::is_serve")]
+    pub stage: Stage,
     /// How far it is.
     pub phase: Phase,
 }
@@ -303,13 +316,22 @@ impl Record {
                 }
             }
             let tries_left = match update.phase {
-                Phase::Verified { tries_left, .. } | Phase::Trial { tries_left, .. } => tries_left,
+                Phase::Verified { tries_left, .. }
+                | Phase::Beside { tries_left, .. }
+                | Phase::Trial { tries_left, .. } => tries_left,
                 Phase::Withdrawn
                 | Phase::Fetching { .. }
                 | Phase::Committed
                 | Phase::Reverted { .. }
                 | Phase::Failed { .. } => 0,
             };
+            if update.stage.validate().is_err() {
+                return Err(RecordError::Content("the update is to run in a part that there is not"));
+            }
+            let is_beside = matches!(update.phase, Phase::Beside { .. });
+            if is_beside && update.stage.is_serve() {
+                return Err(RecordError::Content("the update runs beside another and is to serve"));
+            }
             if tries_left > MAX_TRIES {
                 return Err(RecordError::Content("the update has more tries left than there are"));
             }
@@ -333,11 +355,11 @@ impl Record {
         self.committed.and_then(|pointer| self.installed(pointer))
     }
 
-    /// The bundle that a crash now would be held against: the one on trial, or else the committed one.
+    /// The bundle that a crash now would be held against: the one on trial or beside the incumbent, or else the committed one.
     #[must_use]
     pub fn exposed_bundle(&self) -> Option<InstalledBundle> {
         let on_trial = self.update.as_ref().and_then(|update| match update.phase {
-            Phase::Verified { slot, .. } | Phase::Trial { slot, .. } => {
+            Phase::Verified { slot, .. } | Phase::Beside { slot, .. } | Phase::Trial { slot, .. } => {
                 self.installed(Pointer { slot, generation: update.generation })
             }
             Phase::Withdrawn
@@ -357,6 +379,7 @@ impl Record {
             Phase::Withdrawn => (UpdateState::Idle, None),
             Phase::Fetching { .. } => (UpdateState::Fetching, None),
             Phase::Verified { .. } => (UpdateState::Verified, None),
+            Phase::Beside { .. } => (UpdateState::Beside, None),
             Phase::Trial { .. } => (UpdateState::Trial, None),
             Phase::Committed => (UpdateState::Committed, None),
             Phase::Reverted { reason } => (UpdateState::Reverted, Some(reason.clone())),
@@ -392,6 +415,24 @@ mod tests {
         assert_eq!(read(&record), Ok(record.clone()));
         record.format = 2;
         assert_eq!(read(&record), Err(RecordError::Format(2)));
+    }
+
+    #[test]
+    fn a_record_says_of_a_bundle_beside_the_incumbent_what_it_is_there_for() {
+        let mut record = full();
+        let update = record.update.as_mut().unwrap();
+        update.stage = Stage::Split { share_bp: 500, experiment: "warm".into() };
+        update.phase = Phase::Beside { slot: Slot::B, tries_left: 2 };
+        let read = |record: &Record| Record::from_json(&record.to_json().unwrap());
+        assert_eq!(read(&record), Ok(record.clone()));
+        assert_eq!(record.update_report().state, UpdateState::Beside);
+        assert_eq!(record.exposed_bundle().map(|b| b.manifest), Some(Digest::of(&[2])));
+        for stage in [Stage::Serve, Stage::Shadow { share_bp: 0 }] {
+            record.update.as_mut().unwrap().stage = stage;
+            assert!(matches!(read(&record), Err(RecordError::Content(_))));
+        }
+        // A bundle that serves is written as it always was.
+        assert!(!String::from_utf8(full().to_json().unwrap()).unwrap().contains("stage"));
     }
 
     #[test]
@@ -435,6 +476,7 @@ mod tests {
             security_floor: 2,
             total_bytes: 4_000_000,
             have: have.clone(),
+            never_served: false,
         };
         let mut slots = Slots::default();
         slots.set(Slot::A, Some(content(1)));
@@ -447,6 +489,7 @@ mod tests {
             bundle: Some("digits@1.2.0".parse().unwrap()),
             watch,
             delivery: DeliveryPolicy { ignore_quiet_hours: true, ..DeliveryPolicy::default() },
+            stage: Stage::Serve,
             phase: Phase::Trial { slot: Slot::B, tries_left: 2, watched_ms: 300 },
         };
         let untold =

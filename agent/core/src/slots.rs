@@ -53,6 +53,9 @@ pub struct SlotContent {
     pub total_bytes: u64,
     /// The chunks whose bytes are durable.
     pub have: ChunkSet,
+    /// It was brought here to run beside another, and has not been committed since: nothing falls back to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_served: bool,
 }
 
 /// What both slots hold.

@@ -34,6 +34,8 @@ const MAX_RECEIPTS: usize = 256;
 pub(crate) struct LabelWatch {
     model: BundleName,
     watch: Arc<ModelWatch>,
+    /// What counts it: a model beside the one that answers has windows of its own.
+    monitor: Monitor,
     spec: LabelSpec,
     extractor: ColumnExtractor,
     /// How many columns a prediction is made of, at least 1.
@@ -41,8 +43,8 @@ pub(crate) struct LabelWatch {
 }
 
 impl LabelWatch {
-    /// For `model`, whose requests are counted with `watch`; none when its bundle declares no labels.
-    pub(crate) fn new(model: &ServedModel, watch: &Arc<ModelWatch>) -> Option<Arc<Self>> {
+    /// For `model`, whose requests `monitor` counts with `watch`; none when its bundle declares no labels.
+    pub(crate) fn new(model: &ServedModel, watch: &Arc<ModelWatch>, monitor: &Monitor) -> Option<Arc<Self>> {
         let spec = model.profile.labels.clone()?;
         let watched = Profile { columns: spec.columns(), ..Profile::default() };
         let extractor = ColumnExtractor::new(&watched, &model.signature)
@@ -51,7 +53,8 @@ impl LabelWatch {
             })
             .ok()?;
         let columns = watched.columns.len().max(1);
-        Some(Arc::new(Self { model: model.bundle.name.clone(), watch: Arc::clone(watch), spec, extractor, columns }))
+        let (model, watch, monitor) = (model.bundle.name.clone(), Arc::clone(watch), monitor.clone());
+        Some(Arc::new(Self { model, watch, monitor, spec, extractor, columns }))
     }
 
     /// What the model answered, row by row.
@@ -127,7 +130,7 @@ impl Feedback {
             forgotten.push((Arc::clone(about), rows));
         });
         drop(memory);
-        self.inner.monitor.labelled(&labels.watch, wall_ms(), &labels.spec, |sketch| {
+        labels.monitor.labelled(&labels.watch, wall_ms(), &labels.spec, |sketch| {
             sketch.predictions = sketch.predictions.saturating_add(rows);
         });
         self.forgotten(&forgotten);
@@ -136,7 +139,7 @@ impl Feedback {
     fn forgotten(&self, forgotten: &[(Arc<LabelWatch>, u64)]) {
         for (about, rows) in forgotten {
             self.inner.metrics.predictions_forgotten(*rows);
-            self.inner.monitor.labelled(&about.watch, wall_ms(), &about.spec, |sketch| {
+            about.monitor.labelled(&about.watch, wall_ms(), &about.spec, |sketch| {
                 sketch.forgotten = sketch.forgotten.saturating_add(*rows);
             });
         }
@@ -178,7 +181,7 @@ impl Feedback {
         for join::Effect { about, result, rows, joined } in effects {
             self.inner.metrics.labels(result, rows);
             let Some(about) = about.as_ref().or(current) else { continue };
-            self.inner.monitor.labelled(&about.watch, now_ms, &about.spec, |sketch| {
+            about.monitor.labelled(&about.watch, now_ms, &about.spec, |sketch| {
                 sketch.results.add(result, rows);
                 if let Some((row, truth, delay_ms)) = &joined {
                     sketch.join(&about.spec, (&row.prediction, truth), row.slices, *delay_ms);

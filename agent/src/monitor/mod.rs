@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use muster_inference::Tensor;
 use muster_inference::quality::Findings;
+use muster_shared::bundle::DataType;
+use muster_shared::ids::Digest;
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources};
-use muster_shared::sketch::LabelSketch;
+use muster_shared::sketch::{Comparison, LabelSketch};
 
 pub(crate) use self::watch::ModelWatch;
 pub(crate) use self::window::ClosedWindow;
@@ -94,7 +96,21 @@ impl Monitor {
 
     /// Watches `model` from `now_ms` on. The window of the model before it ends here.
     pub(crate) fn watch(&self, model: &ServedModel, now_ms: u64) -> Arc<ModelWatch> {
-        let watch = Arc::new(ModelWatch::new(model));
+        self.watch_as(ModelWatch::new(model), now_ms)
+    }
+
+    /// How long a window is, in milliseconds.
+    pub(crate) fn window_ms(&self) -> u64 {
+        self.window_ms
+    }
+
+    /// Watches `model`, which runs beside the one with the manifest `against`, from `now_ms` on.
+    pub(crate) fn watch_beside(&self, model: &ServedModel, against: Digest, now_ms: u64) -> Arc<ModelWatch> {
+        self.watch_as(ModelWatch::beside(model, against), now_ms)
+    }
+
+    fn watch_as(&self, watch: ModelWatch, now_ms: u64) -> Arc<ModelWatch> {
+        let watch = Arc::new(watch);
         let mut state = self.state();
         state.retire(now_ms, self.window_ms);
         state.since_watch = RequestCounts::default();
@@ -111,6 +127,21 @@ impl Monitor {
 
     /// Counts a request that the model of `watch` served.
     pub(crate) fn served(&self, watch: &Arc<ModelWatch>, now_ms: u64, served: &Served<'_>) {
+        self.count_served(watch, now_ms, served, None);
+    }
+
+    /// The same for a model beside the one that answers; `comparison` is what the request showed of the two.
+    pub(crate) fn served_beside(
+        &self,
+        watch: &Arc<ModelWatch>,
+        now_ms: u64,
+        served: &Served<'_>,
+        comparison: &Comparison,
+    ) {
+        self.count_served(watch, now_ms, served, Some(comparison));
+    }
+
+    fn count_served(&self, watch: &Arc<ModelWatch>, now_ms: u64, served: &Served<'_>, comparison: Option<&Comparison>) {
         let elements: usize = served.inputs.iter().chain(served.outputs).map(Tensor::element_count).sum();
         let apart = (elements > MAX_ELEMENTS_UNDER_LOCK).then(|| {
             let mut counted = watch.nothing_counted();
@@ -129,6 +160,9 @@ impl Monitor {
         match apart {
             Some(counted) => window.merge_rows(&counted),
             None => window.count_rows(served),
+        }
+        if let Some(comparison) = comparison {
+            window.compare(comparison);
         }
     }
 
@@ -299,6 +333,23 @@ impl State {
             window
         };
         self.closed.drain(..).map(fill).collect()
+    }
+}
+
+/// Whether a value of `tensor` is NaN or an infinity.
+pub(crate) fn has_non_finite(tensor: &Tensor) -> bool {
+    match tensor.datatype() {
+        DataType::Fp16 | DataType::Fp32 | DataType::Fp64 => tensor.values().any(|value| !value.is_finite()),
+        DataType::Bool
+        | DataType::Uint8
+        | DataType::Uint16
+        | DataType::Uint32
+        | DataType::Uint64
+        | DataType::Int8
+        | DataType::Int16
+        | DataType::Int32
+        | DataType::Int64
+        | DataType::Bytes => false,
     }
 }
 

@@ -1,12 +1,13 @@
 //! How one model is watched: its columns, where their values come from, and what a window about it holds.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_inference::quality::QualityGate;
 use muster_inference::{ColumnExtractor, SliceFinder, Tensor};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Profile, SliceSet};
-use muster_shared::sketch::{ColumnSketch, QualitySketch, SliceSketch};
+use muster_shared::sketch::{ColumnSketch, Comparison, QualitySketch, SliceSketch};
 
 use crate::host::ServedModel;
 
@@ -26,6 +27,11 @@ pub(crate) struct ModelWatch {
     quality: Option<Arc<QualityGate>>,
     /// None when the profile names what the model does not have; then only requests are counted.
     finders: Option<Finders>,
+    /// Digest of the manifest of the model it runs beside, if it does.
+    against: Option<Digest>,
+    /// Requests that fell to it and were not run on it, and are in no window yet. Counted here without a lock: whoever answers requests
+    /// must not wait for whoever counts them.
+    skipped: AtomicU64,
 }
 
 struct Finders {
@@ -72,7 +78,30 @@ impl ModelWatch {
                     tracing::warn!(bundle = %model.bundle, %error, "inputs and outputs are not watched: the profile does not fit the model");
                 })
                 .ok(),
+            against: None,
+            skipped: AtomicU64::new(0),
         }
+    }
+
+    /// Prepares to watch `model`, which runs beside the one with the manifest `against`.
+    pub(super) fn beside(model: &ServedModel, against: Digest) -> Self {
+        Self { against: Some(against), ..Self::new(model) }
+    }
+
+    /// Counts a request that fell to the model and is not run on it.
+    pub(crate) fn skip(&self) {
+        self.skipped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests that were skipped and are in no window yet.
+    pub(crate) fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+
+    /// What a window that is closed now has to say about how the model ran beside another, before anything was compared.
+    pub(super) fn comparison(&self) -> Option<Comparison> {
+        let skipped = self.skipped.swap(0, Ordering::Relaxed);
+        self.against.map(|against| Comparison { skipped, ..Comparison::empty(against) })
     }
 
     /// Empty sketches of every column and slice.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
-use muster_shared::sketch::{LabelSketch, LatencySketch, QualitySketch, SketchWindow, SliceSketches};
+use muster_shared::sketch::{Comparison, LabelSketch, LatencySketch, QualitySketch, SketchWindow, SliceSketches};
 
 use super::watch::Counted;
 use super::{InputQuality, ModelWatch, Served};
@@ -31,6 +31,8 @@ pub(super) struct OpenWindow {
     counted: Counted,
     quality: QualitySketch,
     labels: Option<Box<LabelSketch>>,
+    /// How the model answered beside the incumbent, where it ran beside one.
+    comparison: Option<Comparison>,
 }
 
 /// The first multiple of `window_ms` after `now_ms`.
@@ -50,6 +52,7 @@ impl OpenWindow {
             requests: RequestCounts::default(),
             latency_us: LatencySketch::default(),
             labels: None,
+            comparison: None,
         }
     }
 
@@ -60,7 +63,10 @@ impl OpenWindow {
 
     /// Whether nothing was asked in it, and no label came.
     pub(super) fn is_silent(&self) -> bool {
-        self.requests == RequestCounts::default() && self.labels.is_none()
+        self.requests == RequestCounts::default()
+            && self.labels.is_none()
+            && self.comparison.is_none()
+            && self.watch.skipped() == 0
     }
 
     /// Whether the clock has been set back since it was opened, by more than `slack_ms`.
@@ -96,6 +102,14 @@ impl OpenWindow {
         self.counted.merge(counted);
     }
 
+    /// Adds how the model answered beside the incumbent.
+    pub(super) fn compare(&mut self, comparison: &Comparison) {
+        let sum = self.comparison.get_or_insert_with(|| Comparison::empty(comparison.against));
+        if sum.merge(comparison).is_err() {
+            tracing::error!("a model is compared with one incumbent at a time");
+        }
+    }
+
     /// What it has counted, as a window that ended at `end_ms`.
     pub(super) fn close(self, end_ms: u64) -> ClosedWindow {
         let key = WindowKey {
@@ -105,6 +119,11 @@ impl OpenWindow {
             // Rates are counts over it, so it is never 0.
             duration_ms: end_ms.saturating_sub(self.start_ms).max(1),
         };
+        let mut comparison = self.watch.comparison();
+        if let (Some(sum), Some(more)) = (&mut comparison, &self.comparison) {
+            // Of one watch there is one incumbent.
+            drop(sum.merge(more));
+        }
         let Counted { columns, slices } = self.counted;
         let counted =
             self.labels.is_some() || !self.quality.is_empty() || columns.iter().any(|column| column.total() > 0);
@@ -114,6 +133,7 @@ impl OpenWindow {
                 requests: self.requests,
                 latency_us: self.latency_us,
                 resources: Resources::default(),
+                comparison,
             },
             sketch: counted.then(|| SketchWindow {
                 key,

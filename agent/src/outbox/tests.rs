@@ -39,6 +39,7 @@ fn window() -> ClosedWindow {
             requests: RequestCounts::default(),
             latency_us: LatencySketch::default(),
             resources: Resources::default(),
+            comparison: None,
         },
         sketch: Some(SketchWindow::empty(key, &Profile::default())),
     }

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, Request};
+use axum::http::{HeaderMap, HeaderName, Request};
 use axum::response::{IntoResponse, Response};
 use muster_inference::quality::Checked;
 use muster_inference::{RunError, Tensor};
-use muster_shared::bundle::DataType;
+use muster_shared::sketch::Comparison;
 use tokio::sync::oneshot;
 
 use super::answer::{Answer, HEADER_LENGTH};
@@ -22,10 +22,14 @@ use super::body::ReadBody;
 use super::error::ApiError;
 use super::request::InferRequest;
 use super::{App, Target};
+use crate::beside::{Answered, Beside};
 use crate::host::{Active, Shapes, Turn};
 use crate::metrics::RequestOutcome;
-use crate::monitor::{InputQuality, Served, TurnedAway};
+use crate::monitor::{InputQuality, Served, TurnedAway, has_non_finite};
 use crate::time;
+
+/// Says whom or what a request belongs to: requests with the same key fall to the same model of a split.
+const STICKY_KEY: HeaderName = HeaderName::from_static("muster-sticky-key");
 
 /// Larger bodies are neither parsed nor sketched on a thread that serves others too, in bytes. Sketching costs about 15 ns for
 /// each value: with many rows, more than a small model itself.
@@ -60,16 +64,19 @@ async fn answer(app: &App, target: &Target, request: Request<Body>) -> Result<Re
         app.host.monitor().turned_away(&active.watch, time::wall_ms(), TurnedAway::Overloaded);
         app.metrics.request(RequestOutcome::Overloaded, None);
     })?;
-    let job = Job { app: app.clone(), active, received, turn };
+    let sticky_key = parts.headers.get(&STICKY_KEY).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    // Who asks for a version gets that one.
+    let beside = app.host.beside().filter(|beside| !(beside.is_split() && target.names_version()));
+    let job = Job { app: app.clone(), active, beside, sticky_key, received, turn };
     if body.bytes.len() > PARSED_AT_ONCE_BYTES {
         return elsewhere(move || (job.parse(&body, header_bytes), job)).await;
     }
     let parsed = job.parse(&body, header_bytes);
     match &parsed {
-        Ok(request) if !job.active.pace.is_quick(Shapes::of(&request.inputs)) => elsewhere(move || (parsed, job)).await,
+        Ok(parsed_request) if !job.is_quick(parsed_request) => elsewhere(move || (parsed, job)).await,
         Ok(_) | Err(_) => {
             let done = job.finish(parsed);
-            job.count(&done.count);
+            job.count(done.count);
             Ok(done.response)
         }
     }
@@ -86,7 +93,7 @@ fn header_bytes(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
 /// Finishes what `start` begins on a thread for blocking work. The answer is given as soon as it is known; counting goes on
 /// there, with the job's turn still held, so that it cannot pile up.
 async fn elsewhere(
-    start: impl FnOnce() -> (Result<InferRequest, ApiError>, Job) + Send + 'static,
+    start: impl FnOnce() -> (Result<Parsed, ApiError>, Job) + Send + 'static,
 ) -> Result<Response, ApiError> {
     let (sender, receiver) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
@@ -94,7 +101,7 @@ async fn elsewhere(
         let done = job.finish(parsed);
         // A caller who has gone is counted all the same.
         let _ = sender.send(done.response);
-        job.count(&done.count);
+        job.count(done.count);
     });
     receiver.await.map_err(|_| ApiError::Panicked)
 }
@@ -103,10 +110,23 @@ async fn elsewhere(
 struct Job {
     app: App,
     active: Arc<Active>,
+    /// The model beside it, where it may have this request.
+    beside: Option<Arc<Beside>>,
+    /// What the request's header says it belongs to.
+    sticky_key: Option<String>,
     /// When its last byte came.
     received: Instant,
     #[expect(dead_code, reason = "it is held, not read")]
     turn: Turn,
+}
+
+/// A request that has been read.
+struct Parsed {
+    request: InferRequest,
+    /// The caller's name for it, or the one it was given.
+    id: String,
+    /// The model that answers it in place of the incumbent.
+    instead: Option<Arc<Active>>,
 }
 
 /// A request that has its answer.
@@ -118,120 +138,173 @@ struct Done {
 /// How a request is counted.
 enum Count {
     Rejected { quality: Option<InputQuality> },
-    Served { inputs: Vec<Tensor>, outputs: Vec<Tensor>, failed: bool, latency: Duration, quality: Option<InputQuality> },
+    Served(Box<Counted>),
+}
+
+/// A request that a model served.
+struct Counted {
+    /// The model.
+    active: Arc<Active>,
+    id: String,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+    failed: bool,
+    /// Time from the request's last byte to its answer's first.
+    latency: Duration,
+    /// How long the model took.
+    run: Duration,
+    /// The model that had the request first and failed it.
+    failed_before: Option<Arc<Active>>,
+    quality: Option<InputQuality>,
 }
 
 impl Job {
-    fn parse(&self, body: &ReadBody, header_bytes: Option<usize>) -> Result<InferRequest, ApiError> {
+    fn parse(&self, body: &ReadBody, header_bytes: Option<usize>) -> Result<Parsed, ApiError> {
         let signature = &self.active.served.signature;
-        guarded(|| InferRequest::parse(&body.bytes, header_bytes, signature).map_err(ApiError::from))
+        let request = guarded(|| InferRequest::parse(&body.bytes, header_bytes, signature).map_err(ApiError::from))?;
+        // Its label may come much later, and names it by this.
+        let id = request.id.clone().unwrap_or_else(|| self.app.ids.make());
+        let key = self.sticky_key.as_ref().or(request.sticky_key.as_ref()).unwrap_or(&id);
+        let instead = self.beside.as_ref().and_then(|beside| beside.answers(key, &self.active.served.manifest));
+        let instead = instead.cloned();
+        Ok(Parsed { request, id, instead })
+    }
+
+    /// Whether the request is expected to be over before anyone else on the thread would notice.
+    fn is_quick(&self, parsed: &Parsed) -> bool {
+        let shapes = Shapes::of(&parsed.request.inputs);
+        let instead = parsed.instead.as_ref().is_none_or(|instead| instead.pace.is_quick(shapes));
+        instead && self.active.pace.is_quick(shapes)
     }
 
     /// Runs the model and writes the answer.
-    fn finish(&self, parsed: Result<InferRequest, ApiError>) -> Done {
-        let InferRequest { id, inputs, outputs: wanted } = match parsed {
-            Ok(request) => request,
+    fn finish(&self, parsed: Result<Parsed, ApiError>) -> Done {
+        let Parsed { request, id, instead } = match parsed {
+            Ok(parsed) => parsed,
             Err(error) => return Done { response: error.into_response(), count: Count::Rejected { quality: None } },
         };
-        // Its label may come much later, and names it by this.
-        let id = id.unwrap_or_else(|| self.app.ids.make());
-        let model = &self.active.served;
-        let started = Instant::now();
-        let checked = model.quality.as_ref().map(|gate| (gate, gate.check(&inputs)));
-        let (mut quality, mut parameters, mut repaired) = (None, Vec::new(), None);
-        if let Some((gate, Checked { findings, inputs, rejection })) = checked {
-            let rejected = rejection.is_some();
-            parameters = gate.parameters(&findings);
-            repaired = inputs;
-            quality = Some(InputQuality { findings, rejected, malformed: false });
-            if let Some(rejection) = rejection {
-                return Done {
-                    response: ApiError::from(rejection).into_response(),
-                    count: Count::Rejected { quality },
-                };
-            }
+        let (mut active, mut failed_before) = (instead.as_ref().unwrap_or(&self.active), None);
+        let mut attempt = Attempt::of(active, &request, &id);
+        if let (Some(instead), Err(error)) = (&instead, &attempt.answer) {
+            // The caller gets an answer all the same, and the failure stays with who failed.
+            report(instead, error);
+            failed_before = Some(Arc::clone(instead));
+            active = &self.active;
+            attempt = Attempt::of(active, &request, &id);
         }
-        // The monitor sees what came, not what was put in its place.
-        let seen = repaired.as_deref().unwrap_or(&inputs);
-        let outputs = guarded(|| model.model.run(seen).map_err(ApiError::from));
-        let answer = outputs.and_then(|outputs| {
-            let answer = guarded(|| Answer::write(model, &id, &parameters, &wanted, &outputs).map_err(ApiError::from))?;
-            Ok((answer, outputs))
-        });
-        self.active.pace.took(Shapes::of(&inputs), started.elapsed());
-        if let (Ok((_, outputs)), Some(labels)) = (&answer, &self.active.labels) {
+        let Attempt { answer, quality, run, is_turned_away } = attempt;
+        if let (Ok((_, outputs)), Some(labels)) = (&answer, &active.labels) {
             // Before the caller has the answer: its label may follow at once.
-            self.app.host.feedback().remember(labels, &id, &inputs, outputs);
+            self.app.host.feedback().remember(labels, &id, &request.inputs, outputs);
         }
         let (response, outputs, failed) = match answer {
             Ok((answer, outputs)) => (answer.into_response(), outputs, false),
-            Err(ApiError::Run(error)) if error.is_request_fault() => {
-                if matches!(error, RunError::Datatype { .. } | RunError::Shape { .. }) {
-                    quality.get_or_insert_default().malformed = true;
-                }
-                return Done { response: ApiError::Run(error).into_response(), count: Count::Rejected { quality } };
+            Err(error) if is_turned_away => {
+                return Done { response: error.into_response(), count: Count::Rejected { quality } };
             }
             Err(error) => {
-                self.report(&error);
+                report(active, &error);
                 (error.into_response(), Vec::new(), true)
             }
         };
-        Done { response, count: Count::Served { inputs, outputs, failed, latency: self.received.elapsed(), quality } }
+        let (active, inputs, latency) = (Arc::clone(active), request.inputs, self.received.elapsed());
+        let counted = Counted { active, id, inputs, outputs, failed, latency, run, failed_before, quality };
+        Done { response, count: Count::Served(Box::new(counted)) }
     }
 
-    /// A failing model fails often: the log has its first failure, the counts have all of them.
-    fn report(&self, error: &ApiError) {
-        self.active.first_failure.call_once(|| {
-            let model = &self.active.served;
-            tracing::warn!(bundle = %model.bundle, generation = model.generation, %error, "the model failed a request");
-        });
-    }
-
-    fn count(&self, count: &Count) {
-        let monitor = self.app.host.monitor();
+    fn count(&self, count: Count) {
         let now_ms = time::wall_ms();
-        let (Count::Rejected { quality } | Count::Served { quality, .. }) = count;
-        if let Some(quality) = quality {
-            monitor.looked_at(&self.active.watch, now_ms, quality);
+        let counted = match count {
+            Count::Rejected { quality } => {
+                let Active { monitor, watch, .. } = &*self.active;
+                if let Some(quality) = &quality {
+                    monitor.looked_at(watch, now_ms, quality);
+                }
+                monitor.turned_away(watch, now_ms, TurnedAway::Rejected);
+                return self.app.metrics.request(RequestOutcome::Rejected, None);
+            }
+            Count::Served(counted) => *counted,
+        };
+        let Counted { active, id, inputs, outputs, failed, latency, run, failed_before, quality } = counted;
+        if let Some(quality) = &quality {
+            active.monitor.looked_at(&active.watch, now_ms, quality);
         }
-        match count {
-            Count::Rejected { .. } => {
-                monitor.turned_away(&self.active.watch, now_ms, TurnedAway::Rejected);
-                self.app.metrics.request(RequestOutcome::Rejected, None);
-            }
-            Count::Served { inputs, outputs, failed, latency, quality: _ } => {
-                let non_finite = outputs.iter().any(has_non_finite);
-                let outcome = match (failed, non_finite) {
-                    (true, _) => RequestOutcome::Failed,
-                    (false, true) => RequestOutcome::NonFinite,
-                    (false, false) => RequestOutcome::Answered,
-                };
-                self.app.metrics.request(outcome, Some(*latency));
-                let served = Served { inputs, outputs, failed: *failed, non_finite, latency: *latency };
-                monitor.served(&self.active.watch, now_ms, &served);
-            }
+        let non_finite = outputs.iter().any(has_non_finite);
+        let outcome = match (failed, non_finite) {
+            (true, _) => RequestOutcome::Failed,
+            (false, true) => RequestOutcome::NonFinite,
+            (false, false) => RequestOutcome::Answered,
+        };
+        self.app.metrics.request(outcome, Some(latency));
+        let served = Served { inputs: &inputs, outputs: &outputs, failed, non_finite, latency };
+        active.monitor.served(&active.watch, now_ms, &served);
+        let Some(beside) = &self.beside else { return };
+        if let Some(candidate) = failed_before {
+            let served = Served { inputs: &inputs, outputs: &[], failed: true, non_finite: false, latency };
+            let failed = Comparison { failed: 1, ..Comparison::empty(self.active.served.manifest) };
+            candidate.monitor.served_beside(&candidate.watch, now_ms, &served, &failed);
+        }
+        if !failed && beside.shadows(&id, &active.served.manifest) {
+            beside.run_again(Answered { inputs, outputs, run });
         }
     }
+}
+
+/// What came of giving a request to a model.
+struct Attempt {
+    answer: Result<(Answer, Vec<Tensor>), ApiError>,
+    /// What was found wrong with the inputs, where a schema says what to expect.
+    quality: Option<InputQuality>,
+    /// How long the model took.
+    run: Duration,
+    /// Whether the request is to blame for the error.
+    is_turned_away: bool,
+}
+
+impl Attempt {
+    /// Gives `request` to the model of `active`.
+    fn of(active: &Active, request: &InferRequest, id: &str) -> Self {
+        let (model, inputs) = (&active.served, &request.inputs);
+        let started = Instant::now();
+        let (mut quality, mut parameters, mut repaired) = (None, Vec::new(), None);
+        if let Some((gate, checked)) = model.quality.as_ref().map(|gate| (gate, gate.check(inputs))) {
+            let Checked { findings, inputs, rejection } = checked;
+            parameters = gate.parameters(&findings);
+            repaired = inputs;
+            quality = Some(InputQuality { findings, rejected: rejection.is_some(), malformed: false });
+            if let Some(rejection) = rejection {
+                let answer = Err(ApiError::from(rejection));
+                return Self { answer, quality, run: Duration::ZERO, is_turned_away: true };
+            }
+        }
+        // The monitor sees what came, not what was put in its place.
+        let seen = repaired.as_deref().unwrap_or(inputs);
+        let ran_from = Instant::now();
+        let outputs = guarded(|| model.model.run(seen).map_err(ApiError::from));
+        let run = ran_from.elapsed();
+        let answer = outputs.and_then(|outputs| {
+            let write = || Answer::write(model, id, &parameters, &request.outputs, &outputs).map_err(ApiError::from);
+            Ok((guarded(write)?, outputs))
+        });
+        active.pace.took(Shapes::of(inputs), started.elapsed());
+        let is_turned_away = matches!(&answer, Err(ApiError::Run(error)) if error.is_request_fault());
+        if matches!(&answer, Err(ApiError::Run(RunError::Datatype { .. } | RunError::Shape { .. }))) {
+            quality.get_or_insert_default().malformed = true;
+        }
+        Self { answer, quality, run, is_turned_away }
+    }
+}
+
+/// A failing model fails often: the log has its first failure, the counts have all of them.
+fn report(active: &Active, error: &ApiError) {
+    active.first_failure.call_once(|| {
+        let model = &active.served;
+        tracing::warn!(bundle = %model.bundle, generation = model.generation, %error, "the model failed a request");
+    });
 }
 
 /// Runs `work`, turning a panic into an error. Runtimes catch their own; this keeps whatever else may go wrong from taking the
 /// connection down.
 fn guarded<T>(work: impl FnOnce() -> Result<T, ApiError>) -> Result<T, ApiError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(ApiError::Panicked))
-}
-
-fn has_non_finite(tensor: &Tensor) -> bool {
-    match tensor.datatype() {
-        DataType::Fp16 | DataType::Fp32 | DataType::Fp64 => tensor.values().any(|value| !value.is_finite()),
-        DataType::Bool
-        | DataType::Uint8
-        | DataType::Uint16
-        | DataType::Uint32
-        | DataType::Uint64
-        | DataType::Int8
-        | DataType::Int16
-        | DataType::Int32
-        | DataType::Int64
-        | DataType::Bytes => false,
-    }
 }

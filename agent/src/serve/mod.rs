@@ -63,6 +63,10 @@ struct Target {
 }
 
 impl Target {
+    fn names_version(&self) -> bool {
+        self.version.is_some()
+    }
+
     /// The model, if it is the one that is served now.
     ///
     /// # Errors

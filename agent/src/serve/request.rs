@@ -13,6 +13,8 @@ use serde::de::IgnoredAny;
 pub(super) struct InferRequest {
     /// The caller's name for the request.
     pub(super) id: Option<String>,
+    /// Whom or what it belongs to, if the caller says so.
+    pub(super) sticky_key: Option<String>,
     /// The inputs, in the caller's order.
     pub(super) inputs: Vec<Tensor>,
     /// The outputs wanted, in the caller's order.
@@ -131,6 +133,7 @@ struct Head {
 #[derive(Deserialize)]
 struct RequestParameters {
     binary_data_output: Option<bool>,
+    muster_sticky_key: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -162,7 +165,8 @@ impl InferRequest {
             .split_at_checked(header_bytes)
             .ok_or(RequestError::HeaderLength { header_bytes, body_bytes: body.len() })?;
         let Head { id, parameters, inputs, outputs } = parse_head(json)?;
-        let binary_by_default = parameters.and_then(|p| p.binary_data_output).unwrap_or(false);
+        let binary_by_default = parameters.as_ref().and_then(|p| p.binary_data_output).unwrap_or(false);
+        let sticky_key = parameters.and_then(|p| p.muster_sticky_key);
         let outputs = match outputs {
             Some(outputs) if !outputs.is_empty() => wanted(outputs, binary_by_default, &signature.outputs)?,
             Some(_) | None => {
@@ -175,7 +179,7 @@ impl InferRequest {
                 return Err(RequestError::HalfInJson { output: spec.name.clone() });
             }
         }
-        Ok(Self { id, inputs: tensors(inputs, binary)?, outputs })
+        Ok(Self { id, sticky_key, inputs: tensors(inputs, binary)?, outputs })
     }
 }
 

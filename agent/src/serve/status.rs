@@ -5,10 +5,12 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use muster_shared::messages::{InstalledBundle, RequestCounts};
+use muster_shared::trust::Stage;
 use serde::Serialize;
 
 use super::App;
 use crate::metrics;
+use crate::monitor::Monitor;
 
 #[derive(Serialize)]
 struct Status {
@@ -17,8 +19,19 @@ struct Status {
     running: Option<InstalledBundle>,
     /// What it was asked since it took over.
     requests: RequestCounts,
+    /// What runs beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beside: Option<BesideStatus>,
     workers: Use,
     queue: Use,
+}
+
+#[derive(Serialize)]
+struct BesideStatus {
+    bundle: InstalledBundle,
+    stage: Stage,
+    /// What it was asked since it began.
+    requests: RequestCounts,
 }
 
 #[derive(Serialize)]
@@ -34,6 +47,11 @@ pub(super) async fn status(State(app): State<App>) -> Response {
         agent_version: env!("CARGO_PKG_VERSION"),
         running: app.host.current().map(|model| model.installed()),
         requests: app.host.counts(),
+        beside: app.host.beside().map(|beside| BesideStatus {
+            bundle: beside.active().served.installed(),
+            stage: beside.stage().clone(),
+            requests: app.host.beside_monitor().counts_since_watch(),
+        }),
         workers: Use { used: load.running, limit: limits.max_concurrency },
         queue: Use { used: load.waiting, limit: limits.max_queue },
     })
@@ -45,7 +63,8 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     let model = app.host.current().map(|model| model.installed());
     app.metrics.set_model(model.as_ref());
     app.metrics.set_predictions_remembered(app.host.feedback().remembered());
-    app.metrics.set_windows_closed(app.host.monitor().closed_total());
+    let closed = [app.host.monitor(), app.host.beside_monitor()].map(Monitor::closed_total);
+    app.metrics.set_windows_closed(closed.into_iter().fold(0, u64::saturating_add));
     match app.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use muster_agent_core::fetch::FetchPlan;
 use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event};
-use muster_shared::bundle::Manifest;
+use muster_shared::bundle::{MODEL_PATH, Manifest};
 use muster_shared::chunk::Accepts;
 use muster_shared::ids::Digest;
 use muster_shared::messages::{DeviceEvent, DeviceEventKind, StateReport, UpdateState};
@@ -14,6 +14,7 @@ use super::base::Base;
 use super::download::Download;
 use super::{Done, Updater, guarded, model};
 use crate::causes::with_source;
+use crate::resources;
 use crate::time::wall_ms;
 
 /// Pause between attempts to write the record, in milliseconds.
@@ -50,6 +51,8 @@ impl Updater {
             }
             Effect::LoadCommitted(pointer) => return Ok(Some(self.load_committed(pointer))),
             Effect::Serve(pointer) => self.serve(pointer)?,
+            Effect::RunBeside(pointer) => self.run_beside(pointer)?,
+            Effect::EndBeside => self.parts.host.end_beside(wall_ms()),
             Effect::ServeNothing => self.parts.host.deactivate(wall_ms()),
             Effect::Tidy { keep } => {
                 self.loaded.retain(|slot, _| Some(*slot) == keep);
@@ -122,6 +125,7 @@ impl Updater {
                 | DeviceEventKind::Assigned
                 | DeviceEventKind::Refused
                 | DeviceEventKind::Verified
+                | DeviceEventKind::Beside
                 | DeviceEventKind::Trial
                 | DeviceEventKind::Withdrawn
                 | DeviceEventKind::StaleMetadata
@@ -227,8 +231,12 @@ impl Updater {
         let trust = &self.parts.trust;
         let verified = trust.root().verify_manifest(&envelope, trust.now_ms()).map_err(|error| error.to_string())?;
         let slots = self.slots.clone();
+        let is_beside = self.machine.record().update.as_ref().is_some_and(|update| !update.stage.is_serve());
         self.apart("test-model", move || {
             let result = guarded(|| {
+                if is_beside {
+                    enough_memory(&verified.manifest, resources::memory_available_bytes())?;
+                }
                 let manifest = &verified.manifest;
                 model::load(&slots, slot, digest, manifest, Some(manifest.budgets))
                     .map(|(loaded, report)| (Box::new(loaded), report))
@@ -274,6 +282,17 @@ impl Updater {
         }
     }
 
+    fn run_beside(&mut self, pointer: Pointer) -> Result<(), String> {
+        let loaded = self.loaded.get(&pointer.slot).ok_or("the model is not loaded")?;
+        let served = loaded.served(pointer.generation);
+        let stage = self.machine.record().update.as_ref().map(|update| update.stage.clone()).unwrap_or_default();
+        tracing::info!(
+            device = %self.parts.device, bundle = %served.bundle, generation = pointer.generation, %stage, "running beside"
+        );
+        self.parts.host.run_beside(served, stage, wall_ms()).map_err(|error| with_source(&error))?;
+        Ok(())
+    }
+
     fn serve(&mut self, pointer: Pointer) -> Result<(), String> {
         let loaded = self.loaded.get(&pointer.slot).ok_or("the model is not loaded")?;
         let served = loaded.served(pointer.generation);
@@ -282,4 +301,16 @@ impl Updater {
         passing!(PointerMoved);
         Ok(())
     }
+}
+
+/// Whether a model that is to run beside another finds room: the incumbent must not be the one whom the kernel ends for want of memory.
+/// What is known before it is loaded is what its manifest says it needs, and that its weights need no less than their file.
+fn enough_memory(manifest: &Manifest, available_bytes: Option<u64>) -> Result<(), String> {
+    let Some(available) = available_bytes else { return Ok(()) };
+    let weights = manifest.files.iter().find(|file| file.path == MODEL_PATH).map_or(0, |file| file.length);
+    let need = manifest.budgets.max_memory_bytes.unwrap_or(0).max(weights);
+    if need <= available {
+        return Ok(());
+    }
+    Err(format!("it needs {need} bytes of memory beside the bundle in service, {available} are available"))
 }

@@ -12,7 +12,7 @@ use muster_shared::messages::{
 };
 use muster_shared::profile::Profile;
 use muster_shared::topics::Down;
-use muster_shared::trust::{Assignment, DeliveryPolicy, DocumentKind, WatchPolicy, sign_document};
+use muster_shared::trust::{Assignment, DeliveryPolicy, DocumentKind, Stage, WatchPolicy, sign_document};
 
 use super::*;
 use crate::config::{DeliveryConfig, MeteredSetting};
@@ -232,6 +232,7 @@ fn delivery(generation: u64, bundle: Option<&Bundle>, change: impl FnOnce(&mut A
         expires_ms: u64::MAX,
         watch: WatchPolicy { probation_ms: 0, max_error_rate: 0.2, min_requests: 5 },
         delivery: DeliveryPolicy::default(),
+        stage: Stage::Serve,
     };
     change(&mut assignment);
     let delivery = AssignmentDelivery {

@@ -76,7 +76,7 @@ fn update_cell(report: Option<&StateReport>) -> Cell {
         |report| {
             let tone = match report.update.state {
                 UpdateState::Idle => return cell(update_text(report)),
-                UpdateState::Committed => Tone::Good,
+                UpdateState::Beside | UpdateState::Committed => Tone::Good,
                 UpdateState::Fetching | UpdateState::Verified | UpdateState::Trial => Tone::Busy,
                 UpdateState::Reverted | UpdateState::Failed => Tone::Bad,
             };
@@ -91,11 +91,12 @@ fn running(device: &DeviceView) -> Option<String> {
 
 fn desired(device: &DeviceView) -> Option<String> {
     let desired = device.desired.as_ref()?;
-    Some(match (&desired.bundle, &desired.manifest) {
+    let bundle = match (&desired.bundle, &desired.manifest) {
         (Some(bundle), _) => bundle.to_string(),
         (None, Some(manifest)) => manifest.short(),
         (None, None) => "nothing".to_owned(),
-    })
+    };
+    Some(if desired.stage.is_serve() { bundle } else { format!("{bundle} ({})", desired.stage) })
 }
 
 fn online_cell(device: &DeviceView) -> Cell {

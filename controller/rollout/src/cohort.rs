@@ -53,7 +53,7 @@ impl<'f> Survey<'f> {
                     survey.candidates.insert(id, Candidate { facts, wave: Some(target.wave) });
                 }
             } else if rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
-                match suitability(&rollout.bundle.requirements, facts) {
+                match suitability(rollout, facts) {
                     _ if facts.held_by.is_some() => survey.held.push(id.clone()),
                     Suitability::Suitable => drop(survey.candidates.insert(id, Candidate { facts, wave: None })),
                     Suitability::Unsuitable(why) => drop(survey.unsuitable.insert(id.clone(), why)),
@@ -142,6 +142,7 @@ pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_
         assigned_at_ms: now_ms,
         done_at_ms: (errand == Errand::Keep).then_some(now_ms),
         failure: None,
+        beside: errand == Errand::Forward && !rollout.spec.stage.is_serve(),
         attempts: 1,
     })
 }
@@ -153,13 +154,17 @@ enum Suitability {
     NotKnownYet,
 }
 
-fn suitability(requirements: &Requirements, facts: &DeviceFacts) -> Suitability {
+fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
     if newest_generation(facts) == u64::MAX {
         return Suitability::Unsuitable(format!("it reports generation {}, above which there is none", u64::MAX));
     }
-    let Requirements { architectures, min_memory_bytes, min_agent_version } = requirements;
+    let Requirements { architectures, min_memory_bytes, min_agent_version } = &rollout.bundle.requirements;
     let attribute = |key: &str| facts.attributes.get(key).map(String::as_str);
     let mut faults = Vec::new();
+    let has_incumbent = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
+    if !rollout.spec.stage.is_serve() && !has_incumbent {
+        faults.push("it has no bundle of its own that another could run beside".to_owned());
+    }
     if !architectures.is_empty() && !attribute("arch").is_some_and(|arch| architectures.contains(arch)) {
         let wanted = architectures.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         faults.push(match attribute("arch") {

@@ -37,10 +37,13 @@ impl<'f> Arm<'f> {
     }
 
     /// The devices the rollout means but has not reached, on what they have committed. Those that run the bundle
-    /// already are no control for it.
-    pub(crate) fn control(rollout: &Rollout, survey: &Survey<'f>) -> Self {
+    /// already are no control for it. Where the bundle runs beside another, the devices that have it are their own control: both models
+    /// see the same device at the same time, so what sets devices apart cancels.
+    pub(crate) fn control(rollout: &Rollout, survey: &Survey<'f>, fleet: &'f Fleet) -> Self {
         let mut arm = Self::default();
-        for (_, facts) in survey.untouched(&rollout.targets) {
+        let beside = rollout.targets.iter().filter(|(_, target)| target.beside);
+        let beside = beside.filter_map(|(id, target)| rollout.governed(id, target, fleet));
+        for facts in beside.chain(survey.untouched(&rollout.targets).map(|(_, facts)| facts)) {
             let incumbent = facts.reported.as_ref().and_then(|report| report.committed.as_ref());
             if let Some(incumbent) = incumbent.filter(|incumbent| incumbent.manifest != rollout.bundle.manifest) {
                 arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent.manifest);

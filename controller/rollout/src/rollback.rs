@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{RolloutStatus, Waiting};
-use muster_shared::trust::{DeliveryPolicy, MeteredUse};
+use muster_shared::trust::{DeliveryPolicy, MeteredUse, Stage};
 
 use crate::fleet::Fleet;
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout};
@@ -38,6 +38,15 @@ impl Rollout {
                 ignore_quiet_hours: true,
             },
             Some(Errand::Keep | Errand::Forward) | None => self.spec.delivery,
+        }
+    }
+
+    /// In which part the device runs what this rollout tells it to run: whoever goes back serves what it ran before.
+    #[must_use]
+    pub fn stage(&self, device: &DeviceId) -> Stage {
+        match self.targets.get(device).map(|target| target.errand) {
+            Some(Errand::Keep | Errand::Forward) => self.spec.stage.clone(),
+            Some(Errand::Back) | None => Stage::Serve,
         }
     }
 }
@@ -102,6 +111,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
             match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
                 Some(generation) => {
                     target.errand = Errand::Back;
+                    target.beside = false;
                     target.manifest = target.previous;
                     target.generation = generation;
                     target.assigned_at_ms = now_ms;

@@ -76,6 +76,9 @@ pub struct Target {
     pub done_at_ms: Option<u64>,
     /// Why it counts as failed on the bundle; it stays so and is not tried again.
     pub failure: Option<String>,
+    /// It is told to run the bundle beside what it has committed, and not in its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside: bool,
     /// Generations given on this errand. A device that overtakes them by itself, or fails to go back, gets a few.
     pub attempts: u32,
 }

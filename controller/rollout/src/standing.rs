@@ -76,6 +76,7 @@ fn told(target: &Target, facts: &DeviceFacts) -> Standing {
         UpdateState::Idle
         | UpdateState::Fetching
         | UpdateState::Verified
+        | UpdateState::Beside
         | UpdateState::Trial
         | UpdateState::Committed => None,
     };
@@ -96,10 +97,13 @@ fn told(target: &Target, facts: &DeviceFacts) -> Standing {
         {
             Standing::Done
         }
+        // What runs beside another has arrived, and is not committed.
+        UpdateState::Beside if is_about_it && target.errand == Errand::Forward && target.beside => Standing::Done,
         UpdateState::Trial if is_about_it => Standing::Trial,
         UpdateState::Idle
         | UpdateState::Fetching
         | UpdateState::Verified
+        | UpdateState::Beside
         | UpdateState::Trial
         | UpdateState::Committed
         | UpdateState::Reverted
@@ -145,6 +149,7 @@ pub(crate) fn settled_generation(facts: &DeviceFacts, manifest: Digest) -> Optio
         UpdateState::Idle | UpdateState::Committed => true,
         UpdateState::Fetching
         | UpdateState::Verified
+        | UpdateState::Beside
         | UpdateState::Trial
         | UpdateState::Reverted
         | UpdateState::Failed => false,

@@ -91,6 +91,7 @@ fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DeviceProgress {
             Errand::Back,
             Standing::Unheard | Standing::Working | Standing::Trial | Standing::Failed(_) | Standing::Astray,
         ) => DeviceProgress::GoingBack,
+        (Errand::Forward, Standing::Done) if target.beside => DeviceProgress::Beside,
         (Errand::Keep, _) | (Errand::Forward, Standing::Done) => DeviceProgress::Committed,
         (Errand::Forward, Standing::Failed(_)) => DeviceProgress::Failed,
         // Given up, whatever it says now.

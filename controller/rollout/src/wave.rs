@@ -26,7 +26,7 @@ pub(crate) fn enter(next: &mut Rollout, now_ms: u64) {
 }
 
 /// One step of a running rollout: it stays, goes on, goes back, pauses or completes. Says what it waits for.
-pub(crate) fn step(next: &mut Rollout, fleet: &Fleet, survey: &Survey<'_>, now_ms: u64) -> Vec<Waiting> {
+pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>, now_ms: u64) -> Vec<Waiting> {
     // The second round only enters the wave after one that passed: a wave is not judged at the time it is entered.
     loop {
         let wave = next.current_wave;
@@ -41,7 +41,7 @@ pub(crate) fn step(next: &mut Rollout, fleet: &Fleet, survey: &Survey<'_>, now_m
         take_in(&mut grown, survey, fleet, &spec, now_ms);
         take_note(&mut grown, fleet, now_ms);
         let judgement = {
-            let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey));
+            let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey, fleet));
             judge(&grown.spec.limits, &canary, &control, &grown.bundle.reference_predictions, &grown.targets)
         };
         if judged && judgement.is_failed() {
@@ -117,6 +117,7 @@ fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
         match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
             Some(generation) => {
                 target.errand = Errand::Forward;
+                target.beside = !next.spec.stage.is_serve();
                 target.generation = generation;
                 target.assigned_at_ms = now_ms;
                 target.done_at_ms = None;

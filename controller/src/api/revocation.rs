@@ -11,6 +11,7 @@ use muster_rollout::Rollout;
 use muster_shared::api::{ActionReason, DeviceView, Problem, Revocation};
 use muster_shared::ids::DeviceId;
 use muster_shared::limits::MAX_TEXT_BYTES;
+use muster_shared::trust::Stage;
 
 use super::devices::unknown;
 use super::extract::{Operator, OptionalJson, Segments};
@@ -101,7 +102,7 @@ async fn brought_up_to_date(app: &App, record: &DeviceRecord) -> Result<Option<D
     };
     let reported = app.fleet.view(&record.id).and_then(|view| view.reported).map_or(0, |report| report.generation);
     let Some(generation) = desired.generation.max(reported).checked_add(1) else { return Ok(Some(desired.clone())) };
-    Ok(Some(Desired { manifest: back, generation, since_ms: clock::now_ms(), ..desired.clone() }))
+    Ok(Some(Desired { manifest: back, generation, stage: Stage::Serve, since_ms: clock::now_ms(), ..desired.clone() }))
 }
 
 async fn load(app: &App, device: &DeviceId) -> ApiResult<Stored<DeviceRecord>> {

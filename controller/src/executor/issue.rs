@@ -75,6 +75,7 @@ async fn send(app: &App, device: &DeviceId, desired: &Desired, manifest: Option<
         expires_ms: now_ms.saturating_add(app.config.rollout.assignment_valid_for_ms),
         watch: desired.watch,
         delivery: desired.delivery,
+        stage: desired.stage.clone(),
     };
     let payload = delivery_json(&app.director.sign(&assignment)?, manifest)?;
     app.schedule.note_issued(device, desired.generation, now_ms);

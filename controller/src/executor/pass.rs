@@ -169,13 +169,14 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
                 tracing::debug!(%device, rollout = %rollout.id, generation, "assignment overtaken");
                 continue;
             }
-            let delivery = rollout.delivery(&device);
+            let (delivery, stage) = (rollout.delivery(&device), rollout.stage(&device));
             record.assign(Desired {
                 manifest,
                 generation,
                 rollout: rollout.id.clone(),
                 watch: rollout.spec.watch,
                 delivery,
+                stage,
                 since_ms: now_ms,
             });
         }

@@ -13,7 +13,7 @@ use muster_shared::messages::{
 use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, RolloutView, WaveSpec};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::topics::{Down, Kind, Topic};
-use muster_shared::trust::{Assignment, DeliveryPolicy, MeteredUse, TrustedRoot, WatchPolicy};
+use muster_shared::trust::{Assignment, DeliveryPolicy, MeteredUse, Stage, TrustedRoot, WatchPolicy};
 
 use super::*;
 use crate::fleet::Observation;
@@ -32,6 +32,7 @@ fn spec(bundle: &Manifest, selector: &str, waves: &[&str]) -> RolloutSpec {
         limits: Limits { min_reports: 1, min_requests: 1, ..Limits::default() },
         watch: WatchPolicy { probation_ms: 7, ..WatchPolicy::default() },
         delivery: DeliveryPolicy { ignore_quiet_hours: true, ..DeliveryPolicy::default() },
+        stage: Stage::Serve,
     }
 }
 
@@ -73,6 +74,7 @@ fn comply(test: &TestApp, assignment: &Assignment, bundle: &Manifest, served: u6
         requests: RequestCounts { served, failed, ..RequestCounts::default() },
         latency_us,
         resources: Resources::default(),
+        comparison: None,
     };
     let observation = Observation::of_telemetry(&window, clock::now_ms());
     test.app.fleet.observe(&assignment.device, observation);

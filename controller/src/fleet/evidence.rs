@@ -199,6 +199,7 @@ mod tests {
             requests: RequestCounts { served, ..RequestCounts::default() },
             latency_us,
             resources: Resources::default(),
+            comparison: None,
         };
         Observation::of_telemetry(&window, received_at_ms)
     }

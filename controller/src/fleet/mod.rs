@@ -85,6 +85,7 @@ impl Entry {
                 bundle: desired.manifest.and_then(|manifest| bundles.get(&manifest).cloned()),
                 generation: desired.generation,
                 rollout: desired.rollout.clone(),
+                stage: desired.stage.clone(),
             }),
             reported: self.report.clone(),
             revoked: self.record.revocation.clone(),

@@ -6,7 +6,7 @@ use muster_shared::messages::{
 };
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
 use muster_shared::sketch::{LatencySketch, SketchWindow};
-use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 
 use super::*;
 use crate::store::records::{ReportRecord, WindowRecord, window_key};
@@ -30,6 +30,7 @@ fn rollout(selector: &str) -> Rollout {
         limits: Limits::default(),
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),
+        stage: Stage::Serve,
     };
     let bundle = BundleFacts {
         manifest: Digest::of(b"m"),
@@ -52,6 +53,7 @@ fn telemetry(device: &DeviceId, sequence: u64, received_at_ms: u64) -> WindowRec
             requests: RequestCounts { served: 10, failed: 1, ..RequestCounts::default() },
             latency_us: LatencySketch::default(),
             resources: Resources::default(),
+            comparison: None,
         }),
         sketch: None,
         crash: false,

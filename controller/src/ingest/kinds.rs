@@ -157,6 +157,7 @@ const fn event_name(kind: DeviceEventKind) -> &'static str {
         DeviceEventKind::Assigned => "assigned",
         DeviceEventKind::Refused => "refused",
         DeviceEventKind::Verified => "verified",
+        DeviceEventKind::Beside => "beside",
         DeviceEventKind::Trial => "trial",
         DeviceEventKind::Committed => "committed",
         DeviceEventKind::Reverted => "reverted",

@@ -60,6 +60,7 @@ fn telemetry(manifest: Digest, served: u64) -> TelemetryWindow {
         requests: RequestCounts { served, ..RequestCounts::default() },
         latency_us: LatencySketch::default(),
         resources: Resources::default(),
+        comparison: None,
     }
 }
 

@@ -10,7 +10,7 @@ use muster_shared::api::{AccessRole, EventView, Revocation};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::messages::{Position, StateReport, Stream, TelemetryWindow, WindowKey};
-use muster_shared::trust::{DeliveryPolicy, Envelope, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, Envelope, Stage, WatchPolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +96,9 @@ pub(crate) struct Desired {
     /// When and how fast the device may fetch it.
     #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
     pub(crate) delivery: DeliveryPolicy,
+    /// In which part the device runs it.
+    #[serde(default, skip_serializing_if = "Stage::is_serve")]
+    pub(crate) stage: Stage,
     /// Since when, in milliseconds since the Unix epoch.
     pub(crate) since_ms: u64,
 }
@@ -469,6 +472,7 @@ mod tests {
             rollout: RolloutId::new("r1").unwrap(),
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
+            stage: Stage::Serve,
             since_ms: 1,
         };
         // Written before there was a memory: what it runs counts all the same.

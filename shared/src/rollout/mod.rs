@@ -89,6 +89,8 @@ pub enum DeviceProgress {
     Updating,
     /// It serves the new bundle under watch.
     Trial,
+    /// It runs the new bundle beside the one before, as the rollout asks.
+    Beside,
     /// It has committed.
     Committed,
     /// It failed or reverted by itself.

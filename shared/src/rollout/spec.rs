@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::BundleRef;
 use crate::limits::MAX_WAVES;
 use crate::selector::Selector;
-use crate::trust::{DeliveryPolicy, MIN_DOWNLOAD_BYTES_PER_S, WatchPolicy};
+use crate::trust::{DeliveryPolicy, MIN_DOWNLOAD_BYTES_PER_S, Stage, StageError, WatchPolicy};
 
 /// How large a wave is, all waves before it included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +144,9 @@ pub struct RolloutSpec {
     /// When and how fast devices may fetch the bundle.
     #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
     pub delivery: DeliveryPolicy,
+    /// In which part devices run the bundle. Waves, soak and limits are the same for all.
+    #[serde(default, skip_serializing_if = "Stage::is_serve")]
+    pub stage: Stage,
 }
 
 /// Why a rollout as asked for is not valid.
@@ -158,6 +161,9 @@ pub enum SpecError {
     /// A wave that can never end.
     #[error("wave {0}: its longest duration must be longer than its soak time")]
     Duration(usize),
+    /// A part that no device can run a bundle in.
+    #[error("stage: {0}")]
+    Stage(#[from] StageError),
     /// A limit that is not a sensible number.
     #[error("limit {field}: {reason}")]
     Limit {
@@ -183,6 +189,7 @@ impl RolloutSpec {
         if let Some(at) = self.waves.iter().position(|w| w.max_duration_ms <= w.soak_ms) {
             return Err(SpecError::Duration(at + 1));
         }
+        self.stage.validate()?;
         let limit = |ok: bool, field, reason| {
             if ok { Ok(()) } else { Err(SpecError::Limit { field, reason }) }
         };
@@ -229,6 +236,7 @@ mod tests {
             limits: Limits::default(),
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
+            stage: Stage::Serve,
         };
         assert_eq!(good.validate(), Ok(()));
         let with = |change: &dyn Fn(&mut RolloutSpec)| {
@@ -241,6 +249,8 @@ mod tests {
         assert_eq!(with(&|s| s.waves[0].soak_ms = 2), SpecError::Duration(1));
         assert!(matches!(with(&|s| s.limits.min_reports = 0), SpecError::Limit { field: "min_reports", .. }));
         assert!(matches!(with(&|s| s.limits.max_error_rate = f64::NAN), SpecError::Limit { .. }));
+        let none_of_it = with(&|s| s.stage = Stage::Shadow { share_bp: 0 });
+        assert!(none_of_it.to_string().contains("0 basis points"), "{none_of_it}");
         let crawls = with(&|s| s.delivery.max_download_bytes_per_s = Some(MIN_DOWNLOAD_BYTES_PER_S - 1));
         assert!(crawls.to_string().contains("delivery.max_download_bytes_per_s"), "{crawls}");
     }

@@ -5,6 +5,7 @@
 //! [`crate::profile::Profile`].
 
 mod column;
+mod comparison;
 mod labels;
 mod latency;
 mod quality;
@@ -13,6 +14,9 @@ mod sparse;
 mod window;
 
 pub use column::{ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
+pub use comparison::{
+    ClassPairs, ColumnComparison, Comparison, DIFFERENCE_EDGES, Differences, MAX_PAIRS, UNTOLD_CLASS,
+};
 pub use labels::{
     CALIBRATION_BINS, CONFIDENCE_UNITS, CalibrationBin, ClassLabels, ERROR_BINS, ERROR_BOUNDS, LabelCounts,
     LabelSketch, MAX_CONFUSIONS, TargetLabels,

@@ -10,6 +10,7 @@ use super::TrustError;
 use super::delivery::DeliveryPolicy;
 use super::envelope::{DocumentKind, Envelope};
 use super::keys::{KeyId, PublicKey, SigningKey};
+use super::stage::Stage;
 use crate::bundle::Manifest;
 use crate::ids::{DeviceId, Digest, RolloutId};
 use crate::limits::{MAX_AUTHORITIES, MAX_AUTHORITY_BYTES, MAX_DOCUMENT_BYTES, MAX_ROOT_KEYS, MAX_THRESHOLD};
@@ -253,6 +254,10 @@ impl TrustedRoot {
             return Err(TrustError::Device { expected: device.clone(), found: assignment.device });
         }
         check_date(DocumentKind::Assignment, assignment.expires_ms, now_ms)?;
+        assignment.stage.validate().map_err(|error| TrustError::Payload {
+            kind: DocumentKind::Assignment.as_str(),
+            reason: error.to_string(),
+        })?;
         Ok(assignment)
     }
 
@@ -331,6 +336,9 @@ pub struct Assignment {
     /// When and how fast it may fetch the bundle.
     #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
     pub delivery: DeliveryPolicy,
+    /// In which part the device runs it.
+    #[serde(default, skip_serializing_if = "Stage::is_serve")]
+    pub stage: Stage,
 }
 
 /// Serialises `document` and signs it with every key given.

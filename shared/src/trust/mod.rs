@@ -18,6 +18,7 @@ mod delivery;
 mod documents;
 mod envelope;
 mod keys;
+mod stage;
 
 pub use delivery::{DeliveryPolicy, MIN_DOWNLOAD_BYTES_PER_S, MeteredUse};
 pub use documents::{
@@ -25,6 +26,7 @@ pub use documents::{
 };
 pub use envelope::{DocumentKind, Envelope, Signature};
 pub use keys::{KeyId, PublicKey, SigningKey};
+pub use stage::{Stage, StageError};
 
 use crate::bundle::ManifestError;
 use crate::ids::DeviceId;

@@ -40,6 +40,7 @@ impl Machine {
             return effects;
         }
         let on_trial = self.slot_on_trial();
+        let ran_beside = self.run.beside_since_ms.is_some();
         let before = self.record.update.take().map(|u| u.phase);
         self.record.generation = assignment.generation;
         let mut update = Update {
@@ -49,30 +50,47 @@ impl Machine {
             bundle,
             watch: assignment.watch,
             delivery: assignment.delivery,
+            stage: assignment.stage.clone(),
             phase: Phase::Withdrawn,
         };
-        if let Admission::Unsuitable(why) = &admission {
-            let reason = bounded_text(&why.to_string());
+        let manifest = offer.manifest.as_ref();
+        if let (true, Some(manifest), Some(Phase::Beside { slot, tries_left })) = (ran_beside, manifest, &before)
+            && admission == Admission::Accept
+            && self.record.slots.get(*slot).is_some_and(|c| c.manifest == manifest.digest)
+        {
+            return self.assigned_beside(update, *slot, *tries_left, now_ms);
+        }
+        self.run.beside_since_ms = None;
+        let impossible = match &admission {
+            Admission::Unsuitable(why) => Some(why.to_string()),
+            Admission::Accept | Admission::Refresh => manifest.and_then(|_| self.lacks_incumbent(&assignment.stage)),
+        };
+        if let Some(reason) = impossible {
+            let reason = bounded_text(&reason);
             update.phase = Phase::Failed { reason: reason.clone() };
             self.record.update = Some(update);
             self.drop_unfinished();
             self.note_update(DeviceEventKind::Failed, &reason);
             let mut effects = vec![Effect::StopFetching, Effect::Persist];
             effects.extend(self.leave_trial(on_trial));
+            effects.extend(self.leave_beside(ran_beside));
             effects.extend([Effect::Tell, Effect::Report, Effect::Tidy { keep: self.kept() }]);
             return effects;
         }
-        let Some(manifest) = &offer.manifest else { return self.withdraw(update) };
+        let Some(manifest) = manifest else { return self.withdraw(update, ran_beside) };
         if let Some(pointer) = self.record.committed
             && self.record.slots.get(pointer.slot).is_some_and(|c| c.manifest == manifest.digest)
         {
+            if self.run.manifest_lost && !assignment.stage.is_serve() {
+                return self.load_again(update, pointer, manifest.digest);
+            }
             if !std::mem::take(&mut self.run.manifest_lost) {
-                return self.keep_committed(update, pointer);
+                return self.keep_committed(update, pointer, ran_beside);
             }
             // It cannot serve without the manifest that has just come, so it is brought up like any other.
             self.record.committed = None;
         }
-        if let (Some(slot), Some(Phase::Trial { tries_left, .. })) = (on_trial, before)
+        if let (Some(slot), Some(Phase::Trial { tries_left, .. }), true) = (on_trial, before, update.stage.is_serve())
             && self.record.slots.get(slot).is_some_and(|c| c.manifest == manifest.digest)
         {
             update.phase = Phase::Trial { slot, tries_left, watched_ms: 0 };
@@ -99,11 +117,13 @@ impl Machine {
                     security_floor: manifest.security_floor,
                     total_bytes: manifest.total_bytes,
                     have: ChunkSet::empty(manifest.chunks),
+                    never_served: !update.stage.is_serve(),
                 }),
             );
         }
         let mut effects = self.stage(update, manifest.digest, slot);
         effects.extend(self.leave_trial(on_trial));
+        effects.extend(self.leave_beside(ran_beside));
         effects.extend([Effect::Tell, Effect::Report]);
         if emptied {
             effects.push(Effect::Tidy { keep: None });
@@ -125,7 +145,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn withdraw(&mut self, update: Update) -> Vec<Effect> {
+    fn withdraw(&mut self, update: Update, ran_beside: bool) -> Vec<Effect> {
         self.record.update = Some(update);
         self.record.committed = None;
         self.drop_unfinished();
@@ -133,18 +153,14 @@ impl Machine {
         self.run.committed_loaded = false;
         self.note_update(DeviceEventKind::Assigned, "to run nothing");
         self.note_update(DeviceEventKind::Withdrawn, "");
-        vec![
-            Effect::StopFetching,
-            Effect::Persist,
-            Effect::ServeNothing,
-            Effect::Tell,
-            Effect::Report,
-            Effect::Tidy { keep: None },
-        ]
+        let mut effects = vec![Effect::StopFetching, Effect::Persist];
+        effects.extend(ran_beside.then_some(Effect::EndBeside));
+        effects.extend([Effect::ServeNothing, Effect::Tell, Effect::Report, Effect::Tidy { keep: None }]);
+        effects
     }
 
     /// The bundle asked for is the incumbent: only the generation changes.
-    pub(super) fn keep_committed(&mut self, mut update: Update, pointer: Pointer) -> Vec<Effect> {
+    fn keep_committed(&mut self, mut update: Update, pointer: Pointer, ran_beside: bool) -> Vec<Effect> {
         let pointer = Pointer { generation: update.generation, ..pointer };
         if !self.run.committed_loaded {
             update.phase = Phase::Failed { reason: "the bundle is installed and cannot be loaded".to_owned() };
@@ -159,14 +175,23 @@ impl Machine {
         self.run.trial_since_ms = None;
         self.note_update(DeviceEventKind::Assigned, "");
         self.note_update(DeviceEventKind::Committed, "it was running already");
-        vec![
-            Effect::StopFetching,
-            Effect::Persist,
-            Effect::Serve(pointer),
-            Effect::Tell,
-            Effect::Report,
-            Effect::Tidy { keep: Some(pointer.slot) },
-        ]
+        let mut effects = vec![Effect::StopFetching, Effect::Persist];
+        effects.extend(ran_beside.then_some(Effect::EndBeside));
+        effects.extend([Effect::Serve(pointer), Effect::Tell, Effect::Report]);
+        effects.push(Effect::Tidy { keep: Some(pointer.slot) });
+        effects
+    }
+
+    /// The bundle that was to run beside the incumbent is the incumbent, which lacked just the manifest that has come.
+    fn load_again(&mut self, mut update: Update, pointer: Pointer, manifest: Digest) -> Vec<Effect> {
+        let pointer = Pointer { generation: update.generation, ..pointer };
+        update.phase = Phase::Committed;
+        self.record.update = Some(update);
+        self.record.committed = Some(pointer);
+        self.drop_unfinished();
+        self.note_update(DeviceEventKind::Assigned, "");
+        let load = [Effect::Persist, Effect::LoadCommitted(pointer), Effect::Tell];
+        [Effect::StopFetching, Effect::StoreManifest(manifest)].into_iter().chain(load).collect()
     }
 
     /// Begins with `update`, whose bundle `slot` is to hold.

@@ -59,7 +59,7 @@ impl Machine {
                 }
                 self.set_phase(Phase::Verified { slot, tries_left: MAX_TRIES });
                 self.note_update(DeviceEventKind::Verified, "");
-                let mut effects = self.try_again(slot, MAX_TRIES, None);
+                let mut effects = self.try_again(Phase::Verified { slot, tries_left: MAX_TRIES });
                 effects.splice(1..1, [Effect::Tell, Effect::Report]);
                 effects
             }
@@ -79,6 +79,7 @@ impl Machine {
             Phase::Fetching { slot, repairs } => Some((slot, repairs)),
             Phase::Withdrawn
             | Phase::Verified { .. }
+            | Phase::Beside { .. }
             | Phase::Trial { .. }
             | Phase::Committed
             | Phase::Reverted { .. }

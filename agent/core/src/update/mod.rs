@@ -1,4 +1,5 @@
-//! The update machine: `idle → fetching → verified → trial → committed | reverted | failed`.
+//! The update machine: `idle → fetching → verified → trial → committed | reverted | failed`, or `verified → beside` for a bundle that is
+//! to run beside the incumbent.
 //!
 //! [`Machine::handle`] takes what happened and answers with effects, to be carried out in order; an effect that fails
 //! ends its list. [`Effect::Persist`] stands before everything that rests on what was decided, so at whatever point the
@@ -10,6 +11,7 @@
 //! in date is decided by [`crate::admit`], and whether bytes and signatures are right by whoever carries effects out.
 
 mod assignment;
+mod beside;
 mod fetching;
 mod startup;
 mod trial;
@@ -155,6 +157,10 @@ pub enum Effect {
     LoadCommitted(Pointer),
     /// Let the loaded model of a slot answer requests.
     Serve(Pointer),
+    /// Let the loaded model of a slot run beside the one that answers, as the update's stage says; in place of one that does already.
+    RunBeside(Pointer),
+    /// Let no model run beside the one that answers.
+    EndBeside,
     /// Let nothing answer requests.
     ServeNothing,
     /// Loaded models but that of this slot may go, and what on the disk [`crate::garbage`] says belongs to no bundle.
@@ -176,6 +182,8 @@ pub struct Machine {
 struct Run {
     /// When the model on trial began to serve.
     trial_since_ms: Option<u64>,
+    /// When the model beside the incumbent began to run.
+    beside_since_ms: Option<u64>,
     /// Slots whose bundle could not be loaded, the bytes being right.
     unusable: BTreeSet<Slot>,
     /// Whether the committed bundle is loaded.
@@ -207,7 +215,7 @@ impl Machine {
     /// Whether [`Event::Tick`] is wanted.
     #[must_use]
     pub fn is_watching(&self) -> bool {
-        self.run.trial_since_ms.is_some()
+        self.run.trial_since_ms.is_some() || self.awaits_tries()
     }
 
     /// Whether a bundle serves while the next one is fetched.
@@ -238,7 +246,7 @@ impl Machine {
     fn obstructed(&mut self, generation: u64, reason: String) -> Vec<Effect> {
         let phase = self.record.update.as_ref().filter(|u| u.generation == generation).map(|u| &u.phase);
         match phase {
-            Some(Phase::Fetching { .. } | Phase::Verified { .. }) => self.fail(reason),
+            Some(Phase::Fetching { .. } | Phase::Verified { .. } | Phase::Beside { .. }) => self.fail(reason),
             Some(Phase::Trial { .. }) => self.revert(reason),
             Some(Phase::Withdrawn | Phase::Committed | Phase::Reverted { .. } | Phase::Failed { .. }) | None => {
                 Vec::new()
@@ -248,10 +256,14 @@ impl Machine {
 
     fn fail(&mut self, reason: String) -> Vec<Effect> {
         let reason = bounded_text(&reason);
+        let ran_beside = self.run.beside_since_ms.take().is_some();
         self.set_phase(Phase::Failed { reason: reason.clone() });
         self.drop_unfinished();
         self.note_update(DeviceEventKind::Failed, &reason);
-        vec![Effect::StopFetching, Effect::Persist, Effect::Tell, Effect::Report, Effect::Tidy { keep: self.kept() }]
+        let mut effects = vec![Effect::StopFetching, Effect::Persist];
+        effects.extend(ran_beside.then_some(Effect::EndBeside));
+        effects.extend([Effect::Tell, Effect::Report, Effect::Tidy { keep: self.kept() }]);
+        effects
     }
 
     /// An update has ended: of bundles that are not whole only the incumbent is of use, and its pieces are fetched again.

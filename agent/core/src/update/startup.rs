@@ -2,11 +2,11 @@
 
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::DeviceEventKind;
-use muster_shared::trust::WatchPolicy;
+use muster_shared::trust::{Stage, WatchPolicy};
 
 use super::{Effect, Machine};
 use crate::record::{MAX_TRIES, Phase, Update};
-use crate::slots::{Pointer, Slot};
+use crate::slots::Pointer;
 
 impl Machine {
     pub(super) fn start(&mut self) -> Vec<Effect> {
@@ -57,9 +57,12 @@ impl Machine {
         self.lose_chunks(pointer.slot, damaged);
         self.run.fell_back = false;
         let other = pointer.slot.other();
+        // A bundle that is to run beside this one never takes its place, and without this one it has none itself.
+        let beside = self.record.update.as_ref().filter(|u| !u.stage.is_serve()).and_then(|u| u.phase.working_slot());
         let working = self.record.update.as_ref().and_then(|u| u.phase.working_slot());
         let fallback = self.record.slots.get(other).is_some_and(|content| {
             content.have.is_full()
+                && !content.never_served
                 && content.release_counter >= self.record.security_floor
                 && working != Some(other)
                 && !self.run.unusable.contains(&other)
@@ -77,7 +80,7 @@ impl Machine {
         if !damaged.is_empty() {
             // What is left cannot serve, so there is nothing to lose by fetching it again in its own place.
             self.record.committed = None;
-            if working.is_none()
+            if (working.is_none() || beside.is_some())
                 && let Some(bundle) = bundle
             {
                 let phase = Phase::Fetching { slot: pointer.slot, repairs: 0 };
@@ -86,6 +89,7 @@ impl Machine {
                     bundle: Some(bundle.bundle),
                     // A bundle that had been fallen back to was not the one this policy came with.
                     watch: if update.manifest == Some(bundle.manifest) { update.watch } else { WatchPolicy::default() },
+                    stage: Stage::Serve,
                     phase,
                     ..update
                 });
@@ -110,22 +114,26 @@ impl Machine {
                 let tidy = emptied.then_some(Effect::Tidy { keep: None });
                 tidy.into_iter().chain(self.fetch_into(slot, generation)).collect()
             }
-            Phase::Verified { slot, tries_left } => self.try_again(slot, tries_left, None),
-            Phase::Trial { slot, tries_left, watched_ms } => self.try_again(slot, tries_left, Some(watched_ms)),
+            phase @ (Phase::Verified { .. } | Phase::Beside { .. } | Phase::Trial { .. }) => self.try_again(phase),
             Phase::Withdrawn | Phase::Committed | Phase::Reverted { .. } | Phase::Failed { .. } => Vec::new(),
         }
     }
 
-    /// Spends a try and tests the model; the try is gone, durably, before the model can do harm.
-    pub(super) fn try_again(&mut self, slot: Slot, tries_left: u32, watched_ms: Option<u64>) -> Vec<Effect> {
-        let Some(tries_left) = tries_left.checked_sub(1) else {
-            let reason = format!("the agent did not survive this bundle {MAX_TRIES} times");
-            return if watched_ms.is_some() { self.revert(reason) } else { self.fail(reason) };
+    /// Spends a try of `phase` and tests the model; the try is gone, durably, before the model can do harm.
+    pub(super) fn try_again(&mut self, mut phase: Phase) -> Vec<Effect> {
+        let (Phase::Verified { slot, tries_left }
+        | Phase::Beside { slot, tries_left }
+        | Phase::Trial { slot, tries_left, .. }) = &mut phase
+        else {
+            return Vec::new();
         };
-        self.set_phase(match watched_ms {
-            None => Phase::Verified { slot, tries_left },
-            Some(watched_ms) => Phase::Trial { slot, tries_left, watched_ms },
-        });
+        let slot = *slot;
+        let Some(left) = tries_left.checked_sub(1) else {
+            let reason = format!("the agent did not survive this bundle {MAX_TRIES} times");
+            return if matches!(phase, Phase::Trial { .. }) { self.revert(reason) } else { self.fail(reason) };
+        };
+        *tries_left = left;
+        self.set_phase(phase);
         vec![Effect::Persist, Effect::Test { slot, generation: self.generation() }]
     }
 }

@@ -13,6 +13,13 @@ impl Machine {
             return Vec::new();
         };
         match (update.phase.clone(), result) {
+            (Phase::Verified { slot, tries_left }, Ok(())) if self.is_for_beside() => {
+                self.begin_beside(slot, tries_left, now_ms)
+            }
+            (Phase::Beside { slot, .. }, Ok(())) if self.run.beside_since_ms.is_none() => {
+                self.take_beside_up(slot, now_ms)
+            }
+            (Phase::Beside { .. }, Err(reason)) if self.run.beside_since_ms.is_none() => self.fail(reason),
             (Phase::Verified { slot, tries_left }, Ok(())) => {
                 self.set_phase(Phase::Trial { slot, tries_left, watched_ms: 0 });
                 self.note_update(DeviceEventKind::Trial, "");
@@ -29,6 +36,7 @@ impl Machine {
             (
                 Phase::Withdrawn
                 | Phase::Fetching { .. }
+                | Phase::Beside { .. }
                 | Phase::Trial { .. }
                 | Phase::Committed
                 | Phase::Reverted { .. }
@@ -40,7 +48,7 @@ impl Machine {
 
     pub(super) fn tick(&mut self, counts: RequestCounts, now_ms: u64) -> Vec<Effect> {
         let (Some(since_ms), Some(update)) = (self.run.trial_since_ms, &self.record.update) else {
-            return Vec::new();
+            return self.tick_beside(now_ms);
         };
         let Phase::Trial { slot, watched_ms, .. } = update.phase else { return Vec::new() };
         let watch = update.watch;
@@ -65,6 +73,9 @@ impl Machine {
 
     pub(super) fn commit(&mut self, slot: Slot, detail: &str) -> Vec<Effect> {
         let pointer = Pointer { slot, generation: self.generation() };
+        if let Some(content) = self.record.slots.get_mut(slot) {
+            content.never_served = false;
+        }
         let floor = self.record.slots.get(slot).map_or(0, |c| c.security_floor);
         self.record.security_floor = self.record.security_floor.max(floor);
         self.record.committed = Some(pointer);
@@ -92,7 +103,9 @@ impl Machine {
         let Some(update) = &mut self.record.update else { return Vec::new() };
         match &mut update.phase {
             // A stop in order is no sign against the bundle: the try is given back, and the time watched counts.
-            Phase::Verified { tries_left, .. } => *tries_left = (*tries_left + 1).min(MAX_TRIES),
+            Phase::Verified { tries_left, .. } | Phase::Beside { tries_left, .. } => {
+                *tries_left = (*tries_left + 1).min(MAX_TRIES)
+            }
             Phase::Trial { tries_left, watched_ms, .. } => {
                 *tries_left = (*tries_left + 1).min(MAX_TRIES);
                 if let Some(since_ms) = since_ms {

@@ -1,5 +1,6 @@
 //! The endpoint as a client sees it: through the router, and over real sockets.
 
+mod beside;
 mod protocol;
 mod refusals;
 mod sockets;

@@ -8,6 +8,7 @@ use muster_shared::rollout::{RolloutSpec, RolloutView};
 use muster_shared::selector::Selector;
 
 use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
+use super::stage::StageOptions;
 use super::watch::{self, WatchOptions};
 use crate::command::{Context, block_on};
 use crate::failure::Failure;
@@ -32,11 +33,14 @@ pub(crate) struct CreateArgs {
         "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
+        "stage", "share", "experiment",
     ])]
     file: Option<PathBuf>,
     /// Follow it, as `muster rollout watch` does.
     #[arg(long)]
     watch: bool,
+    #[command(flatten, next_help_heading = "Beside the bundle in service")]
+    stage: StageOptions,
     #[command(flatten, next_help_heading = "Limits that stop a wave at once")]
     limits: LimitOptions,
     #[command(flatten, next_help_heading = "On each device")]
@@ -50,7 +54,9 @@ fn spec(args: &CreateArgs) -> Result<RolloutSpec, Failure> {
         (Some(path), _, _) => spec::from_file(path)?,
         (None, Some(bundle), Some(selector)) => {
             let (bundle, selector) = (bundle.clone(), selector.clone());
-            spec::from_flags(bundle, selector, &args.wave, args.pace, args.limits, args.probation, args.delivery)
+            let spec =
+                spec::from_flags(bundle, selector, &args.wave, args.pace, args.limits, args.probation, args.delivery);
+            RolloutSpec { stage: args.stage.stage()?, ..spec }
         }
         (None, _, _) => return Err(Failure::input("give --bundle and --selector, or --file")),
     };

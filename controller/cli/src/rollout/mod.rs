@@ -3,6 +3,7 @@
 mod create;
 mod show;
 mod spec;
+mod stage;
 mod watch;
 mod words;
 

@@ -8,9 +8,10 @@ use clap::{Args, ValueEnum};
 use muster_shared::ids::BundleRef;
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, MeteredUse, Stage, WatchPolicy};
 use serde::Deserialize;
 
+use super::stage::{Share, StageOptions, StageWord};
 use crate::disk;
 use crate::duration::Millis;
 use crate::failure::Failure;
@@ -196,6 +197,7 @@ pub(super) fn from_flags(
         limits: limits.limits(),
         watch: probation.policy(),
         delivery: delivery.policy(),
+        stage: Stage::Serve,
     }
 }
 
@@ -214,6 +216,9 @@ struct SpecFile {
     watch: ProbationOptions,
     #[serde(default)]
     delivery: DeliveryOptions,
+    stage: Option<StageWord>,
+    share: Option<Share>,
+    experiment: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -239,6 +244,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         return serde_json::from_str(text).map_err(|error| fault(error.to_string()));
     }
     let file: SpecFile = toml::from_str(text).map_err(|error| fault(error.to_string()))?;
+    let stage = StageOptions { stage: file.stage, share: file.share, experiment: file.experiment };
     let pace = Pace { soak: file.soak, max_duration: file.max_duration };
     let waves = if file.waves.is_empty() {
         vec![pace.wave(WaveSize::Percent(100), None, Pace::default())]
@@ -258,6 +264,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         limits: file.limits.limits(),
         watch: file.watch.policy(),
         delivery: file.delivery.policy(),
+        stage: stage.stage()?,
     })
 }
 
@@ -298,6 +305,17 @@ mod tests {
         assert_eq!(flags.validate(), Ok(()));
         assert_eq!(flags.waves[1].max_duration_ms, 3_600_000);
         assert_eq!(flags.limits.min_requests, Limits::default().min_requests);
+    }
+
+    #[test]
+    fn a_file_says_in_which_part_a_bundle_runs() {
+        let base = "bundle = \"a@1.0.0\"\nselector = \"*\"\n";
+        let shadow = read("r.toml", &format!("{base}stage = \"shadow\"\nshare = \"2.5%\"\n")).unwrap();
+        assert_eq!(shadow.stage, Stage::Shadow { share_bp: 250 });
+        assert_eq!(read("r.json", &serde_json::to_string(&shadow).unwrap()).unwrap(), shadow);
+        let split = read("r.toml", &format!("{base}stage = \"split\"\nshare = \"50%\"\nexperiment = \"warm\"\n"));
+        assert_eq!(split.unwrap().stage, Stage::Split { share_bp: 5_000, experiment: "warm".into() });
+        assert!(read("r.toml", &format!("{base}share = \"50%\"\n")).unwrap_err().to_string().contains("--stage"));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) fn outcome_tone(outcome: Outcome) -> Tone {
 pub(super) fn has_arrived(progress: DeviceProgress, status: RolloutStatus) -> bool {
     let going_back = matches!(status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
     match progress {
-        DeviceProgress::Committed => !going_back,
+        DeviceProgress::Committed | DeviceProgress::Beside => !going_back,
         DeviceProgress::Back => going_back,
         DeviceProgress::Pending
         | DeviceProgress::Assigned
@@ -141,7 +141,7 @@ pub(super) mod tests {
     use muster_shared::ids::{DeviceId, Digest};
     use muster_shared::rollout::{Limits, RolloutSpec, Rule, WaveSize};
     use muster_shared::selector::Selector;
-    use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
+    use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 
     use super::*;
 
@@ -158,6 +158,7 @@ pub(super) mod tests {
                 limits: Limits::default(),
                 watch: WatchPolicy::default(),
                 delivery: DeliveryPolicy::default(),
+                stage: Stage::Serve,
             },
             manifest: Digest::of(b"m"),
             status: RolloutStatus::Running,

@@ -9,7 +9,7 @@ use muster_shared::rollout::{
 };
 use muster_shared::selector::Selector;
 use muster_shared::sketch::LatencySketch;
-use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 
 use crate::{
     Action, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout, Target, plan, verify,
@@ -43,6 +43,7 @@ pub(super) fn spec(waves: &[&str]) -> RolloutSpec {
         limits: Limits::default(),
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),
+        stage: Stage::Serve,
     }
 }
 

@@ -3,7 +3,7 @@
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{Outcome, RolloutStatus, Rule};
 
-use super::reading::{is_foreign, says_back, says_committed, says_failed, takes_room};
+use super::reading::{is_foreign, says_arrived, says_back, says_failed, takes_room};
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
 use crate::rollout::{Errand, Target};
@@ -63,10 +63,10 @@ impl Case<'_> {
             unfounded(format!("it has {} of {} requests", tally.requests, limits.min_requests))
         });
         for id in self.unfinished(wave) {
-            self.found.push(unfounded(format!("{id} can be reached and has not committed")));
+            self.found.push(unfounded(format!("{id} can be reached and has not arrived")));
         }
-        let committed = self.has_committed(wave);
-        self.expect(committed, || unfounded("no device of it has committed".to_owned()));
+        let arrived = self.has_arrived(wave);
+        self.expect(arrived, || unfounded("no device of it has arrived".to_owned()));
         let Some(verdict) = next.verdicts.last() else { return };
         let same = (tally.reports, tally.requests, tally.errors, tally.failures)
             == (verdict.canary.reports, verdict.canary.requests, verdict.canary.errors, verdict.canary.failures);
@@ -112,18 +112,18 @@ impl Case<'_> {
 
     fn unfinished(&self, wave: u32) -> Vec<DeviceId> {
         self.members(wave)
-            .filter(|(_, target, facts)| facts.online && target.failure.is_none() && !says_committed(target, facts))
+            .filter(|(_, target, facts)| facts.online && target.failure.is_none() && !says_arrived(target, facts))
             .map(|(id, _, _)| id.clone())
             .collect()
     }
 
-    /// Whether a device of the wave has committed: one that came in with it, or, if there is none, one of its selector.
-    fn has_committed(&self, wave: u32) -> bool {
+    /// Whether a device of the wave has arrived: one that came in with it, or, if there is none, one of its selector.
+    fn has_arrived(&self, wave: u32) -> bool {
         let Some(spec) = self.next.spec.waves.get(wave as usize) else { return false };
         let own = self.members(wave).any(|(_, target, _)| target.wave == wave);
         self.members(wave).any(|(id, target, facts)| {
             let counts = if own { target.wave == wave } else { takes_room((wave, spec), id, target, facts) };
-            counts && target.failure.is_none() && says_committed(target, facts)
+            counts && target.failure.is_none() && says_arrived(target, facts)
         })
     }
 

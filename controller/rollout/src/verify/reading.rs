@@ -63,6 +63,22 @@ pub(super) fn says_committed(target: &Target, facts: &DeviceFacts) -> bool {
     })
 }
 
+/// Whether the device's last word is that it has arrived where the target wants it: it has committed the bundle, or runs it beside the
+/// one it has committed, where that is what it was told.
+pub(super) fn says_arrived(target: &Target, facts: &DeviceFacts) -> bool {
+    let runs_beside = target.beside
+        && target.errand == Errand::Forward
+        && facts.reported.as_ref().is_some_and(|report| {
+            (report.update.state, report.update.generation) == (UpdateState::Beside, target.generation)
+        });
+    runs_beside || says_committed(target, facts)
+}
+
+/// Whether the device has committed a bundle that another could run beside.
+pub(super) fn has_incumbent(facts: &DeviceFacts) -> bool {
+    facts.reported.as_ref().is_some_and(|report| report.committed.is_some())
+}
+
 /// Whether the device's last word is that it gave the target up.
 pub(super) fn says_failed(target: &Target, facts: &DeviceFacts) -> bool {
     facts.reported.as_ref().is_some_and(|report| {
@@ -75,7 +91,10 @@ pub(super) fn says_failed(target: &Target, facts: &DeviceFacts) -> bool {
 pub(super) fn says_back(target: &Target, facts: &DeviceFacts) -> bool {
     facts.reported.as_ref().is_some_and(|report| {
         let heard = report.generation.max(report.update.generation) >= target.generation;
-        let rests = !matches!(report.update.state, UpdateState::Fetching | UpdateState::Verified | UpdateState::Trial);
+        let rests = match report.update.state {
+            UpdateState::Idle | UpdateState::Committed | UpdateState::Reverted | UpdateState::Failed => true,
+            UpdateState::Fetching | UpdateState::Verified | UpdateState::Beside | UpdateState::Trial => false,
+        };
         heard && rests && runs(report, target)
     })
 }

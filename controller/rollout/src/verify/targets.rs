@@ -4,7 +4,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::rollout::RolloutStatus;
 
 use super::reading::{
-    desired_generation, is_able, is_foreign, is_meant, reported_generation, says_committed, takes_room,
+    desired_generation, has_incumbent, is_able, is_foreign, is_meant, reported_generation, says_committed, takes_room,
 };
 use super::{Case, Violation};
 use crate::rollout::{Errand, Target};
@@ -52,6 +52,8 @@ impl Case<'_> {
         self.expect(errand, || wrong("there is no such way between its errands"));
         let right = if new.errand == Errand::Back { new.manifest == new.previous } else { new.manifest == manifest };
         self.expect(right, || wrong("it is told to run what is neither the bundle nor its past"));
+        let beside = new.errand == Errand::Forward && !self.next.spec.stage.is_serve();
+        self.expect(new.beside == beside, || wrong("it is not told to run it in the part asked for"));
         if (old.errand, old.generation) == (new.errand, new.generation) {
             return;
         }
@@ -86,6 +88,11 @@ impl Case<'_> {
         self.expect(is_able(&next.bundle.requirements, facts), || {
             refuse("it is not known to be able to run the bundle")
         });
+        let is_beside = !next.spec.stage.is_serve();
+        self.expect(!is_beside || has_incumbent(facts), || refuse("it has nothing that the bundle could run beside"));
+        self.expect(target.beside == (is_beside && target.errand == Errand::Forward), || {
+            refuse("it is not told to run the bundle in the part asked for")
+        });
         self.expect(target.manifest == Some(next.bundle.manifest), || refuse("it is told to run something else"));
         match target.errand {
             Errand::Keep => {
@@ -114,7 +121,8 @@ impl Case<'_> {
                     have += usize::from(counts);
                 }
                 None => {
-                    let free = facts.held_by.is_none() && is_able(&next.bundle.requirements, facts);
+                    let fits = next.spec.stage.is_serve() || has_incumbent(facts);
+                    let free = facts.held_by.is_none() && fits && is_able(&next.bundle.requirements, facts);
                     let tellable = reported_generation(facts).max(desired_generation(facts)) < u64::MAX;
                     all += usize::from(free && tellable && is_meant(next, spec, id, facts));
                 }

@@ -76,7 +76,11 @@ impl Device {
                 update.state = UpdateState::Committed;
                 self.report.committed = self.report.running.clone();
             }
-            UpdateState::Idle | UpdateState::Committed | UpdateState::Reverted | UpdateState::Failed => {}
+            UpdateState::Idle
+            | UpdateState::Beside
+            | UpdateState::Committed
+            | UpdateState::Reverted
+            | UpdateState::Failed => {}
         }
     }
 

@@ -4,7 +4,7 @@ use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::ids::Digest;
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::{DeliveryPolicy, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 use proptest::prelude::*;
 
 use crate::device::reference;
@@ -125,6 +125,7 @@ impl Scenario {
             limits,
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
+            stage: Stage::Serve,
         };
         let bundle = BundleFacts {
             manifest: self.bundle(),

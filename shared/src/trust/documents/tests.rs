@@ -53,6 +53,7 @@ fn assignment(expires_ms: u64) -> Assignment {
         expires_ms,
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),
+        stage: Stage::Serve,
     }
 }
 
