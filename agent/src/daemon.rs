@@ -244,7 +244,7 @@ impl Base {
         let outbox = Outbox::open(&config.data_dir, bounds, metrics.clone());
         alarms.iter().for_each(|alarm| outbox.alarm(alarm));
         let monitor = Monitor::new(config.monitor.window_ms);
-        let feedback = Feedback::new(&config.feedback, monitor.clone(), metrics.clone());
+        let feedback = Feedback::new(&config.feedback, metrics.clone());
         let limits = HostLimits { max_concurrency: config.serve.max_concurrency, max_queue: config.serve.max_queue };
         Ok(Self {
             started,

@@ -282,7 +282,7 @@ mod tests {
 
     fn host(max_concurrency: usize, max_queue: usize) -> ModelHost {
         let monitor = Monitor::new(1_000);
-        ModelHost::new(HostLimits { max_concurrency, max_queue }, monitor.clone(), Feedback::for_tests(monitor))
+        ModelHost::new(HostLimits { max_concurrency, max_queue }, monitor, Feedback::for_tests())
     }
 
     #[tokio::test]

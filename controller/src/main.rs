@@ -9,6 +9,7 @@ mod auth;
 mod blobs;
 mod broker;
 mod clock;
+mod comparison;
 mod config;
 mod content;
 mod director;

@@ -9,6 +9,7 @@ pub mod acl;
 pub mod api;
 pub mod bundle;
 pub mod chunk;
+pub mod comparison;
 #[cfg(test)]
 mod damage;
 pub mod data_schema;

@@ -19,7 +19,7 @@ const ALL: Stage = Stage::Shadow { share_bp: 10_000 };
 fn host(limits: BesideLimits) -> ModelHost {
     // No window ends by itself.
     let monitor = Monitor::new(1 << 50);
-    let feedback = Feedback::for_tests(monitor.clone());
+    let feedback = Feedback::for_tests();
     let host = ModelHost::with_beside(HostLimits { max_concurrency: 1, max_queue: 1 }, limits, monitor, feedback);
     host.activate(doubling("1.0.0", 1), 1);
     host
@@ -141,7 +141,7 @@ fn only_what_falls_to_it_and_its_own_incumbent_answered_is_run_again() {
 #[test]
 fn models_that_cannot_have_the_same_requests_are_refused() {
     let monitor = Monitor::new(1 << 50);
-    let feedback = Feedback::for_tests(monitor.clone());
+    let feedback = Feedback::for_tests();
     let host = ModelHost::new(HostLimits { max_concurrency: 1, max_queue: 1 }, monitor, feedback);
     assert!(matches!(host.run_beside(doubling("1.1.0", 2), ALL, 1), Err(BesideError::Alone)));
     host.activate(doubling("1.0.0", 1), 1);

@@ -89,20 +89,18 @@ struct Inner {
     clock: Steady,
     memory: Mutex<Predictions>,
     receipts: Mutex<VecDeque<FeedbackReceipt>>,
-    monitor: Monitor,
     metrics: Metrics,
 }
 
 impl Feedback {
-    /// Remembers as much as `config` says, and counts with `monitor` and `metrics`.
-    pub(crate) fn new(config: &FeedbackConfig, monitor: Monitor, metrics: Metrics) -> Self {
+    /// Remembers as much as `config` says, and counts with `metrics` and each model's monitor.
+    pub(crate) fn new(config: &FeedbackConfig, metrics: Metrics) -> Self {
         let bounds = Bounds { max_rows: config.max_predictions, horizon_ms: config.horizon_ms };
         Self {
             inner: Arc::new(Inner {
                 clock: Steady::start(),
                 memory: Mutex::new(Memory::new(bounds)),
                 receipts: Mutex::default(),
-                monitor,
                 metrics,
             }),
         }
@@ -114,8 +112,8 @@ impl Feedback {
 
     /// As much as the defaults say, for tests of what rests on it.
     #[cfg(test)]
-    pub(crate) fn for_tests(monitor: Monitor) -> Self {
-        Self::new(&FeedbackConfig::default(), monitor, Metrics::new())
+    pub(crate) fn for_tests() -> Self {
+        Self::new(&FeedbackConfig::default(), Metrics::new())
     }
 
     /// Remembers the `outputs` of the inference `id`. To be called before they are given to the caller, whose label may follow at once.

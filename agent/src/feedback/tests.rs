@@ -16,7 +16,7 @@ const TEN: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
 fn host(max_predictions: usize) -> ModelHost {
     let monitor = Monitor::new(WINDOW_MS);
     let config = FeedbackConfig { max_predictions, ..FeedbackConfig::default() };
-    let feedback = Feedback::new(&config, monitor.clone(), Metrics::new());
+    let feedback = Feedback::new(&config, Metrics::new());
     ModelHost::new(HostLimits { max_concurrency: 1, max_queue: 1 }, monitor, feedback)
 }
 

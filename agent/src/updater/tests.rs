@@ -103,7 +103,7 @@ impl Rig {
         let bounds = Bounds { max_bytes: 1 << 20, max_events: 1_000 };
         let outbox = Outbox::open(data_dir, bounds, metrics.clone());
         let monitor = Monitor::new(3_600_000);
-        let feedback = Feedback::for_tests(monitor.clone());
+        let feedback = Feedback::for_tests();
         let host = ModelHost::new(HostLimits { max_concurrency: 1, max_queue: 1 }, monitor, feedback);
         let (inbox, input) = std::sync::mpsc::sync_channel(INBOX);
         let (ask, requests) = mpsc::channel(8);

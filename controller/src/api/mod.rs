@@ -7,6 +7,7 @@
 
 mod authorities;
 mod bundles;
+mod comparison;
 mod crl;
 mod devices;
 mod drift;
@@ -79,6 +80,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/rollouts/{id}/resume", post(rollouts::resume)),
         ("/api/v1/rollouts/{id}/abort", post(rollouts::abort)),
         ("/api/v1/rollouts/{id}/rollback", post(rollouts::rollback)),
+        ("/api/v1/comparison", get(comparison::report)),
         ("/api/v1/drift", get(drift::report)),
         ("/api/v1/drift/explain", get(drift::explain)),
         ("/api/v1/drift/export", get(drift::export)),

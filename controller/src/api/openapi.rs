@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    authorities, bundles, crl, devices, drift, enrol, events, feedback, files, health, quality, renewal, revocation,
-    rollouts, tokens, trust,
+    authorities, bundles, comparison, crl, devices, drift, enrol, events, feedback, files, health, quality, renewal,
+    revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -47,6 +47,7 @@ use super::{
         rollouts::resume,
         rollouts::abort,
         rollouts::rollback,
+        comparison::report,
         drift::report,
         drift::explain,
         drift::export,

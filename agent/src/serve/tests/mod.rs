@@ -38,7 +38,7 @@ struct Reply {
 impl Endpoint {
     fn new(max_concurrency: usize, max_queue: usize) -> Self {
         let monitor = Monitor::new(WINDOW_MS);
-        let feedback = Feedback::for_tests(monitor.clone());
+        let feedback = Feedback::for_tests();
         let host = ModelHost::new(HostLimits { max_concurrency, max_queue }, monitor, feedback);
         let router = super::router(host.clone(), Metrics::new(), MAX_BODY_BYTES);
         Self { host, router }

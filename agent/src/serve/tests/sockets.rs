@@ -22,7 +22,7 @@ fn config(folder: &std::path::Path) -> ServeConfig {
 
 fn host() -> ModelHost {
     let monitor = Monitor::new(WINDOW_MS);
-    let feedback = Feedback::for_tests(monitor.clone());
+    let feedback = Feedback::for_tests();
     let host = ModelHost::new(HostLimits { max_concurrency: 2, max_queue: 2 }, monitor, feedback);
     host.activate(doubling("1.0.0", 1), 1);
     host

@@ -1,5 +1,6 @@
 //! `muster rollout`: bringing bundles out, watching, stopping, going back.
 
+mod compare;
 mod create;
 mod show;
 mod spec;
@@ -28,6 +29,8 @@ pub(crate) enum RolloutCommand {
     },
     /// Follow a rollout to its end. Exits with 0 if it completed, 1 if it went back or was stopped.
     Watch(watch::WatchArgs),
+    /// Show how a bundle answers beside the one in service: agreement, differences, times, errors.
+    Compare(compare::CompareArgs),
     /// Bring the bundle to no further device; those that have it keep it.
     Pause(ActionArgs),
     /// Go on after a pause.
@@ -64,6 +67,7 @@ pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Fail
         RolloutCommand::List => show::list(context),
         RolloutCommand::Show { id } => show::show(context, &id),
         RolloutCommand::Watch(args) => watch::run(context, &args),
+        RolloutCommand::Compare(args) => compare::run(context, args),
         RolloutCommand::Pause(args) => act(context, "pause", args),
         RolloutCommand::Resume(args) => act(context, "resume", args),
         RolloutCommand::Abort(args) => act(context, "abort", args),

@@ -323,3 +323,21 @@ fn the_directors_epoch_begins_with_the_document_that_takes_a_key_away() {
     }
     assert_eq!(epochs, [1, 1, 1, 4, 4, 4, 7]);
 }
+
+#[test]
+fn an_assignment_says_in_which_part_a_bundle_runs_and_one_to_serve_reads_as_it_always_did() {
+    let trusted = TrustedRoot::first(sign(DocumentKind::Root, &root(1, &[1, 2], 1), &[1, 2]), None).unwrap();
+    let with = |stage: Stage| {
+        let envelope = sign(DocumentKind::Assignment, &Assignment { stage, ..assignment(10) }, &[30]);
+        let text = String::from_utf8(envelope.payload_bytes().unwrap()).unwrap();
+        (trusted.verify_assignment(&envelope, &device(), 1).map(|assignment| assignment.stage), text)
+    };
+    let (read, text) = with(Stage::Serve);
+    assert_eq!(read, Ok(Stage::Serve));
+    assert!(!text.contains("stage"), "{text}");
+    let shadow = Stage::Shadow { share_bp: 2_000 };
+    assert_eq!(with(shadow.clone()).0, Ok(shadow));
+    for wrong in [Stage::Shadow { share_bp: 0 }, Stage::Split { share_bp: 10_000, experiment: "x".into() }] {
+        assert!(matches!(with(wrong).0, Err(TrustError::Payload { .. })));
+    }
+}
