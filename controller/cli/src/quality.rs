@@ -75,7 +75,11 @@ fn header(first: &'static str, task: &LabelTask) -> [&'static str; 4] {
 }
 
 fn concept_text(concept: &ConceptDrift) -> String {
-    let verdict = if concept.drifted { "worse than the reference" } else { "not worse than the reference" };
+    let verdict = match (concept.drifted, concept.devices) {
+        (false, _) => "not worse than the reference",
+        (true, 1) => "this one device is worse than the reference, which says nothing about others",
+        (true, _) => "worse than the reference",
+    };
     format!(
         "{}: {verdict}: {} against {}, {} worse where {} is beyond chance",
         concept.metric,
@@ -168,7 +172,7 @@ fn group_text(report: &QualityReport, task: &LabelTask, group: &QualityGroup) ->
             .map(|point| std::iter::once(cell(output::time(point.start_ms))).chain(cells(&point.quality)).collect());
         parts.push(output::table(&header("from", task), rows));
     }
-    if group.concept.iter().any(|concept| concept.drifted) {
+    if group.concept.iter().any(|concept| concept.drifted && concept.devices > 1) {
         let text = "this model is worse on live labels than on its reference: concept drift";
         parts.push(output::table(&["verdict"], [vec![toned(text, Tone::Bad)]]));
     }

@@ -146,6 +146,9 @@ pub struct ConceptDrift {
     pub min_effect: f64,
     /// How many independent labels the live ones are worth.
     pub n_effective: f64,
+    /// Devices, or clusters of them, that the live labels come from. What is said of a single one is said of it alone: how much devices
+    /// differ cannot be told then.
+    pub devices: u32,
     /// Chance of a false alarm.
     pub alpha: f64,
     /// Worse both beyond chance and enough to matter.
@@ -212,6 +215,7 @@ fn accuracy_drop(rows: u64, right: u64, devices: &[&LabelCounts]) -> Option<Conc
         critical: Some(critical),
         min_effect: MIN_ACCURACY_DROP,
         n_effective,
+        devices: u32::try_from(share.devices).unwrap_or(u32::MAX),
         alpha: ALPHA,
         drifted: worsening > critical && worsening > MIN_ACCURACY_DROP,
     })
@@ -241,6 +245,7 @@ fn error_rise(rows: u64, baseline: &TargetBaseline, metric: &str, devices: &[(f6
         critical,
         min_effect,
         n_effective,
+        devices: u32::try_from(mean.devices).unwrap_or(u32::MAX),
         alpha: ALPHA,
         drifted: worsening > min_effect && critical.is_some_and(|critical| worsening > critical),
     })
