@@ -32,6 +32,12 @@ pub const MAX_COLUMNS: usize = 1_024;
 pub const MAX_BINS: usize = 64;
 /// Known classes of one categorical column.
 pub const MAX_CLASSES: usize = 256;
+/// Elements of a row from which a tensor is watched by probes and projections rather than one by one, unless it is said otherwise.
+pub const WIDE_ELEMENTS: usize = 65;
+/// Random projections of a wide tensor.
+pub const PROJECTIONS: usize = 16;
+/// Channels of an image whose means are watched.
+pub const MAX_PROBE_CHANNELS: usize = 4;
 /// Ways to cut a model's traffic into slices.
 pub const MAX_SLICINGS: usize = 8;
 /// Slices of one slicing, those for other and missing values included.

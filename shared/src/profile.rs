@@ -5,6 +5,7 @@
 //! devices add up exactly. Counts made against different profiles (by [`Profile::digest`]) are never merged.
 
 mod slices;
+mod source;
 
 use std::collections::BTreeSet;
 
@@ -15,37 +16,7 @@ use crate::labels::{LabelSpec, LabelSpecError};
 use crate::limits::{MAX_BINS, MAX_CLASSES, MAX_COLUMNS, MAX_LABEL_BYTES};
 
 pub use self::slices::{MISSING_SLICE, OTHER_SLICE, SliceBy, SliceName, SliceSet, Slicing};
-
-/// Where a column's value comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "from", deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub enum Source {
-    /// Element `index` of each row of the input tensor `tensor`.
-    Input {
-        /// The input's name.
-        tensor: String,
-        /// Element of the row, counted from 0.
-        index: u32,
-    },
-    /// Element `index` of each row of the output tensor `tensor`.
-    Output {
-        /// The output's name.
-        tensor: String,
-        /// Element of the row, counted from 0.
-        index: u32,
-    },
-    /// The class with the largest value in each row of the output tensor `tensor`.
-    PredictedClass {
-        /// The output's name.
-        tensor: String,
-    },
-    /// The largest value in each row of the output tensor `tensor`.
-    Confidence {
-        /// The output's name.
-        tensor: String,
-    },
-}
+pub use self::source::{Probe, Side, Source};
 
 /// The bins of a column and how the reference sample fell into them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,7 +37,8 @@ pub enum Reference {
     },
     /// One of a set of known classes.
     Class {
-        /// The classes' names, in the order of the model's output.
+        /// The classes' names, in the order of the model's output; for an element that is a class itself, its values as texts. Of
+        /// those, [`OTHER_SLICE`] stands for all that have no name here, and [`MISSING_SLICE`] for none, where the reference sample had such.
         classes: Vec<String>,
         /// Reference rows in each class.
         counts: Vec<u64>,
@@ -119,7 +91,7 @@ impl Column {
     /// Whether the column tells about the model's answers rather than its inputs.
     #[must_use]
     pub fn is_prediction(&self) -> bool {
-        !matches!(self.source, Source::Input { .. })
+        self.source.tensor().0 == Side::Output
     }
 }
 
@@ -145,6 +117,10 @@ impl Profile {
             }
             if !names.insert(&column.name) {
                 return refuse(&column.name, "the name is used twice");
+            }
+            column.source.check().or_else(|reason| refuse(&column.name, reason))?;
+            if column.source.is_numeric() && matches!(column.reference, Reference::Class { .. }) {
+                return refuse(&column.name, "it gives numbers, which are in no class");
             }
             let (counts, bins) = match &column.reference {
                 Reference::Numeric { lower_edges, max, counts, .. } => {

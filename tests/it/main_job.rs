@@ -46,7 +46,7 @@ fn a_good_bundle_is_promoted_and_a_bad_one_goes_back() {
         let drift: DriftReport = fleet.operator.json(&["drift", "show", "digits@1.1.0"]).await?;
         ensure!(drift.groups.len() == 1 && drift.groups[0].devices >= 3, "{drift:?}");
         let columns: Vec<&str> = drift.groups[0].columns.iter().map(|column| column.name.as_str()).collect();
-        ensure!(columns.len() == 66 && columns.contains(&"probabilities.class"), "{columns:?}");
+        ensure!(columns.len() == 68 && columns.contains(&"probabilities.class"), "{columns:?}");
         ensure!(drift.groups[0].columns.iter().all(|column| column.n > 0 && column.psi.is_some()), "{drift:?}");
 
         let events: Vec<EventView> = fleet.operator.events().await?;

@@ -7,9 +7,12 @@
 //! otherwise the whole tensor is one row. A row's elements are counted in row-major order.
 
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
-use muster_shared::profile::{Profile, Reference, Source};
+use muster_shared::limits::MAX_PROBE_CHANNELS;
+use muster_shared::profile::{Column, Probe, Profile, Reference, Side, Source};
 
+use crate::categories::Categories;
 use crate::tensor::Tensor;
+use crate::wide::{Figures, Wide};
 
 /// Why a profile does not fit a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,27 +24,35 @@ pub struct ColumnError {
     pub reason: String,
 }
 
-/// What to take from a row.
+/// What to take from a row of scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Take {
-    Element(usize),
+enum Score {
     PredictedClass,
     Confidence,
+    Entropy,
+    Margin,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Input,
-    Output,
+/// What to take from the figures of a wide row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Figure {
+    Probe(Probe),
+    Projection(u8),
 }
 
-/// All columns that come from one tensor.
+/// All columns that come from one tensor, each a position in the profile and what it is.
 #[derive(Debug, Clone)]
 struct Watched {
     side: Side,
     tensor: String,
     batched: bool,
-    columns: Vec<(usize, Take)>,
+    /// Elements that are numbers.
+    elements: Vec<(usize, usize)>,
+    /// Elements that are categories.
+    categories: Vec<(usize, usize, Categories)>,
+    scores: Vec<(usize, Score)>,
+    figures: Vec<(usize, Figure)>,
+    wide: Wide,
 }
 
 /// A profile made ready for a model: which element of which tensor each column is.
@@ -54,90 +65,47 @@ impl ColumnExtractor {
     /// Holds `profile` against the model's `signature`.
     ///
     /// # Errors
-    /// [`ColumnError`] with the first column whose tensor or element the model does not have, or that names more classes
-    /// than the model gives.
+    /// [`ColumnError`] with the first column whose tensor or element the model does not have, that names more classes
+    /// than the model gives or such as its elements cannot be, or that asks for other projections of a tensor than the columns before it.
     pub fn new(profile: &Profile, signature: &ModelSignature) -> Result<Self, ColumnError> {
         let mut watched: Vec<Watched> = Vec::new();
         for (position, column) in profile.columns.iter().enumerate() {
             let refuse = |reason: String| ColumnError { column: column.name.clone(), reason };
-            let (side, tensor, take) = match &column.source {
-                Source::Input { tensor, index } => (Side::Input, tensor, Take::Element(*index as usize)),
-                Source::Output { tensor, index } => (Side::Output, tensor, Take::Element(*index as usize)),
-                Source::PredictedClass { tensor } => (Side::Output, tensor, Take::PredictedClass),
-                Source::Confidence { tensor } => (Side::Output, tensor, Take::Confidence),
-            };
+            let (side, tensor) = column.source.tensor();
             let (specs, word) = match side {
                 Side::Input => (&signature.inputs, "input"),
                 Side::Output => (&signature.outputs, "output"),
             };
             let spec = specs
                 .iter()
-                .find(|spec| spec.name == *tensor)
+                .find(|spec| spec.name == tensor)
                 .ok_or_else(|| refuse(format!("the model has no {word} {tensor:?}")))?;
-            if spec.datatype == DataType::Bytes {
-                return Err(refuse(format!("{word} {tensor:?} holds no numbers")));
-            }
-            if let Some(width) = row_width(spec) {
-                match (take, &column.reference) {
-                    (Take::Element(index), _) if index >= width => {
-                        return Err(refuse(format!(
-                            "element {index} is past the end of {word} {tensor:?}, whose rows have {width}"
-                        )));
-                    }
-                    (Take::PredictedClass, Reference::Class { classes, .. }) if classes.len() > width => {
-                        return Err(refuse(format!(
-                            "{} classes are named, but rows of {word} {tensor:?} have {width} elements",
-                            classes.len()
-                        )));
-                    }
-                    (Take::Element(_) | Take::PredictedClass | Take::Confidence, _) => {}
-                }
-            }
-            let batched = spec.shape.first() == Some(&-1);
-            match watched.iter_mut().find(|w| w.side == side && w.tensor == *tensor) {
-                Some(known) => known.columns.push((position, take)),
-                None => {
-                    watched.push(Watched { side, tensor: tensor.clone(), batched, columns: vec![(position, take)] })
-                }
-            }
+            check(column, spec, word).map_err(refuse)?;
+            let known = watched.iter().position(|w| w.side == side && w.tensor == tensor);
+            let at = known.unwrap_or_else(|| {
+                watched.push(Watched::new(side, spec));
+                watched.len() - 1
+            });
+            watched[at].add(position, column, spec.datatype).map_err(refuse)?;
         }
         Ok(Self { watched })
     }
 
     /// Calls `visit(row, column, value)` for every row and column, `row` being counted from 0 and `column` a position in the profile. All
-    /// of a column's rows come in their order, and a row's columns of one tensor together; different tensors may come in any order. The value is `None` where there is
-    /// none: the tensor is missing, the row is shorter than the profile expects, or a predicted class cannot be told because
-    /// a NaN is among the values. Confidence is NaN in such a row. Of equal values the first is the predicted class.
+    /// of a column's rows come in their order; different columns may come in any. The value is a number or the position of a class, -1
+    /// for a value that is none of them. It is `None` where there is none: the tensor is missing, the row is shorter than the
+    /// profile expects, a category is NaN or an empty text, or a predicted class cannot be told because a NaN is among the values. What
+    /// else is taken from such a row is NaN. Of equal values the first is the predicted class.
     ///
     /// Nothing is allocated.
     pub fn visit(&self, inputs: &[Tensor], outputs: &[Tensor], mut visit: impl FnMut(usize, usize, Option<f64>)) {
         for watched in &self.watched {
-            let tensors = match watched.side {
-                Side::Input => inputs,
-                Side::Output => outputs,
-            };
-            let Some(tensor) = tensors.iter().find(|tensor| tensor.name() == watched.tensor) else {
-                for row in 0..self.rows(inputs, outputs) {
-                    for (column, _) in &watched.columns {
-                        visit(row, *column, None);
+            match watched.find(inputs, outputs) {
+                Some(tensor) => watched.visit(tensor, &mut visit),
+                None => {
+                    for row in 0..self.rows(inputs, outputs) {
+                        watched.positions().for_each(|column| visit(row, column, None));
                     }
-                }
-                continue;
-            };
-            let rows = watched.rows_of(tensor);
-            let width = tensor.element_count().checked_div(rows).unwrap_or(0);
-            for row in 0..rows {
-                let start = row * width;
-                for (column, take) in &watched.columns {
-                    let value = match take {
-                        Take::Element(index) if *index < width => tensor.value(start + index),
-                        Take::Element(_) => None,
-                        Take::PredictedClass => {
-                            largest(tensor, start, width).and_then(|(at, value)| (!value.is_nan()).then_some(at as f64))
-                        }
-                        Take::Confidence => largest(tensor, start, width).map(|(_, value)| value),
-                    };
-                    visit(row, *column, value);
                 }
             }
         }
@@ -146,24 +114,251 @@ impl ColumnExtractor {
     /// How many rows a request has: those of its longest watched tensor, at least 1.
     #[must_use]
     pub fn rows(&self, inputs: &[Tensor], outputs: &[Tensor]) -> usize {
-        self.watched
-            .iter()
-            .filter_map(|watched| {
-                let tensors = match watched.side {
-                    Side::Input => inputs,
-                    Side::Output => outputs,
-                };
-                tensors.iter().find(|tensor| tensor.name() == watched.tensor).map(|tensor| watched.rows_of(tensor))
-            })
-            .max()
-            .unwrap_or(1)
-            .max(1)
+        let rows = |watched: &Watched| watched.find(inputs, outputs).map(|tensor| watched.rows_of(tensor));
+        self.watched.iter().filter_map(rows).max().unwrap_or(1).max(1)
+    }
+}
+
+/// Whether a tensor of `spec` has what `column` asks for.
+fn check(column: &Column, spec: &TensorSpec, word: &str) -> Result<(), String> {
+    let tensor = &spec.name;
+    let is_category = matches!(column.reference, Reference::Class { .. })
+        && matches!(column.source, Source::Input { .. } | Source::Output { .. });
+    if spec.datatype == DataType::Bytes && !is_category {
+        return Err(format!("{word} {tensor:?} holds no numbers"));
+    }
+    let Some(width) = row_width(spec) else { return Ok(()) };
+    match (&column.source, &column.reference) {
+        (Source::Input { index, .. } | Source::Output { index, .. }, _) if *index as usize >= width => {
+            Err(format!("element {index} is past the end of {word} {tensor:?}, whose rows have {width}"))
+        }
+        (Source::PredictedClass { .. }, Reference::Class { classes, .. }) if classes.len() > width => {
+            Err(format!("{} classes are named, but rows of {word} {tensor:?} have {width} elements", classes.len()))
+        }
+        (Source::Probe { probe: Probe::ChannelMean { channels, .. }, .. }, _)
+            if !width.is_multiple_of(usize::from(*channels)) =>
+        {
+            Err(format!("rows of {word} {tensor:?} have {width} elements, which are not those of {channels} channels"))
+        }
+        _ => Ok(()),
     }
 }
 
 impl Watched {
+    fn new(side: Side, spec: &TensorSpec) -> Self {
+        Self {
+            side,
+            tensor: spec.name.clone(),
+            batched: spec.shape.first() == Some(&-1),
+            elements: Vec::new(),
+            categories: Vec::new(),
+            scores: Vec::new(),
+            figures: Vec::new(),
+            wide: Wide::default(),
+        }
+    }
+
+    fn add(&mut self, position: usize, column: &Column, datatype: DataType) -> Result<(), String> {
+        let score = |score| (position, score);
+        match (&column.source, &column.reference) {
+            (Source::Input { index, .. } | Source::Output { index, .. }, Reference::Class { classes, .. }) => {
+                let categories = Categories::new(classes, datatype)?;
+                self.categories.push((position, *index as usize, categories));
+            }
+            (Source::Input { index, .. } | Source::Output { index, .. }, Reference::Numeric { .. }) => {
+                self.elements.push((position, *index as usize));
+            }
+            (Source::PredictedClass { .. }, _) => self.scores.push(score(Score::PredictedClass)),
+            (Source::Confidence { .. }, _) => self.scores.push(score(Score::Confidence)),
+            (Source::Entropy { .. }, _) => self.scores.push(score(Score::Entropy)),
+            (Source::Margin { .. }, _) => self.scores.push(score(Score::Margin)),
+            (Source::Probe { probe, .. }, _) => {
+                match probe {
+                    Probe::Saturated { at } => agree(&mut self.wide.saturated_at, *at, "value of saturation")?,
+                    Probe::ChannelMean { channels, last, .. } => {
+                        let channels = usize::from(*channels).min(MAX_PROBE_CHANNELS);
+                        agree(&mut self.wide.channels, (channels, *last), "layout of channels")?;
+                    }
+                    Probe::Mean
+                    | Probe::Std
+                    | Probe::Min
+                    | Probe::Max
+                    | Probe::Norm
+                    | Probe::Roughness
+                    | Probe::Zeros => {}
+                }
+                self.figures.push((position, Figure::Probe(*probe)));
+            }
+            (Source::Projection { seed, number, .. }, _) => {
+                agree(&mut self.wide.seed, *seed, "seed")?;
+                self.figures.push((position, Figure::Projection(*number)));
+            }
+        }
+        Ok(())
+    }
+
+    fn find<'a>(&self, inputs: &'a [Tensor], outputs: &'a [Tensor]) -> Option<&'a Tensor> {
+        let tensors = match self.side {
+            Side::Input => inputs,
+            Side::Output => outputs,
+        };
+        tensors.iter().find(|tensor| tensor.name() == self.tensor)
+    }
+
     fn rows_of(&self, tensor: &Tensor) -> usize {
         if self.batched { tensor.shape().first().copied().unwrap_or(1) } else { 1 }
+    }
+
+    /// The profile's positions of all its columns.
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        let elements = self.elements.iter().map(|(column, _)| *column);
+        let categories = self.categories.iter().map(|(column, _, _)| *column);
+        let scores = self.scores.iter().map(|(column, _)| *column);
+        elements.chain(categories).chain(scores).chain(self.figures.iter().map(|(column, _)| *column))
+    }
+
+    fn visit(&self, tensor: &Tensor, visit: &mut impl FnMut(usize, usize, Option<f64>)) {
+        let rows = self.rows_of(tensor);
+        let width = tensor.element_count().checked_div(rows).unwrap_or(0);
+        match tensor.datatype() {
+            DataType::Bytes => self.visit_texts(tensor, rows, width, visit),
+            DataType::Fp32 => {
+                let (data, _) = tensor.data().as_chunks::<4>();
+                let get = |at: usize| data.get(at).map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
+                self.visit_numbers(tensor, rows, width, get, visit);
+            }
+            DataType::Bool
+            | DataType::Uint8
+            | DataType::Uint16
+            | DataType::Uint32
+            | DataType::Uint64
+            | DataType::Int8
+            | DataType::Int16
+            | DataType::Int32
+            | DataType::Int64
+            | DataType::Fp16
+            | DataType::Fp64 => self.visit_numbers(tensor, rows, width, |at| tensor.value(at), visit),
+        }
+    }
+
+    #[inline]
+    fn visit_numbers(
+        &self,
+        tensor: &Tensor,
+        rows: usize,
+        width: usize,
+        get: impl Fn(usize) -> Option<f64>,
+        visit: &mut impl FnMut(usize, usize, Option<f64>),
+    ) {
+        let wants_entropy = self.scores.iter().any(|(_, score)| *score == Score::Entropy);
+        for row in 0..rows {
+            let start = row * width;
+            let element = |index: usize| if index < width { get(start + index) } else { None };
+            for (column, index) in &self.elements {
+                visit(row, *column, element(*index));
+            }
+            for (column, index, categories) in &self.categories {
+                visit(row, *column, categories.of_number(element(*index)));
+            }
+            if !self.scores.is_empty() {
+                let scores = Scores::of(width, element, wants_entropy);
+                for (column, score) in &self.scores {
+                    visit(row, *column, scores.as_ref().and_then(|scores| scores.value(*score)));
+                }
+            }
+            if !self.figures.is_empty() {
+                let figures = self.wide.measure(tensor, start, width);
+                for (column, figure) in &self.figures {
+                    visit(row, *column, figures.as_ref().map(|figures| figure.of(figures)));
+                }
+            }
+        }
+    }
+
+    /// Texts lie one behind the other, so they are read in one go.
+    fn visit_texts(
+        &self,
+        tensor: &Tensor,
+        rows: usize,
+        width: usize,
+        visit: &mut impl FnMut(usize, usize, Option<f64>),
+    ) {
+        for (at, text) in tensor.byte_elements().enumerate() {
+            let (row, element) = (at / width.max(1), at % width.max(1));
+            for (column, _, categories) in self.categories.iter().filter(|(_, index, _)| *index == element) {
+                visit(row, *column, categories.of_text(text));
+            }
+        }
+        for row in 0..rows {
+            for (column, _, _) in self.categories.iter().filter(|(_, index, _)| *index >= width) {
+                visit(row, *column, None);
+            }
+        }
+    }
+}
+
+/// Keeps the first `value`, and refuses another one.
+fn agree<T: PartialEq>(kept: &mut Option<T>, value: T, what: &str) -> Result<(), String> {
+    match kept {
+        Some(known) if *known != value => Err(format!("another column of the tensor has another {what}")),
+        Some(_) => Ok(()),
+        None => {
+            *kept = Some(value);
+            Ok(())
+        }
+    }
+}
+
+impl Figure {
+    fn of(self, figures: &Figures) -> f64 {
+        match self {
+            Self::Probe(probe) => figures.probe(probe),
+            Self::Projection(number) => figures.projection(number),
+        }
+    }
+}
+
+/// What a row of scores says.
+struct Scores {
+    /// None when a NaN is among them.
+    class: Option<usize>,
+    largest: f64,
+    second: Option<f64>,
+    entropy: f64,
+}
+
+impl Scores {
+    /// Reads a row of `width` scores; `None` when there is none.
+    #[inline]
+    fn of(width: usize, get: impl Fn(usize) -> Option<f64>, wants_entropy: bool) -> Option<Self> {
+        let mut scores = Self { class: None, largest: f64::NEG_INFINITY, second: None, entropy: 0.0 };
+        for at in 0..width {
+            let value = get(at)?;
+            if value.is_nan() {
+                return Some(Self { class: None, largest: f64::NAN, second: Some(f64::NAN), entropy: f64::NAN });
+            }
+            if scores.class.is_none() || value > scores.largest {
+                scores.second = scores.class.map(|_| scores.largest);
+                (scores.class, scores.largest) = (Some(at), value);
+            } else if scores.second.is_none_or(|second| value > second) {
+                scores.second = Some(value);
+            }
+            // The limit of p · ln p at 0 is 0; below, the logarithm is NaN.
+            if wants_entropy && value != 0.0 {
+                scores.entropy -= value * value.ln();
+            }
+        }
+        scores.class.is_some().then_some(scores)
+    }
+
+    fn value(&self, score: Score) -> Option<f64> {
+        match score {
+            Score::PredictedClass => self.class.map(|class| class as f64),
+            Score::Confidence => Some(self.largest),
+            // Adding 0 turns −0, of a certain row, into 0.
+            Score::Entropy => Some(self.entropy + 0.0),
+            Score::Margin => self.second.map(|second| self.largest - second),
+        }
     }
 }
 
@@ -176,156 +371,5 @@ pub(crate) fn row_width(spec: &TensorSpec) -> Option<usize> {
     dimensions.iter().try_fold(1_usize, |product, d| product.checked_mul(usize::try_from(*d).ok()?))
 }
 
-/// Position and value of the row's largest element; a NaN counts as the largest, so that it is not overlooked.
-fn largest(tensor: &Tensor, start: usize, width: usize) -> Option<(usize, f64)> {
-    let mut best: Option<(usize, f64)> = None;
-    for at in 0..width {
-        let value = tensor.value(start + at)?;
-        if value.is_nan() {
-            return Some((at, value));
-        }
-        if best.is_none_or(|(_, most)| value > most) {
-            best = Some((at, value));
-        }
-    }
-    best
-}
-
 #[cfg(test)]
-mod tests {
-    use muster_shared::profile::Column;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn spec(name: &str, shape: &[i64]) -> TensorSpec {
-        TensorSpec { name: name.into(), datatype: DataType::Fp32, shape: shape.to_vec() }
-    }
-
-    fn signature() -> ModelSignature {
-        ModelSignature {
-            inputs: vec![spec("image", &[-1, 2, 2]), spec("gain", &[3])],
-            outputs: vec![spec("scores", &[-1, 3]), spec("open", &[-1, -1])],
-        }
-    }
-
-    fn numeric(source: Source) -> Column {
-        let reference = Reference::Numeric { lower_edges: vec![0.0], max: 1.0, counts: vec![1], missing: 0 };
-        Column { name: "watched".into(), source, reference }
-    }
-
-    fn class(tensor: &str, classes: usize) -> Column {
-        let reference = Reference::Class {
-            classes: (0..classes).map(|class| class.to_string()).collect(),
-            counts: vec![0; classes],
-        };
-        Column { name: "class".into(), source: Source::PredictedClass { tensor: tensor.into() }, reference }
-    }
-
-    fn input(tensor: &str, index: u32) -> Column {
-        numeric(Source::Input { tensor: tensor.into(), index })
-    }
-
-    fn output(tensor: &str, index: u32) -> Column {
-        numeric(Source::Output { tensor: tensor.into(), index })
-    }
-
-    fn confidence(tensor: &str) -> Column {
-        numeric(Source::Confidence { tensor: tensor.into() })
-    }
-
-    fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
-        Tensor::from_f32(name, shape.to_vec(), values).unwrap()
-    }
-
-    /// The values of every column in the order of visits; NaN as -1, none as -2.
-    fn visited(columns: Vec<Column>, inputs: &[Tensor], outputs: &[Tensor]) -> Vec<Vec<f64>> {
-        let mut seen = vec![Vec::new(); columns.len()];
-        let extractor = ColumnExtractor::new(&Profile { columns, ..Profile::default() }, &signature()).unwrap();
-        extractor.visit(inputs, outputs, |_, column, value| {
-            seen[column].push(value.map_or(-2.0, |value| if value.is_nan() { -1.0 } else { value }));
-        });
-        seen
-    }
-
-    #[test]
-    fn every_row_and_kind_of_column() {
-        let image = tensor("image", &[2, 2, 2], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
-        let gain = tensor("gain", &[3], &[7.0, 8.0, 9.0]);
-        let scores = tensor("scores", &[2, 3], &[0.1, 0.7, 0.2, 0.5, 0.5, 0.0]);
-        let columns = vec![
-            class("scores", 3),
-            input("image", 3),
-            output("scores", 0),
-            confidence("scores"),
-            input("gain", 2),
-            input("image", 0),
-        ];
-        let seen = visited(columns, &[gain, image], &[scores]);
-        // A tensor without a batch is one row; of equals the first is the class.
-        let (low, high) = (f64::from(0.1_f32), f64::from(0.7_f32));
-        let expected = [vec![1.0, 0.0], vec![3.0, 7.0], vec![low, 0.5], vec![high, 0.5], vec![9.0], vec![0.0, 4.0]];
-        assert_eq!(seen, expected);
-    }
-
-    #[test]
-    fn what_is_not_there_is_missing() {
-        let image = tensor("image", &[2, 2, 2], &[0.0; 8]);
-        let broken = tensor("scores", &[2, 3], &[0.1, f32::NAN, 0.2, 0.5, 0.4, 0.1]);
-        let open = tensor("open", &[2, 1], &[0.25, 0.5]);
-        let columns = vec![
-            class("scores", 3),
-            confidence("scores"),
-            input("gain", 0),
-            output("open", 0),
-            output("open", 1),
-            input("image", 0),
-        ];
-        let seen = visited(columns, &[image], &[broken, open]);
-        let expected =
-            [vec![-2.0, 0.0], vec![-1.0, 0.5], vec![-2.0, -2.0], vec![0.25, 0.5], vec![-2.0, -2.0], vec![0.0, 0.0]];
-        assert_eq!(seen, expected);
-        assert_eq!(visited(vec![input("image", 0)], &[], &[]), [vec![-2.0]]);
-        assert_eq!(
-            visited(vec![output("open", 0), class("open", 2)], &[], &[tensor("open", &[1, 0], &[])]),
-            [[-2.0], [-2.0]]
-        );
-    }
-
-    #[test]
-    fn a_profile_for_another_model_is_refused() {
-        let refuse = |column: Column| {
-            ColumnExtractor::new(&Profile { columns: vec![column], ..Profile::default() }, &signature())
-                .unwrap_err()
-                .to_string()
-        };
-        assert_eq!(
-            refuse(input("scores", 0)),
-            "monitored column \"watched\" does not fit the model: the model has no input \"scores\""
-        );
-        assert!(refuse(input("image", 4)).ends_with("element 4 is past the end of input \"image\", whose rows have 4"));
-        assert!(refuse(input("gain", 3)).contains("whose rows have 3"));
-        assert!(refuse(confidence("image")).contains("no output \"image\""));
-        assert!(
-            refuse(class("scores", 4)).contains("4 classes are named, but rows of output \"scores\" have 3 elements")
-        );
-        // Where the model leaves the row open, requests decide.
-        ColumnExtractor::new(
-            &Profile { columns: vec![output("open", 900), class("scores", 2)], ..Profile::default() },
-            &signature(),
-        )
-        .unwrap();
-    }
-
-    proptest! {
-        #[test]
-        fn every_column_is_visited_once_a_row(rows in 0_usize..6, width in 0_usize..5, value: f32) {
-            let open = tensor("open", &[rows, width], &vec![value; rows * width]);
-            let seen = visited(vec![output("open", 2), class("open", 2), confidence("open")], &[], &[open]);
-            for column in &seen {
-                prop_assert_eq!(column.len(), rows);
-            }
-            prop_assert!(width > 2 || seen[0].iter().all(|value| value.total_cmp(&-2.0).is_eq()));
-        }
-    }
-}
+mod tests;

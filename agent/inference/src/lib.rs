@@ -7,6 +7,7 @@
 //! Everything it reads may be hostile: a model, a request, a file of golden examples. It answers with an error in
 //! plain words, and a panic inside a runtime becomes one.
 
+mod categories;
 pub mod columns;
 mod elements;
 pub mod golden;
@@ -16,14 +17,17 @@ pub mod pipeline;
 pub mod quality;
 pub mod runtime;
 pub mod slices;
+pub mod tally;
 pub mod tensor;
 mod tract;
+mod wide;
 
 pub use columns::{ColumnError, ColumnExtractor};
 pub use golden::{GoldenError, GoldenReport, GoldenSet};
 pub use json::{TensorJson, quote_non_finite};
 pub use runtime::{LoadError, LoadOptions, Model, RunError, Runtime};
 pub use slices::SliceFinder;
+pub use tally::{Counted, Tally};
 pub use tensor::{Tensor, TensorError};
 pub use tract::TractRuntime;
 

@@ -6,19 +6,17 @@
 use muster_shared::bundle::{DataType, ModelSignature};
 use muster_shared::profile::{Profile, SliceBy, SliceSet};
 
+use crate::categories::Categories;
 use crate::columns::{ColumnError, row_width};
 use crate::tensor::Tensor;
-
-/// Integers past this are not exact as the numbers that categories are compared as.
-const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// How a value is put into a slice of its slicing.
 #[derive(Debug, Clone)]
 enum Cut {
     /// By ascending edges.
     Range(Vec<f64>),
-    /// By the numbers that are told apart.
-    Numbers(Vec<f64>),
+    /// By the values that are told apart, so many of them.
+    Category(Categories, usize),
 }
 
 /// One slicing made ready for a model.
@@ -36,16 +34,6 @@ struct Finder {
 #[derive(Debug, Clone)]
 pub struct SliceFinder {
     finders: Vec<Finder>,
-}
-
-/// The number that `text` stands for in a tensor of `datatype`.
-fn number(text: &str, datatype: DataType) -> Option<f64> {
-    match (datatype, text) {
-        (DataType::Bool, "true") => Some(1.0),
-        (DataType::Bool, "false") => Some(0.0),
-        (DataType::Bool, _) => None,
-        _ => text.parse().ok().filter(|number: &f64| number.abs() <= MAX_EXACT),
-    }
 }
 
 impl SliceFinder {
@@ -66,7 +54,7 @@ impl SliceFinder {
             };
             let spec = signature.inputs.iter().find(|spec| spec.name == *tensor);
             let spec = spec.ok_or_else(|| refuse(format!("the model has no input {tensor:?}")))?;
-            if spec.datatype == DataType::Bytes {
+            if spec.datatype == DataType::Bytes && matches!(slicing.by, SliceBy::Range { .. }) {
                 return Err(refuse(format!("input {tensor:?} holds no numbers")));
             }
             if let Some(width) = row_width(spec).filter(|width| index >= *width) {
@@ -76,16 +64,7 @@ impl SliceFinder {
             let cut = match &slicing.by {
                 SliceBy::Range { edges, .. } => Cut::Range(edges.iter().map(|edge| f64::from(*edge)).collect()),
                 SliceBy::Category { values, .. } => {
-                    let parsed = |text: &String| {
-                        number(text, spec.datatype)
-                            .ok_or_else(|| refuse(format!("{text:?} is no value of {}", spec.datatype)))
-                    };
-                    let numbers = values.iter().map(parsed).collect::<Result<Vec<_>, _>>()?;
-                    let twice = (1..numbers.len()).find(|at| numbers[..*at].contains(&numbers[*at]));
-                    if let Some(at) = twice {
-                        return Err(refuse(format!("{:?} names a value a second time", values[at])));
-                    }
-                    Cut::Numbers(numbers)
+                    Cut::Category(Categories::new(values, spec.datatype).map_err(refuse)?, values.len())
                 }
                 SliceBy::Label { .. } => continue,
             };
@@ -107,35 +86,83 @@ impl SliceFinder {
     /// Nothing is allocated.
     #[must_use]
     pub fn slices_of(&self, inputs: &[Tensor], row: usize) -> SliceSet {
-        self.finders.iter().fold(SliceSet::default(), |set, finder| set.with(finder.first + finder.slice(inputs, row)))
+        let mut set = [SliceSet::default()];
+        self.fill(inputs, row, &mut set);
+        set[0]
+    }
+
+    /// Puts the slices of the rows from `first` on into `sets`.
+    pub(crate) fn fill(&self, inputs: &[Tensor], first: usize, sets: &mut [SliceSet]) {
+        sets.fill(SliceSet::default());
+        for finder in &self.finders {
+            finder.fill(inputs, first, sets);
+        }
     }
 }
 
 impl Finder {
-    /// The slice of this slicing, counted from its first.
-    fn slice(&self, inputs: &[Tensor], row: usize) -> u8 {
-        let value = self.value(inputs, row).filter(|value| !value.is_nan());
-        let (slice, missing) = match &self.cut {
-            Cut::Range(edges) => (value.map(|value| edges.partition_point(|edge| *edge <= value)), edges.len() + 1),
-            Cut::Numbers(numbers) => {
-                #[expect(clippy::float_cmp, reason = "a category is one number exactly")]
-                let position = |value| numbers.iter().position(|number| *number == value).unwrap_or(numbers.len());
-                (value.map(position), numbers.len() + 1)
-            }
-        };
-        // A profile has at most 64 slices.
-        u8::try_from(slice.unwrap_or(missing)).unwrap_or(u8::MAX)
+    fn fill(&self, inputs: &[Tensor], first: usize, sets: &mut [SliceSet]) {
+        let tensor = inputs.iter().find(|tensor| tensor.name() == self.tensor);
+        let rows = tensor.and_then(|tensor| tensor.shape().first().copied()).filter(|_| self.batched).unwrap_or(1);
+        let width = tensor.and_then(|tensor| tensor.element_count().checked_div(rows)).unwrap_or(0);
+        let step = if self.batched { width.max(1) } else { 0 };
+        // Without a batch the first row speaks for all.
+        let start = first.saturating_mul(step).saturating_add(self.index);
+        // Texts lie one behind the other and are read in one go; without a batch, the one is read again for each row.
+        let mut texts = tensor.filter(|tensor| tensor.datatype() == DataType::Bytes).map(|tensor| {
+            let mut texts = tensor.byte_elements();
+            (start > 0).then(|| texts.nth(start - 1));
+            texts
+        });
+        for (at, set) in sets.iter_mut().enumerate() {
+            let is_there = self.index < width && (!self.batched || first + at < rows);
+            let slice = match (&mut texts, tensor) {
+                (Some(texts), _) if is_there => {
+                    let text = texts.clone().next();
+                    (step > 0).then(|| texts.nth(step - 1));
+                    self.of_text(text)
+                }
+                (None, Some(tensor)) if is_there => self.of_number(tensor.value(start + at * step)),
+                _ => self.of_number(None),
+            };
+            *set = set.with(self.first + slice);
+        }
     }
 
-    fn value(&self, inputs: &[Tensor], row: usize) -> Option<f64> {
-        let tensor = inputs.iter().find(|tensor| tensor.name() == self.tensor)?;
-        if !self.batched {
-            return tensor.value(self.index);
+    /// The slice of a number in this slicing, counted from its first.
+    fn of_number(&self, value: Option<f64>) -> u8 {
+        match &self.cut {
+            Cut::Range(edges) => {
+                let missing = edges.len() + 1;
+                let value = value.filter(|value| !value.is_nan());
+                position(value.map_or(missing, |value| edges.partition_point(|edge| *edge <= value)))
+            }
+            Cut::Category(categories, named) => category(categories.of_number(value), *named),
         }
-        let rows = tensor.shape().first().copied().unwrap_or(1);
-        let width = tensor.element_count().checked_div(rows)?;
-        (row < rows && self.index < width).then(|| tensor.value(row * width + self.index)).flatten()
     }
+
+    /// The slice of a text in this slicing, counted from its first.
+    fn of_text(&self, text: Option<&[u8]>) -> u8 {
+        match (&self.cut, text) {
+            (Cut::Category(categories, named), Some(text)) => category(categories.of_text(text), *named),
+            (Cut::Category(..) | Cut::Range(_), _) => self.of_number(None),
+        }
+    }
+}
+
+/// The slice of the category at `place`: behind those named come other values, and then none.
+fn category(place: Option<f64>, named: usize) -> u8 {
+    match place {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place among at most 30")]
+        Some(place) if place >= 0.0 => position(place as usize),
+        Some(_) => position(named),
+        None => position(named + 1),
+    }
+}
+
+/// A profile has at most 64 slices.
+fn position(slice: usize) -> u8 {
+    u8::try_from(slice).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]
@@ -154,6 +181,7 @@ mod tests {
                 spec("row", DataType::Fp32, &[-1, 2]),
                 spec("site", DataType::Int64, &[1]),
                 spec("on", DataType::Bool, &[-1, 1]),
+                spec("words", DataType::Bytes, &[-1, 2]),
             ],
             outputs: Vec::new(),
         }
@@ -208,6 +236,21 @@ mod tests {
     }
 
     #[test]
+    fn texts_are_told_apart_row_by_row() {
+        let by = SliceBy::Category { tensor: "words".into(), index: 1, values: vec!["north".into(), "south".into()] };
+        let profile = profile(vec![by]);
+        let words = ["a", "south", "b", "west", "c", "north", "d", ""];
+        let words = [Tensor::from_byte_elements("words", vec![4, 2], words).unwrap()];
+        let finder = SliceFinder::new(&profile, &signature()).unwrap();
+        let mut sets = [SliceSet::default(); 5];
+        finder.fill(&words, 0, &mut sets);
+        assert_eq!(sets.map(|set| set.iter().next().unwrap()), [1, 2, 0, 3, 3]);
+        for (row, set) in sets.iter().enumerate() {
+            assert_eq!(finder.slices_of(&words, row), *set, "row {row}");
+        }
+    }
+
+    #[test]
     fn slices_for_another_model_are_refused() {
         let refused = |by: SliceBy| SliceFinder::new(&profile(vec![by]), &signature()).unwrap_err().to_string();
         assert!(
@@ -215,7 +258,7 @@ mod tests {
         );
         assert!(refused(SliceBy::Range { tensor: "row".into(), index: 2, edges: vec![0.0] }).contains("past the end"));
         assert!(refused(category("site", &["north"])).contains("\"north\" is no value of INT64"));
-        assert!(refused(category("site", &["1", "1.0"])).contains("\"1.0\" names a value a second time"));
+        assert!(refused(category("site", &["1", "1.0"])).contains("1 is named twice"));
         assert!(refused(category("on", &["1"])).contains("\"1\" is no value of BOOL"));
     }
 

@@ -4,16 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_inference::quality::QualityGate;
-use muster_inference::{ColumnExtractor, SliceFinder, Tensor};
+use muster_inference::{Counted, Tally, Tensor};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Profile, SliceSet};
-use muster_shared::sketch::{ColumnSketch, Comparison, QualitySketch, SliceSketch};
+use muster_shared::sketch::{Comparison, QualitySketch};
 
 use crate::host::ServedModel;
-
-/// Larger numbers are counted as this one: beyond every bin, whose edges are FP32, and yet small enough that the moments
-/// of a window stay finite. One absurd FP64 value would otherwise make the whole window unreadable.
-const MAX_MAGNITUDE: f64 = 1e100;
 
 /// What the requests of one model are counted against.
 pub(crate) struct ModelWatch {
@@ -26,7 +22,7 @@ pub(crate) struct ModelWatch {
     profile: Arc<Profile>,
     quality: Option<Arc<QualityGate>>,
     /// None when the profile names what the model does not have; then only requests are counted.
-    finders: Option<Finders>,
+    tally: Option<Tally>,
     /// Digest of the manifest of the model it runs beside, if it does.
     against: Option<Digest>,
     /// Requests that fell to it and were not run on it, and are in no window yet. Counted here without a lock: whoever answers requests
@@ -34,38 +30,11 @@ pub(crate) struct ModelWatch {
     skipped: AtomicU64,
 }
 
-struct Finders {
-    columns: ColumnExtractor,
-    slices: SliceFinder,
-}
-
-/// What was counted of columns, of all rows and of each slice's.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Counted {
-    /// One sketch a column, in the profile's order.
-    pub(super) columns: Vec<ColumnSketch>,
-    /// The same for each slice, at the position that is its number.
-    pub(super) slices: Vec<SliceSketch>,
-}
-
-impl Counted {
-    /// Adds what was counted by the same watch.
-    pub(super) fn merge(&mut self, other: &Self) {
-        let columns = self.columns.iter_mut().zip(&other.columns).map(|(mine, theirs)| mine.merge(theirs));
-        let slices = self.slices.iter_mut().zip(&other.slices).map(|(mine, theirs)| mine.merge(theirs));
-        if columns.chain(slices).any(|merged| merged.is_err()) {
-            tracing::error!("sketches of one watch must have the same cells");
-        }
-    }
-}
-
 impl ModelWatch {
     /// Prepares to watch `model`.
     pub(super) fn new(model: &ServedModel) -> Self {
-        let columns = ColumnExtractor::new(&model.profile, &model.signature);
-        let finders = columns.and_then(|columns| {
-            let slices = SliceFinder::new(&model.profile, &model.signature)?;
-            Ok(Finders { columns, slices })
+        let tally = Tally::new(Arc::clone(&model.profile), &model.signature).inspect_err(|error| {
+            tracing::warn!(bundle = %model.bundle, %error, "inputs and outputs are not watched: the profile does not fit the model");
         });
         Self {
             manifest: model.manifest,
@@ -73,11 +42,7 @@ impl ModelWatch {
             profile_digest: model.profile.digest(),
             profile: Arc::clone(&model.profile),
             quality: model.quality.clone(),
-            finders: finders
-                .inspect_err(|error| {
-                    tracing::warn!(bundle = %model.bundle, %error, "inputs and outputs are not watched: the profile does not fit the model");
-                })
-                .ok(),
+            tally: tally.ok(),
             against: None,
             skipped: AtomicU64::new(0),
         }
@@ -106,10 +71,7 @@ impl ModelWatch {
 
     /// Empty sketches of every column and slice.
     pub(super) fn nothing_counted(&self) -> Counted {
-        Counted {
-            columns: self.profile.columns.iter().map(ColumnSketch::empty).collect(),
-            slices: vec![SliceSketch::empty(&self.profile); self.profile.slice_count()],
-        }
+        Counted::nothing(&self.profile)
     }
 
     /// Nothing counted yet of what is wrong with inputs.
@@ -119,41 +81,14 @@ impl ModelWatch {
 
     /// The slices that row `row` of a request is in.
     pub(crate) fn slices_of(&self, inputs: &[Tensor], row: usize) -> SliceSet {
-        self.finders.as_ref().map_or_else(SliceSet::default, |finders| finders.slices.slices_of(inputs, row))
+        self.tally.as_ref().map_or_else(SliceSet::default, |tally| tally.slices_of(inputs, row))
     }
 
     /// Counts every row of a request into `counted`, which is this watch's own. Without `outputs` the model gave none,
     /// and what comes from them is missing.
     pub(super) fn count(&self, counted: &mut Counted, inputs: &[Tensor], outputs: &[Tensor]) {
-        let Some(Finders { columns, slices }) = &self.finders else { return };
-        let mut current = (0, self.slices_of(inputs, 0));
-        columns.visit(inputs, outputs, |row, at, value| {
-            let Some(column) = self.profile.columns.get(at) else { return };
-            let count = |sketch: &mut ColumnSketch| match value {
-                Some(value) if value.is_finite() => sketch.add(column, value.clamp(-MAX_MAGNITUDE, MAX_MAGNITUDE)),
-                Some(value) => sketch.add(column, value),
-                None => sketch.add_missing(),
-            };
-            counted.columns.get_mut(at).map(count);
-            if slices.is_empty() {
-                return;
-            }
-            if current.0 != row {
-                current = (row, self.slices_of(inputs, row));
-            }
-            for slice in current.1.iter() {
-                counted.slices.get_mut(usize::from(slice)).and_then(|slice| slice.columns.get_mut(at)).map(count);
-            }
-        });
-        if slices.is_empty() {
-            return;
-        }
-        for row in 0..columns.rows(inputs, outputs) {
-            for slice in self.slices_of(inputs, row).iter() {
-                if let Some(slice) = counted.slices.get_mut(usize::from(slice)) {
-                    slice.rows = slice.rows.saturating_add(1);
-                }
-            }
+        if let Some(tally) = &self.tally {
+            tally.count(counted, inputs, outputs);
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use muster_inference::Counted;
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
 use muster_shared::sketch::{Comparison, LabelSketch, LatencySketch, QualitySketch, SketchWindow, SliceSketches};
 
-use super::watch::Counted;
 use super::{InputQuality, ModelWatch, Served};
 
 /// A closed window, ready to be stored and sent.
@@ -99,7 +99,9 @@ impl OpenWindow {
 
     /// Adds rows that were counted apart.
     pub(super) fn merge_rows(&mut self, counted: &Counted) {
-        self.counted.merge(counted);
+        if !self.counted.merge(counted) {
+            tracing::error!("sketches of one watch must have the same cells");
+        }
     }
 
     /// Adds how the model answered beside the incumbent.

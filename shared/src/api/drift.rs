@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::drift::{ChiSquare, Clustering, Score};
 use crate::ids::{BundleRef, DeviceId, Digest};
-use crate::profile::{Column, Source};
+use crate::profile::{Column, Reference, Side, Source};
 
 /// What a column tells about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -18,7 +18,7 @@ pub enum Subject {
     Output,
     /// The class the model predicts.
     PredictedClass,
-    /// The largest probability of the model's answer.
+    /// How sure the model is: the largest probability of its answer, their entropy, or by how much the largest leads.
     Confidence,
 }
 
@@ -26,11 +26,17 @@ impl Subject {
     /// What `column` tells about.
     #[must_use]
     pub fn of(column: &Column) -> Self {
-        match column.source {
-            Source::Input { .. } => Self::Input,
-            Source::Output { .. } => Self::Output,
-            Source::PredictedClass { .. } => Self::PredictedClass,
-            Source::Confidence { .. } => Self::Confidence,
+        match (&column.source, &column.reference) {
+            (Source::Input { .. }, _) => Self::Input,
+            (Source::PredictedClass { .. }, _) | (Source::Output { .. }, Reference::Class { .. }) => {
+                Self::PredictedClass
+            }
+            (Source::Output { .. }, Reference::Numeric { .. }) => Self::Output,
+            (Source::Confidence { .. } | Source::Entropy { .. } | Source::Margin { .. }, _) => Self::Confidence,
+            (Source::Probe { of, .. } | Source::Projection { of, .. }, _) => match of {
+                Side::Input => Self::Input,
+                Side::Output => Self::Output,
+            },
         }
     }
 }

@@ -66,6 +66,59 @@ pub struct NumericSketch {
     pub moments: Moments,
 }
 
+/// Where a value is counted: found once, it holds for every sketch of the column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cell {
+    /// A bin or a class, by its position.
+    Bin(u16),
+    /// Below the reference's least.
+    Below,
+    /// Above the reference's greatest; for a class, none that is known.
+    Above,
+    /// Not a number.
+    Nan,
+    /// Plus infinity.
+    PosInf,
+    /// Minus infinity.
+    NegInf,
+    /// No value.
+    Missing,
+}
+
+impl Cell {
+    /// Where `x` lies among `lower_edges` and `max` (see [`Reference::Numeric`]).
+    fn of_number(lower_edges: &[f32], max: f32, x: f64) -> Self {
+        if !x.is_finite() {
+            return match x {
+                x if x.is_nan() => Self::Nan,
+                x if x > 0.0 => Self::PosInf,
+                _ => Self::NegInf,
+            };
+        }
+        if x > f64::from(max) {
+            return Self::Above;
+        }
+        // An edge is not above x exactly when it is not above the greatest f32 that is not above x. Counting all of them takes
+        // no branches, and less time than finding the place by halves.
+        #[expect(clippy::cast_possible_truncation, reason = "rounds to the nearest, which is put right below")]
+        let nearest = x as f32;
+        let at_most = if f64::from(nearest) > x { nearest.next_down() } else { nearest };
+        let edges: u32 = lower_edges.iter().map(|edge| u32::from(*edge <= at_most)).sum();
+        match edges.checked_sub(1).and_then(|bin| u16::try_from(bin).ok()) {
+            Some(bin) => Self::Bin(bin),
+            None => Self::Below,
+        }
+    }
+
+    /// The class at position `x` of `classes`; NaN, fractions and negatives are in no known class.
+    fn of_class(classes: usize, x: f64) -> Self {
+        let known = x >= 0.0 && x.fract() == 0.0 && x < classes as f64;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
+        let class = known.then_some(x as u16);
+        class.map_or(Self::Above, Self::Bin)
+    }
+}
+
 /// Counts of a categorical column.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ClassSketch {
@@ -105,29 +158,26 @@ fn add_all(mine: &mut [u64], theirs: &[u64]) -> Result<(), MergeError> {
 impl NumericSketch {
     /// Counts `x` into the cells that `lower_edges` and `max` describe (see [`Reference::Numeric`]).
     pub fn add(&mut self, lower_edges: &[f32], max: f32, x: f64) {
-        if !x.is_finite() {
-            let cell = if x.is_nan() {
-                &mut self.nan
-            } else if x > 0.0 {
-                &mut self.pos_inf
-            } else {
-                &mut self.neg_inf
-            };
-            *cell = cell.saturating_add(1);
-            return;
-        }
-        self.moments.add(x);
-        let at = lower_edges.partition_point(|edge| f64::from(*edge) <= x);
-        let cell = if at == 0 {
-            &mut self.below_min
-        } else if x > f64::from(max) {
-            &mut self.above_max
-        } else if let Some(bin) = self.bins.get_mut(at - 1) {
-            bin
-        } else {
-            return;
+        self.count(Cell::of_number(lower_edges, max, x), x);
+    }
+
+    /// Counts `x`, which is known to belong in `cell`.
+    fn count(&mut self, cell: Cell, x: f64) {
+        let count = match cell {
+            Cell::Bin(bin) => self.bins.get_mut(usize::from(bin)),
+            Cell::Below => Some(&mut self.below_min),
+            Cell::Above => Some(&mut self.above_max),
+            Cell::Nan => Some(&mut self.nan),
+            Cell::PosInf => Some(&mut self.pos_inf),
+            Cell::NegInf => Some(&mut self.neg_inf),
+            Cell::Missing => Some(&mut self.missing),
         };
-        *cell = cell.saturating_add(1);
+        if let Some(count) = count {
+            *count = count.saturating_add(1);
+        }
+        if matches!(cell, Cell::Bin(_) | Cell::Below | Cell::Above) {
+            self.moments.add(x);
+        }
     }
 
     /// Values of every kind, missing ones included.
@@ -201,15 +251,18 @@ impl ColumnSketch {
 
     /// Counts `x`: a number, or a class by its position. `column` must be the one this sketch was made for.
     pub fn add(&mut self, column: &Column, x: f64) {
-        match (self, &column.reference) {
-            (Self::Numeric(sketch), Reference::Numeric { lower_edges, max, .. }) => sketch.add(lower_edges, *max, x),
-            (Self::Class(sketch), Reference::Class { .. }) => {
-                // NaN, fractions and negatives are in no known class.
-                let known = x >= 0.0 && x.fract() == 0.0 && x < sketch.counts.len() as f64;
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
-                sketch.add(if known { x as usize } else { usize::MAX });
-            }
-            (Self::Numeric(_), Reference::Class { .. }) | (Self::Class(_), Reference::Numeric { .. }) => {}
+        self.count(column.reference.cell(x), x);
+    }
+
+    /// Counts `x`, which [`Reference::cell`] of this sketch's column put into `cell`.
+    pub fn count(&mut self, cell: Cell, x: f64) {
+        match self {
+            Self::Numeric(sketch) => sketch.count(cell, x),
+            Self::Class(sketch) => match cell {
+                Cell::Bin(class) => sketch.add(usize::from(class)),
+                Cell::Missing => sketch.missing = sketch.missing.saturating_add(1),
+                Cell::Below | Cell::Above | Cell::Nan | Cell::PosInf | Cell::NegInf => sketch.add(usize::MAX),
+            },
         }
     }
 
@@ -280,6 +333,15 @@ impl ColumnSketch {
 }
 
 impl Reference {
+    /// Where `x`, a number or the position of a class, is counted.
+    #[must_use]
+    pub fn cell(&self, x: f64) -> Cell {
+        match self {
+            Self::Numeric { lower_edges, max, .. } => Cell::of_number(lower_edges, *max, x),
+            Self::Class { classes, .. } => Cell::of_class(classes.len(), x),
+        }
+    }
+
     /// The reference sample's counts in the same cells as [`ColumnSketch::cells`].
     #[must_use]
     pub fn cells(&self) -> Vec<u64> {
@@ -305,6 +367,32 @@ mod tests {
 
     use super::*;
     use crate::profile::Source;
+
+    proptest! {
+        /// The rule as it is documented, by comparisons of 64 bits.
+        #[test]
+        fn a_number_falls_between_its_edges(
+            edges in prop::collection::btree_set(any::<i8>(), 1..30),
+            above in 0u8..4,
+            x in prop_oneof![any::<f64>(), -130.0..130.0f64, any::<i8>().prop_map(f64::from), any::<f32>().prop_map(f64::from)],
+            nudge in -1i8..=1,
+        ) {
+            let lower_edges: Vec<f32> = edges.into_iter().map(|edge| f32::from(edge) / 3.0).collect();
+            let max = lower_edges[lower_edges.len() - 1] + f32::from(above);
+            // On an edge, and the least step beside one.
+            let x = if x.abs() < 30.0 { f64::from(lower_edges[lower_edges.len() / 2]) } else { x };
+            let x = match nudge { -1 => x.next_down(), 0 => x, _ => x.next_up() };
+            let expected = match x {
+                x if x.is_nan() => Cell::Nan,
+                f64::INFINITY => Cell::PosInf,
+                f64::NEG_INFINITY => Cell::NegInf,
+                x if x < f64::from(lower_edges[0]) => Cell::Below,
+                x if x > f64::from(max) => Cell::Above,
+                x => Cell::Bin(u16::try_from(lower_edges.iter().rposition(|edge| f64::from(*edge) <= x).unwrap()).unwrap()),
+            };
+            prop_assert_eq!(Cell::of_number(&lower_edges, max, x), expected);
+        }
+    }
 
     fn numeric() -> Column {
         Column {

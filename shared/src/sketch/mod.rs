@@ -13,7 +13,7 @@ mod slices;
 mod sparse;
 mod window;
 
-pub use column::{ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
+pub use column::{Cell, ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
 pub use comparison::{
     ClassPairs, ColumnComparison, Comparison, DIFFERENCE_EDGES, Differences, MAX_PAIRS, UNTOLD_CLASS,
 };

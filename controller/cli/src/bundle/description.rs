@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use muster_shared::bundle::{Budgets, Lineage, Requirements};
 use muster_shared::ids::{BundleName, Digest};
+use muster_shared::limits::WIDE_ELEMENTS;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -104,13 +105,63 @@ pub(crate) struct InputTable {
     /// Names of the elements of one row: columns of a CSV sample. An NPY sample is read by position and may do without.
     #[serde(default)]
     pub(crate) features: Vec<String>,
-    /// Whether the elements are monitored on devices.
-    #[serde(default = "default_monitor")]
-    pub(crate) monitor: bool,
+    /// How it is monitored on devices.
+    #[serde(default)]
+    pub(crate) monitor: Monitor,
+    /// Features that are categories rather than quantities. Texts always are.
+    #[serde(default)]
+    pub(crate) categories: Vec<String>,
 }
 
-const fn default_monitor() -> bool {
-    true
+/// How a tensor is monitored on devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Monitor {
+    /// By its elements, or by probes where there are many.
+    #[default]
+    Automatic,
+    /// Each element by itself.
+    Elements,
+    /// By figures over all elements, and random projections.
+    Probes,
+    /// Not at all.
+    Nothing,
+}
+
+impl<'de> Deserialize<'de> for Monitor {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Word;
+        impl serde::de::Visitor<'_> for Word {
+            type Value = Monitor;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"elements\", \"probes\", true or false")
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, flag: bool) -> Result<Monitor, E> {
+                Ok(if flag { Monitor::Automatic } else { Monitor::Nothing })
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Monitor, E> {
+                match word {
+                    "elements" => Ok(Monitor::Elements),
+                    "probes" => Ok(Monitor::Probes),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(word), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Word)
+    }
+}
+
+impl Monitor {
+    /// Whether a tensor with rows of `width` elements is watched by probes.
+    pub(crate) fn by_probes(self, width: usize) -> bool {
+        match self {
+            Self::Automatic => width >= WIDE_ELEMENTS,
+            Self::Probes => true,
+            Self::Elements | Self::Nothing => false,
+        }
+    }
 }
 
 /// What an output means.
@@ -119,7 +170,9 @@ const fn default_monitor() -> bool {
 pub(crate) enum OutputKind {
     /// One value for each class, the largest being the answer.
     ClassProbabilities,
-    /// Numbers, each watched by itself.
+    /// One element a row, which is the answer itself: a number or a text among the classes.
+    ClassLabel,
+    /// Numbers.
     Numeric,
 }
 
@@ -134,6 +187,9 @@ pub(crate) struct OutputTable {
     /// The classes' names, in the order of the output's elements.
     #[serde(default)]
     pub(crate) classes: Vec<String>,
+    /// How numbers are monitored on devices.
+    #[serde(default)]
+    pub(crate) monitor: Monitor,
 }
 
 /// One way to cut the traffic into slices: by a feature, into ranges or named values, or by a label of the device.
@@ -283,6 +339,10 @@ impl Description {
                 let reason = format!("input {:?} is described twice", table.name);
                 return Err(self.origin.fault(input.span(), "inputs.name", reason));
             }
+            if let Some(unknown) = table.categories.iter().find(|name| !table.features.contains(name)) {
+                let reason = format!("{unknown:?} is none of the features");
+                return Err(self.origin.fault(input.span(), "inputs.categories", reason));
+            }
             if let Some(twice) = table.features.iter().find(|feature| !features.insert(*feature)) {
                 let reason = format!("feature {twice:?} is named twice");
                 return Err(self.origin.fault(input.span(), "inputs.features", reason));
@@ -297,8 +357,11 @@ impl Description {
             }
             let fault = match (table.kind, table.classes.is_empty()) {
                 (OutputKind::ClassProbabilities, true) => "name the classes, one for each element of the output",
+                (OutputKind::ClassLabel, true) => "name the classes, as the output has them",
                 (OutputKind::Numeric, false) => "numbers have no classes; did you mean kind = \"class-probabilities\"?",
-                (OutputKind::ClassProbabilities, false) | (OutputKind::Numeric, true) => continue,
+                (OutputKind::ClassProbabilities | OutputKind::ClassLabel, false) | (OutputKind::Numeric, true) => {
+                    continue;
+                }
             };
             return Err(self.origin.fault(output.span(), "outputs.classes", fault));
         }
@@ -367,7 +430,7 @@ classes = ["0", "1"]
         let description = Description::parse(GOOD, Path::new("dir/b.toml")).unwrap();
         assert_eq!(description.model, Path::new("dir/m.onnx"));
         assert_eq!((description.expires_days, description.reference.is_none()), (365, true));
-        assert!(description.inputs[0].as_ref().monitor);
+        assert_eq!(description.inputs[0].as_ref().monitor, Monitor::Automatic);
     }
 
     #[test]
@@ -382,6 +445,12 @@ classes = ["0", "1"]
             ("classes = [\"0\", \"1\"]", "", &["dir/b.toml, line 11", "outputs.classes", "name the classes"]),
             ("\"class-probabilities\"", "\"numeric\"", &["line 11", "outputs.classes"]),
             ("\"class-probabilities\"", "\"logits\"", &["line 13", "unknown variant `logits`"]),
+            (
+                "features",
+                "categories = [\"c\"]\nfeatures",
+                &["line 7", "inputs.categories", "\"c\" is none of the features"],
+            ),
+            ("features", "monitor = \"pixels\"\nfeatures", &["line 9", "\"elements\", \"probes\", true or false"]),
             ("features", "featurs", &["line 9", "unknown field `featurs`"]),
             ("[[outputs]]", "[[outputs]\n", &["line 11"]),
             ("[[inputs]]", "expires-days = 0\n[[inputs]]", &["expires-days"]),

@@ -41,6 +41,10 @@ fn declare(description: &Description, signature: &ModelSignature) -> Result<Opti
             );
         }
         OutputKind::ClassProbabilities => LabelTask::Classification { classes: output.classes.clone() },
+        OutputKind::ClassLabel => {
+            let reason = "its answers are labels without probabilities; name an output of class probabilities";
+            return fault("labels.output", reason.into());
+        }
         OutputKind::Numeric => {
             let elements = if table.elements.is_empty() { &FIRST_ELEMENT[..] } else { &table.elements };
             let scale = table.scale.unwrap_or(1.0);

@@ -1,6 +1,7 @@
 //! `muster bundle`: from a trained model to a signed bundle on the controller.
 
 mod build;
+mod columns;
 mod description;
 mod folder;
 mod labels;

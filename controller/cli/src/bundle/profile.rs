@@ -6,11 +6,12 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use muster_inference::{ColumnExtractor, Model, Tensor};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
-use muster_shared::profile::{Column, Profile, Reference, Source};
+use muster_shared::profile::{Column, Profile, Reference};
 use muster_shared::reference::{self, ReferenceError};
 use toml::Spanned;
 
-use super::description::{Description, InputTable, OutputKind, OutputTable};
+use super::columns;
+use super::description::{Description, InputTable};
 use super::sample::{self, Sample, Wanted};
 use super::{labels, slices};
 use crate::failure::Failure;
@@ -22,30 +23,30 @@ const MAX_ROW_WIDTH: usize = 10_000_000;
 
 /// How rows of the sample fill one input.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct InputLayout {
-    name: String,
-    datatype: DataType,
+pub(super) struct InputLayout {
+    pub(super) name: String,
+    pub(super) datatype: DataType,
     /// Whether the first dimension counts rows.
     batched: bool,
     /// The shape of one row.
-    row_shape: Vec<usize>,
+    pub(super) row_shape: Vec<usize>,
     /// Elements of one row.
-    width: usize,
+    pub(super) width: usize,
 }
 
 /// The dimensions of one row, and whether the tensor can hold several.
-fn row_dimensions(spec: &TensorSpec) -> (bool, &[i64]) {
+pub(super) fn row_dimensions(spec: &TensorSpec) -> (bool, &[i64]) {
     match spec.shape.split_first() {
         Some((-1, rest)) => (true, rest),
         Some(_) | None => (false, &spec.shape),
     }
 }
 
-fn width_of(shape: &[usize]) -> Option<usize> {
+pub(super) fn width_of(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1_usize, |product, d| product.checked_mul(*d)).filter(|width| *width <= MAX_ROW_WIDTH)
 }
 
-fn names(tensors: &[TensorSpec]) -> String {
+pub(super) fn names(tensors: &[TensorSpec]) -> String {
     tensors.iter().map(|tensor| format!("{:?}", tensor.name)).collect::<Vec<_>>().join(", ")
 }
 
@@ -90,68 +91,6 @@ fn input_layout(
     Ok(InputLayout { name: table.name.clone(), datatype: spec.datatype, batched, row_shape, width })
 }
 
-/// A reference that only says which kind of column it is, until the sample has been seen.
-fn unseen() -> Reference {
-    Reference::Numeric { lower_edges: Vec::new(), max: 0.0, counts: Vec::new(), missing: 0 }
-}
-
-fn output_columns(
-    description: &Description,
-    output: &Spanned<OutputTable>,
-    signature: &ModelSignature,
-) -> Result<Vec<Column>, Failure> {
-    let table = output.as_ref();
-    let fault = |field: &str, reason: String| Err(description.origin.fault(output.span(), field, reason));
-    let Some(spec) = signature.outputs.iter().find(|spec| spec.name == table.name) else {
-        let reason = format!("the model has no output {:?}; it has {}", table.name, names(&signature.outputs));
-        return fault("outputs.name", reason);
-    };
-    let (_, dimensions) = row_dimensions(spec);
-    let row_shape: Option<Vec<usize>> = dimensions.iter().map(|d| usize::try_from(*d).ok()).collect();
-    let width = row_shape.as_deref().and_then(width_of);
-    let tensor = || table.name.clone();
-    match table.kind {
-        OutputKind::ClassProbabilities => {
-            if let Some(width) = width.filter(|width| *width != table.classes.len()) {
-                let reason = format!(
-                    "{} classes are named, but a row of output {:?} has {width} elements",
-                    table.classes.len(),
-                    table.name
-                );
-                return fault("outputs.classes", reason);
-            }
-            let counts = vec![0; table.classes.len()];
-            Ok(vec![
-                Column {
-                    name: format!("{}.class", table.name),
-                    source: Source::PredictedClass { tensor: tensor() },
-                    reference: Reference::Class { classes: table.classes.clone(), counts },
-                },
-                Column {
-                    name: format!("{}.confidence", table.name),
-                    source: Source::Confidence { tensor: tensor() },
-                    reference: unseen(),
-                },
-            ])
-        }
-        OutputKind::Numeric => {
-            let Some(width) = width.and_then(|width| u32::try_from(width).ok()) else {
-                let reason = format!(
-                    "rows of output {:?} have the shape {dimensions:?}; numbers to be watched need a fixed length",
-                    table.name
-                );
-                return fault("outputs.kind", reason);
-            };
-            let column = |index: u32| Column {
-                name: if width == 1 { table.name.clone() } else { format!("{}.{index}", table.name) },
-                source: Source::Output { tensor: tensor(), index },
-                reference: unseen(),
-            };
-            Ok((0..width).map(column).collect())
-        }
-    }
-}
-
 /// What the sample is to be read as, and which columns are watched.
 #[derive(Debug)]
 struct Plan {
@@ -168,18 +107,9 @@ fn plan(description: &Description, signature: &ModelSignature) -> Result<Plan, F
         let table = input.as_ref();
         for index in 0..layout.width {
             let name = table.features.get(index).cloned().unwrap_or_else(|| format!("{}.{index}", table.name));
-            if table.monitor {
-                plan.columns.push(Column {
-                    name: name.clone(),
-                    source: Source::Input {
-                        tensor: layout.name.clone(),
-                        index: u32::try_from(index).unwrap_or(u32::MAX),
-                    },
-                    reference: unseen(),
-                });
-            }
             plan.wanted.push(Wanted { name, datatype: layout.datatype });
         }
+        plan.columns.extend(columns::of_input(description, table, &layout));
         plan.layouts.push(layout);
     }
     if let Some(left) = signature.inputs.iter().find(|spec| plan.layouts.iter().all(|layout| layout.name != spec.name))
@@ -191,7 +121,7 @@ fn plan(description: &Description, signature: &ModelSignature) -> Result<Plan, F
         )));
     }
     for output in &description.outputs {
-        plan.columns.extend(output_columns(description, output, signature)?);
+        plan.columns.extend(columns::of_output(description, output, signature)?);
     }
     Ok(plan)
 }
@@ -205,7 +135,7 @@ pub(super) fn check_names(description: &Description, signature: &ModelSignature)
         input_layout(description, input, signature)?;
     }
     for output in &description.outputs {
-        output_columns(description, output, signature)?;
+        columns::of_output(description, output, signature)?;
     }
     slices::declared(description, signature)?;
     Ok(())
@@ -220,9 +150,15 @@ fn tensors(layouts: &[InputLayout], sample: &Sample, rows: std::ops::Range<usize
         let values: Vec<f64> = rows.clone().flat_map(|row| sample.row(row)[columns.clone()].iter().copied()).collect();
         let batch = layout.batched.then_some(rows.len());
         let shape = batch.into_iter().chain(layout.row_shape.iter().copied()).collect();
-        tensors.push(
+        let tensor = if layout.datatype == DataType::Bytes {
+            let columns = std::iter::repeat_n(columns.clone(), rows.len()).flatten();
+            let texts: Vec<&str> = columns.zip(&values).map(|(column, value)| sample.text(column, *value)).collect();
+            Tensor::from_byte_elements(&layout.name, shape, texts)
+        } else {
             Tensor::from_f64(&layout.name, layout.datatype, shape, &values)
-                .map_err(|error| Failure::input("the reference sample does not fit the model").because(error))?,
+        };
+        tensors.push(
+            tensor.map_err(|error| Failure::input("the reference sample does not fit the model").because(error))?,
         );
     }
     Ok(tensors)
@@ -259,7 +195,7 @@ fn measure(model: &dyn Model, plan: &Plan, sample: &Sample, columns: &Profile) -
 
 fn class_positions(values: &[f64]) -> Result<Vec<usize>, usize> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a position, as the extractor gave it")]
-    let position = |(row, value): (usize, &f64)| if value.is_nan() { Err(row) } else { Ok(*value as usize) };
+    let position = |(row, value): (usize, &f64)| if *value >= 0.0 { Ok(*value as usize) } else { Err(row) };
     values.iter().enumerate().map(position).collect()
 }
 
@@ -271,7 +207,9 @@ fn reference_of(column: &Column, values: &[f64], rows: usize) -> Result<Referenc
     match &column.reference {
         Reference::Class { classes, .. } => {
             let positions = class_positions(values).map_err(|row| {
-                fault(format!("the model's answer to row {} holds NaN, so it is of no class", row + 1))
+                let why =
+                    if values[row].is_nan() { "holds NaN, so it is of no class" } else { "is none of the classes" };
+                fault(format!("the model's answer to row {} {why}", row + 1))
             })?;
             reference::class(classes.clone(), &positions).map_err(|error| fault(error.to_string()))
         }
@@ -309,9 +247,11 @@ pub(super) fn build(
     let plan = plan(description, model.signature())?;
     let sample = sample::read(reference, &plan.wanted).map_err(|error| Failure::input(error.to_string()))?;
     let slices = slices::declared(description, model.signature())?;
-    let draft = Profile { columns: plan.columns.clone(), slices, ..Profile::default() };
+    let columns = columns::with_sample(plan.columns.clone(), &plan.layouts, &sample);
+    let draft = Profile { columns, slices, ..Profile::default() };
     let values = measure(model, &plan, &sample, &draft)?;
     let mut profile = draft;
+    let values = columns::without_false_entropy(&mut profile.columns, values);
     for (column, values) in profile.columns.iter_mut().zip(&values) {
         column.reference = reference_of(column, values, sample.rows())?;
     }
@@ -331,6 +271,7 @@ pub(super) fn build(
 mod tests {
     use muster_inference::RunError;
     use muster_shared::labels::{LabelSpec, LabelTask};
+    use muster_shared::profile::{Probe, Source};
     use muster_shared::quality::Baseline;
 
     use super::*;
@@ -398,7 +339,7 @@ mod tests {
         std::fs::write(&path, format!("b,a\n{rows}")).unwrap();
         let Measured { profile, rows } = build(&description(TABLES), &path, &sums()).unwrap();
         let columns: Vec<&str> = profile.columns.iter().map(|column| column.name.as_str()).collect();
-        assert_eq!((rows, columns), (150, vec!["a", "b", "sum", "p.class", "p.confidence"]));
+        assert_eq!((rows, columns), (150, vec!["a", "b", "sum", "p.class", "p.confidence", "p.entropy", "p.margin"]));
         let b = &profile.columns[1].reference;
         assert_eq!(*b, Reference::Numeric { lower_edges: vec![0.0, 1.0], max: 1.0, counts: vec![75, 75], missing: 0 });
         // The first class wins where the sum is at least 2 (the first of equals): all but 0+0 and 1+... = 0.
@@ -446,6 +387,34 @@ mod tests {
         let bare = description("[[outputs]]\nname = \"sum\"\nkind = \"numeric\"\n[labels]\noutput = \"sum\"\n");
         let message = labels::without_reference(&bare, &sums().signature).unwrap_err().to_string();
         assert!(message.contains("labels.scale: without a reference sample"), "{message}");
+    }
+
+    #[test]
+    fn wide_inputs_and_categories_are_watched_by_their_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.csv");
+        let rows: String = (0..40).map(|i| format!("{},{}\n", i % 3, f64::from(i % 8) / 8.0)).collect();
+        std::fs::write(&path, format!("a,b\n{rows}")).unwrap();
+        let names = |tables: &str| {
+            let measured = build(&description(tables), &path, &sums()).unwrap();
+            measured.profile.columns
+        };
+        let with = |field: &str| TABLES.replacen("name = \"x\"", &format!("name = \"x\"\n{field}"), 1);
+        let columns = names(&with("monitor = \"probes\""));
+        let saturated = columns.iter().find(|column| column.name == "x.saturated").unwrap();
+        assert_eq!((columns.len(), columns[0].name.as_str()), (8 + 16 + 5, "x.mean"));
+        assert!(
+            matches!(saturated.source, Source::Probe { probe: Probe::Saturated { at }, .. } if (at - 2.0).abs() < 1e-9)
+        );
+        let columns = names(&with("categories = [\"a\"]"));
+        let reference =
+            Reference::Class { classes: ["0", "1", "2"].map(str::to_owned).to_vec(), counts: vec![14, 13, 13] };
+        assert_eq!(columns[0].reference, reference);
+        assert!(names(&with("monitor = false")).iter().all(|column| column.is_prediction()));
+        // Rows whose sums are below 0 are no probabilities.
+        let rows: String = (0..9).map(|i| format!("{},0\n", -i)).collect();
+        std::fs::write(&path, format!("a,b\n{rows}")).unwrap();
+        assert!(names(TABLES).iter().all(|column| column.name != "p.entropy"));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::io::{BufRead as _, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use csv::{ErrorKind, Position, Reader, ReaderBuilder, StringRecord, Trim};
+use muster_shared::bundle::DataType;
 
-use super::{MAX_VALUES, Place, SampleError, Wanted, admit};
+use super::{MAX_TEXTS, MAX_VALUES, Place, SampleError, Texts, Wanted, admit};
 
 /// Names listed in a message.
 const MAX_LISTED: usize = 5;
@@ -99,7 +100,12 @@ fn line_of(file: &mut (impl Read + Seek), start: u64) -> Option<u64> {
     }
 }
 
-fn read_values(reader: &mut Reader<impl Read>, wanted: &[Wanted], room: usize) -> Result<Vec<f64>, Fault> {
+fn read_values(
+    reader: &mut Reader<impl Read>,
+    wanted: &[Wanted],
+    texts: &mut [Texts],
+    room: usize,
+) -> Result<Vec<f64>, Fault> {
     let positions = positions(reader.headers()?, wanted)?;
     let mut values = Vec::new();
     let mut record = StringRecord::new();
@@ -109,12 +115,16 @@ fn read_values(reader: &mut Reader<impl Read>, wanted: &[Wanted], room: usize) -
             let reason = format!("the file holds more than {room} values: a smaller sample serves as well");
             return Err(Fault { start, column: None, reason });
         }
-        for (at, Wanted { name, datatype }) in positions.iter().zip(wanted) {
+        for ((at, Wanted { name, datatype }), texts) in positions.iter().zip(wanted).zip(&mut *texts) {
             let text = record.get(*at).unwrap_or_default();
-            let value = parse(text)
-                .ok_or_else(|| format!("{:?} is not a number", shortened(text)))
-                .and_then(|value| admit(value, *datatype))
-                .map_err(|reason| Fault { start, column: Some(name.clone()), reason })?;
+            let value = if *datatype == DataType::Bytes {
+                texts.place(text).ok_or_else(|| format!("it is one of more than {MAX_TEXTS} different texts"))
+            } else {
+                parse(text)
+                    .ok_or_else(|| format!("{:?} is not a number", shortened(text)))
+                    .and_then(|value| admit(value, *datatype))
+            };
+            let value = value.map_err(|reason| Fault { start, column: Some(name.clone()), reason })?;
             values.push(value);
         }
     }
@@ -122,9 +132,14 @@ fn read_values(reader: &mut Reader<impl Read>, wanted: &[Wanted], room: usize) -
 }
 
 /// Reads the wanted values of every row.
-pub(super) fn read(path: &Path, file: impl Read + Seek, wanted: &[Wanted]) -> Result<Vec<f64>, SampleError> {
+pub(super) fn read(
+    path: &Path,
+    file: impl Read + Seek,
+    wanted: &[Wanted],
+    texts: &mut [Texts],
+) -> Result<Vec<f64>, SampleError> {
     let mut reader = ReaderBuilder::new().trim(Trim::All).from_reader(file);
-    read_values(&mut reader, wanted, MAX_VALUES).map_err(|Fault { start, column, reason }| {
+    read_values(&mut reader, wanted, texts, MAX_VALUES).map_err(|Fault { start, column, reason }| {
         let line = start.map(|start| line_of(reader.get_mut(), start).unwrap_or(1));
         let place = match (line, column) {
             (None, _) => Place::File,
@@ -139,7 +154,6 @@ pub(super) fn read(path: &Path, file: impl Read + Seek, wanted: &[Wanted]) -> Re
 mod tests {
     use std::io::Cursor;
 
-    use muster_shared::bundle::DataType;
     use proptest::prelude::*;
 
     use super::*;
@@ -149,7 +163,9 @@ mod tests {
     }
 
     fn read_text(text: &[u8], names: &[&str], datatype: DataType) -> Result<Vec<f64>, String> {
-        read(Path::new("r.csv"), Cursor::new(text), &wanted(names, datatype)).map_err(|error| error.to_string())
+        let mut texts = vec![Texts::default(); names.len()];
+        read(Path::new("r.csv"), Cursor::new(text), &wanted(names, datatype), &mut texts)
+            .map_err(|error| error.to_string())
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod csv_file;
 mod npy_file;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,8 @@ use muster_shared::bundle::DataType;
 const MAX_SAMPLE_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// Most values of a sample that are kept: 400 MB of them.
 const MAX_VALUES: usize = 50_000_000;
+/// Most distinct texts of one column.
+const MAX_TEXTS: usize = 100_000;
 /// Integers past this are not exact as numbers of a sample.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
@@ -32,8 +35,33 @@ pub(crate) struct Wanted {
 pub(crate) struct Sample {
     /// Values wanted of each row.
     width: usize,
-    /// Row by row.
+    /// Row by row; a text by its place among its column's.
     values: Vec<f64>,
+    /// The texts of each column wanted.
+    texts: Vec<Texts>,
+}
+
+/// The distinct texts of one column, in the order in which they came.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Texts {
+    known: Vec<String>,
+    places: BTreeMap<String, usize>,
+}
+
+impl Texts {
+    /// The place of `text`; `None` when there are too many already.
+    fn place(&mut self, text: &str) -> Option<f64> {
+        if let Some(place) = self.places.get(text) {
+            return Some(*place as f64);
+        }
+        let place = self.known.len();
+        if place >= MAX_TEXTS {
+            return None;
+        }
+        self.known.push(text.to_owned());
+        self.places.insert(text.to_owned(), place);
+        Some(place as f64)
+    }
 }
 
 impl Sample {
@@ -45,6 +73,13 @@ impl Sample {
     /// The values of one row, in the order wanted.
     pub(crate) fn row(&self, row: usize) -> &[f64] {
         &self.values[row * self.width..(row + 1) * self.width]
+    }
+
+    /// The text that `value` stands for in column `column`, in the order wanted.
+    pub(crate) fn text(&self, column: usize, value: f64) -> &str {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place, as it was given out")]
+        let place = value as usize;
+        self.texts.get(column).and_then(|texts| texts.known.get(place)).map_or("", String::as_str)
     }
 }
 
@@ -108,11 +143,16 @@ pub(crate) fn read(path: &Path, wanted: &[Wanted]) -> Result<Sample, SampleError
     if length > MAX_SAMPLE_BYTES {
         return Err(refuse(format!("it is longer than {MAX_SAMPLE_BYTES} bytes: a smaller sample serves as well")));
     }
-    let values = if is_npy { npy_file::read(path, file, length, wanted) } else { csv_file::read(path, file, wanted) }?;
+    let mut texts = vec![Texts::default(); wanted.len()];
+    let values = if is_npy {
+        npy_file::read(path, file, length, wanted)
+    } else {
+        csv_file::read(path, file, wanted, &mut texts)
+    }?;
     if values.is_empty() {
         return Err(refuse("it holds no row".into()));
     }
-    Ok(Sample { width: wanted.len(), values })
+    Ok(Sample { width: wanted.len(), values, texts })
 }
 
 /// `value`, if a tensor of `datatype` can hold it.
@@ -149,7 +189,7 @@ fn admit(value: f64, datatype: DataType) -> Result<f64, String> {
         DataType::Fp16 => real(65_504.0),
         DataType::Fp32 => real(f64::from(f32::MAX)),
         DataType::Fp64 => Ok(value),
-        DataType::Bytes => Err("texts cannot be taken from a reference sample".into()),
+        DataType::Bytes => Err("texts can be taken from a CSV file only".into()),
     }
 }
 
