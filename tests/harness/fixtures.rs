@@ -19,6 +19,12 @@ pub fn digits() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/digits")
 }
 
+/// The folder of the models that have a pipeline.
+#[must_use]
+pub fn pipelines() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pipelines")
+}
+
 /// The images no model was trained on.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ mod main_job;
 mod meddler;
 mod networks;
 mod operators;
+mod pipelines;
 mod rotation;
 mod secrets;
 mod security_page;

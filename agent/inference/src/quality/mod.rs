@@ -292,6 +292,11 @@ impl Findings {
         self.counts.iter().find(|(at, why, _)| (*at, *why) == (feature, cause)).map_or(0, |(_, _, count)| *count)
     }
 
+    /// Every feature's place in the schema, cause and number of values that were found.
+    pub fn counts(&self) -> impl Iterator<Item = (usize, Cause, u64)> {
+        self.counts.iter().copied()
+    }
+
     /// Rows that repeat one before them.
     #[must_use]
     pub const fn duplicates(&self) -> u64 {

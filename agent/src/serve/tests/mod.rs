@@ -2,6 +2,7 @@
 
 mod beside;
 mod protocol;
+mod quality;
 mod refusals;
 mod sockets;
 mod switching;

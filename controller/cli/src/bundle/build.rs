@@ -3,17 +3,19 @@
 use std::path::Path;
 
 use muster_inference::golden::{self, MAX_GOLDEN_BYTES};
-use muster_inference::{GoldenError, GoldenReport, GoldenSet, LoadOptions, Model, Runtime as _, TractRuntime};
+use muster_inference::{GoldenError, GoldenReport, GoldenSet, Model};
 use muster_shared::bundle::{BundleFile, GOLDEN_PATH, MODEL_PATH, Manifest, ModelSignature, TensorSpec};
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::limits::{CHUNK_BYTES, MAX_CHUNKS, MAX_DOCUMENT_BYTES};
+use muster_shared::pipeline::Pipeline;
 use muster_shared::profile::Profile;
 use muster_shared::trust::{DocumentKind, Envelope};
 use serde::Serialize;
 
 use super::description::Description;
 use super::new_folder::NewFolder;
-use super::{labels, profile};
+use super::pipeline::{Assembled, assemble};
+use super::{labels, profile, schema};
 use crate::command::Context;
 use crate::disk;
 use crate::failure::Failure;
@@ -43,15 +45,15 @@ pub(super) fn read_golden(path: &Path, content: &[u8]) -> Result<GoldenSet, Fail
         .map_err(|error| Failure::input(format!("{} cannot be used", path.display())).because(error))
 }
 
-/// Loads a model as the agent does.
+/// Reads the model and its golden examples: the ONNX file, the examples' file and the examples.
 ///
 /// # Errors
-/// [`Failure`] of bad input with the runtime's reason.
-pub(super) fn load_model(path: &Path, onnx: &[u8], golden: &GoldenSet) -> Result<Box<dyn Model>, Failure> {
-    let options = LoadOptions { sample_shapes: golden.sample_shapes(), ..LoadOptions::default() };
-    TractRuntime
-        .load(onnx, &options)
-        .map_err(|error| Failure::input(format!("{} cannot be put into a bundle", path.display())).because(error))
+/// [`Failure`] of bad input when a file cannot be read or holds no examples.
+pub(super) fn read_model(description: &Description) -> Result<(Vec<u8>, Vec<u8>, GoldenSet), Failure> {
+    let onnx = disk::read(&description.model, MAX_MODEL_BYTES)?;
+    let golden_bytes = disk::read(&description.golden, MAX_GOLDEN_BYTES as u64)?;
+    let golden = read_golden(&description.golden, &golden_bytes)?;
+    Ok((onnx, golden_bytes, golden))
 }
 
 /// Runs the golden examples.
@@ -130,10 +132,8 @@ fn read_attachments(description: &Description) -> Result<Vec<(String, Vec<u8>)>,
 pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool) -> Result<(), Failure> {
     let created_at_ms = created_at_ms()?;
     let description = Description::read(description)?;
-    let onnx = disk::read(&description.model, MAX_MODEL_BYTES)?;
-    let golden_bytes = disk::read(&description.golden, MAX_GOLDEN_BYTES as u64)?;
-    let golden = read_golden(&description.golden, &golden_bytes)?;
-    let model = load_model(&description.model, &onnx, &golden)?;
+    let (onnx, golden_bytes, golden) = read_model(&description)?;
+    let Assembled { model, pipeline } = assemble(&description, &onnx, &golden)?;
     output::note(&format!(
         "model      {}, {} of memory to run: {}",
         output::bytes(onnx.len() as u64),
@@ -155,7 +155,8 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
 
     let (profile, reference_rows) = match &description.reference {
         Some(reference) => {
-            let measured = profile::build(&description, reference, model.as_ref())?;
+            let changes_rows = pipeline.as_ref().is_some_and(Pipeline::changes_rows);
+            let measured = profile::build(&description, reference, model.as_ref(), changes_rows)?;
             output::note(&format!("reference  {} rows, {} columns", measured.rows, measured.profile.columns.len()));
             if description.outputs.is_empty() {
                 output::warn("no output is described, so the model's answers are not monitored");
@@ -169,6 +170,13 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
             (Profile { labels, ..Profile::default() }, 0)
         }
     };
+
+    let schema = schema::read(&description, model.signature())?;
+    if let Some(schema) = &schema {
+        let inputs = &model.signature().inputs;
+        let sample = description.reference.as_ref().map(|path| profile::sample_tensors(&description, path, inputs));
+        schema::check(schema, model.signature(), sample.transpose()?.as_deref(), &golden)?;
+    }
 
     let mut files = vec![(MODEL_PATH.to_owned(), onnx), (GOLDEN_PATH.to_owned(), golden_bytes)];
     files.extend(read_attachments(&description)?);
@@ -184,8 +192,8 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         budgets: description.budgets(),
         files: describe(&files),
         signature: model.signature().clone(),
-        pipeline: None,
-        schema: None,
+        pipeline,
+        schema,
         profile,
         lineage: description.lineage(),
     };

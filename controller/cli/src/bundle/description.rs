@@ -12,6 +12,7 @@ use muster_shared::limits::WIDE_ELEMENTS;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::pipeline::PipelineTable;
 use crate::disk;
 use crate::failure::Failure;
 
@@ -45,6 +46,10 @@ pub(crate) struct Description {
     /// Further files that travel with the model, under their own names: a label map, a calibration set, a licence.
     #[serde(default)]
     pub(crate) attachments: Vec<PathBuf>,
+    /// What is done around the model.
+    pub(crate) pipeline: Option<PipelineTable>,
+    /// The data schema, a TOML file.
+    pub(crate) schema: Option<PathBuf>,
     #[serde(default)]
     requirements: RequirementsTable,
     #[serde(default)]
@@ -317,7 +322,7 @@ impl Description {
         description.origin = Origin::new(path, text);
         let folder = path.parent().unwrap_or_else(|| Path::new(""));
         let named = [&mut description.model, &mut description.golden].into_iter().chain(&mut description.reference);
-        for file in named.chain(&mut description.attachments) {
+        for file in named.chain(&mut description.schema).chain(&mut description.attachments) {
             *file = folder.join(&file);
         }
         description.check()?;

@@ -7,9 +7,11 @@ mod folder;
 mod labels;
 mod list;
 mod new_folder;
+mod pipeline;
 mod profile;
 mod push;
 mod sample;
+mod schema;
 mod sign;
 mod slices;
 mod verify;
@@ -35,6 +37,9 @@ pub(crate) enum BundleCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Work with data schemas: what devices expect of inputs.
+    #[command(subcommand)]
+    Schema(SchemaCommand),
     /// Sign a bundle. The private key never leaves this machine, or the device that a command asks for the signature.
     Sign {
         /// The bundle's folder.
@@ -68,6 +73,21 @@ pub(crate) enum BundleCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum SchemaCommand {
+    /// Write the schema that a description's reference sample suggests, to be edited and named in the description.
+    Infer {
+        /// The description, in TOML.
+        description: PathBuf,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Replace the file if it is there already.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
 /// Does what was asked.
 ///
 /// # Errors
@@ -75,6 +95,9 @@ pub(crate) enum BundleCommand {
 pub(crate) fn run(context: &Context, command: BundleCommand) -> Result<(), Failure> {
     match command {
         BundleCommand::Build { description, out, force } => build::run(context, &description, &out, force),
+        BundleCommand::Schema(SchemaCommand::Infer { description, out, force }) => {
+            schema::run(context, &description, &out, force)
+        }
         BundleCommand::Sign { dir, key, unlock } => sign::run(context, &dir, &key, &unlock),
         BundleCommand::Verify { dir, root } => verify::run(context, &dir, root.as_deref()),
         BundleCommand::Push { dir } => push::run(context, &dir),

@@ -165,12 +165,22 @@ fn tensors(layouts: &[InputLayout], sample: &Sample, rows: std::ops::Range<usize
 }
 
 /// Every column's values over the sample, NaN where there is none.
-fn measure(model: &dyn Model, plan: &Plan, sample: &Sample, columns: &Profile) -> Result<Vec<Vec<f64>>, Failure> {
+fn measure(
+    model: &dyn Model,
+    plan: &Plan,
+    sample: &Sample,
+    columns: &Profile,
+    changes_rows: bool,
+) -> Result<Vec<Vec<f64>>, Failure> {
     let signature = model.signature();
     let extractor = ColumnExtractor::new(columns, signature)
         .map_err(|error| Failure::input("the description does not fit the model").because(error))?;
     let all_batched = signature.inputs.iter().chain(&signature.outputs).all(|spec| spec.shape.first() == Some(&-1));
-    let step = if all_batched { BATCH_ROWS } else { 1 };
+    let step = match (changes_rows, all_batched) {
+        (true, _) => sample.rows().max(1),
+        (false, true) => BATCH_ROWS,
+        (false, false) => 1,
+    };
     let progress = ProgressBar::new(sample.rows() as u64);
     if let Ok(style) = ProgressStyle::with_template("reference {bar:40} {pos}/{len} rows, {eta} left") {
         progress.set_style(style);
@@ -235,7 +245,34 @@ pub(super) struct Measured {
     pub(super) rows: usize,
 }
 
-/// Runs the model on the reference sample and describes every watched column.
+/// The reference sample as tensors of `inputs`, all its rows at once.
+///
+/// # Errors
+/// [`Failure`] when description, inputs and sample do not fit together.
+pub(super) fn sample_tensors(
+    description: &Description,
+    reference: &std::path::Path,
+    inputs: &[TensorSpec],
+) -> Result<Vec<Tensor>, Failure> {
+    let signature = ModelSignature { inputs: inputs.to_vec(), outputs: Vec::new() };
+    let (mut layouts, mut wanted) = (Vec::new(), Vec::new());
+    for input in &description.inputs {
+        let layout = input_layout(description, input, &signature)?;
+        if !layout.batched {
+            let reason = format!("{:?} holds one row only, so a sample cannot be laid into it", layout.name);
+            return Err(description.origin.fault(input.span(), "inputs.name", reason));
+        }
+        let features = &input.as_ref().features;
+        let name = |index: usize| features.get(index).cloned().unwrap_or_else(|| format!("{}.{index}", layout.name));
+        wanted.extend((0..layout.width).map(|index| Wanted { name: name(index), datatype: layout.datatype }));
+        layouts.push(layout);
+    }
+    let sample = sample::read(reference, &wanted).map_err(|error| Failure::input(error.to_string()))?;
+    tensors(&layouts, &sample, 0..sample.rows())
+}
+
+/// Runs the model on the reference sample and describes every watched column. With `changes_rows` the model's rows are not those of
+/// the sample, which is then given to it as a whole.
 ///
 /// # Errors
 /// [`Failure`] when description, sample and model do not fit together, or the model fails on the sample.
@@ -243,20 +280,22 @@ pub(super) fn build(
     description: &Description,
     reference: &std::path::Path,
     model: &dyn Model,
+    changes_rows: bool,
 ) -> Result<Measured, Failure> {
     let plan = plan(description, model.signature())?;
     let sample = sample::read(reference, &plan.wanted).map_err(|error| Failure::input(error.to_string()))?;
     let slices = slices::declared(description, model.signature())?;
     let columns = columns::with_sample(plan.columns.clone(), &plan.layouts, &sample);
     let draft = Profile { columns, slices, ..Profile::default() };
-    let values = measure(model, &plan, &sample, &draft)?;
+    let values = measure(model, &plan, &sample, &draft, changes_rows)?;
     let mut profile = draft;
     let values = columns::without_false_entropy(&mut profile.columns, values);
     for (column, values) in profile.columns.iter_mut().zip(&values) {
-        column.reference = reference_of(column, values, sample.rows())?;
+        let rows = if changes_rows { values.len() } else { sample.rows() };
+        column.reference = reference_of(column, values, rows)?;
     }
     if let Some(watched) = labels::watched(description, model.signature())? {
-        let answers = measure(model, &plan, &sample, &watched)?;
+        let answers = measure(model, &plan, &sample, &watched, changes_rows)?;
         profile.labels = labels::measured(description, model.signature(), reference, &answers)?;
     }
     profile.validate().map_err(|error| {
@@ -331,13 +370,13 @@ mod tests {
         // 150 rows are more than one batch. b is 0, 1 or missing.
         let rows: String = (0..150).map(|i| format!("{},{i}\n", ["0", "1", ""][i % 3])).collect();
         std::fs::write(&path, format!("b,a\n{rows}")).unwrap();
-        let measured = build(&description(TABLES), &path, &sums());
+        let measured = build(&description(TABLES), &path, &sums(), false);
         let message = measured.unwrap_err().to_string();
         assert!(message.contains("row 3 holds NaN"), "{message}");
 
         let rows: String = (0..150).map(|i| format!("{},{i}\n", i % 2)).collect();
         std::fs::write(&path, format!("b,a\n{rows}")).unwrap();
-        let Measured { profile, rows } = build(&description(TABLES), &path, &sums()).unwrap();
+        let Measured { profile, rows } = build(&description(TABLES), &path, &sums(), false).unwrap();
         let columns: Vec<&str> = profile.columns.iter().map(|column| column.name.as_str()).collect();
         assert_eq!((rows, columns), (150, vec!["a", "b", "sum", "p.class", "p.confidence", "p.entropy", "p.margin"]));
         let b = &profile.columns[1].reference;
@@ -352,7 +391,7 @@ mod tests {
         let path = folder.path().join("r.csv");
         std::fs::write(&path, sample).unwrap();
         let description = description(&format!("{TABLES}[labels]\n{labels}"));
-        let measured = build(&description, &path, &sums()).map_err(|failure| failure.chain())?;
+        let measured = build(&description, &path, &sums(), false).map_err(|failure| failure.chain())?;
         Ok(measured.profile.labels.unwrap())
     }
 
@@ -396,7 +435,7 @@ mod tests {
         let rows: String = (0..40).map(|i| format!("{},{}\n", i % 3, f64::from(i % 8) / 8.0)).collect();
         std::fs::write(&path, format!("a,b\n{rows}")).unwrap();
         let names = |tables: &str| {
-            let measured = build(&description(tables), &path, &sums()).unwrap();
+            let measured = build(&description(tables), &path, &sums(), false).unwrap();
             measured.profile.columns
         };
         let with = |field: &str| TABLES.replacen("name = \"x\"", &format!("name = \"x\"\n{field}"), 1);

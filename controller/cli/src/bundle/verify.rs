@@ -4,13 +4,13 @@
 
 use std::path::Path;
 
-use muster_inference::GoldenReport;
-use muster_shared::bundle::{GOLDEN_PATH, MODEL_PATH};
+use muster_inference::{GoldenReport, TractRuntime, pipeline};
+use muster_shared::bundle::{GOLDEN_PATH, MODEL_PATH, Manifest};
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::trust::TrustedRoot;
 use serde::Serialize;
 
-use super::build::{check_golden, load_model, read_golden};
+use super::build::{check_golden, read_golden};
 use super::folder::{Folder, LocalManifest};
 use crate::command::Context;
 use crate::disk;
@@ -93,8 +93,10 @@ fn check_model(folder: &Folder, local: &LocalManifest) -> Result<GoldenReport, S
         let (golden_path, golden) = read(GOLDEN_PATH)?;
         let (model_path, onnx) = read(MODEL_PATH)?;
         let golden = read_golden(&golden_path, &golden)?;
-        let model = load_model(&model_path, &onnx, &golden)?;
-        if *model.signature() != local.manifest.signature {
+        let Manifest { signature, pipeline, .. } = &local.manifest;
+        let model = pipeline::load(&TractRuntime, &onnx, signature, pipeline.as_ref(), &golden)
+            .map_err(|error| Failure::unmet(format!("{} cannot be loaded", model_path.display())).because(error))?;
+        if model.signature() != signature {
             return Err(Failure::unmet("the model takes or gives other tensors than the manifest says"));
         }
         check_golden(&golden_path, model.as_ref(), &golden)

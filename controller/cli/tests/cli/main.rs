@@ -9,6 +9,7 @@ mod full_disk;
 #[cfg(target_os = "linux")]
 mod keys;
 mod online;
+mod pipelines;
 mod roots;
 mod run;
 mod server;

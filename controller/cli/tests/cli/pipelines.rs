@@ -1,0 +1,113 @@
+//! Bundles with a pipeline and a data schema, built from raw data.
+
+use std::fs;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::run::{Desk, fixtures};
+
+/// A desk with the files of the pipelines' fixtures.
+fn desk() -> Desk {
+    let desk = Desk::new();
+    for entry in fs::read_dir(fixtures().join("pipelines")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), desk.path(entry.file_name().to_str().unwrap())).unwrap();
+    }
+    desk
+}
+
+fn text(desk: &Desk, name: &str) -> String {
+    String::from_utf8(desk.read(name)).unwrap()
+}
+
+fn manifest(desk: &Desk, dir: &str) -> serde_json::Value {
+    let envelope: serde_json::Value = serde_json::from_slice(&desk.read(&format!("{dir}/manifest.json"))).unwrap();
+    serde_json::from_slice(&STANDARD.decode(envelope["payload"].as_str().unwrap()).unwrap()).unwrap()
+}
+
+#[test]
+fn a_bundle_on_raw_data_is_fitted_built_and_verified() {
+    let desk = desk();
+    desk.trust();
+    let built = desk.ok("--output json bundle build diabetes.toml --out out");
+    assert_eq!(built.json()["golden_examples"], 6);
+    let manifest = manifest(&desk, "out");
+    let steps = manifest["pipeline"]["pre"].as_array().unwrap();
+    assert_eq!(steps[2]["do"]["one-hot"]["categories"], serde_json::json!([["female", "male"]]));
+    assert!(steps[1]["do"]["scale"]["center"][0].as_f64().unwrap() > 40.0, "the mean age, in years: {}", steps[1]);
+    let inputs: Vec<_> = manifest["signature"]["inputs"].as_array().unwrap().iter().map(|i| &i["name"]).collect();
+    assert!(
+        inputs.len() == 10 && inputs.contains(&&serde_json::json!("sex")),
+        "callers send what they have: {inputs:?}"
+    );
+    desk.ok("bundle sign out --key release.key");
+    desk.ok("bundle verify out --root root.json");
+}
+
+#[test]
+fn a_wrong_mean_is_caught_by_the_golden_examples() {
+    let desk = desk();
+    // What a careless copy of the training code's numbers would be: means of another cut of the data.
+    let scale = format!("do.scale = {{ center = {:?}, scale = {:?} }}", vec![0.5; 9], vec![1.0; 9]);
+    desk.write("skewed.toml", text(&desk, "diabetes.toml").replace("fit = \"standard\"", &scale));
+    desk.run("bundle build skewed.toml --out out").assert(1, &["golden example 1", "\"progression\" should be"]);
+    assert!(!desk.path("out").exists());
+}
+
+#[test]
+fn mistakes_in_a_pipeline_name_step_and_reason() {
+    let desk = desk();
+    let good = text(&desk, "diabetes.toml");
+    for (from, to, code, expected) in [
+        ("fit = \"standard\"", "fit = \"standard\"\ndo = \"join\"", 2, "a step has one of do, fit and select"),
+        ("from = [\"sex\"]", "from = [\"gender\"]", 2, "pipeline, pre step 3"),
+        ("do.threshold.at = 150.0", "do.threshold.above = 150.0", 2, "unknown field `above`"),
+        ("do.threshold.at = 150.0", "fit = \"standard\"", 2, "holds no answers to fit it to"),
+        ("labels = [\"fine\", \"watch\"]", "labels = []", 2, "post step 3 (labels to \"advice\")"),
+        ("outputs = [\"progression\", \"advice\"]", "outputs = [\"risk\"]", 2, "output \"risk\" is written by no step"),
+        ("reference = \"diabetes.csv\"", "", 2, "is to be fitted, but there is no reference sample"),
+        ("\"numbers\", \"sex-columns\"]", "\"numbers\"]", 2, "the model's input \"x\" has the shape [-1, 11]"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        desk.write("bad.toml", good.replacen(from, to, 1));
+        desk.run("bundle build bad.toml --out out").assert(code, &[expected]);
+    }
+}
+
+#[test]
+fn images_are_built_from_files() {
+    let desk = desk();
+    fs::copy(fixtures().join("digits/digits-1.1.0.onnx"), desk.path("digits-1.1.0.onnx")).unwrap();
+    desk.write("d.toml", text(&desk, "digits.toml").replace("../digits/", ""));
+    let built = desk.ok("--output json bundle build d.toml --out out");
+    assert_eq!(built.json()["golden_examples"], 10);
+    let upside_down = text(&desk, "d.toml").replace("divide-by = 15.0", "divide-by = 255.0");
+    desk.write("d.toml", upside_down);
+    desk.run("bundle build d.toml --out other").assert(1, &["golden example 1"]);
+}
+
+#[test]
+fn a_schema_is_inferred_edited_and_held_against_sample_and_examples() {
+    let desk = desk();
+    desk.ok("bundle schema infer diabetes.toml --out schema.toml");
+    desk.run("bundle schema infer diabetes.toml --out schema.toml").assert(2, &["is there already"]);
+    let inferred = text(&desk, "schema.toml");
+    for expected in ["name = \"bmi\"", "may-be-missing = true", "categories = [\"female\", \"male\"]"] {
+        assert!(inferred.contains(expected), "{expected}: {inferred}");
+    }
+    let with_schema = format!("schema = \"schema.toml\"\n{}", text(&desk, "diabetes.toml"));
+    desk.write("with.toml", &with_schema);
+    let built = desk.ok("bundle build with.toml --out out");
+    assert!(built.stderr.contains("schema     10 features; in the sample: bmi missing in"), "{}", built.stderr);
+    assert_eq!(manifest(&desk, "out")["schema"]["features"].as_array().unwrap().len(), 10);
+
+    // The sixth golden example is of unknown sex.
+    desk.write("schema.toml", inferred.replace("on-violation = \"flag\"", "on-violation = \"reject\""));
+    desk.run("bundle build with.toml --out strict")
+        .assert(1, &["no device would let through", "the data schema rejects"]);
+    desk.write("schema.toml", inferred.replace("name = \"bmi\"", "name = \"bmi\"\nmin = 1000.0\nmaxx = 1"));
+    desk.run("bundle build with.toml --out bad").assert(2, &["schema.toml", "line"]);
+    desk.write("with.toml", with_schema.replace("schema.toml", "none.toml"));
+    desk.run("bundle build with.toml --out none").assert(2, &["muster bundle schema"]);
+}
