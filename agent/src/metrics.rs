@@ -1,8 +1,8 @@
 //! What the agent tells Prometheus: every metric of the process, its name, and how it is set.
 //!
 //! One [`Metrics`] is made at start and cloned to whoever has something to count; reading it out is
-//! [`Metrics::encode`]'s. Metrics are for people looking at one device; what the controller decides on travels in
-//! windows instead (`monitor`).
+//! [`Metrics::encode`]'s. docs/metrics.md lists every name. Metrics are for people looking at one device; what the
+//! controller decides on travels in windows instead (`monitor`).
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,9 +18,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-
-/// The content type of what [`Metrics::encode`] returns.
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Upper bounds of the latency histogram, in seconds: from a model that answers at once to one that takes seconds.
 const LATENCY_BOUNDS_S: [f64; 16] =
@@ -165,7 +162,7 @@ impl Metrics {
         let chunks_received = Counter::default();
         registry.register("chunks_received", "Chunks of bundles received and verified", chunks_received.clone());
         let chunk_bytes_received = Counter::default();
-        registry.register("chunk_bytes_received", "Bytes of those chunks, as they came", chunk_bytes_received.clone());
+        registry.register("chunk_received_bytes", "Bytes of those chunks, as they came", chunk_bytes_received.clone());
         let chunks_repeated = Counter::default();
         registry.register(
             "chunks_repeated",
@@ -314,7 +311,7 @@ impl Metrics {
         self.inner.broker_connected.set(i64::from(connected));
     }
 
-    /// All metrics in the text format of OpenMetrics, whose content type is [`CONTENT_TYPE`].
+    /// All metrics in the text form of OpenMetrics.
     ///
     /// # Errors
     /// When a metric cannot be written, which no metric here gives cause for.
@@ -364,7 +361,7 @@ mod tests {
             "muster_agent_generation 7",
             "muster_agent_windows_closed_total 2",
             "muster_agent_chunks_received_total 1",
-            "muster_agent_chunk_bytes_received_total 65536",
+            "muster_agent_chunk_received_bytes_total 65536",
             "muster_agent_chunks_repeated_total 1",
             "muster_agent_outbox_messages 3",
             "muster_agent_outbox_bytes 4000",

@@ -3,6 +3,7 @@
 //! Nothing here touches the network or the data folder; a file that parses and passes [`Config::check`] may
 //! still name a port that is taken, and the part that binds it says so.
 
+mod alerts;
 mod outside;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use muster_shared::limits::MAX_PACKET_BYTES;
 use serde::Deserialize;
 
+pub(crate) use alerts::{AlertsConfig, ReceiverConfig, ReceiverKind, is_loopback, receiver_url};
 pub(crate) use outside::{DeviceIdFrom, OutsideConfig};
 
 use crate::pki::DAY_MS;
@@ -21,7 +23,7 @@ const MIN_DEVICE_CERTIFICATE_MS: u64 = 6_000;
 pub(crate) const MAX_DEVICE_CERTIFICATE_MS: u64 = 10 * 365 * DAY_MS;
 
 /// Everything that can be set.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct Config {
     /// Where keys, store and files live.
@@ -40,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) content: ContentConfig,
     /// Labels on their way to devices.
     pub(crate) feedback: FeedbackConfig,
+    /// What is told of on its own.
+    pub(crate) alerts: AlertsConfig,
 }
 
 impl Default for Config {
@@ -53,6 +57,7 @@ impl Default for Config {
             telemetry: TelemetryConfig::default(),
             content: ContentConfig::default(),
             feedback: FeedbackConfig::default(),
+            alerts: AlertsConfig::default(),
         }
     }
 }
@@ -321,6 +326,7 @@ impl Config {
             "pki.device-certificate-valid-for-ms",
             "6000 to 315360000000 (ten years) is expected",
         )?;
+        alerts::check(&self.alerts).map_err(|(setting, reason)| ConfigError::Value { setting, reason })?;
         outside::check(&self.pki.outside).map_err(|reason| ConfigError::Value { setting: "pki.outside", reason })?;
         expect(self.telemetry.retention_ms > 0, "telemetry.retention-ms", "it must be above 0")?;
         expect(
@@ -412,6 +418,13 @@ mod tests {
             ("[broker]\ninsecure-dev = true\nlisten = '0.0.0.0:1883'", "broker.insecure-dev"),
             ("[broker]\nmax-packet-bytes = 4294967295", "broker.max-packet-bytes"),
             ("[content]\nsend-bytes-per-s = 1", "content.send-bytes-per-s"),
+            ("[alerts]\ninterval-ms = 0", "alerts.interval-ms"),
+            ("[alerts]\nfalse-discovery-rate = nan", "alerts.false-discovery-rate"),
+            ("[[alerts.receivers]]\nname = 'a'\nkind = 'slack'", "either url or url-file"),
+            ("[[alerts.receivers]]\nname = 'a'\nkind = 'slack'\nurl = 'http://hooks.example.org'", "allow-plain-http"),
+            ("[[alerts.receivers]]\nname = 'a'\nkind = 'webhook'\nurl = 'http://127.0.0.1:9'", "secret-file is needed"),
+            ("[[alerts.receivers]]\nname = 'a'\nkind = 'slack'\nurl = 'https://u:p@h'", "user or password"),
+            ("[[alerts.receivers]]\nname = 'a'\nkind = 'slack'\nurl = 'ftp://h'", "https:// is expected"),
         ] {
             let error = toml::from_str::<Config>(text).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

@@ -4,6 +4,7 @@
 //! parts start and stop.
 
 mod admission;
+mod alerts;
 mod api;
 mod auth;
 mod blobs;

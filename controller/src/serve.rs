@@ -15,6 +15,7 @@ use sd_notify::NotifyState;
 use tokio::sync::{Notify, watch};
 
 use crate::admission::EnrolledDevices;
+use crate::alerts::{self, Alerts, AlertsError};
 use crate::auth::{self, AdminToken, AuthError};
 use crate::blobs::Blobs;
 use crate::broker::{self, BrokerError};
@@ -64,6 +65,9 @@ pub(crate) enum ServeError {
     /// The first access token cannot be made.
     #[error(transparent)]
     Auth(#[from] AuthError),
+    /// Alerts cannot be read, or a receiver cannot be used.
+    #[error(transparent)]
+    Alerts(#[from] AlertsError),
     /// The broker cannot start.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -108,6 +112,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let feedback_queue = FeedbackQueue::load(&records).await?;
     let events = EventLog::open(records.clone()).await?;
     records::check(&records).await?;
+    let alerts = Alerts::load(&records, &config.alerts, clock::now_ms()).await?;
     if let Some(root) = trust::current(&records).await? {
         director.follow(&root)?;
     }
@@ -127,6 +132,8 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let started = broker::start_embedded(&config.broker, pki.broker_files(), admit).await?;
     let endpoints = Endpoints::new(&config, api_address, started.local_addr, &pki.ca_file());
     let app = Arc::new(App {
+        metrics: Metrics::new(&config),
+        alerts,
         config,
         endpoints,
         catalogue: Catalogue::new(records.clone()),
@@ -140,7 +147,6 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         fleet,
         feedback: feedback_queue,
         events,
-        metrics: Metrics::default(),
         nudge: Arc::new(Notify::new()),
     });
 
@@ -148,7 +154,8 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let chunks = content::spawn(&app, started.room, stopping.clone());
     let ingest = ingest::spawn(Arc::clone(&app), started.events, chunks, stopping.clone());
     let labels = feedback::spawn(Arc::clone(&app), stopping.clone());
-    let executor = executor::spawn(Arc::clone(&app), stopping);
+    let executor = executor::spawn(Arc::clone(&app), stopping.clone());
+    let alerts = alerts::spawn(&app, stopping);
     let handle = Handle::new();
     let mut server = axum_server::from_tcp_rustls(listener, tls)
         .map_err(ServeError::Api)?
@@ -192,7 +199,9 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         if !api.is_finished() {
             let _ = api.await;
         }
-        for (part, task) in [("ingest", ingest), ("executor", executor), ("feedback", labels)] {
+        let alerts = alerts.into_iter().map(|task| ("alerts", task));
+        let parts = [("ingest", ingest), ("executor", executor), ("feedback", labels)];
+        for (part, task) in parts.into_iter().chain(alerts) {
             if let Err(error) = task.await {
                 tracing::error!(part, %error, "a part ended badly");
             }
@@ -330,6 +339,10 @@ mod tests {
             (Table::Rollouts, "r1"),
             (Table::Events, "00000000000000000001"),
             (Table::Meta, "manifest/abc"),
+            (Table::Alerts, "abc"),
+            (Table::AlertRules, "own"),
+            (Table::Silences, "s1"),
+            (Table::AlertDeliveries, "on-call/00000000000000000001"),
         ] {
             let said = start_with(table, key, b"{\"half\":").await;
             assert!(said.contains(table.name()) && said.contains(key) && said.contains("damaged"), "{said}");

@@ -44,6 +44,8 @@ pub(crate) struct App {
     pub(crate) events: EventLog,
     /// What is measured of ourselves.
     pub(crate) metrics: Metrics,
+    /// What is told of on its own.
+    pub(crate) alerts: crate::alerts::Alerts,
     /// Wakes the executor before its next tick.
     pub(crate) nudge: Arc<Notify>,
 }

@@ -26,6 +26,7 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
+use crate::alerts::Alerts;
 use crate::blobs::Blobs;
 use crate::broker::{Broker, BrokerError, Room, TlsFiles};
 use crate::clock;
@@ -218,7 +219,8 @@ pub(crate) async fn open_over(config: Config, broker: Arc<RecordingBroker>, reco
         fleet: FleetIndex::load(&records).await.unwrap(),
         feedback: FeedbackQueue::load(&records).await.unwrap(),
         events: EventLog::open(records.clone()).await.unwrap(),
-        metrics: Metrics::default(),
+        metrics: Metrics::new(&config),
+        alerts: Alerts::load(&records, &config.alerts, clock::now_ms()).await.unwrap(),
         nudge: Arc::new(Notify::new()),
         records,
         config,

@@ -117,6 +117,11 @@ name_type!(
     BundleName,
     "bundle name"
 );
+name_type!(
+    /// The name of an alert rule.
+    RuleName,
+    "rule name"
+);
 
 /// A digest in the making, of bytes that come piece by piece.
 #[derive(Debug, Clone, Default)]

@@ -6,6 +6,7 @@
 //! panic, and never allocates more than [`limits`] allows.
 
 pub mod acl;
+pub mod alert;
 pub mod api;
 pub mod bundle;
 pub mod chunk;
@@ -14,6 +15,7 @@ pub mod comparison;
 mod damage;
 pub mod data_schema;
 pub mod drift;
+pub mod exposition;
 pub mod feedback;
 pub mod ids;
 pub mod labels;

@@ -22,6 +22,7 @@ macro_rules! string_schema {
 
 string_schema! {
     crate::ids::DeviceId: "A device's name.", "press-7";
+    crate::ids::RuleName: "The name of an alert rule.", "input-drift";
     crate::ids::RolloutId: "A rollout's name.", "r1";
     crate::ids::BundleName: "A model's name.", "digits";
     crate::ids::Digest: "A SHA-256 digest in hexadecimal.", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";

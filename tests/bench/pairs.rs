@@ -85,7 +85,7 @@ async fn bring(fleet: &Fleet, number: u32, file: &Path) -> anyhow::Result<f64> {
 /// Bytes of chunks the device has received so far, with their frames.
 async fn received(fleet: &mut Fleet, http: &reqwest::Client) -> anyhow::Result<f64> {
     let device = stage::device(fleet)?;
-    let bytes = device.metric(http, "muster_agent_chunk_bytes_received_total").await?;
+    let bytes = device.metric(http, "muster_agent_chunk_received_bytes_total").await?;
     Ok(bytes + FRAME_BYTES * device.metric(http, "muster_agent_chunks_received_total").await?)
 }
 

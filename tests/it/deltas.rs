@@ -22,7 +22,7 @@ struct Cost {
 async fn spent(fleet: &mut Fleet, http: &reqwest::Client) -> anyhow::Result<Cost> {
     let device = fleet.device("dev-1")?;
     Ok(Cost {
-        received_bytes: device.metric(http, "muster_agent_chunk_bytes_received_total").await?,
+        received_bytes: device.metric(http, "muster_agent_chunk_received_bytes_total").await?,
         copied: device.metric(http, "muster_agent_chunks_copied_total").await?,
     })
 }

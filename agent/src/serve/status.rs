@@ -2,14 +2,14 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use muster_shared::exposition;
 use muster_shared::messages::{InstalledBundle, RequestCounts};
 use muster_shared::trust::Stage;
 use serde::Serialize;
 
 use super::App;
-use crate::metrics;
 use crate::monitor::Monitor;
 
 #[derive(Serialize)]
@@ -58,15 +58,19 @@ pub(super) async fn status(State(app): State<App>) -> Response {
     .into_response()
 }
 
-/// `GET /metrics`.
-pub(super) async fn metrics(State(app): State<App>) -> Response {
+/// `GET /metrics`: OpenMetrics for those who ask for it, else the text form before it.
+pub(super) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
     let model = app.host.current().map(|model| model.installed());
     app.metrics.set_model(model.as_ref());
     app.metrics.set_predictions_remembered(app.host.feedback().remembered());
     let closed = [app.host.monitor(), app.host.beside_monitor()].map(Monitor::closed_total);
     app.metrics.set_windows_closed(closed.into_iter().fold(0, u64::saturating_add));
     match app.metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(text) => {
+            let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+            let (kind, text) = exposition::for_scraper(accept, text);
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
         Err(error) => {
             tracing::error!(%error, "metrics cannot be written");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

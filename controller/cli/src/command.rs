@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
 use crate::{
-    broker, bundle, ca, completions, device, drift, events, feedback, key, quality, rollout, root, token, trust,
+    alerts, broker, bundle, ca, completions, device, drift, events, feedback, key, quality, rollout, root, token, trust,
 };
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
@@ -61,6 +61,9 @@ enum Command {
     /// Push labels to devices, and show what came of them.
     #[command(subcommand)]
     Feedback(feedback::FeedbackCommand),
+    /// Show what fires, look after it, silence it, and bring rules.
+    #[command(subcommand)]
+    Alerts(alerts::AlertsCommand),
     /// Print what a broker other than the controller's own needs: access rules and revoked certificates.
     #[command(subcommand)]
     Broker(broker::BrokerCommand),
@@ -117,6 +120,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Drift(command) => drift::run(&context, command),
         Command::Quality(command) => quality::run(&context, command),
         Command::Feedback(command) => feedback::run(&context, command),
+        Command::Alerts(command) => alerts::run(&context, command),
         Command::Broker(command) => broker::run(&context, command),
         Command::Events(args) => events::run(&context, &args),
         Command::Completions(args) => completions::run(&context, &args),

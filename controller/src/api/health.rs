@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use muster_shared::exposition;
 
 use crate::clock;
 use crate::executor;
@@ -30,18 +31,22 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> ApiResult<&'static st
     }
 }
 
-/// Numbers for Prometheus.
+/// Numbers for Prometheus: OpenMetrics for those who ask for it, else the text form before it.
 #[utoipa::path(
     get, path = "/metrics", tag = "health", security(()),
     responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text")),
 )]
-pub(super) async fn metrics(State(app): State<Arc<App>>) -> ApiResult<Response> {
+pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> ApiResult<Response> {
     let counts = app.fleet.counts();
     let snapshot = Snapshot {
         devices_known: counts.known,
         devices_online: app.broker.connected(),
         rollouts: executor::statuses(&app).await.map_err(|error| ApiError::internal(&error))?,
+        alerts: app.alerts.counts().await,
+        alerts_queued: app.alerts.queued(),
+        last_round: app.alerts.last_round().await,
     };
-    let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    Ok((kind, app.metrics.render(&snapshot)).into_response())
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let (kind, text) = exposition::for_scraper(accept, app.metrics.render(&snapshot));
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

@@ -5,6 +5,7 @@
 
 #![allow(unused_qualifications, reason = "the code that utoipa derives spells paths out")]
 
+mod alerts;
 mod authorities;
 mod bundles;
 mod comparison;
@@ -38,7 +39,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, patch, post};
+use axum::routing::{MethodRouter, delete, get, patch, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::problem::ApiError;
@@ -86,6 +87,15 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/drift/export", get(drift::export)),
         ("/api/v1/quality", get(quality::report)),
         ("/api/v1/feedback", get(feedback::list).post(feedback::push)),
+        ("/api/v1/alerts", get(alerts::list)),
+        ("/api/v1/alerts/silences", get(alerts::silences).post(alerts::silence)),
+        ("/api/v1/alerts/silences/{id}/end", post(alerts::end_silence)),
+        ("/api/v1/alerts/rules", get(alerts::rules).post(alerts::apply_rules)),
+        ("/api/v1/alerts/rules/{name}", delete(alerts::delete_rule)),
+        ("/api/v1/alerts/receivers", get(alerts::receivers)),
+        ("/api/v1/alerts/receivers/{name}/test", post(alerts::test_receiver)),
+        ("/api/v1/alerts/{fingerprint}", get(alerts::show)),
+        ("/api/v1/alerts/{fingerprint}/ack", post(alerts::acknowledge)),
         ("/api/v1/events", get(events::list)),
     ]
 }

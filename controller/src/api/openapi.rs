@@ -4,7 +4,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    authorities, bundles, comparison, crl, devices, drift, enrol, events, feedback, files, health, quality, renewal,
+    alerts, authorities, bundles, comparison, crl, devices, drift, enrol, events, feedback, files, health, quality, renewal,
     revocation, rollouts, tokens, trust,
 };
 
@@ -54,6 +54,17 @@ use super::{
         quality::report,
         feedback::push,
         feedback::list,
+        alerts::list,
+        alerts::show,
+        alerts::acknowledge,
+        alerts::silences,
+        alerts::silence,
+        alerts::end_silence,
+        alerts::rules,
+        alerts::apply_rules,
+        alerts::delete_rule,
+        alerts::receivers,
+        alerts::test_receiver,
         events::list,
     ),
     modifiers(&Bearer),

@@ -39,6 +39,11 @@ impl Observation {
         Self { first_received_ms: received_at_ms, last_received_ms: received_at_ms, seen }
     }
 
+    /// The bundle it is about.
+    pub(crate) fn manifest(&self) -> &Digest {
+        &self.seen.manifest
+    }
+
     /// Requests by outcome.
     pub(crate) fn requests(&self) -> &RequestCounts {
         &self.seen.requests

@@ -5,6 +5,7 @@
 //! `muster-rollout`'s decision.
 
 mod evidence;
+mod health;
 mod load;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use muster_shared::messages::StateReport;
 use muster_shared::selector::Selector;
 
 pub(crate) use evidence::{Observation, reference_predictions};
+pub(crate) use health::DeviceHealth;
 
 use crate::pki::{AuthoritiesVersion, RevokedCertificate};
 use crate::store::records::{Desired, DeviceRecord, SupersededCertificate};

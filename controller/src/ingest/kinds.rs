@@ -51,6 +51,9 @@ impl Worker {
             sketch: None,
             crash: false,
         };
+        self.app
+            .metrics
+            .window_arrived(now_ms.saturating_sub(record.key.start_ms.saturating_add(record.key.duration_ms)));
         if let Some(telemetry) = &record.telemetry {
             batch.observations.push((device.clone(), Observation::of_telemetry(telemetry, now_ms)));
         }

@@ -98,7 +98,8 @@ impl Worker {
                 self.app.fleet.update_report(&device, report.reported);
             }
             for (device, observation) in batch.observations {
-                self.app.metrics.requests_reported(observation.requests());
+                let bundle = self.app.fleet.bundle_of(observation.manifest()).map(|bundle| bundle.to_string());
+                self.app.metrics.requests_reported(bundle.as_deref().unwrap_or("unknown"), observation.requests());
                 self.app.fleet.observe(&device, observation);
             }
             for ((device, stream), standing) in batch.acks {

@@ -41,6 +41,14 @@ pub(crate) enum Table {
     Feedback,
     /// Small things: counters, lookups.
     Meta,
+    /// `muster_shared::alert::Alert` by fingerprint.
+    Alerts,
+    /// `muster_shared::alert::AlertRule` by name: those that were applied.
+    AlertRules,
+    /// `muster_shared::alert::Silence` by id.
+    Silences,
+    /// `crate::alerts::Delivery` by receiver and number.
+    AlertDeliveries,
 }
 
 impl Table {
@@ -59,6 +67,10 @@ impl Table {
             Self::Events => "events",
             Self::Feedback => "feedback",
             Self::Meta => "meta",
+            Self::Alerts => "alerts",
+            Self::AlertRules => "alert-rules",
+            Self::Silences => "silences",
+            Self::AlertDeliveries => "alert-deliveries",
         }
     }
 }

@@ -260,7 +260,7 @@ async fn status_and_metrics_tell_what_is_served() {
     assert_eq!(status["workers"], json!({"used": 0, "limit": 3}));
     assert_eq!(status["queue"], json!({"used": 0, "limit": 5}));
     let metrics = endpoint.get("/metrics").await;
-    assert!(metrics.headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    assert!(metrics.headers["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
     let text = String::from_utf8_lossy(&metrics.body).into_owned();
     for line in [
         "muster_agent_requests_total{outcome=\"answered\"} 1",

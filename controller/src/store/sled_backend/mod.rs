@@ -78,6 +78,10 @@ impl Table {
             Self::Events => 10,
             Self::Meta => 11,
             Self::Feedback => 12,
+            Self::Alerts => 16,
+            Self::AlertRules => 17,
+            Self::Silences => 18,
+            Self::AlertDeliveries => 19,
         }
     }
 

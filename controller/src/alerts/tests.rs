@@ -1,0 +1,370 @@
+//! Alerts over a real store, told to a real HTTP server.
+
+use std::sync::Mutex;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State as Shared;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use muster_shared::alert::{AlertState, CreateSilence, Matcher, Signal, Told};
+use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::messages::{
+    InstalledBundle, Position, RequestCounts, Resources, Sequenced, StateReport, Stream, TelemetryWindow, WindowKey,
+};
+use muster_shared::sketch::{LatencySketch, SketchWindow};
+use serde_json::Value;
+
+use super::desk::{acknowledge, apply_rules, end_silence, silence};
+use super::*;
+use crate::config::{Config, ReceiverConfig};
+use crate::store::Expect;
+use crate::store::records::{WindowRecord, window_key};
+use crate::testing::{self, TestApp};
+
+const SECRET: &str = "a secret of some length";
+
+/// What a receiver was sent, and what it answers.
+#[derive(Default)]
+struct Desk {
+    taken: Mutex<Vec<(HeaderMap, Value)>>,
+    refused: Mutex<u32>,
+    refuses: Mutex<bool>,
+    changed: Notify,
+}
+
+impl Desk {
+    async fn until<T>(&self, what: &str, wanted: impl Fn(&Self) -> Option<T>) -> T {
+        let found = async {
+            loop {
+                let changed = self.changed.notified();
+                if let Some(found) = wanted(self) {
+                    return found;
+                }
+                changed.await;
+            }
+        };
+        let found = tokio::time::timeout(Duration::from_secs(20), found).await;
+        found.unwrap_or_else(|_| panic!("{what}: not in time; {:?} was taken", self.states()))
+    }
+
+    fn states(&self) -> Vec<String> {
+        self.taken.lock().unwrap().iter().map(|(_, body)| body["state"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+async fn take(Shared(desk): Shared<Arc<Desk>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    let refuses = *desk.refuses.lock().unwrap();
+    let status = if refuses {
+        *desk.refused.lock().unwrap() += 1;
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        desk.taken.lock().unwrap().push((headers, serde_json::from_slice(&body).unwrap()));
+        StatusCode::OK
+    };
+    desk.changed.notify_waiters();
+    status
+}
+
+async fn desk() -> (Arc<Desk>, String) {
+    let desk = Arc::new(Desk::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let router = Router::new().route("/hook", post(take)).with_state(Arc::clone(&desk));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (desk, url)
+}
+
+/// Waits until no message waits.
+async fn is_empty(alerts: &Alerts) {
+    let empty = async {
+        while alerts.queued()["on-call"] > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), empty).await.expect("messages go on waiting");
+}
+
+fn receiver(folder: &std::path::Path, url: &str, more: &str) -> ReceiverConfig {
+    let secret = folder.join("hook.secret");
+    std::fs::write(&secret, format!("{SECRET}\n")).unwrap();
+    let text = format!("name = 'on-call'\nkind = 'webhook'\nurl = '{url}'\nsecret-file = {secret:?}\n{more}");
+    toml::from_str(&text).unwrap()
+}
+
+fn rule(signal: Signal, more: Value) -> AlertRule {
+    let mut rule = serde_json::json!({
+        "name": "own", "signal": signal, "fire_at": 0.2, "severity": "critical",
+        "annotations": { "summary": "{value} in {group}" },
+    });
+    rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    serde_json::from_value(rule).unwrap()
+}
+
+async fn controller(change: impl FnOnce(&mut Config)) -> TestApp {
+    // Another test may have done so.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    testing::app_with(|config| {
+        config.alerts.built_in_rules = false;
+        // These tests live in 1970.
+        config.alerts.give_up_after_ms = u64::MAX;
+        (config.alerts.retry_after_ms, config.alerts.retry_at_most_ms) = (10, 50);
+        change(config);
+    })
+    .await
+}
+
+/// A bundle, and a device that runs it.
+async fn runs(test: &TestApp, name: &str, manifest: Digest, site: &str) -> DeviceId {
+    let device = test.enrol(name, &[("site", site)]).await;
+    let installed = InstalledBundle { manifest, bundle: "digits@1.0.0".parse().unwrap(), generation: 1 };
+    test.app.fleet.update_report(&device, StateReport { running: Some(installed), ..StateReport::default() });
+    device
+}
+
+async fn keep(test: &TestApp, record: WindowRecord, stream: Stream) {
+    let key = window_key(record.received_at_ms, &record.device, stream, &record.position);
+    let put = Records::put(Table::Windows, key, Expect::Absent, &record).unwrap();
+    test.app.records.commit(vec![put]).await.unwrap();
+}
+
+async fn sketch(test: &TestApp, device: &DeviceId, manifest: Digest, at_ms: u64, classes: &[f64]) {
+    let profile = testing::profile();
+    let key = WindowKey { manifest, generation: 1, start_ms: at_ms, duration_ms: 1 };
+    let mut window = SketchWindow::empty(key, &profile);
+    classes.iter().cycle().take(400).for_each(|class| window.columns[1].add(&profile.columns[1], *class));
+    let position = Position { epoch: 1, sequence: at_ms, oldest: 1 };
+    let record = WindowRecord {
+        device: device.clone(),
+        received_at_ms: at_ms,
+        position,
+        key,
+        telemetry: None,
+        sketch: Some(Sequenced { position, body: window }.encode()),
+        crash: false,
+    };
+    keep(test, record, Stream::Sketch).await;
+}
+
+async fn telemetry(test: &TestApp, device: &DeviceId, manifest: Digest, at_ms: u64, requests: RequestCounts) {
+    let key = WindowKey { manifest, generation: 1, start_ms: at_ms, duration_ms: 1 };
+    let mut latency_us = LatencySketch::default();
+    (0..requests.served).for_each(|n| latency_us.add(if n % 4 == 0 { 50_000 } else { 100 }));
+    let resources = Resources { disk_free_bytes: 5_000, ..Resources::default() };
+    let record = WindowRecord {
+        device: device.clone(),
+        received_at_ms: at_ms,
+        position: Position { epoch: 1, sequence: at_ms, oldest: 1 },
+        key,
+        telemetry: Some(TelemetryWindow { key, requests, latency_us, resources }),
+        sketch: None,
+        crash: false,
+    };
+    keep(test, record, Stream::Telemetry).await;
+}
+
+async fn only_alert(test: &TestApp) -> Alert {
+    let mut alerts = test.app.alerts.list(|_| true).await;
+    assert_eq!(alerts.len(), 1, "{alerts:?}");
+    alerts.remove(0)
+}
+
+/// Kinds of the events about alerts, in order.
+async fn events(test: &TestApp) -> Vec<String> {
+    let page = test.app.events.list(0, None, None, 1_000).await.unwrap();
+    page.events.into_iter().map(|event| event.kind).filter(|kind| kind.starts_with("alert.")).collect()
+}
+
+#[tokio::test]
+async fn drift_of_predictions_is_told_and_its_end_too_through_a_receiver_that_was_down() {
+    let (desk, url) = desk().await;
+    let folder = tempfile::tempdir().unwrap();
+    let test = controller(|config| config.alerts.receivers = vec![receiver(folder.path(), &url, "")]).await;
+    let manifest = testing::digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let (a, b) = (runs(&test, "dev-a", manifest, "lyon").await, runs(&test, "dev-b", manifest, "lyon").await);
+    let own = rule(Signal::PredictionDrift, serde_json::json!({ "group_by": "site", "over_ms": 1_000, "for_ms": 50 }));
+    apply_rules(&test.app, vec![own], "ana").await.unwrap();
+    let (_stop, stopping) = watch::channel(false);
+    tokio::spawn(delivery::serve(Arc::clone(&test.app), Arc::clone(&test.app.alerts.receivers[0]), stopping));
+
+    // The reference has 60 cats and 40 dogs.
+    for device in [&a, &b] {
+        sketch(&test, device, manifest, 10_000, &[0.0, 0.0, 0.0, 1.0, 1.0]).await;
+    }
+    round::run(&test.app, 10_100).await.unwrap();
+    assert_eq!(test.app.alerts.list(|_| true).await, []);
+    for device in [&a, &b] {
+        sketch(&test, device, manifest, 11_500, &[1.0]).await;
+    }
+    *desk.refuses.lock().unwrap() = true;
+    round::run(&test.app, 12_000).await.unwrap();
+    assert_eq!(only_alert(&test).await.state, AlertState::Pending);
+    round::run(&test.app, 12_050).await.unwrap();
+    let alert = only_alert(&test).await;
+    assert_eq!((alert.state, alert.told, alert.fired_ms), (AlertState::Firing, Told::Firing, Some(12_050)));
+    let labels = [("bundle", "digits@1.0.0"), ("column", "class"), ("site", "lyon")];
+    assert!(labels.iter().all(|(key, value)| alert.labels[*key] == *value), "{alert:?}");
+    assert_eq!((alert.evidence.n, alert.evidence.devices), (Some(800), Some(2)));
+    desk.until("three refusals", |desk| (*desk.refused.lock().unwrap() >= 3).then_some(())).await;
+    assert!(test.app.alerts.receivers()[0].last_error.as_deref().unwrap().contains("503"));
+    *desk.refuses.lock().unwrap() = false;
+    desk.until("the beginning", |desk| (desk.states() == ["firing"]).then_some(())).await;
+    is_empty(&test.app.alerts).await;
+
+    for device in [&a, &b] {
+        sketch(&test, device, manifest, 13_500, &[0.0, 0.0, 0.0, 1.0, 1.0]).await;
+    }
+    round::run(&test.app, 14_000).await.unwrap();
+    desk.until("the end", |desk| (desk.states() == ["firing", "resolved"]).then_some(())).await;
+    let expected = ["alert.rules-applied", "alert.pending", "alert.firing", "alert.resolved"];
+    assert_eq!(events(&test).await, expected);
+    let taken = desk.taken.lock().unwrap();
+    for (headers, body) in taken.iter() {
+        assert_eq!(headers["muster-delivery"], body["delivery"].as_str().unwrap());
+        assert!(headers["muster-signature"].to_str().unwrap().starts_with("t="));
+        assert_eq!(body["alerts"][0]["fingerprint"], alert.fingerprint);
+    }
+    assert_ne!(taken[0].1["delivery"], taken[1].1["delivery"]);
+}
+
+#[tokio::test]
+async fn a_message_outlasts_a_restart_and_keeps_its_key() {
+    let (desk, url) = desk().await;
+    let folder = tempfile::tempdir().unwrap();
+    let test = controller(|config| config.alerts.receivers = vec![receiver(folder.path(), &url, "")]).await;
+    let manifest = testing::digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let device = runs(&test, "dev-a", manifest, "lyon").await;
+    apply_rules(&test.app, vec![rule(Signal::ErrorRate, serde_json::json!({}))], "ana").await.unwrap();
+    telemetry(&test, &device, manifest, 1_000, RequestCounts { served: 10, failed: 9, ..RequestCounts::default() })
+        .await;
+    round::run(&test.app, 1_001).await.unwrap();
+    let (_, before) = test.app.alerts.queues.first("on-call").unwrap();
+
+    // Nobody has sent it when the next controller starts over the same store. Its round finds nothing new to tell.
+    let config = test.app.config.clone();
+    let again = testing::open_over(config, Arc::clone(&test.broker), test.app.records.clone()).await;
+    again.fleet.update_report(&device, test.app.fleet.view(&device).unwrap().reported.unwrap());
+    let again = Arc::new(again);
+    round::run(&again, 1_002).await.unwrap();
+    let (_stop, stopping) = watch::channel(false);
+    tokio::spawn(delivery::serve(Arc::clone(&again), Arc::clone(&again.alerts.receivers[0]), stopping));
+    desk.until("a message", |desk| (!desk.taken.lock().unwrap().is_empty()).then_some(())).await;
+    is_empty(&again.alerts).await;
+    let taken = desk.taken.lock().unwrap();
+    assert_eq!((taken.len(), taken[0].1["delivery"].as_str().unwrap()), (1, before.dedup_key.as_str()));
+}
+
+#[tokio::test]
+async fn people_silence_acknowledge_and_bring_rules() {
+    let test = controller(|_| {}).await;
+    let manifest = testing::digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let device = runs(&test, "dev-a", manifest, "lyon").await;
+    let rules = vec![rule(Signal::LatencyShare, serde_json::json!({ "latency_above_us": 10_000 }))];
+    apply_rules(&test.app, rules, "ana").await.unwrap();
+    telemetry(&test, &device, manifest, 1_000, RequestCounts { served: 100, ..RequestCounts::default() }).await;
+    let matchers = vec![Matcher { label: "rule".into(), value: "own".into(), negate: false }];
+    let wish = CreateSilence { matchers, for_ms: 3_600_000, reason: "known".into() };
+    let hushed = silence(&test.app, wish, "ana").await.unwrap();
+    let now_ms = crate::clock::now_ms();
+    telemetry(&test, &device, manifest, now_ms, RequestCounts { served: 100, ..RequestCounts::default() }).await;
+    round::run(&test.app, now_ms + 1).await.unwrap();
+    let alert = only_alert(&test).await;
+    assert_eq!((alert.value, alert.state, alert.told), (0.25, AlertState::Firing, Told::Nothing));
+    assert_eq!(alert.silenced_by.as_deref(), Some("s1"));
+    let acknowledged = acknowledge(&test.app, &alert.fingerprint, "ben", Some("mine".into())).await.unwrap();
+    assert_eq!(acknowledged.acknowledged.unwrap().by, "ben");
+    end_silence(&test.app, &hushed.id, "ana").await.unwrap();
+    assert!(matches!(end_silence(&test.app, &hushed.id, "ana").await, Err(DeskError::Standing(_))));
+    round::run(&test.app, now_ms + 60_000).await.unwrap();
+    let alert = only_alert(&test).await;
+    assert_eq!((alert.told, alert.acknowledged.is_some(), alert.silenced_by), (Told::Firing, true, None));
+    // All of it is stored.
+    let again = Alerts::load(&test.app.records, &test.app.config.alerts, now_ms).await.unwrap();
+    assert_eq!(again.list(|_| true).await[0].acknowledged, alert.acknowledged);
+    assert_eq!((again.silences().await.len(), again.rules(false).await.len()), (1, 1));
+    let (own, unknown) = ("own".parse_name(), "none".parse_name());
+    delete_rule(&test.app, &own, "ana").await.unwrap();
+    assert!(matches!(delete_rule(&test.app, &unknown, "ana").await, Err(DeskError::Unknown(_))));
+    round::run(&test.app, now_ms + 60_001).await.unwrap();
+    assert_eq!(only_alert(&test).await.state, AlertState::Resolved);
+    assert!(matches!(acknowledge(&test.app, &alert.fingerprint, "ben", None).await, Err(DeskError::Standing(_))));
+}
+
+trait ParseName {
+    fn parse_name(&self) -> RuleName;
+}
+
+impl ParseName for str {
+    fn parse_name(&self) -> RuleName {
+        RuleName::new(self).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn every_device_has_its_own_alerts() {
+    let test = controller(|config| config.alerts.built_in_rules = true).await;
+    let manifest = testing::digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let device = runs(&test, "dev-a", manifest, "lyon").await;
+    let now_ms = crate::clock::now_ms() + 700_000;
+    let mut report = test.app.fleet.view(&device).unwrap().reported.unwrap();
+    report.update.state = muster_shared::messages::UpdateState::Reverted;
+    report.update.reason = Some("golden example 3 came out wrong".into());
+    report.stale_since_ms = Some(now_ms - 7_200_000);
+    test.app.fleet.update_report(&device, report);
+    telemetry(&test, &device, manifest, now_ms - 1_000, RequestCounts::default()).await;
+    round::run(&test.app, now_ms).await.unwrap();
+    let alerts = test.app.alerts.list(|alert| alert.state == AlertState::Firing).await;
+    let rules: Vec<&str> = alerts.iter().map(|alert| alert.rule.as_str()).collect();
+    for rule in ["device-silent", "device-update-failed", "stale-metadata", "disk-nearly-full"] {
+        assert!(rules.contains(&rule), "{rule} is not among {rules:?}");
+    }
+    let failed = alerts.iter().find(|alert| alert.rule.as_str() == "device-update-failed").unwrap();
+    assert!(failed.annotations["summary"].contains("golden example 3"), "{failed:?}");
+    // One that is shut out is nobody's worry any more.
+    test.revoke(&device).await;
+    round::run(&test.app, now_ms + 4 * 3_600_000).await.unwrap();
+    assert!(test.app.alerts.list(|alert| alert.state == AlertState::Firing).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_queue_is_bounded_and_strays_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let change = |config: &mut Config| {
+        config.alerts.max_queued = 2;
+        config.alerts.receivers = vec![receiver(folder.path(), "http://127.0.0.1:9/", "")];
+    };
+    let test = controller(change).await;
+    let manifest = testing::digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let device = runs(&test, "dev-a", manifest, "lyon").await;
+    apply_rules(&test.app, vec![rule(Signal::ErrorRate, serde_json::json!({ "over_ms": 10 }))], "ana").await.unwrap();
+    for n in 1..=4_u64 {
+        let failed = if n % 2 == 1 { 10 } else { 0 };
+        telemetry(&test, &device, manifest, n * 100, RequestCounts { served: 10, failed, ..RequestCounts::default() })
+            .await;
+        round::run(&test.app, n * 100 + 1).await.unwrap();
+    }
+    assert_eq!(test.app.alerts.queued()["on-call"], 2);
+    let (_, first) = test.app.alerts.queues.first("on-call").unwrap();
+    assert_eq!(first.created_ms, 301, "the oldest were given up");
+    let mut config = test.app.config.alerts.clone();
+    let again = Alerts::load(&test.app.records, &config, 1_000).await.unwrap();
+    assert_eq!(again.queued()["on-call"], 2);
+    config.receivers.clear();
+    Alerts::load(&test.app.records, &config, 1_000).await.unwrap();
+    assert_eq!(test.app.records.all::<Value>(Table::AlertDeliveries, "").await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_receiver_that_cannot_be_used_is_named_without_its_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let (records, _store) = testing::records();
+    let mut config =
+        AlertsConfig { receivers: vec![receiver(folder.path(), "https://h.example/x", "")], ..AlertsConfig::default() };
+    std::fs::write(folder.path().join("hook.secret"), "short-one").unwrap();
+    let error = Alerts::load(&records, &config, 1).await.err().unwrap().to_string();
+    assert!(error.contains("on-call") && error.contains("hook.secret") && !error.contains("short-one"), "{error}");
+    config.receivers[0] =
+        ReceiverConfig { url: None, url_file: Some(folder.path().join("none")), ..config.receivers[0].clone() };
+    let error = Alerts::load(&records, &config, 1).await.err().unwrap().to_string();
+    assert!(error.contains("not there"), "{error}");
+}
