@@ -66,7 +66,9 @@ pub(crate) async fn tell(stage: &Stage, binaries: &Binaries, folder: &Path, devi
 
 async fn found_and_enrol(stage: &Stage, binaries: &Binaries, folder: &Path, devices: usize) -> anyhow::Result<Fleet> {
     stage.step("A controller starts; root and release keys are made offline, and devices enrol");
-    let settings = format!("[content]\nsend-bytes-per-s = {SEND_BYTES_PER_S}\n[rollout]\ntick-ms = 250");
+    let settings = format!(
+        "[content]\nsend-bytes-per-s = {SEND_BYTES_PER_S}\n[rollout]\ntick-ms = 250\n[alerts]\ninterval-ms = 5000"
+    );
     let mut fleet = Fleet::found(binaries, folder, &settings).await?;
     stage.observed(&format!("controller at {}, its own CA made", fleet.controller.endpoints.api_url));
     let token = fleet.enrolment_token(devices).await?;

@@ -14,6 +14,7 @@ pub mod mosquitto;
 pub mod null_draws;
 pub mod operator;
 pub mod process;
+pub mod programs;
 pub mod small_disk;
 pub mod traffic;
 pub mod wait;

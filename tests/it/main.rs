@@ -1,6 +1,7 @@
 //! Integration tests over the real programs: separate processes, real sockets, real certificates, real models.
 
 mod acl;
+mod alerts;
 mod bad_input;
 mod controller_full_disk;
 mod crashes;
@@ -13,6 +14,7 @@ mod full_disk;
 mod identity;
 mod main_job;
 mod meddler;
+mod metrics;
 mod networks;
 mod operators;
 mod pipelines;

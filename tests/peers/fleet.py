@@ -72,6 +72,7 @@ class Controller:
     """The controller, its broker, and its operator at the command line."""
 
     def __init__(self, summary):
+        self.url = summary["url"].rstrip("/")
         self.host = summary["broker_host"]
         self.port = summary["broker_port"]
         self.ca = summary["ca_file"]

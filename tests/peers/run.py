@@ -2,7 +2,7 @@
 
     python run.py DIR/demo.json
 
-`demo.json` is what `cargo demo --data-dir DIR` leaves. Needs mosquitto-clients and openssl from the system, and the packages
+`demo.json` is what `cargo demo --data-dir DIR` leaves. Needs mosquitto-clients, openssl and, for metrics, prometheus from the system, and the packages
 of tests/fixtures/requirements-peers.txt; exports are checked where requirements-tabular.txt is installed too. It stops one
 agent, so that its client id is free, and leaves the other models it rolls out on another. Prints a line for each check; exits
 with 1 if one failed.
@@ -18,6 +18,7 @@ from pathlib import Path
 import envelopes
 import fleet
 import inference
+import metrics
 import tabular
 import topics
 
@@ -36,6 +37,8 @@ def main():
     report = fleet.Report()
     with tempfile.TemporaryDirectory(prefix="muster-peers-") as folder:
         envelopes.check(report, controller, Path(folder))
+        # While every agent is there.
+        metrics.check(report, controller, [fleet.Agent(agent) for agent in summary["agents"]], Path(folder))
         topics.check(report, controller, stopped, attacked, Path(folder))
         inference.check(report, controller, serving, Path(folder))
         tabular.check(report, controller, Path(folder) / "tabular", int(time.time()) % 100_000)

@@ -1,5 +1,6 @@
 //! The API through its router, without a network.
 
+mod alerts;
 mod content;
 mod enrolment;
 mod provisioned;
