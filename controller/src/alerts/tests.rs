@@ -156,7 +156,7 @@ async fn telemetry(test: &TestApp, device: &DeviceId, manifest: Digest, at_ms: u
         received_at_ms: at_ms,
         position: Position { epoch: 1, sequence: at_ms, oldest: 1 },
         key,
-        telemetry: Some(TelemetryWindow { key, requests, latency_us, resources }),
+        telemetry: Some(TelemetryWindow { key, requests, latency_us, resources, comparison: None }),
         sketch: None,
         crash: false,
     };

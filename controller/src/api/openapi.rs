@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    alerts, authorities, bundles, comparison, crl, devices, drift, enrol, events, feedback, files, health, quality, renewal,
-    revocation, rollouts, tokens, trust,
+    alerts, authorities, bundles, comparison, crl, devices, drift, enrol, events, feedback, files, health, quality,
+    renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]

@@ -36,6 +36,7 @@ impl DeviceHealth {
             | UpdateState::Fetching
             | UpdateState::Verified
             | UpdateState::Trial
+            | UpdateState::Beside
             | UpdateState::Committed => false,
         });
         Self {
