@@ -86,7 +86,7 @@ pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish) -> Result<
         let sums = std::mem::take(&mut collected.groups);
         let mut groups: Vec<DriftGroup> =
             sums.into_iter().map(|(key, sums)| show(key, &sums, &collected, &criteria)).collect();
-        adjust(&mut groups);
+        adjust(groups.iter_mut().flat_map(|group| &mut group.columns), criteria.alpha);
         (collected, groups)
     });
     let (collected, groups) = scored.await.map_err(|_| DriftError::Interrupted)?;

@@ -57,23 +57,22 @@ fn rounded_up(x: f64) -> f32 {
     -rounded_down(-x) + 0.0
 }
 
-/// The lower edges of at most [`REFERENCE_BINS`] bins of `sorted`, which must be finite, ascending and not empty.
-fn lower_edges(sorted: &[f64]) -> Vec<f32> {
-    let mut distinct: Vec<f32> = Vec::with_capacity(REFERENCE_BINS + 1);
+/// The lower edges of at most `bins` bins of `sorted`, which must be finite, ascending and not empty.
+fn lower_edges(sorted: &[f64], bins: usize) -> Vec<f32> {
+    let mut distinct: Vec<f32> = Vec::with_capacity(bins + 1);
     for x in sorted {
         let edge = rounded_down(*x);
         if distinct.last().is_none_or(|last| *last < edge) {
             distinct.push(edge);
-            if distinct.len() > REFERENCE_BINS {
+            if distinct.len() > bins {
                 break;
             }
         }
     }
-    if distinct.len() <= REFERENCE_BINS {
+    if distinct.len() <= bins {
         return distinct;
     }
-    let mut edges: Vec<f32> =
-        (0..REFERENCE_BINS).map(|bin| rounded_down(sorted[bin * sorted.len() / REFERENCE_BINS])).collect();
+    let mut edges: Vec<f32> = (0..bins).map(|bin| rounded_down(sorted[bin * sorted.len() / bins])).collect();
     edges.dedup();
     edges
 }
@@ -86,6 +85,14 @@ fn lower_edges(sorted: &[f64]) -> Vec<f32> {
 /// # Errors
 /// [`ReferenceError`] when a value is infinite or too large, or when there is none.
 pub fn numeric(sample: &[f64]) -> Result<Reference, ReferenceError> {
+    numeric_in(sample, REFERENCE_BINS)
+}
+
+/// [`numeric`] with at most `bins` bins, which must be at least one.
+///
+/// # Errors
+/// As [`numeric`] has them.
+pub fn numeric_in(sample: &[f64], bins: usize) -> Result<Reference, ReferenceError> {
     let mut sorted = Vec::with_capacity(sample.len());
     for (row, value) in sample.iter().copied().enumerate().filter(|(_, value)| !value.is_nan()) {
         if value.is_infinite() {
@@ -101,7 +108,7 @@ pub fn numeric(sample: &[f64]) -> Result<Reference, ReferenceError> {
         return Err(ReferenceError::Empty);
     };
     let max = rounded_up(*greatest);
-    let lower_edges = lower_edges(&sorted);
+    let lower_edges = lower_edges(&sorted, bins.max(1));
     let mut sketch = NumericSketch { bins: vec![0; lower_edges.len()], ..NumericSketch::default() };
     for value in &sorted {
         sketch.add(&lower_edges, max, *value);

@@ -8,6 +8,7 @@ mod agent;
 mod controller;
 mod crowd;
 mod delivery;
+mod drift;
 mod flash;
 mod forests;
 mod http;
@@ -37,10 +38,10 @@ struct Arguments {
     /// What to measure.
     #[arg(value_enum, default_value_t = Part::All)]
     part: Part,
-    /// Simulated devices of the controller's and the delivery part.
+    /// Simulated devices of the controller's, the delivery and the drift part.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     devices: u32,
-    /// Requests of each kind in the inference part.
+    /// Requests of each kind in the inference part; draws of each setting in the false-alarms part.
     #[arg(long, default_value_t = 6_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
     requests: u32,
     /// How long something is watched at rest, in seconds.
@@ -72,6 +73,10 @@ enum Part {
     Delivery,
     /// What the agent writes to its disk, at rest and for an update; takes some minutes.
     Flash,
+    /// Merging and scoring the windows of many devices, as the controller does.
+    Drift,
+    /// How often drift is seen where there is none; takes some minutes.
+    FalseAlarms,
     /// Checking a bundle's signature and files on one core, beside sha256sum and openssl.
     Verify,
     /// All of it.
@@ -96,6 +101,18 @@ fn main() -> ExitCode {
 
 /// Runs the parts asked for and tells whether all of them could be measured.
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    // What needs no program is measured without building any.
+    let alone = match arguments.part {
+        Part::Drift => Some(drift::measure(arguments.devices)?),
+        Part::FalseAlarms => Some(drift::false_alarms(arguments.requests)?),
+        Part::Agent | Part::Inference | Part::Controller | Part::Delivery | Part::Flash | Part::Verify | Part::All => {
+            None
+        }
+    };
+    if let Some(tables) = alone {
+        tables.iter().for_each(Table::print);
+        return Ok(true);
+    }
     let simulated = arguments.pairs.is_empty() && matches!(arguments.part, Part::Controller | Part::Delivery);
     let with_agent = arguments.agent.is_none() && !simulated;
     programs::build(with_agent)?;
@@ -114,7 +131,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let window = Duration::from_secs(arguments.window_s);
     let mut complete = true;
-    for part in [Part::Agent, Part::Inference, Part::Controller, Part::Delivery, Part::Flash, Part::Verify] {
+    for part in [Part::Agent, Part::Inference, Part::Controller, Part::Delivery, Part::Flash, Part::Verify, Part::Drift]
+    {
         if arguments.part != part && arguments.part != Part::All {
             continue;
         }
@@ -130,6 +148,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 }
                 Part::Delivery => pairs::measure(&binaries, &place, &arguments.pairs).await,
                 Part::Verify => verify::measure(&binaries, &place).await,
+                Part::Drift | Part::FalseAlarms => drift::measure(arguments.devices),
                 Part::Flash => flash::measure(&binaries, &place, window).await,
             }
         });

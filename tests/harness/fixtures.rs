@@ -13,10 +13,16 @@ pub struct Image {
     pub pixels: Vec<f32>,
 }
 
+/// Where all of them are.
+#[must_use]
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
 /// The folder of the digits models.
 #[must_use]
 pub fn digits() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/digits")
+    folder().join("digits")
 }
 
 /// The folder of the models that have a pipeline.

@@ -4,7 +4,6 @@
 
 use muster_shared::api::ColumnDrift;
 use muster_shared::drift::{Criteria, DeviceGroups, Draws, column_drift};
-use muster_shared::ids::DeviceId;
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::reference;
 use muster_shared::sketch::ColumnSketch;
@@ -132,7 +131,7 @@ impl Random {
             let rows = setting.rows * (device + 1) / setting.devices - setting.rows * device / setting.devices;
             let mut sketch = ColumnSketch::empty(&column);
             self.device(setting, rows).into_iter().for_each(|x| sketch.add(&column, x));
-            groups.add(&format!("d-{device}").parse::<DeviceId>()?, &[sketch]);
+            groups.add(&format!("d-{device}"), &[sketch]);
         }
         let profile = Profile { columns: vec![column], ..Profile::default() };
         let column = &profile.columns[0];

@@ -13,7 +13,7 @@ use crate::{
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
 ///
 /// Exit codes: 0 done; 1 the thing asked for failed (a verification, a rollout that went back); 2 wrong usage or bad local
-/// input; 3 the controller refused; 4 the controller cannot be reached or failed.
+/// input; 3 the controller refused, or a scored table has drifted; 4 the controller cannot be reached or failed.
 #[derive(Debug, Parser)]
 #[command(name = "muster", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -43,6 +43,9 @@ enum Command {
     /// Build, sign, verify and push bundles.
     #[command(subcommand)]
     Bundle(Box<bundle::BundleCommand>),
+    /// Make profiles of tables, to score others against.
+    #[command(subcommand)]
+    Profile(crate::profile::ProfileCommand),
     /// Show, label, revoke and reinstate devices.
     #[command(subcommand)]
     Device(device::DeviceCommand),
@@ -52,9 +55,9 @@ enum Command {
     /// Bring bundles out to devices, watch, stop, go back.
     #[command(subcommand)]
     Rollout(Box<rollout::RolloutCommand>),
-    /// Show how far live data has moved from the reference.
+    /// Show how far live data has moved from the reference, and score tables.
     #[command(subcommand)]
-    Drift(drift::DriftCommand),
+    Drift(Box<drift::DriftCommand>),
     /// Show how good a bundle is by its labels.
     #[command(subcommand)]
     Quality(quality::QualityCommand),
@@ -113,11 +116,12 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Root(command) => root::run(&context, command),
         Command::Trust(command) => trust::run(&context, command),
         Command::Ca(command) => ca::run(&context, command),
+        Command::Profile(command) => crate::profile::run(&context, command),
         Command::Bundle(command) => bundle::run(&context, *command),
         Command::Device(command) => device::run(&context, command),
         Command::Token(command) => token::run(&context, command),
         Command::Rollout(command) => rollout::run(&context, *command),
-        Command::Drift(command) => drift::run(&context, command),
+        Command::Drift(command) => drift::run(&context, *command),
         Command::Quality(command) => quality::run(&context, command),
         Command::Feedback(command) => feedback::run(&context, command),
         Command::Alerts(command) => alerts::run(&context, command),

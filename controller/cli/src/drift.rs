@@ -1,7 +1,13 @@
-//! `muster drift`: how far live data has moved from a bundle's reference.
+//! `muster drift`: how far live data has moved from a bundle's reference, and a table from any reference.
 
-use clap::{Args, Subcommand};
+mod answers;
+mod explain;
+mod export;
+mod score;
+
+use clap::{Args, Subcommand, ValueEnum};
 use muster_shared::api::{ColumnDrift, DriftGroup, DriftReport};
+use muster_shared::drift::{Clustering, Score};
 use muster_shared::ids::BundleRef;
 
 use crate::command::{Context, block_on};
@@ -13,6 +19,12 @@ use crate::output::{self, Tone, cell, number, toned};
 pub(crate) enum DriftCommand {
     /// Show the drift of every column, by group of devices.
     Show(ShowArgs),
+    /// Explain what moved in a column, which devices contribute and since when.
+    Explain(explain::ExplainArgs),
+    /// Print the counts behind the scores, for notebooks.
+    Export(export::ExportArgs),
+    /// Score a table against a bundle or a profile, here and without a controller. Exit code 3 says that it has drifted.
+    Score(score::ScoreArgs),
 }
 
 #[derive(Debug, Args)]
@@ -23,6 +35,9 @@ pub(crate) struct ShowArgs {
     /// Group devices by this label.
     #[arg(long, value_name = "LABEL")]
     group_by: Option<String>,
+    /// What else to tell apart.
+    #[arg(long, value_enum)]
+    by: Option<By>,
     /// Leave out windows older than this.
     #[arg(long, value_name = "DURATION")]
     since: Option<Millis>,
@@ -31,43 +46,115 @@ pub(crate) struct ShowArgs {
     only_drifted: bool,
 }
 
+/// What else than groups of devices can be told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    /// Steps of time, in their order: the trend.
+    Window,
+    /// Slices of rows, as the profile declares them; those with too few rows are kept back.
+    Slice,
+}
+
+impl By {
+    /// As the API has it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Window => "window",
+            Self::Slice => "slice",
+        }
+    }
+}
+
 fn optional(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), output::significant)
 }
 
+fn score_cell(score: Option<Score>) -> comfy_table::Cell {
+    let text = optional(score.map(|score| score.value));
+    if score.is_some_and(|score| score.is_significant()) { number(format!("{text}*")) } else { number(text) }
+}
+
+fn verdict(column: &ColumnDrift) -> comfy_table::Cell {
+    if column.drifted {
+        return toned("drifted", Tone::Bad);
+    }
+    match column.psi {
+        None => cell("-"),
+        Some(_) if column.significant => toned("slight", Tone::Busy),
+        Some(_) => toned("stable", Tone::Good),
+    }
+}
+
 fn column_row(column: &ColumnDrift) -> Vec<comfy_table::Cell> {
+    let worth = match column.clustering {
+        Clustering::WithinOneDevice | Clustering::FewDevices => format!("~{:.0}", column.n_effective),
+        Clustering::Rows | Clustering::Devices => format!("{:.0}", column.n_effective),
+    };
     vec![
         cell(&column.name),
-        cell(if column.prediction { "prediction" } else { "input" }),
-        number(optional(column.psi)),
+        cell(output::word(&column.subject)),
+        score_cell(column.psi.map(|value| Score { value, critical: column.critical })),
         number(optional(column.critical)),
+        score_cell(column.jensen_shannon),
+        score_cell(column.l_infinity),
+        score_cell(column.kolmogorov_smirnov),
+        score_cell(column.wasserstein),
         number(column.n.to_string()),
-        number(format!("{:.0}", column.n_effective)),
+        number(worth),
         number(output::percent(column.missing_share)),
         number(output::percent(column.unexpected_share)),
-        if column.drifted { toned("yes", Tone::Bad) } else { cell("no") },
+        number(optional(column.q_value)),
+        verdict(column),
     ]
 }
 
-fn group_text(report: &DriftReport, group: &DriftGroup) -> String {
-    let name = match &report.group_by {
+/// The scores of columns: what moved first, and most, is what is looked for.
+fn columns_table<'c>(columns: impl IntoIterator<Item = &'c ColumnDrift>) -> String {
+    let mut columns: Vec<&ColumnDrift> = columns.into_iter().collect();
+    let psi = |column: &ColumnDrift| column.psi.unwrap_or(-1.0);
+    columns.sort_by(|a, b| b.drifted.cmp(&a.drifted).then(psi(b).total_cmp(&psi(a))));
+    output::table(
+        &[
+            "column",
+            "about",
+            "psi",
+            "critical",
+            "js",
+            "l-inf",
+            "ks",
+            "w1/sd",
+            "n",
+            "n eff",
+            "missing",
+            "unexpected",
+            "q",
+            "verdict",
+        ],
+        columns.into_iter().map(column_row),
+    )
+}
+
+fn group_name(group_by: Option<&str>, group: &str) -> String {
+    match group_by {
         None => "whole fleet".to_owned(),
-        Some(label) if group.group.is_empty() => format!("without {label}"),
-        Some(label) => format!("{label}={}", group.group),
-    };
+        Some(label) if group.is_empty() => format!("without {label}"),
+        Some(label) => format!("{label}={group}"),
+    }
+}
+
+fn group_text(report: &DriftReport, group: &DriftGroup) -> String {
+    let mut name = group_name(report.group_by.as_deref(), &group.group);
+    if let Some(slice) = &group.slice {
+        name = format!("{name}, {slice}");
+    }
+    if report.by_window {
+        name = format!("{name}, {} to {}", output::time(group.start_ms), output::time(group.end_ms));
+    }
     let title = format!("{name}: {} device(s), {} window(s)", group.devices, group.windows);
     if group.columns.is_empty() {
         return output::clean(&format!("{title}, no column to show"));
     }
-    // What moved first, and most, is what is looked for.
-    let mut columns: Vec<&ColumnDrift> = group.columns.iter().collect();
-    let psi = |column: &ColumnDrift| column.psi.unwrap_or(-1.0);
-    columns.sort_by(|a, b| b.drifted.cmp(&a.drifted).then(psi(b).total_cmp(&psi(a))));
-    let table = output::table(
-        &["column", "kind", "psi", "critical", "n", "n eff", "missing", "unexpected", "drifted"],
-        columns.into_iter().map(column_row),
-    );
-    format!("{}\n{table}", output::clean(&title))
+    format!("{}\n{}", output::clean(&title), columns_table(&group.columns))
 }
 
 fn report_text(report: &DriftReport) -> String {
@@ -76,21 +163,17 @@ fn report_text(report: &DriftReport) -> String {
         since_ms => format!("windows since {}", output::time(since_ms)),
     };
     let head = format!(
-        "{}: {windows}; drifted means psi above its critical value (chance {}) and above {}",
+        "{}: {windows}; * beyond chance ({}); drifted: that among all columns, and psi above {}",
         report.bundle, report.alpha, report.min_effect
     );
     let groups = report.groups.iter().map(|group| group_text(report, group));
     std::iter::once(head).chain(groups).collect::<Vec<_>>().join("\n\n")
 }
 
-/// Does what was asked.
-///
-/// # Errors
-/// [`Failure`] when the controller refuses.
-pub(crate) fn run(context: &Context, command: DriftCommand) -> Result<(), Failure> {
-    let DriftCommand::Show(args) = command;
+fn show(context: &Context, args: ShowArgs) -> Result<(), Failure> {
     let mut query = vec![("bundle", args.bundle.to_string())];
     query.extend(args.group_by.map(|label| ("group-by", label)));
+    query.extend(args.by.map(|by| ("by", by.word().to_owned())));
     query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
     let client = context.client()?;
     let mut report: DriftReport = block_on(client.get(&["drift"], &query))?;
@@ -101,4 +184,17 @@ pub(crate) fn run(context: &Context, command: DriftCommand) -> Result<(), Failur
         report.groups.iter_mut().for_each(|group| group.columns.retain(|column| column.drifted));
     }
     context.output.show(&report, report_text)
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when the controller refuses, a file is wrong, or a table has drifted.
+pub(crate) fn run(context: &Context, command: DriftCommand) -> Result<(), Failure> {
+    match command {
+        DriftCommand::Show(args) => show(context, args),
+        DriftCommand::Explain(args) => explain::run(context, args),
+        DriftCommand::Export(args) => export::run(context, &args),
+        DriftCommand::Score(args) => score::run(context, &args),
+    }
 }

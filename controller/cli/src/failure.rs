@@ -1,6 +1,6 @@
 //! How a command ends badly, and the exit code that tells a script how.
 //!
-//! The codes are a promise: 1 the thing asked for failed, 2 usage or bad local input, 3 the controller refused,
+//! The codes are a promise: 1 the thing asked for failed, 2 usage or bad local input, 3 the controller refused, or a scored table has drifted,
 //! 4 the controller cannot be reached or failed itself.
 
 use std::error::Error;
@@ -11,6 +11,7 @@ enum Kind {
     Input,
     Refused,
     Unavailable,
+    Drifted,
     Closed,
 }
 
@@ -44,6 +45,11 @@ impl Failure {
         Self::new(Kind::Refused, message)
     }
 
+    /// A scored table has drifted: an answer, not a fault, but one that a script must hear.
+    pub(crate) fn drifted(message: impl Into<String>) -> Self {
+        Self::new(Kind::Drifted, message)
+    }
+
     /// The controller could not be reached, failed, or gave an answer that is none.
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(Kind::Unavailable, message)
@@ -65,7 +71,7 @@ impl Failure {
         match self.kind {
             Kind::Unmet => 1,
             Kind::Input => 2,
-            Kind::Refused => 3,
+            Kind::Refused | Kind::Drifted => 3,
             Kind::Unavailable => 4,
             Kind::Closed => 0,
         }

@@ -24,11 +24,14 @@ mod key_file;
 mod output;
 mod pairs;
 mod passphrase;
+mod profile;
 mod quality;
+mod reference_file;
 mod rollout;
 mod root;
 mod settings;
 mod signer;
+mod table_file;
 mod token;
 mod trust;
 

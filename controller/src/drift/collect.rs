@@ -74,7 +74,7 @@ impl Sums {
         self.span(key.start_ms, key.start_ms.saturating_add(key.duration_ms));
         self.windows += 1;
         self.rows = self.rows.saturating_add(rows);
-        self.counts.add(device, columns);
+        self.counts.add(device.as_str(), columns);
     }
 
     fn merge(&mut self, other: &Self) {

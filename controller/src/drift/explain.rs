@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use muster_shared::api::DriftExplanation;
-use muster_shared::drift::{Criteria, by_devices, cell_changes, column_drift, contribution, kind_of, sentence};
+use muster_shared::api::{ColumnDrift, DriftExplanation, DriftGroup};
+use muster_shared::drift::{Criteria, adjust, cell_changes, contribution, kind_of, sentence};
 use muster_shared::ids::{BundleRef, DeviceId};
 use muster_shared::profile::Column;
 
-use super::collect::{self, Collected, Key};
+use super::collect::{self, Collected};
 use super::{DriftError, Wish, show};
 use crate::state::App;
 
@@ -31,7 +31,7 @@ fn add_to(sum: &mut Vec<u64>, counts: &[u64]) {
     sum.iter_mut().zip(counts).for_each(|(sum, n)| *sum = sum.saturating_add(*n));
 }
 
-/// The first of the last unbroken run of steps in which `column` (by its position) counted as drifted, if the last one did.
+/// The first of the last unbroken run of steps in which `column` (by its position) counted as drifted taken alone, if the last one did.
 fn since(stepped: &Collected, group: &str, column: usize, criteria: &Criteria) -> Option<u64> {
     let mut since_ms = None;
     for (_, sums) in stepped.groups.iter().filter(|(key, _)| key.group == group).rev() {
@@ -43,8 +43,12 @@ fn since(stepped: &Collected, group: &str, column: usize, criteria: &Criteria) -
     since_ms
 }
 
-/// What each group wants explained: a column by its position.
-fn chosen(whole: &Collected, question: &Question, criteria: &Criteria) -> Result<BTreeMap<String, usize>, DriftError> {
+/// What each group wants explained: a column by its position, and as it is judged among all columns of all groups.
+fn chosen(
+    whole: &Collected,
+    question: &Question,
+    criteria: &Criteria,
+) -> Result<BTreeMap<String, (usize, ColumnDrift)>, DriftError> {
     let columns = &whole.profile().columns;
     let named =
         match &question.column {
@@ -53,15 +57,19 @@ fn chosen(whole: &Collected, question: &Question, criteria: &Criteria) -> Result
                 DriftError::UnknownColumn { bundle: whole.listed.bundle.clone(), column: name.clone() }
             })?),
         };
-    let moved_most = |key: &Key, sums: &collect::Sums| {
-        let group = show(key.clone(), sums, whole, criteria);
-        let rank = |at: &usize| group.columns.get(*at).map(|c| (c.drifted, c.psi.unwrap_or(-1.0)));
-        (0..group.columns.len()).max_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal))
+    let mut groups: Vec<_> = whole.groups.iter().map(|(key, sums)| show(key.clone(), sums, whole, criteria)).collect();
+    adjust(groups.iter_mut().flat_map(|group| &mut group.columns), criteria.alpha);
+    let rank = |column: &ColumnDrift| (column.drifted, column.psi.unwrap_or(-1.0));
+    let of = |group: DriftGroup| {
+        let moved_most = group
+            .columns
+            .iter()
+            .enumerate()
+            .max_by(|(_, a), (_, b)| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal));
+        let at = named.or_else(|| moved_most.map(|(at, _)| at))?;
+        Some((group.group, (at, group.columns.into_iter().nth(at)?)))
     };
-    let of = |(key, sums): (&Key, &collect::Sums)| {
-        named.or_else(|| moved_most(key, sums)).map(|column| (key.group.clone(), column))
-    };
-    Ok(whole.groups.iter().filter_map(of).collect())
+    Ok(groups.into_iter().filter_map(of).collect())
 }
 
 fn explained(
@@ -70,13 +78,12 @@ fn explained(
     column: &Column,
     group: &str,
     devices: &ByDevice,
+    scored: ColumnDrift,
     criteria: &Criteria,
 ) -> DriftExplanation {
     let reference = column.reference.cells();
     let mut current = vec![0; reference.len()];
     devices.values().for_each(|counts| add_to(&mut current, counts));
-    let apart: Vec<Vec<u64>> = devices.values().cloned().collect();
-    let scored = column_drift(column, &reference, &current, by_devices(&apart), criteria);
     let mut contributors: Vec<_> =
         devices.iter().filter_map(|(device, own)| contribution(device, &reference, &current, own)).collect();
     contributors.sort_by(|a, b| b.contribution.total_cmp(&a.contribution));
@@ -113,7 +120,7 @@ pub(crate) async fn explain(
     let chosen = chosen(&whole, &question, &criteria)?;
     let mut counts: BTreeMap<String, ByDevice> = BTreeMap::new();
     collect::each(app, &whole.listed, &question.wish, |group, device, window| {
-        if let Some(sketch) = chosen.get(&group).and_then(|column| window.columns.get(*column)) {
+        if let Some(sketch) = chosen.get(&group).and_then(|(column, _)| window.columns.get(*column)) {
             let devices = counts.entry(group).or_default();
             add_to(devices.entry(device.clone()).or_default(), &sketch.cells());
         }
@@ -121,9 +128,9 @@ pub(crate) async fn explain(
     })
     .await?;
     let of = |(group, devices): (String, ByDevice)| {
-        let at = *chosen.get(&group)?;
+        let (at, scored) = chosen.get(&group)?.clone();
         let column = whole.profile().columns.get(at)?;
-        let mut explanation = explained(bundle, &question, column, &group, &devices, &criteria);
+        let mut explanation = explained(bundle, &question, column, &group, &devices, scored, &criteria);
         explanation.since_ms = since(&stepped, &group, at, &criteria);
         Some(explanation)
     };

@@ -130,7 +130,7 @@ pub struct ColumnDrift {
     /// Scores beyond what chance makes of them, with probability α each.
     #[serde(default)]
     pub beyond_chance: Vec<ScoreName>,
-    /// What is significant is also large enough to matter: the verdict.
+    /// The verdict: what is significant is also large enough to matter, and `q_value` is at most α.
     pub drifted: bool,
 }
 
@@ -170,7 +170,7 @@ pub struct DriftReport {
     /// Whether windows are told apart too: one group for each step of time, in order.
     #[serde(default)]
     pub by_window: bool,
-    /// Chance of a false alarm per column.
+    /// Chance of a false alarm among all columns and groups when nothing has moved; of each score to exceed its critical value.
     pub alpha: f64,
     /// The score below which a significant move is too small to matter.
     pub min_effect: f64,

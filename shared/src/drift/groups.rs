@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::report::column_drift;
 use super::verdict::{Criteria, by_devices};
 use crate::api::ColumnDrift;
-use crate::ids::{DeviceId, Digest};
+use crate::ids::Digest;
 use crate::profile::{Column, Profile};
 use crate::sketch::ColumnSketch;
 
@@ -26,9 +26,14 @@ pub struct DeviceGroups {
     grouped: bool,
 }
 
-fn hash(device: &DeviceId) -> u64 {
-    let digest = Digest::of(device.as_str().as_bytes());
+fn hash(device: &str) -> u64 {
+    let digest = Digest::of(device.as_bytes());
     digest.as_bytes().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+/// Where the cells of the column at position `at` begin.
+fn start_of(profile: &Profile, at: usize) -> usize {
+    profile.columns.iter().take(at).map(|column| column.reference.cells().len()).sum()
 }
 
 fn add_to(sum: &mut Vec<u64>, counts: &[u64]) {
@@ -42,7 +47,7 @@ fn add_to(sum: &mut Vec<u64>, counts: &[u64]) {
 
 impl DeviceGroups {
     /// Adds what `device` counted in one window: one sketch a column of the profile, which they must fit.
-    pub fn add(&mut self, device: &DeviceId, columns: &[ColumnSketch]) {
+    pub fn add(&mut self, device: &str, columns: &[ColumnSketch]) {
         let counts: Vec<u64> = columns.iter().flat_map(ColumnSketch::cells).collect();
         let device = hash(device);
         self.devices.insert(device);
@@ -114,18 +119,23 @@ impl DeviceGroups {
     /// Scores the column at position `at` of `profile`; `None` past its columns.
     #[must_use]
     pub fn score_one(&self, profile: &Profile, at: usize, criteria: &Criteria) -> Option<ColumnDrift> {
-        let start = profile.columns.iter().take(at).map(|column| column.reference.cells().len()).sum();
-        profile.columns.get(at).map(|column| self.score_cells(column, start, criteria).0)
+        profile.columns.get(at).map(|column| self.score_cells(column, start_of(profile, at), criteria).0)
+    }
+
+    /// What each device, or random group of them, counted of the column at position `at` of `profile`.
+    #[must_use]
+    pub fn column(&self, profile: &Profile, at: usize) -> Vec<Vec<u64>> {
+        let cells = profile.columns.get(at).map_or(0, |column| column.reference.cells().len());
+        self.cells(start_of(profile, at), cells)
+    }
+
+    fn cells(&self, start: usize, cells: usize) -> Vec<Vec<u64>> {
+        self.counts.values().filter_map(|counts| counts.get(start..start + cells)).map(<[u64]>::to_vec).collect()
     }
 
     fn score_cells(&self, column: &Column, start: usize, criteria: &Criteria) -> (ColumnDrift, usize) {
         let reference = column.reference.cells();
-        let apart: Vec<Vec<u64>> = self
-            .counts
-            .values()
-            .filter_map(|counts| counts.get(start..start + reference.len()))
-            .map(<[u64]>::to_vec)
-            .collect();
+        let apart = self.cells(start, reference.len());
         let mut current = vec![0; reference.len()];
         apart.iter().for_each(|counts| add_to(&mut current, counts));
         let scored = column_drift(column, &reference, &current, by_devices(&apart), criteria);

@@ -3,7 +3,7 @@
 use super::evidence::Draws;
 use super::layout::Layout;
 use super::verdict::{ColumnVerdict, Criteria, Score, false_discovery_rates, judge};
-use crate::api::{ColumnDrift, DriftGroup, ScoreName, Subject};
+use crate::api::{ColumnDrift, ScoreName, Subject};
 use crate::profile::Column;
 
 fn beyond_chance(verdict: &ColumnVerdict, alpha: f64) -> Vec<ScoreName> {
@@ -66,12 +66,13 @@ pub fn column_drift(
     }
 }
 
-/// Fills in the false discovery rates over every column of every group.
-pub fn adjust(groups: &mut [DriftGroup]) {
-    let mut columns: Vec<&mut ColumnDrift> =
-        groups.iter_mut().flat_map(|group| &mut group.columns).filter(|column| column.p_value.is_some()).collect();
+/// Judges columns that are looked at together: each gets its false discovery rate over all of them, and none counts as drifted whose rate
+/// is above `alpha`. However many columns there are, where none has moved there is a false alarm with probability `alpha` at most.
+pub fn adjust<'c>(columns: impl IntoIterator<Item = &'c mut ColumnDrift>, alpha: f64) {
+    let mut columns: Vec<&mut ColumnDrift> = columns.into_iter().filter(|column| column.p_value.is_some()).collect();
     let p_values: Vec<f64> = columns.iter().filter_map(|column| column.p_value).collect();
     for (column, rate) in columns.iter_mut().zip(false_discovery_rates(&p_values)) {
         column.q_value = Some(rate);
+        column.drifted &= rate <= alpha;
     }
 }

@@ -7,6 +7,7 @@ mod folder;
 mod labels;
 mod list;
 mod new_folder;
+pub(crate) mod open;
 mod pipeline;
 mod profile;
 mod push;

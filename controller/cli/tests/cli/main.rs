@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bundles;
+mod drift;
 #[cfg(target_os = "linux")]
 mod full_disk;
 #[cfg(target_os = "linux")]

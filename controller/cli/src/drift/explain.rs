@@ -1,0 +1,110 @@
+//! `muster drift explain`: reference and current side by side, who contributes, since when.
+
+use clap::Args;
+use muster_shared::api::{CellChange, DriftExplanation};
+use muster_shared::ids::BundleRef;
+
+use super::{columns_table, group_name};
+use crate::command::{Context, block_on};
+use crate::duration::Millis;
+use crate::failure::Failure;
+use crate::output::{self, Tone, cell, number, toned};
+
+/// Characters of the longest bar.
+const BAR_CHARS: f64 = 24.0;
+/// Cells named as those that moved most.
+const MOVED_MOST: usize = 3;
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The bundle, as digits@1.0.0.
+    #[arg(value_name = "NAME@VERSION")]
+    bundle: BundleRef,
+    /// The column to explain; otherwise the one that moved most.
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+    /// Group devices by this label.
+    #[arg(long, value_name = "LABEL")]
+    group_by: Option<String>,
+    /// Leave out windows older than this.
+    #[arg(long, value_name = "DURATION")]
+    since: Option<Millis>,
+}
+
+fn bar(share: f64, most: f64) -> String {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most BAR_CHARS")]
+    let length = if most > 0.0 { (share / most * BAR_CHARS).round() as usize } else { 0 };
+    "█".repeat(length)
+}
+
+fn bars(cells: &[CellChange]) -> String {
+    let sum = |of: fn(&CellChange) -> u64| cells.iter().map(|cell| of(cell) as f64).sum::<f64>().max(1.0);
+    let (n_reference, n) = (sum(|cell| cell.reference), sum(|cell| cell.current));
+    let shares: Vec<(f64, f64)> =
+        cells.iter().map(|cell| (cell.reference as f64 / n_reference, cell.current as f64 / n)).collect();
+    let most = shares.iter().flat_map(|(p, q)| [*p, *q]).fold(0.0, f64::max);
+    let mut moved: Vec<f64> = cells.iter().map(|cell| cell.psi).collect();
+    moved.sort_by(|a, b| b.total_cmp(a));
+    let least_moved = moved.get(MOVED_MOST - 1).copied().unwrap_or(0.0).max(0.01);
+    let rows = cells.iter().zip(&shares).filter(|(change, _)| change.reference > 0 || change.current > 0).map(
+        |(change, (p, q))| {
+            let word = format!("{:+.1} %", change.change * 100.0);
+            vec![
+                cell(&change.cell),
+                number(output::percent(*p)),
+                cell(bar(*p, most)),
+                number(output::percent(*q)),
+                cell(bar(*q, most)),
+                if change.psi >= least_moved { toned(word, Tone::Bad) } else { number(word) },
+            ]
+        },
+    );
+    output::table(&["cell", "reference", "", "current", "", "change"], rows)
+}
+
+fn text(explanation: &DriftExplanation) -> String {
+    let mut parts = vec![
+        format!(
+            "{}: {}, {} device(s)",
+            explanation.bundle,
+            group_name(explanation.group_by.as_deref(), &explanation.group),
+            explanation.devices
+        ),
+        explanation.sentence.clone(),
+        columns_table([&explanation.column]),
+        bars(&explanation.cells),
+    ];
+    if let Some(since_ms) = explanation.since_ms {
+        parts.push(format!("drifted without a break since {}", output::time(since_ms)));
+    }
+    if !explanation.contributors.is_empty() {
+        let rows = explanation.contributors.iter().map(|device| {
+            vec![
+                cell(device.device.as_str()),
+                number(device.n.to_string()),
+                number(output::significant(device.psi)),
+                number(device.psi_without.map_or_else(|| "-".to_owned(), output::significant)),
+                number(format!("{:.1} %", device.contribution * 100.0)),
+            ]
+        });
+        parts.push(output::table(&["device", "rows", "own psi", "psi without it", "contribution"], rows));
+    }
+    output::clean(&parts.join("\n\n"))
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when the controller refuses.
+pub(super) fn run(context: &Context, args: ExplainArgs) -> Result<(), Failure> {
+    let mut query = vec![("bundle", args.bundle.to_string())];
+    query.extend(args.column.map(|column| ("column", column)));
+    query.extend(args.group_by.map(|label| ("group-by", label)));
+    query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
+    let client = context.client()?;
+    let explanations: Vec<DriftExplanation> = block_on(client.get(&["drift", "explain"], &query))?;
+    if explanations.is_empty() {
+        output::note("no device has reported yet");
+    }
+    context.output.show(&explanations, |all| all.iter().map(text).collect::<Vec<_>>().join("\n\n"))
+}

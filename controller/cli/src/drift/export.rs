@@ -1,0 +1,83 @@
+//! `muster drift export`: the counts behind the scores, for notebooks.
+
+use clap::{Args, ValueEnum};
+use muster_shared::api::WindowExport;
+use muster_shared::ids::BundleRef;
+
+use super::By;
+use crate::command::{Context, block_on};
+use crate::duration::Millis;
+use crate::failure::Failure;
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The bundle, as digits@1.0.0.
+    #[arg(value_name = "NAME@VERSION")]
+    bundle: BundleRef,
+    /// Group devices by this label.
+    #[arg(long, value_name = "LABEL")]
+    group_by: Option<String>,
+    /// What else to tell apart.
+    #[arg(long, value_enum, default_value_t = By::Window)]
+    by: By,
+    /// Leave out windows older than this.
+    #[arg(long, value_name = "DURATION")]
+    since: Option<Millis>,
+    /// The form: one row a cell, or one document.
+    #[arg(long, value_enum, default_value_t = Form::Csv)]
+    format: Form,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// One row for each cell of each column, group and step of time.
+    Csv,
+    /// One document.
+    Json,
+}
+
+fn as_csv(export: &WindowExport) -> Result<String, csv::Error> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record([
+        "group",
+        "slice",
+        "start_ms",
+        "end_ms",
+        "devices",
+        "column",
+        "cell",
+        "reference",
+        "current",
+    ])?;
+    for window in &export.windows {
+        let cells = export.cells.get(&window.column).map_or(&[][..], Vec::as_slice);
+        for ((cell, reference), current) in cells.iter().zip(&window.counts) {
+            let [start, end, devices, reference, current] =
+                [window.start_ms, window.end_ms, u64::from(window.devices), *reference, *current]
+                    .map(|n| n.to_string());
+            let slice = window.slice.as_deref().unwrap_or_default();
+            let row = [&window.group, slice, &start, &end, &devices, &window.column, cell, &reference, &current];
+            writer.write_record(row)?;
+        }
+    }
+    let bytes = writer.into_inner().map_err(csv::IntoInnerError::into_error)?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when the controller refuses.
+pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<(), Failure> {
+    let mut query = vec![("bundle", args.bundle.to_string())];
+    query.extend(args.group_by.as_ref().map(|label| ("group-by", label.clone())));
+    query.push(("by", args.by.word().to_owned()));
+    query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
+    let client = context.client()?;
+    let export: WindowExport = block_on(client.get(&["drift", "export"], &query))?;
+    if args.format == Form::Json || context.output.is_json() {
+        return context.output.show_line(&export, |export| serde_json::to_string(export).unwrap_or_default());
+    }
+    output::print(&as_csv(&export).map_err(|error| Failure::unmet("the counts have no form in CSV").because(error))?)
+}

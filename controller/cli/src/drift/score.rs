@@ -1,0 +1,370 @@
+//! `muster drift score`: a table against a reference, without a controller, by the code that judges fleets.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use csv::StringRecord;
+use muster_shared::api::ColumnDrift;
+use muster_shared::bundle::Manifest;
+use muster_shared::drift::{Criteria, DeviceGroups, Draws, adjust, by_devices, cell_names, column_drift};
+use muster_shared::ids::Digest;
+use muster_shared::profile::{Column, Profile, Reference, Source};
+use muster_shared::sketch::ColumnSketch;
+use serde::Serialize;
+
+use super::answers::Answers;
+use super::columns_table;
+use crate::bundle;
+use crate::command::Context;
+use crate::disk;
+use crate::failure::Failure;
+use crate::output;
+use crate::reference_file::{MAX_BYTES, ReferenceFile};
+use crate::table_file::{TableFile, Value, value};
+
+/// Devices whose counts are kept apart before they are put into random groups.
+const MAX_APART: usize = 4_096;
+
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    /// What to hold the table against: a bundle's folder or manifest.json, or a profile that `muster profile build` made.
+    #[arg(value_name = "BUNDLE|PROFILE.json")]
+    reference: PathBuf,
+    /// The table: a CSV file with a header. Columns are matched by name.
+    #[arg(value_name = "DATA.csv")]
+    table: PathBuf,
+    /// Score inputs only, and do not run the bundle's model.
+    #[arg(long)]
+    inputs_only: bool,
+    /// The column that names the device a row is from: rows of one device are alike. Without it, every row counts as drawn on
+    /// its own.
+    #[arg(long, value_name = "COLUMN")]
+    device_column: Option<String>,
+    /// Chance of calling a column drifted that has not moved.
+    #[arg(long, default_value_t = Criteria::default().alpha, value_parser = share)]
+    alpha: f64,
+    /// The population stability index below which a move is too small to matter.
+    #[arg(long, default_value_t = Criteria::default().min_effect, value_parser = not_negative)]
+    min_effect: f64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x| *x > 0.0 && *x < 1.0).ok_or_else(|| "a number between 0 and 1 is needed".to_owned())
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|x: &f64| *x >= 0.0 && x.is_finite())
+        .ok_or_else(|| "a number from 0 on is needed".to_owned())
+}
+
+/// One column's scores, and what they were computed from.
+#[derive(Debug, Serialize)]
+struct Scored {
+    #[serde(flatten)]
+    drift: ColumnDrift,
+    /// `drifted`, `stable`, or `empty` without a row.
+    verdict: &'static str,
+    /// Lower edges of the bins and the maximum; of numbers only.
+    edges: Option<Vec<f32>>,
+    /// The known classes; of categories only.
+    classes: Option<Vec<String>>,
+    /// What each cell holds, in the order of the counts.
+    cells: Vec<String>,
+    /// Rows of the reference in each cell.
+    reference: Vec<u64>,
+    /// Rows of the table in each cell.
+    current: Vec<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    profile: Digest,
+    rows: u64,
+    alpha: f64,
+    min_effect: f64,
+    device_column: Option<String>,
+    /// Devices the rows are of; none where every row counts as drawn on its own.
+    devices: Option<usize>,
+    drifted: bool,
+    columns: Vec<Scored>,
+    /// Columns of the profile that the table does not have.
+    missing_columns: Vec<String>,
+    /// Columns of the table that the profile does not have.
+    extra_columns: Vec<String>,
+    /// Cells that hold text in columns of numbers; they count as missing.
+    not_numbers: u64,
+    /// Why the model's answers are not scored, if they are not.
+    answers_left_out: Option<String>,
+    /// Rows the model could not be run on.
+    rows_without_answer: u64,
+}
+
+/// What the table is held against.
+struct Against {
+    file: ReferenceFile,
+    bundle: Option<(PathBuf, Manifest)>,
+}
+
+fn read_reference(path: &Path) -> Result<Against, Failure> {
+    let of_bundle = |dir: &Path| {
+        let manifest = bundle::open::manifest(dir)?;
+        let file = ReferenceFile::of_bundle(manifest.profile.clone());
+        if file.profile.columns.is_empty() {
+            return Err(Failure::input(format!(
+                "the bundle in {} has no profile: it was built without a reference",
+                dir.display()
+            )));
+        }
+        Ok(Against { file, bundle: Some((dir.to_owned(), manifest)) })
+    };
+    let metadata =
+        fs::metadata(path).map_err(|error| Failure::input(format!("cannot read {}", path.display())).because(error))?;
+    if metadata.is_dir() {
+        return of_bundle(path);
+    }
+    if path.file_name().is_some_and(|name| name == "manifest.json") {
+        return of_bundle(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")));
+    }
+    let refuse =
+        || Failure::input(format!("{} is neither a bundle nor a profile of `muster profile build`", path.display()));
+    let file: ReferenceFile =
+        serde_json::from_slice(&disk::read(path, MAX_BYTES)?).map_err(|error| refuse().because(error))?;
+    file.validate().map_err(|reason| refuse().because(reason))?;
+    Ok(Against { file, bundle: None })
+}
+
+/// Counts of one device, or of all rows.
+fn empty(profile: &Profile) -> Vec<ColumnSketch> {
+    profile.columns.iter().map(ColumnSketch::empty).collect()
+}
+
+/// Counts by device, in bounded memory.
+struct Counts<'p> {
+    profile: &'p Profile,
+    apart: BTreeMap<String, Vec<ColumnSketch>>,
+    groups: DeviceGroups,
+}
+
+impl<'p> Counts<'p> {
+    fn of(&mut self, device: &str) -> &mut Vec<ColumnSketch> {
+        if self.apart.len() >= MAX_APART && !self.apart.contains_key(device) {
+            self.settle();
+        }
+        let profile = self.profile;
+        self.apart.entry(device.to_owned()).or_insert_with(|| empty(profile))
+    }
+
+    fn settle(&mut self) {
+        for (device, counts) in std::mem::take(&mut self.apart) {
+            self.groups.add(&device, &counts);
+        }
+    }
+}
+
+fn add(sketch: &mut ColumnSketch, column: &Column, cell: &str, not_numbers: &mut u64) {
+    match (&column.reference, value(cell)) {
+        (_, Value::Missing) => sketch.add_missing(),
+        (Reference::Numeric { .. }, Value::Number(number)) => sketch.add(column, number),
+        (Reference::Numeric { .. }, Value::Text(_)) => {
+            *not_numbers += 1;
+            sketch.add_missing();
+        }
+        (Reference::Class { classes, .. }, Value::Number(_) | Value::Text(_)) => {
+            sketch.add(column, classes.iter().position(|class| class == cell).map_or(-1.0, |class| class as f64));
+        }
+    }
+}
+
+fn numbers(record: &StringRecord) -> Vec<f64> {
+    record.iter().map(|cell| if let Value::Number(number) = value(cell) { number } else { f64::NAN }).collect()
+}
+
+/// Where the columns of the profile are in the table.
+struct Matched {
+    inputs: Vec<(usize, usize)>,
+    missing: Vec<String>,
+    extra: Vec<String>,
+    device: Option<usize>,
+}
+
+fn matched(profile: &Profile, header: &[String], args: &ScoreArgs) -> Result<Matched, Failure> {
+    let find = |name: &str| header.iter().position(|column| column == name);
+    let device = match &args.device_column {
+        None => None,
+        Some(name) => Some(find(name).ok_or_else(|| {
+            Failure::input(format!("{}: there is no column {name:?} to tell devices by", args.table.display()))
+        })?),
+    };
+    let (mut inputs, mut missing) = (Vec::new(), Vec::new());
+    for (at, column) in profile.columns.iter().enumerate() {
+        match (find(&column.name), &column.source) {
+            (Some(position), _) => inputs.push((at, position)),
+            (None, Source::Input { .. }) => missing.push(column.name.clone()),
+            (None, _) => {}
+        }
+    }
+    let known = |name: &str| profile.columns.iter().any(|column| column.name == name);
+    let extra = header
+        .iter()
+        .enumerate()
+        .filter(|(at, name)| !known(name) && Some(*at) != device)
+        .map(|(_, name)| name.clone())
+        .collect();
+    Ok(Matched { inputs, missing, extra, device })
+}
+
+fn score(args: &ScoreArgs) -> Result<Report, Failure> {
+    let against = read_reference(&args.reference)?;
+    let profile = &against.file.profile;
+    let table = TableFile::open(&args.table)?;
+    let matched = matched(profile, table.header(), args)?;
+    if matched.inputs.is_empty() {
+        return Err(Failure::input(format!("{}: it has none of the reference's columns", args.table.display())));
+    }
+    let from_table = |column: usize| matched.inputs.iter().any(|(at, _)| *at == column);
+    let wants_answers = (0..profile.columns.len()).any(|at| profile.columns[at].is_prediction() && !from_table(at));
+    let (mut answers, mut left_out) = (None, None);
+    match &against.bundle {
+        Some((dir, manifest)) if wants_answers && !args.inputs_only => {
+            match Answers::open(dir, manifest, table.header())? {
+                Ok(opened) => answers = Some(opened),
+                Err(reason) => left_out = Some(reason),
+            }
+        }
+        Some(_) if wants_answers => left_out = Some("only inputs were asked for".to_owned()),
+        Some(_) | None => {}
+    }
+
+    let mut counts = Counts { profile, apart: BTreeMap::new(), groups: DeviceGroups::default() };
+    let mut not_numbers = 0;
+    let mut waiting: Vec<String> = Vec::new();
+    let take = |counts: &mut Counts<'_>, device: &str, column: usize, value: Option<f64>| {
+        if !from_table(column) && profile.columns[column].is_prediction() {
+            let sketch = &mut counts.of(device)[column];
+            match value {
+                Some(value) => sketch.add(&profile.columns[column], value),
+                None => sketch.add_missing(),
+            }
+        }
+    };
+    let rows = table.each(|record| {
+        let device = matched.device.and_then(|at| record.get(at)).unwrap_or_default();
+        let sketches = counts.of(device);
+        for (column, position) in &matched.inputs {
+            let cell = record.get(*position).unwrap_or_default();
+            add(&mut sketches[*column], &profile.columns[*column], cell, &mut not_numbers);
+        }
+        if let Some(answers) = &mut answers {
+            waiting.push(device.to_owned());
+            let done =
+                answers.push(numbers(record), |row, column, value| take(&mut counts, &waiting[row], column, value));
+            if done {
+                waiting.clear();
+            }
+        }
+        Ok(())
+    })?;
+    if rows == 0 {
+        return Err(Failure::input(format!("{}: it has a header and no row", args.table.display())));
+    }
+    if let Some(answers) = &mut answers {
+        answers.flush(|row, column, value| take(&mut counts, &waiting[row], column, value));
+    }
+    counts.settle();
+
+    let criteria = Criteria { alpha: args.alpha, min_effect: args.min_effect, ..Criteria::default() };
+    let shown = |at: &usize| from_table(*at) || (answers.is_some() && profile.columns[*at].is_prediction());
+    let totals = counts.groups.totals(profile);
+    let mut columns: Vec<Scored> = (0..profile.columns.len())
+        .filter(shown)
+        .map(|at| {
+            let column = &profile.columns[at];
+            let (reference, current) = (against.file.cells_of(column), totals[at].clone());
+            let apart = counts.groups.column(profile, at);
+            let draws = if args.device_column.is_some() { by_devices(&apart) } else { Draws::Rows };
+            let drift = column_drift(column, &reference, &current, draws, &criteria);
+            let (edges, classes) = match &column.reference {
+                Reference::Numeric { lower_edges, max, .. } => (Some([&lower_edges[..], &[*max]].concat()), None),
+                Reference::Class { classes, .. } => (None, Some(classes.clone())),
+            };
+            Scored { drift, verdict: "", edges, classes, cells: cell_names(column), reference, current }
+        })
+        .collect();
+    adjust(columns.iter_mut().map(|column| &mut column.drift), criteria.alpha);
+    for column in &mut columns {
+        column.verdict = match column.drift.psi {
+            None => "empty",
+            Some(_) if column.drift.drifted => "drifted",
+            Some(_) => "stable",
+        };
+    }
+    Ok(Report {
+        profile: profile.digest(),
+        rows,
+        alpha: criteria.alpha,
+        min_effect: criteria.min_effect,
+        devices: args.device_column.as_ref().map(|_| counts.groups.devices()),
+        device_column: args.device_column.clone(),
+        drifted: columns.iter().any(|column| column.drift.drifted),
+        columns,
+        missing_columns: matched.missing,
+        extra_columns: matched.extra,
+        not_numbers,
+        answers_left_out: left_out,
+        rows_without_answer: answers.map_or(0, |answers| answers.failed),
+    })
+}
+
+fn text(report: &Report) -> String {
+    let devices = report.devices.map_or_else(String::new, |devices| format!(" of {devices} device(s)"));
+    let head = format!(
+        "{} rows{devices}; * beyond chance ({}); drifted: that among all columns, and psi above {}",
+        report.rows, report.alpha, report.min_effect
+    );
+    format!("{head}\n{}", columns_table(report.columns.iter().map(|column| &column.drift)))
+}
+
+fn tell(report: &Report) {
+    let list = |names: &[String]| {
+        let shown: Vec<String> = names.iter().take(10).map(|name| format!("{name:?}")).collect();
+        let more = names.len().saturating_sub(shown.len());
+        shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    };
+    if !report.missing_columns.is_empty() {
+        output::warn(&format!("the table lacks {}: not scored", list(&report.missing_columns)));
+    }
+    if !report.extra_columns.is_empty() {
+        output::note(&format!("the reference knows no {}: not scored", list(&report.extra_columns)));
+    }
+    if report.not_numbers > 0 {
+        output::warn(&format!("{} cells in columns of numbers hold text: counted as missing", report.not_numbers));
+    }
+    if let Some(reason) = &report.answers_left_out {
+        output::note(&format!("answers are not scored: {reason}"));
+    }
+    if report.rows_without_answer > 0 {
+        output::warn(&format!("the model could not be run on {} rows", report.rows_without_answer));
+    }
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] of bad input, or of drift.
+pub(super) fn run(context: &Context, args: &ScoreArgs) -> Result<(), Failure> {
+    let report = score(args)?;
+    tell(&report);
+    context.output.show(&report, text)?;
+    let drifted: Vec<String> = report
+        .columns
+        .iter()
+        .filter(|column| column.drift.drifted)
+        .map(|column| format!("{:?}", column.drift.name))
+        .take(10)
+        .collect();
+    if drifted.is_empty() { Ok(()) } else { Err(Failure::drifted(format!("drifted: {}", drifted.join(", ")))) }
+}
