@@ -1,5 +1,6 @@
 //! Requests that a bundle's data schema rejects, flags or repairs.
 
+use muster_inference::RunError;
 use muster_inference::quality::QualityGate;
 use muster_shared::bundle::DataType;
 use muster_shared::data_schema::{DataSchema, FeatureRule, Imputed, OnViolation};
@@ -7,9 +8,9 @@ use muster_shared::messages::Resources;
 use muster_shared::sketch::{Cause, QualitySketch};
 
 use super::*;
-use crate::host::fixtures::doubling;
+use crate::host::fixtures::{column_of, scripted};
 
-/// The doubling model, which expects `x` to be there and at most 10.
+/// A model that doubles FP64 and nothing else, and expects `x` to be there and at most 10.
 fn strict(on_violation: OnViolation) -> (DataSchema, ServedModel) {
     let rule = FeatureRule {
         max: Some(10.0),
@@ -18,7 +19,13 @@ fn strict(on_violation: OnViolation) -> (DataSchema, ServedModel) {
         ..FeatureRule::of("x", "x", 0, DataType::Fp64)
     };
     let schema = DataSchema { duplicates: None, features: vec![rule] };
-    let mut model = doubling("1.0.0", 1);
+    let mut model = scripted(DataType::Fp64, "1.0.0", 1, |inputs| {
+        let (expected, got) = (DataType::Fp64, inputs[0].datatype());
+        if got != expected {
+            return Err(RunError::Datatype { input: "x".into(), expected, got });
+        }
+        Ok(vec![column_of("y", &inputs[0].values().map(|x| 2.0 * x).collect::<Vec<_>>())])
+    });
     schema.validate(&model.signature).unwrap();
     model.quality = Some(std::sync::Arc::new(QualityGate::new(&schema, &model.signature)));
     (schema, model)

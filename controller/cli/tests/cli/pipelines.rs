@@ -62,7 +62,7 @@ fn mistakes_in_a_pipeline_name_step_and_reason() {
     for (from, to, code, expected) in [
         ("fit = \"standard\"", "fit = \"standard\"\ndo = \"join\"", 2, "a step has one of do, fit and select"),
         ("from = [\"sex\"]", "from = [\"gender\"]", 2, "pipeline, pre step 3"),
-        ("do.threshold.at = 150.0", "do.threshold.above = 150.0", 2, "unknown field `above`"),
+        ("do.threshold.at = 150.0", "do.threshold.above = 150.0", 2, "unexpected keys in table: above"),
         ("do.threshold.at = 150.0", "fit = \"standard\"", 2, "holds no answers to fit it to"),
         ("labels = [\"fine\", \"watch\"]", "labels = []", 2, "post step 3 (labels to \"advice\")"),
         ("outputs = [\"progression\", \"advice\"]", "outputs = [\"risk\"]", 2, "output \"risk\" is written by no step"),
