@@ -3,6 +3,7 @@
 //! `agent.example.toml` documents every setting; a test holds it against this file.
 
 mod delivery;
+mod samples;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use self::delivery::{DeliveryConfig, MeteredSetting, MeteredTelemetry};
+pub(crate) use self::samples::SamplesConfig;
 use crate::beside::BesideLimits;
 
 /// Larger than any configuration that names each setting once.
@@ -144,6 +146,8 @@ pub(crate) struct Config {
     pub(crate) broker: BrokerConfig,
     /// When, how fast and over which links anything is fetched.
     pub(crate) delivery: DeliveryConfig,
+    /// What may be kept of inputs, sealed, for collections of samples.
+    pub(crate) samples: SamplesConfig,
     /// The log.
     pub(crate) log: LogConfig,
     /// Facts to report besides those the agent finds by itself.
@@ -300,6 +304,7 @@ impl Default for Config {
             outbox: OutboxConfig::default(),
             broker: BrokerConfig::default(),
             delivery: DeliveryConfig::default(),
+            samples: SamplesConfig::default(),
             log: LogConfig::default(),
             attributes: BTreeMap::new(),
         }
@@ -417,6 +422,7 @@ impl Config {
         within("broker.ack-timeout-ms", self.broker.ack_timeout_ms, 100, 3_600_000)?;
         within("broker.chunk-timeout-ms", self.broker.chunk_timeout_ms, 100, 3_600_000)?;
         self.delivery.check()?;
+        self.samples.check()?;
         if self.enrolment_token.is_some() && self.enrolment_token_file.is_some() {
             return Err(("enrolment-token", "and enrolment-token-file are both set: keep one".to_owned()));
         }

@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::mqtt::{self, Inbox, Link, LinkState};
 use crate::outbox::Outbox;
+use crate::samples::{Samples, Uploader};
 use crate::serve::{ServeError, serve};
 use crate::telemetry::Pump;
 use crate::time::{EffectiveTime, Steady, wall_ms};
@@ -121,6 +122,7 @@ struct Base {
     monitor: Monitor,
     host: ModelHost,
     outbox: Outbox,
+    samples: Samples,
     store: IdentityStore,
     /// Kept until the end.
     _lock: File,
@@ -162,6 +164,9 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     let (renewed, link) = link;
     let link = tokio::spawn(mqtt::run(link, link_stops.clone()));
     let renewing = tokio::spawn(base.renewer(&identity, renewed).run());
+    let keeping =
+        base.samples.start().inspect_err(|error| tracing::error!(%error, "no thread for samples: none is kept")).ok();
+    let uploading = tokio::spawn(base.uploader(&identity).run());
     let pump = base.pump();
     let pumping = tokio::spawn(pump.clone().run(link_stops));
     let data_dir = base.config.data_dir.clone();
@@ -179,6 +184,7 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     tracing::info!(device = %identity.device, "stopping");
     notify::stopping();
     renewing.abort();
+    uploading.abort();
     publishing.abort();
     let _ = publishing.await;
     if let Err(error) = endpoints::withdraw(&data_dir) {
@@ -199,6 +205,9 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     pumping.abort();
     base.host.feedback().forget_all();
     pump.close_all();
+    if let Some(keeping) = keeping {
+        tokio::task::block_in_place(|| keeping.stop());
+    }
     let _ = stop_link.send(true);
     farewell(link).await;
     if let Some(part) = ended {
@@ -246,15 +255,20 @@ impl Base {
         let monitor = Monitor::new(config.monitor.window_ms);
         let feedback = Feedback::new(&config.feedback, metrics.clone());
         let limits = HostLimits { max_concurrency: config.serve.max_concurrency, max_queue: config.serve.max_queue };
+        let time = EffectiveTime::default();
+        let samples = Samples::new(&config.data_dir, config.samples.clone(), time.clone());
+        let host = ModelHost::with_beside(limits, config.beside.limits(), monitor.clone(), feedback);
+        host.offer_to(samples.clone());
         Ok(Self {
             started,
             boot,
-            time: EffectiveTime::default(),
+            time,
             renew: Arc::default(),
-            host: ModelHost::with_beside(limits, config.beside.limits(), monitor.clone(), feedback),
+            host,
             metrics,
             monitor,
             outbox,
+            samples,
             store: IdentityStore::new(&config.data_dir),
             _lock: lock,
             config,
@@ -361,7 +375,11 @@ impl Base {
             requests: ask,
             receipts: receive,
             renew: Arc::clone(&self.renew),
+            samples: self.samples.clone(),
         };
+        self.samples.restore(&identity.device, parts.trust.root());
+        let wake = inbox.clone();
+        self.samples.on_news(move || drop(wake.try_send(Input::Wake)));
         let updater = Updater::open(parts, inbox.clone(), self.boot.crashed)?;
         if let Err(error) = self.boot.runs() {
             self.outbox.alarm(&format!("a crash from now on will not be noticed: {}", with_source(&error)));
@@ -388,11 +406,26 @@ impl Base {
         Ok((running, (renewed, link), is_ready))
     }
 
-    fn renewer(&self, identity: &Identity, renewed: watch::Sender<u64>) -> Renewer {
+    fn api_url(&self, identity: &Identity) -> Option<String> {
         // Devices that enrolled before the address was kept may still have their token.
         let token = || self.config.enrolment_token(&TokenPlaces::of_environment()).ok().flatten();
+        identity.api_url.clone().or_else(|| token().map(|token| token.url))
+    }
+
+    fn uploader(&self, identity: &Identity) -> Uploader {
+        Uploader {
+            samples: self.samples.clone(),
+            identity: identity.clone(),
+            store: self.store.clone(),
+            time: self.time.clone(),
+            api_url: self.api_url(identity),
+            delivery: self.config.delivery.clone(),
+        }
+    }
+
+    fn renewer(&self, identity: &Identity, renewed: watch::Sender<u64>) -> Renewer {
         Renewer {
-            api_url: identity.api_url.clone().or_else(|| token().map(|token| token.url)),
+            api_url: self.api_url(identity),
             identity: identity.clone(),
             store: self.store.clone(),
             time: self.time.clone(),

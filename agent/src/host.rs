@@ -8,7 +8,7 @@
 pub(crate) mod fixtures;
 mod pace;
 
-use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
 
 use muster_inference::Model;
 use muster_inference::quality::QualityGate;
@@ -23,6 +23,7 @@ pub(crate) use self::pace::{Pace, Shapes};
 use crate::beside::{Beside, BesideError, BesideLimits};
 use crate::feedback::{Feedback, LabelWatch};
 use crate::monitor::{ModelWatch, Monitor};
+use crate::samples::Samples;
 
 /// How much work the host takes on at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +124,7 @@ struct Inner {
     beside_limits: BesideLimits,
     /// Its windows have a lock of their own, so that answering never waits for a thread of low priority.
     beside_monitor: Monitor,
+    samples: OnceLock<Samples>,
 }
 
 impl ModelHost {
@@ -155,6 +157,7 @@ impl ModelHost {
                 beside_monitor: Monitor::new(monitor.window_ms()),
                 monitor,
                 feedback,
+                samples: OnceLock::new(),
             }),
         }
     }
@@ -238,6 +241,17 @@ impl ModelHost {
     /// What labels are joined with.
     pub(crate) fn feedback(&self) -> &Feedback {
         &self.inner.feedback
+    }
+
+    /// Offers every inference that is answered to `samples` from now on.
+    pub(crate) fn offer_to(&self, samples: Samples) {
+        // Set once, at the start.
+        let _ = self.inner.samples.set(samples);
+    }
+
+    /// What answered inferences are offered to, while any collection takes some.
+    pub(crate) fn open_samples(&self) -> Option<&Samples> {
+        self.inner.samples.get().filter(|samples| samples.is_open())
     }
 
     /// The limits in force.

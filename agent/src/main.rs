@@ -31,6 +31,7 @@ mod mqtt;
 mod notify;
 mod outbox;
 mod resources;
+mod samples;
 mod sealed;
 mod serve;
 mod telemetry;

@@ -44,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) feedback: FeedbackConfig,
     /// What is told of on its own.
     pub(crate) alerts: AlertsConfig,
+    /// Samples for retraining.
+    pub(crate) samples: SamplesConfig,
 }
 
 impl Default for Config {
@@ -58,6 +60,7 @@ impl Default for Config {
             content: ContentConfig::default(),
             feedback: FeedbackConfig::default(),
             alerts: AlertsConfig::default(),
+            samples: SamplesConfig::default(),
         }
     }
 }
@@ -209,6 +212,24 @@ pub(crate) struct FeedbackConfig {
 impl Default for FeedbackConfig {
     fn default() -> Self {
         Self { valid_for_ms: 7 * DAY_MS }
+    }
+}
+
+/// Samples for retraining.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct SamplesConfig {
+    /// Bytes that the samples of all collections may take.
+    pub(crate) max_bytes: u64,
+    /// Collections that are kept, open or not.
+    pub(crate) max_collections: usize,
+    /// How long a collection is kept once it is closed, in milliseconds.
+    pub(crate) retention_ms: u64,
+}
+
+impl Default for SamplesConfig {
+    fn default() -> Self {
+        Self { max_bytes: 10 * 1024 * 1024 * 1024, max_collections: 100, retention_ms: 30 * DAY_MS }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use muster_shared::collection::Collections;
 use muster_shared::trust::{
     Assignment, Authorities, DocumentKind, Envelope, PublicKey, SigningKey, TrustError, TrustedRoot, sign_document,
 };
@@ -190,6 +191,14 @@ impl Director {
     /// As [`Self::sign`].
     pub(crate) fn sign_authorities(&self, authorities: &Authorities) -> Result<Envelope, TrustError> {
         sign_document(DocumentKind::Authorities, authorities, [self.keys().signing()])
+    }
+
+    /// Signs which samples a device may collect.
+    ///
+    /// # Errors
+    /// As [`Self::sign`].
+    pub(crate) fn sign_collections(&self, collections: &Collections) -> Result<Envelope, TrustError> {
+        sign_document(DocumentKind::Collections, collections, [self.keys().signing()])
     }
 
     /// Signs an assignment.

@@ -10,6 +10,7 @@ mod auth;
 mod blobs;
 mod broker;
 mod clock;
+mod collections;
 mod comparison;
 mod config;
 mod content;

@@ -19,6 +19,7 @@ use crate::alerts::{self, Alerts, AlertsError};
 use crate::auth::{self, AdminToken, AuthError};
 use crate::blobs::Blobs;
 use crate::broker::{self, BrokerError};
+use crate::collections::{self, CollectionIndex};
 use crate::config::Config;
 use crate::content::{self, Catalogue};
 use crate::director::{Director, DirectorError};
@@ -110,6 +111,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let blobs = Blobs::open(&data.join("blobs"), config.api.max_file_bytes, idle_timeout)?;
     let fleet = FleetIndex::load(&records).await?;
     let feedback_queue = FeedbackQueue::load(&records).await?;
+    let collections = CollectionIndex::load(&records).await?;
     let events = EventLog::open(records.clone()).await?;
     records::check(&records).await?;
     let alerts = Alerts::load(&records, &config.alerts, clock::now_ms()).await?;
@@ -140,6 +142,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         records,
         blobs,
         schedule: Schedule::default(),
+        collections,
         director,
         pki,
         broker: started.broker,
@@ -154,6 +157,8 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     let chunks = content::spawn(&app, started.room, stopping.clone());
     let ingest = ingest::spawn(Arc::clone(&app), started.events, chunks, stopping.clone());
     let labels = feedback::spawn(Arc::clone(&app), stopping.clone());
+    collections::clear_left_over(&app).await;
+    let collecting = collections::spawn(Arc::clone(&app), stopping.clone());
     let executor = executor::spawn(Arc::clone(&app), stopping.clone());
     let alerts = alerts::spawn(&app, stopping);
     let handle = Handle::new();
@@ -200,7 +205,7 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
             let _ = api.await;
         }
         let alerts = alerts.into_iter().map(|task| ("alerts", task));
-        let parts = [("ingest", ingest), ("executor", executor), ("feedback", labels)];
+        let parts = [("ingest", ingest), ("collections", collecting), ("executor", executor), ("feedback", labels)];
         for (part, task) in parts.into_iter().chain(alerts) {
             if let Err(error) = task.await {
                 tracing::error!(part, %error, "a part ended badly");
@@ -343,6 +348,8 @@ mod tests {
             (Table::AlertRules, "own"),
             (Table::Silences, "s1"),
             (Table::AlertDeliveries, "on-call/00000000000000000001"),
+            (Table::Collections, "c1"),
+            (Table::CollectionOrders, "dev-1"),
         ] {
             let said = start_with(table, key, b"{\"half\":").await;
             assert!(said.contains(table.name()) && said.contains(key) && said.contains("damaged"), "{said}");

@@ -28,6 +28,8 @@ pub(crate) struct App {
     pub(crate) catalogue: crate::content::Catalogue,
     /// Which rollouts need planning, and what was sent to devices lately.
     pub(crate) schedule: crate::executor::Schedule,
+    /// Collections of samples.
+    pub(crate) collections: crate::collections::CollectionIndex,
     /// The key that signs assignments.
     pub(crate) director: Director,
     /// The certificate authority.

@@ -212,6 +212,7 @@ pub(crate) async fn open_over(config: Config, broker: Arc<RecordingBroker>, reco
         catalogue: Catalogue::new(records.clone()),
         blobs: Blobs::open(&data.join("blobs"), config.api.max_file_bytes, idle_timeout).unwrap(),
         schedule: Schedule::default(),
+        collections: crate::collections::CollectionIndex::load(&records).await.unwrap(),
         director: Director::open(data).unwrap(),
         pki,
         broker,

@@ -113,6 +113,11 @@ name_type!(
     "rollout id"
 );
 name_type!(
+    /// The name of a collection of samples, given by the controller.
+    CollectionId,
+    "collection id"
+);
+name_type!(
     /// The name of a model, shared by all its versions.
     BundleName,
     "bundle name"

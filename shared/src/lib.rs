@@ -10,6 +10,7 @@ pub mod alert;
 pub mod api;
 pub mod bundle;
 pub mod chunk;
+pub mod collection;
 pub mod comparison;
 #[cfg(test)]
 mod damage;

@@ -64,6 +64,18 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_LABEL_BYTES: usize = 128;
 /// Waves one rollout may have.
 pub const MAX_WAVES: usize = 32;
+/// Collections of samples a device is told of at once.
+pub const MAX_COLLECTIONS: usize = 8;
+/// Bundles whose inferences one of them counts.
+pub const MAX_COLLECTION_BUNDLES: usize = 16;
+/// Samples a device keeps for one of them.
+pub const MAX_SAMPLES: u32 = 100_000;
+/// How long one may last, and how long devices may have to upload, in milliseconds: ninety days.
+pub const MAX_COLLECTION_MS: u64 = 90 * 86_400_000;
+/// Longest sample, before it is sealed, in bytes.
+pub const MAX_SAMPLE_BYTES: usize = 960 * 1024;
+/// Longest batch of sealed samples, in bytes: no longer than a packet, although it travels by HTTPS.
+pub const MAX_BATCH_BYTES: usize = MAX_PACKET_BYTES;
 /// Length of a free text a device sends (a reason, an event's detail), in bytes.
 pub const MAX_TEXT_BYTES: usize = 1_024;
 

@@ -12,6 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::{Accepts, ChunkSet};
+use crate::collection::SamplesReport;
 use crate::ids::{BundleRef, Digest};
 use crate::sketch::{Comparison, LatencySketch};
 use crate::trust::Envelope;
@@ -198,6 +199,9 @@ pub struct StateReport {
     pub dropped_messages: u64,
     /// Times the agent has started.
     pub starts: u64,
+    /// How it stands with collections of samples.
+    #[serde(skip_serializing_if = "SamplesReport::is_empty")]
+    pub samples: SamplesReport,
 }
 
 /// Requests of one window, by how they ended.
@@ -371,6 +375,13 @@ pub struct RootDelivery {
     pub roots: Vec<Envelope>,
 }
 
+/// Which samples a device may collect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionsDelivery {
+    /// The signed [`crate::collection::Collections`].
+    pub collections: Envelope,
+}
+
 /// Everything of a stream up to `sequence` is stored: the device may forget it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
@@ -398,6 +409,7 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
+    use crate::collection::{CollectionProgress, CollectionStage};
     use crate::damage;
     use crate::trust::{DocumentKind, Signature};
 
@@ -434,6 +446,7 @@ mod tests {
         parse_as::<Presence>(bytes)?;
         parse_as::<AssignmentDelivery>(bytes)?;
         parse_as::<RootDelivery>(bytes)?;
+        parse_as::<CollectionsDelivery>(bytes)?;
         parse_as::<Ack>(bytes)?;
         parse_as::<Command>(bytes)
     }
@@ -456,6 +469,11 @@ mod tests {
                 ..Default::default()
             },
             attributes: [("arch".to_owned(), "x86_64".to_owned())].into(),
+            samples: SamplesReport {
+                generation: 2,
+                allowed: true,
+                collections: vec![CollectionProgress::new("c1".parse().unwrap(), CollectionStage::Uploading)],
+            },
             ..StateReport::default()
         };
         let event = DeviceEvent {
@@ -481,6 +499,7 @@ mod tests {
             serde_json::to_value(ChunkRequest { manifest: Digest::of(b"m"), first: 8, wanted, accepts, number: 3 }),
             serde_json::to_value(Presence { online: true }),
             serde_json::to_value(delivery),
+            serde_json::to_value(CollectionsDelivery { collections: envelope(DocumentKind::Collections) }),
             serde_json::to_value(roots),
             serde_json::to_value(Ack { stream: Stream::Sketch, epoch: 9, sequence: 4 }),
             serde_json::to_value(Command::SelfTest),

@@ -24,6 +24,8 @@ string_schema! {
     crate::ids::DeviceId: "A device's name.", "press-7";
     crate::ids::RuleName: "The name of an alert rule.", "input-drift";
     crate::ids::RolloutId: "A rollout's name.", "r1";
+    crate::ids::CollectionId: "A collection's name.", "c1";
+    crate::collection::RecipientKey: "An X25519 public key in hexadecimal.", "4310ee97d88cc1f088a5576c77ab0cf5c3ac797f3d95139c6c84b5429c59662a";
     crate::ids::BundleName: "A model's name.", "digits";
     crate::ids::Digest: "A SHA-256 digest in hexadecimal.", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     crate::ids::BundleRef: "A bundle by name and version.", "digits@1.0.0";

@@ -45,6 +45,8 @@ pub enum Down {
     Root,
     /// Labels that are known only at the centre ([`crate::feedback::FeedbackDelivery`]).
     Feedback,
+    /// Which samples may be collected ([`crate::messages::CollectionsDelivery`]).
+    Samples,
 }
 
 impl Up {
@@ -69,7 +71,8 @@ impl Up {
 
 impl Down {
     /// Every kind.
-    pub const ALL: [Self; 6] = [Self::Assignment, Self::Chunk, Self::Ack, Self::Command, Self::Root, Self::Feedback];
+    pub const ALL: [Self; 7] =
+        [Self::Assignment, Self::Chunk, Self::Ack, Self::Command, Self::Root, Self::Feedback, Self::Samples];
 
     /// The last level of the topic.
     #[must_use]
@@ -81,6 +84,7 @@ impl Down {
             Self::Command => "command",
             Self::Root => "root",
             Self::Feedback => "feedback",
+            Self::Samples => "samples",
         }
     }
 }

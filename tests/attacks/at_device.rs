@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use muster_shared::messages::{AssignmentDelivery, Command, DeviceEvent, DeviceEventKind, RootDelivery};
+use muster_shared::messages::{
+    AssignmentDelivery, CollectionsDelivery, Command, DeviceEvent, DeviceEventKind, RootDelivery,
+};
 use muster_tests::device::{Device, DeviceSetup};
 use muster_tests::traffic::Traffic;
 use muster_tests::wait;
@@ -124,7 +126,7 @@ impl<'a> Victim<'a> {
     ) -> anyhow::Result<Self> {
         let forge = Forge { ground, attack, surroundings };
         broker.begin(answers(&forge, scene)?);
-        let settings = format!("{SETTINGS}chunk-timeout-ms = 500\n");
+        let settings = format!("{SETTINGS}chunk-timeout-ms = 500\n[samples]\nallow = true\n");
         let setup = DeviceSetup { id: DEVICE, token: &ground.token, window_ms: 500, settings: &settings };
         let device = Device::start(&ground.fleet.binaries, &surroundings.join("device"), &setup, None).await?;
         let mut traffic = Traffic::new(ground.images.clone(), Duration::from_millis(10));
@@ -168,6 +170,10 @@ impl<'a> Victim<'a> {
             Step::Roots(documents) => {
                 let roots = documents.iter().map(|document| forge.make(document, None)).collect::<Result<_, _>>()?;
                 self.broker.say("root", serde_json::to_vec(&RootDelivery { roots })?).await
+            }
+            Step::Collect(document) => {
+                let collections = forge.make(document, None)?;
+                self.broker.say("samples", serde_json::to_vec(&CollectionsDelivery { collections })?).await
             }
             Step::Say { kind, file, fill_bytes, times, over_and_over: _ } => {
                 let piece = self.forge.attack.file(file)?;

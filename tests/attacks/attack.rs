@@ -98,6 +98,8 @@ pub(crate) enum Step {
     },
     /// Delivers root documents.
     Roots(Vec<Document>),
+    /// Tells the device what it may collect.
+    Collect(Box<Document>),
     /// Publishes a file of the attack's directory as it is.
     Say {
         /// The last level of the topic.

@@ -19,6 +19,15 @@ const ASSIGNMENT: &str = r#"{
     "issued_at_ms": "{now}", "expires_ms": "{now+1d}",
     "watch": {"probation_ms": 1000, "max_error_rate": 0.2, "min_requests": 20}
 }"#;
+/// A statement of what the device under attack may collect: everything, for the attacker's eyes.
+const COLLECTIONS: &str = r#"{
+    "device": "{device}", "generation": 1, "issued_at_ms": "{now}", "expires_ms": "{now+1d}",
+    "collections": [{
+        "collection": "c1", "manifests": ["{digits-1.1.0}"], "rule": {"rule": "random", "share": 1.0},
+        "limits": {"max_count": 100, "max_bytes": 1000000}, "phase": "open", "ends_ms": "{now+1d}", "upload_by_ms": "{now+2d}",
+        "recipient": "4310ee97d88cc1f088a5576c77ab0cf5c3ac797f3d95139c6c84b5429c59662a"
+    }]
+}"#;
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// A bundle whose chunks can be sent.
@@ -69,6 +78,7 @@ fn kind_of(from: &str) -> DocumentKind {
     match from.split('-').next() {
         Some("assignment") => DocumentKind::Assignment,
         Some("root") => DocumentKind::Root,
+        Some("collections") => DocumentKind::Collections,
         _ => DocumentKind::Manifest,
     }
 }
@@ -148,6 +158,7 @@ impl Forge<'_> {
     fn beginning(&self, from: &str) -> anyhow::Result<(Value, Option<&Envelope>)> {
         let envelope = match kind_of(from) {
             DocumentKind::Assignment => return Ok((serde_json::from_str(ASSIGNMENT)?, None)),
+            DocumentKind::Collections => return Ok((serde_json::from_str(COLLECTIONS)?, None)),
             DocumentKind::Authorities => None,
             DocumentKind::Root => self.ground.roots.get(from),
             DocumentKind::Manifest => self.ground.releases.get(from).map(|(envelope, _)| envelope),
@@ -213,7 +224,7 @@ impl Forge<'_> {
         if document.genuine {
             ensure!(document.signatures.is_empty(), "what is genuine is signed by its owner: leave signatures out");
             let owners: &[Key] = match kind {
-                DocumentKind::Assignment | DocumentKind::Authorities => &[Key::Director],
+                DocumentKind::Assignment | DocumentKind::Authorities | DocumentKind::Collections => &[Key::Director],
                 DocumentKind::Root => &[Key::Root],
                 DocumentKind::Manifest => &[Key::Release1, Key::Release2],
             };

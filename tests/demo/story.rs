@@ -18,6 +18,8 @@ use muster_tests::wait;
 
 use crate::stage::Stage;
 
+/// Owners of the demo's devices let samples be collected, so that anybody can try it.
+const SAMPLES: &str = "[samples]\nallow = true\nflush-ms = 1000\nreport-ms = 1000\n";
 const SITES: [&str; 3] = ["lyon", "osaka", "quito"];
 /// A window closes often, so that the story takes minutes where a real fleet takes hours.
 const WINDOW_MS: u64 = 1_000;
@@ -75,7 +77,7 @@ async fn found_and_enrol(stage: &Stage, binaries: &Binaries, folder: &Path, devi
     let bar = stage.bar(devices as u64, "devices enrolled");
     for index in 0..devices {
         let id = format!("{}-{}", SITES[index % SITES.len()], index / SITES.len() + 1);
-        let setup = DeviceSetup { id: &id, token: &token, window_ms: WINDOW_MS, settings: "" };
+        let setup = DeviceSetup { id: &id, token: &token, window_ms: WINDOW_MS, settings: SAMPLES };
         let cuttable = id == "quito-2";
         fleet.add_device(&setup, cuttable).await?;
         let site = format!("site={}", SITES[index % SITES.len()]);

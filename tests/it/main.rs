@@ -19,6 +19,7 @@ mod networks;
 mod operators;
 mod pipelines;
 mod rotation;
+mod samples;
 mod secrets;
 mod security_page;
 mod stage;

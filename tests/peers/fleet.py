@@ -2,9 +2,11 @@
 
 import json
 import os
+import ssl
 import subprocess
 import time
 import traceback
+import urllib.request
 from pathlib import Path
 
 PATIENCE_S = 120
@@ -92,6 +94,18 @@ class Controller:
     def muster_refuses(self, status, *arguments):
         """Runs `muster`, which must end with `status`, and gives what it said against it."""
         return self._run(status, arguments).stderr
+
+    def get(self, path):
+        """What the API has under `path`, as JSON."""
+        return json.loads(self.get_bytes(path))
+
+    def get_bytes(self, path):
+        """What the API has under `path`."""
+        url, token = self._environment["MUSTER_URL"].rstrip("/"), self._environment["MUSTER_TOKEN"]
+        request = urllib.request.Request(f"{url}/api/v1/{path}", headers={"Authorization": f"Bearer {token}"})
+        trust = ssl.create_default_context(cafile=self.ca)
+        with urllib.request.urlopen(request, timeout=PATIENCE_S, context=trust) as response:
+            return response.read()
 
     def _run(self, status, arguments):
         command = [self._muster, *(str(argument) for argument in arguments)]

@@ -19,6 +19,7 @@ import envelopes
 import fleet
 import inference
 import metrics
+import samples
 import tabular
 import topics
 
@@ -40,6 +41,7 @@ def main():
         # While every agent is there.
         metrics.check(report, controller, [fleet.Agent(agent) for agent in summary["agents"]], Path(folder))
         topics.check(report, controller, stopped, attacked, Path(folder))
+        samples.check(report, controller, serving, Path(folder))
         inference.check(report, controller, serving, Path(folder))
         tabular.check(report, controller, Path(folder) / "tabular", int(time.time()) % 100_000)
     print(f"{report.passed} passed, {report.failed} failed")

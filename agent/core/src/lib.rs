@@ -16,6 +16,7 @@
 //! | when is it tried again? | [`backoff`] |
 //! | what time is it, and how sure is that? | [`clock`] |
 //! | when is the certificate renewed? | [`renewal`] |
+//! | which inferences are kept as samples? | [`reservoir`] |
 //! | which refusals are worth telling? | [`refusals`] |
 //! | how often is done what anybody can ask for? | [`ration`] |
 //! | which predictions are remembered for their labels? | [`feedback`] |
@@ -34,5 +35,6 @@ pub mod ration;
 pub mod record;
 pub mod refusals;
 pub mod renewal;
+pub mod reservoir;
 pub mod slots;
 pub mod update;

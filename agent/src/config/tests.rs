@@ -27,9 +27,17 @@ fn the_example_is_complete_and_true() {
     let keys: Vec<String> = example.lines().filter_map(shown).collect();
     let unknown = chain(&parse("nonsense = 1").unwrap_err());
     let expected = unknown.split("expected one of").nth(1).unwrap();
-    for section in
-        ["", "[serve]\n", "[monitor]\n", "[storage]\n", "[outbox]\n", "[broker]\n", "[delivery]\n", "[log]\n"]
-    {
+    for section in [
+        "",
+        "[serve]\n",
+        "[monitor]\n",
+        "[storage]\n",
+        "[outbox]\n",
+        "[broker]\n",
+        "[delivery]\n",
+        "[samples]\n",
+        "[log]\n",
+    ] {
         let text = chain(&parse(&format!("{section}nonsense = 1")).unwrap_err());
         let listed = text.split("expected").nth(1).unwrap_or(expected);
         for name in listed.split('`').skip(1).step_by(2) {

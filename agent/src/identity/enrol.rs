@@ -222,7 +222,7 @@ fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rus
 }
 
 /// The innermost words of an error, which say more than the layers around them.
-pub(super) fn reason(error: &reqwest::Error) -> String {
+pub(crate) fn reason(error: &reqwest::Error) -> String {
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {
         innermost = source;
@@ -230,12 +230,13 @@ pub(super) fn reason(error: &reqwest::Error) -> String {
     innermost.to_string()
 }
 
-pub(super) enum BodyError {
+/// Why an answer has no body that can be used.
+pub(crate) enum BodyError {
     Http(reqwest::Error),
     TooLarge,
 }
 
-pub(super) async fn bounded_body(mut answer: reqwest::Response) -> Result<Vec<u8>, BodyError> {
+pub(crate) async fn bounded_body(mut answer: reqwest::Response) -> Result<Vec<u8>, BodyError> {
     let mut body = Vec::new();
     while let Some(piece) = answer.chunk().await.map_err(BodyError::Http)? {
         if body.len() + piece.len() > MAX_RESPONSE_BYTES {

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use self::authorities::Stored;
-pub(crate) use self::enrol::{EnrolError, enrol};
+pub(crate) use self::enrol::{EnrolError, bounded_body, enrol, reason};
 use self::papers::Papers;
 pub(crate) use self::renew::Renewer;
 use crate::causes::with_source;

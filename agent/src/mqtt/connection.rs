@@ -90,9 +90,9 @@ fn heard(device: &DeviceId, topic: &str, payload: Bytes) -> Result<Heard, Unhear
     let parsed = topic.parse::<Topic>().ok().filter(|topic| topic.device == *device);
     match parsed.map(|topic| topic.kind) {
         Some(Kind::Down(Down::Ack)) => serde_json::from_slice(&payload).map(Heard::Ack).map_err(Unheard::Ack),
-        Some(Kind::Down(kind @ (Down::Assignment | Down::Chunk | Down::Command | Down::Root | Down::Feedback))) => {
-            Ok(Heard::Told(Told { kind, payload }))
-        }
+        Some(Kind::Down(
+            kind @ (Down::Assignment | Down::Chunk | Down::Command | Down::Root | Down::Feedback | Down::Samples),
+        )) => Ok(Heard::Told(Told { kind, payload })),
         Some(Kind::Up(_)) | None => Err(Unheard::Topic(topic.chars().take(100).collect())),
     }
 }
@@ -345,7 +345,7 @@ mod tests {
         let topic = |kind: Down| Topic::down(&device(), kind).to_string();
         let payload = serde_json::to_vec(&ack).unwrap();
         assert!(matches!(hear(&topic(Down::Ack), &payload), Ok(Heard::Ack(heard)) if heard == ack));
-        for kind in [Down::Assignment, Down::Chunk, Down::Command, Down::Root, Down::Feedback] {
+        for kind in [Down::Assignment, Down::Chunk, Down::Command, Down::Root, Down::Feedback, Down::Samples] {
             let heard = hear(&topic(kind), b"anything");
             assert!(matches!(heard, Ok(Heard::Told(told)) if told.kind == kind && &told.payload[..] == b"anything"));
         }

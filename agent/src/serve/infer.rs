@@ -26,6 +26,7 @@ use crate::beside::{Answered, Beside};
 use crate::host::{Active, Shapes, Turn};
 use crate::metrics::RequestOutcome;
 use crate::monitor::{InputQuality, Served, TurnedAway, has_non_finite};
+use crate::samples::Offered;
 use crate::time;
 
 /// Says whom or what a request belongs to: requests with the same key fall to the same model of a split.
@@ -75,9 +76,14 @@ async fn answer(app: &App, target: &Target, request: Request<Body>) -> Result<Re
     match &parsed {
         Ok(parsed_request) if !job.is_quick(parsed_request) => elsewhere(move || (parsed, job)).await,
         Ok(_) | Err(_) => {
-            let done = job.finish(parsed);
-            job.count(done.count);
-            Ok(done.response)
+            let Done { response, count } = job.finish(parsed);
+            if job.app.host.open_samples().is_some() {
+                // Whoever collects samples must not make anybody wait for an answer.
+                tokio::task::spawn_blocking(move || job.count(count));
+            } else {
+                job.count(count);
+            }
+            Ok(response)
         }
     }
 }
@@ -238,6 +244,10 @@ impl Job {
         self.app.metrics.request(outcome, Some(latency));
         let served = Served { inputs: &inputs, outputs: &outputs, failed, non_finite, latency };
         active.monitor.served(&active.watch, now_ms, &served);
+        if let Some(samples) = self.app.host.open_samples() {
+            let offered = Offered { id: &id, at_ms: now_ms, inputs: &inputs, outputs: &outputs };
+            samples.offer(&active.served, &offered);
+        }
         let Some(beside) = &self.beside else { return };
         if let Some(candidate) = failed_before {
             let served = Served { inputs: &inputs, outputs: &[], failed: true, non_finite: false, latency };

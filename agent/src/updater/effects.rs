@@ -164,6 +164,7 @@ impl Updater {
             attributes: self.parts.attributes.clone(),
             dropped_messages: self.parts.outbox.given_up(),
             starts: self.parts.starts,
+            samples: self.parts.samples.report(),
         };
         self.parts.outbox.state(&report);
         passing!(Reported);

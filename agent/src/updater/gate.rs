@@ -118,7 +118,7 @@ impl Gate {
 
 /// The zone named, or else the device's own. One that is not known here is taken for UTC: a device without tables of zones has to
 /// serve all the same. Of its own an operator need not hear where there are no hours to take in it.
-fn zone(
+pub(crate) fn zone(
     name: Option<&str>,
     has_hours: bool,
     own: impl FnOnce() -> Result<TimeZone, jiff::Error>,
@@ -144,7 +144,8 @@ fn zone(
     }
 }
 
-fn minute_of_day(zone: &TimeZone) -> Option<u16> {
+/// The minute of the day in `zone`, by the wall's clock.
+pub(crate) fn minute_of_day(zone: &TimeZone) -> Option<u16> {
     let now = Timestamp::from_millisecond(i64::try_from(wall_ms()).ok()?).ok()?;
     let local = zone.to_datetime(now);
     u16::try_from(i32::from(local.hour()) * 60 + i32::from(local.minute())).ok()

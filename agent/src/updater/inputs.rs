@@ -4,7 +4,7 @@ use muster_agent_core::update::Event;
 use muster_inference::golden::GoldenReport;
 use muster_shared::chunk::ChunkFrame;
 use muster_shared::feedback::FeedbackDelivery;
-use muster_shared::messages::{Command, DeviceEventKind, InstalledBundle, RootDelivery};
+use muster_shared::messages::{CollectionsDelivery, Command, DeviceEventKind, InstalledBundle, RootDelivery};
 use muster_shared::topics::Down;
 
 use super::download::Taken;
@@ -30,6 +30,7 @@ impl Updater {
                 Ok(delivery) => self.feedback(&delivery),
                 Err(error) => self.refuse(0, None, &format!("a delivery of labels does not parse: {error}")),
             },
+            Down::Samples => self.collections(&told.payload),
             Down::Ack => {}
         }
     }
@@ -40,6 +41,29 @@ impl Updater {
         let receipt = host.feedback().deliver(delivery, labels.as_ref());
         // Where there is no room for it, the labels come again and are known by then.
         let _ = self.parts.receipts.try_send(receipt);
+    }
+
+    /// Which samples may be collected. What is refused changes nothing.
+    fn collections(&mut self, payload: &[u8]) {
+        let delivery: CollectionsDelivery = match serde_json::from_slice(payload) {
+            Ok(delivery) => delivery,
+            Err(error) => return self.refuse(0, None, &format!("collections of samples do not parse: {error}")),
+        };
+        if !self.check_root_date() {
+            return;
+        }
+        let root = self.parts.trust.root();
+        let (epoch, now_ms) = (root.director_epoch(), self.parts.trust.now_ms());
+        let collections = match root.verify_collections(&delivery.collections, &self.parts.device, now_ms) {
+            Ok(collections) => collections,
+            Err(error) => return self.refuse(0, None, &format!("collections of samples are not trusted: {error}")),
+        };
+        if let Err(error) = self.parts.trust.learn_time(collections.issued_at_ms) {
+            tracing::error!(error = %with_source(&error), "the time floor could not be raised");
+        }
+        if let Err(error) = self.parts.samples.accept(&delivery.collections, collections, epoch) {
+            self.refuse(0, None, &with_source(&error));
+        }
     }
 
     fn roots(&mut self, delivery: RootDelivery) {

@@ -37,7 +37,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::download::Download;
 use self::gate::Asking;
-pub(crate) use self::gate::Gate;
+pub(crate) use self::gate::{Gate, minute_of_day, zone};
 use self::model::Loaded;
 use self::records::Records;
 pub(crate) use self::records::RecordsError;
@@ -49,6 +49,7 @@ use crate::host::{ModelHost, ServedModel};
 use crate::metrics::Metrics;
 use crate::mqtt::{LinkState, Told};
 use crate::outbox::Outbox;
+use crate::samples::Samples;
 use crate::time::{Steady, wall_ms};
 use crate::trust_store::TrustStore;
 
@@ -101,6 +102,7 @@ pub(crate) struct Parts {
     pub(crate) receipts: mpsc::Sender<FeedbackReceipt>,
     /// Told when the controller asks for another certificate to be fetched.
     pub(crate) renew: Arc<Notify>,
+    pub(crate) samples: Samples,
 }
 
 /// Why the updater cannot start.
@@ -250,6 +252,9 @@ impl Updater {
             self.look_at_link();
             self.check_assignment_date();
             self.tell_again();
+            if self.parts.samples.has_news() {
+                self.report();
+            }
             let fetch_ms = self.drive_download();
             let now_ms = self.clock.now_ms();
             let watch_ms = self.machine.is_watching().then_some(now_ms + WATCH_MS);

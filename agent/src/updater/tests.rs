@@ -15,7 +15,7 @@ use muster_shared::topics::Down;
 use muster_shared::trust::{Assignment, DeliveryPolicy, DocumentKind, Stage, WatchPolicy, sign_document};
 
 use super::*;
-use crate::config::{DeliveryConfig, MeteredSetting};
+use crate::config::{DeliveryConfig, MeteredSetting, SamplesConfig};
 use crate::feedback::Feedback;
 use crate::host::HostLimits;
 use crate::monitor::{Monitor, Served};
@@ -124,6 +124,7 @@ impl Rig {
             requests: ask,
             receipts: mpsc::channel(1).0,
             renew: Arc::default(),
+            samples: Samples::new(data_dir, SamplesConfig::default(), EffectiveTime::default()),
         };
         let updater = Updater::open(parts, inbox.clone(), false).unwrap();
         let (ready, is_ready) = oneshot::channel();

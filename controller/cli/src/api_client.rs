@@ -225,6 +225,23 @@ impl ApiClient {
         })
     }
 
+    /// Reads something of any length, handing each piece to `take` as it comes.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be had to its end, or of `take`.
+    pub(crate) async fn get_stream(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut response = self.send(self.request(Method::GET, path)?.query(query)).await?;
+        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(error))? {
+            take(&piece)?;
+        }
+        Ok(())
+    }
+
     /// Reads a list to its end, page by page.
     ///
     /// # Errors

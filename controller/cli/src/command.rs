@@ -7,7 +7,8 @@ use crate::failure::Failure;
 use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
 use crate::{
-    alerts, broker, bundle, ca, completions, device, drift, events, feedback, key, quality, rollout, root, token, trust,
+    alerts, broker, bundle, ca, completions, device, drift, events, feedback, key, quality, rollout, root, samples,
+    token, trust,
 };
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
@@ -67,6 +68,9 @@ enum Command {
     /// Show what fires, look after it, silence it, and bring rules.
     #[command(subcommand)]
     Alerts(alerts::AlertsCommand),
+    /// Collect inputs and answers of devices for retraining, export and label them.
+    #[command(subcommand)]
+    Samples(samples::SamplesCommand),
     /// Print what a broker other than the controller's own needs: access rules and revoked certificates.
     #[command(subcommand)]
     Broker(broker::BrokerCommand),
@@ -125,6 +129,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Quality(command) => quality::run(&context, command),
         Command::Feedback(command) => feedback::run(&context, command),
         Command::Alerts(command) => alerts::run(&context, command),
+        Command::Samples(command) => samples::run(&context, command),
         Command::Broker(command) => broker::run(&context, command),
         Command::Events(args) => events::run(&context, &args),
         Command::Completions(args) => completions::run(&context, &args),

@@ -29,6 +29,7 @@ mod quality;
 mod reference_file;
 mod rollout;
 mod root;
+mod samples;
 mod settings;
 mod signer;
 mod table_file;

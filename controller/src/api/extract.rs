@@ -65,6 +65,16 @@ macro_rules! role {
 }
 
 role!(
+    /// Somebody who may read, where what they read is written down.
+    ViewerByName,
+    AccessRole::Viewer
+);
+role!(
+    /// Somebody who may read samples and delete them.
+    Approver,
+    AccessRole::Approver
+);
+role!(
     /// Somebody who may change what devices run.
     Operator,
     AccessRole::Operator

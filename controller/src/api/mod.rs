@@ -8,6 +8,7 @@
 mod alerts;
 mod authorities;
 mod bundles;
+mod collections;
 mod comparison;
 mod crl;
 mod devices;
@@ -39,7 +40,8 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, patch, post};
+use axum::routing::{MethodRouter, delete, get, patch, post, put};
+use muster_shared::limits::MAX_BATCH_BYTES;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::problem::ApiError;
@@ -82,6 +84,11 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/rollouts/{id}/abort", post(rollouts::abort)),
         ("/api/v1/rollouts/{id}/rollback", post(rollouts::rollback)),
         ("/api/v1/comparison", get(comparison::report)),
+        ("/api/v1/collections", get(collections::list).post(collections::open)),
+        ("/api/v1/collections/{id}", get(collections::show).delete(collections::delete)),
+        ("/api/v1/collections/{id}/close", post(collections::close)),
+        ("/api/v1/collections/{id}/batches", get(collections::batches)),
+        ("/api/v1/collections/{id}/labels", get(collections::labels).post(collections::put_labels)),
         ("/api/v1/drift", get(drift::report)),
         ("/api/v1/drift/explain", get(drift::explain)),
         ("/api/v1/drift/export", get(drift::export)),
@@ -100,15 +107,26 @@ fn ordinary_routes() -> Vec<Route> {
     ]
 }
 
+/// Paths that carry what devices bring: bounded by what one batch may have, whatever other bodies may.
+fn batch_routes() -> Vec<Route> {
+    vec![("/api/v1/collections/{id}/batches/{number}", put(collections::take))]
+}
+
 /// Paths that carry whole files: bounded in size by [`crate::blobs`], and in time only while nothing comes.
 fn transfer_routes() -> Vec<Route> {
-    vec![("/api/v1/files/{sha256}", get(files::give).put(files::take))]
+    vec![
+        ("/api/v1/files/{sha256}", get(files::give).put(files::take)),
+        ("/api/v1/collections/{id}/export", get(collections::export)),
+    ]
 }
 
 /// The API, ready to be served.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let transfers = with_routes(transfer_routes()).layer(from_fn(to_the_end));
-    surround(bounded(ordinary_routes(), &app).merge(transfers), app)
+    let batches = with_routes(batch_routes())
+        .layer(DefaultBodyLimit::max(MAX_BATCH_BYTES))
+        .layer(from_fn_with_state(Arc::clone(&app), in_time));
+    surround(bounded(ordinary_routes(), &app).merge(batches).merge(transfers), app)
 }
 
 fn bounded(routes: Vec<Route>, app: &Arc<App>) -> Router<Arc<App>> {

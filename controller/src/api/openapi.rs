@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    alerts, authorities, bundles, comparison, crl, devices, drift, enrol, events, feedback, files, health, quality,
-    renewal, revocation, rollouts, tokens, trust,
+    alerts, authorities, bundles, collections, comparison, crl, devices, drift, enrol, events, feedback, files, health,
+    quality, renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -48,6 +48,16 @@ use super::{
         rollouts::abort,
         rollouts::rollback,
         comparison::report,
+        collections::open,
+        collections::list,
+        collections::show,
+        collections::close,
+        collections::delete,
+        collections::take,
+        collections::batches,
+        collections::export,
+        collections::labels,
+        collections::put_labels,
         drift::report,
         drift::explain,
         drift::export,

@@ -107,9 +107,8 @@ fn bound(topic: &Topic) -> Bound {
         Kind::Down(Down::Chunk) => {
             Bound::Shared { device: DEVICE_UNACKNOWLEDGED_BYTES, all: CHUNKS_UNACKNOWLEDGED_BYTES }
         }
-        Kind::Down(Down::Assignment | Down::Ack | Down::Command | Down::Root | Down::Feedback) | Kind::Up(_) => {
-            Bound::Device(DEVICE_UNACKNOWLEDGED_BYTES)
-        }
+        Kind::Down(Down::Assignment | Down::Ack | Down::Command | Down::Root | Down::Feedback | Down::Samples)
+        | Kind::Up(_) => Bound::Device(DEVICE_UNACKNOWLEDGED_BYTES),
     }
 }
 

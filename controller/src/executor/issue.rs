@@ -19,6 +19,7 @@ use super::StatusOnly;
 use super::prompts::prompt_if_behind;
 use crate::broker::BrokerError;
 use crate::clock;
+use crate::collections;
 use crate::state::App;
 use crate::store::records::{Desired, RootRecord};
 use crate::store::{StoreError, Table};
@@ -184,6 +185,7 @@ pub(crate) async fn reissue(app: &App, device: &DeviceId) {
         Err(error) => tracing::error!(%error, "root documents cannot be read"),
     }
     prompt_if_behind(app, device).await;
+    collections::tell(app, device).await;
     let Some(desired) = app.fleet.desired(device) else { return };
     let sent = async {
         let is_untold = app.fleet.is_behind(device) && !app.fleet.has_taken_up(device, &desired);

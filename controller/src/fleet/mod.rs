@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use muster_rollout::{DeviceFacts, Fleet, Rollout};
 use muster_shared::api::{DesiredView, DeviceView};
+use muster_shared::collection::SamplesReport;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::messages::StateReport;
 use muster_shared::selector::Selector;
@@ -132,6 +133,23 @@ impl FleetIndex {
             .collect()
     }
 
+    /// The selected devices that take part, in order of their names.
+    pub(crate) fn selected(&self, selector: &Selector) -> Vec<DeviceId> {
+        let inner = self.read();
+        let meant = inner.devices.iter().filter(|(_, entry)| !entry.record.is_revoked() && entry.selected_by(selector));
+        meant.map(|(device, _)| device.clone()).collect()
+    }
+
+    /// Whether the device is among the selected ones.
+    pub(crate) fn is_selected(&self, device: &DeviceId, selector: &Selector) -> bool {
+        self.read().devices.get(device).is_some_and(|entry| entry.selected_by(selector))
+    }
+
+    /// What the device said last of its collections; none where it has not reported.
+    pub(crate) fn samples_of(&self, device: &DeviceId) -> Option<SamplesReport> {
+        self.read().devices.get(device)?.report.as_ref().map(|report| report.samples.clone())
+    }
+
     /// Takes over a record that has been stored under `version`: of a new device, or a changed one. What is older than
     /// what is known is left aside, in whatever order two changes come here.
     pub(crate) fn update_record(&self, record: &DeviceRecord, version: u64) {
@@ -180,11 +198,6 @@ impl FleetIndex {
     /// Whether the device is enrolled and not revoked.
     pub(crate) fn is_member(&self, device: &DeviceId) -> bool {
         self.read().devices.get(device).is_some_and(|entry| !entry.record.is_revoked())
-    }
-
-    /// Whether the device is there and selected.
-    pub(crate) fn is_selected(&self, device: &DeviceId, selector: &Selector) -> bool {
-        self.read().devices.get(device).is_some_and(|entry| entry.selected_by(selector))
     }
 
     /// Whether the device is connected.

@@ -49,6 +49,12 @@ pub(crate) enum Table {
     Silences,
     /// `crate::alerts::Delivery` by receiver and number.
     AlertDeliveries,
+    /// `crate::collections::CollectionRecord` by collection id.
+    Collections,
+    /// `crate::collections::OrderRecord` by device id.
+    CollectionOrders,
+    /// `muster_shared::collection::SampleBatch` by collection, device and number.
+    SampleBatches,
 }
 
 impl Table {
@@ -71,6 +77,9 @@ impl Table {
             Self::AlertRules => "alert-rules",
             Self::Silences => "silences",
             Self::AlertDeliveries => "alert-deliveries",
+            Self::Collections => "collections",
+            Self::CollectionOrders => "collection-orders",
+            Self::SampleBatches => "sample-batches",
         }
     }
 }

@@ -157,10 +157,12 @@ mod tests {
             "topic read muster/v1/d/+/up/chunk-request",
             "pattern write muster/v1/d/%u/up/state",
             "pattern read muster/v1/d/%u/down/root",
+            "topic write muster/v1/d/+/down/samples",
+            "pattern read muster/v1/d/%u/down/samples",
         ] {
             assert!(acl.lines().any(|there| there == line), "{line} in\n{acl}");
         }
-        assert_eq!(acl.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count(), 27, "{acl}");
+        assert_eq!(acl.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count(), 29, "{acl}");
         let emqx = emqx_acl();
         for part in [
             "{allow, {username, \"Muster-Controller\"}, subscribe, [\n    \"muster/v1/d/+/up/+\"\n]}.\n",

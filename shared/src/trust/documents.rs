@@ -12,6 +12,7 @@ use super::envelope::{DocumentKind, Envelope};
 use super::keys::{KeyId, PublicKey, SigningKey};
 use super::stage::Stage;
 use crate::bundle::Manifest;
+use crate::collection::Collections;
 use crate::ids::{DeviceId, Digest, RolloutId};
 use crate::limits::{MAX_AUTHORITIES, MAX_AUTHORITY_BYTES, MAX_DOCUMENT_BYTES, MAX_ROOT_KEYS, MAX_THRESHOLD};
 
@@ -282,6 +283,28 @@ impl TrustedRoot {
             return refuse(format!("a certificate has {long} bytes, {MAX_AUTHORITY_BYTES} are allowed"));
         }
         Ok(authorities)
+    }
+
+    /// Checks which samples `device` may collect: signatures, then device, then date, then whether it makes sense.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong.
+    pub fn verify_collections(
+        &self,
+        envelope: &Envelope,
+        device: &DeviceId,
+        now_ms: u64,
+    ) -> Result<Collections, TrustError> {
+        let kind = DocumentKind::Collections;
+        let payload = self.root.verify(envelope, kind)?;
+        let collections: Collections = parse(kind, &payload)?;
+        if collections.device != *device {
+            let reason = format!("it is for device {}, this is {device}", collections.device);
+            return Err(TrustError::Payload { kind: kind.as_str(), reason });
+        }
+        check_date(kind, collections.expires_ms, now_ms)?;
+        collections.validate().map_err(|reason| TrustError::Payload { kind: kind.as_str(), reason })?;
+        Ok(collections)
     }
 }
 

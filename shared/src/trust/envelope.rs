@@ -21,6 +21,8 @@ pub enum DocumentKind {
     Assignment,
     /// [`super::Authorities`].
     Authorities,
+    /// [`crate::collection::Collections`].
+    Collections,
 }
 
 impl DocumentKind {
@@ -32,6 +34,7 @@ impl DocumentKind {
             Self::Manifest => "manifest",
             Self::Assignment => "assignment",
             Self::Authorities => "authorities",
+            Self::Collections => "collections",
         }
     }
 
@@ -47,7 +50,7 @@ impl DocumentKind {
         match self {
             Self::Root => Role::Root,
             Self::Manifest => Role::Release,
-            Self::Assignment | Self::Authorities => Role::Director,
+            Self::Assignment | Self::Authorities | Self::Collections => Role::Director,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | [`crate::bundle::Manifest`] | `release`, offline | what a bundle is |
 //! | [`Assignment`] | `director`, online | which device shall run which bundle |
 //! | [`Authorities`] | `director`, online | whose certificates devices take the controller's from |
+//! | [`crate::collection::Collections`] | `director`, online | which samples a device may collect, and whose key opens them |
 //!
 //! This module decides whether signatures, kinds and dates are right. Whether a device *wants* a genuine document (its floor,
 //! its generation, its hardware) is the agent's decision.

@@ -7,14 +7,14 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use utoipa::OpenApi as _;
 
-use super::super::{Route, bounded, openapi, ordinary_routes, surround, transfer_routes};
+use super::super::{Route, batch_routes, bounded, openapi, ordinary_routes, surround, transfer_routes};
 use super::*;
 
 /// Every method and path the router knows, found by asking each path with a method that none takes.
 async fn known_routes() -> BTreeSet<(String, String)> {
     let client = Client::new().await;
     let mut known = BTreeSet::new();
-    for (path, _) in ordinary_routes().into_iter().chain(transfer_routes()) {
+    for (path, _) in ordinary_routes().into_iter().chain(batch_routes()).chain(transfer_routes()) {
         let concrete = path.replace("{sha256}", &"a".repeat(64)).replace(['{', '}'], "");
         let answer = client.raw(Method::TRACE, &concrete, Body::empty()).await;
         answer.problem(405, "method-not-allowed");

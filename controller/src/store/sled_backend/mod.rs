@@ -82,6 +82,9 @@ impl Table {
             Self::AlertRules => 17,
             Self::Silences => 18,
             Self::AlertDeliveries => 19,
+            Self::Collections => 20,
+            Self::CollectionOrders => 21,
+            Self::SampleBatches => 22,
         }
     }
 
