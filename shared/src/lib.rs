@@ -22,6 +22,7 @@ pub mod ids;
 pub mod labels;
 pub mod limits;
 pub mod messages;
+pub mod outliers;
 pub mod pipeline;
 pub mod profile;
 pub mod quality;

@@ -38,6 +38,10 @@ pub const WIDE_ELEMENTS: usize = 65;
 pub const PROJECTIONS: usize = 16;
 /// Channels of an image whose means are watched.
 pub const MAX_PROBE_CHANNELS: usize = 4;
+/// Centres of a distance from the reference.
+pub const MAX_CENTRES: usize = 64;
+/// Columns times centres of a distance from the reference.
+pub const MAX_DISTANCE_NUMBERS: usize = 4_096;
 /// Ways to cut a model's traffic into slices.
 pub const MAX_SLICINGS: usize = 8;
 /// Slices of one slicing, those for other and missing values included.

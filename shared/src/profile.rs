@@ -4,6 +4,7 @@
 //! the output; each is sketched on the device in the bins given here ([`crate::sketch`]), so that counts of all
 //! devices add up exactly. Counts made against different profiles (by [`Profile::digest`]) are never merged.
 
+mod outliers;
 mod slices;
 mod source;
 
@@ -15,6 +16,7 @@ use crate::ids::Digest;
 use crate::labels::{LabelSpec, LabelSpecError};
 use crate::limits::{MAX_BINS, MAX_CLASSES, MAX_COLUMNS, MAX_LABEL_BYTES};
 
+pub use self::outliers::{Centre, Distance, Outliers, RowDistance};
 pub use self::slices::{MISSING_SLICE, OTHER_SLICE, SliceBy, SliceName, SliceSet, Slicing};
 pub use self::source::{Probe, Side, Source};
 
@@ -71,6 +73,9 @@ pub struct Profile {
     /// What a label is; none where the bundle is not labelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<LabelSpec>,
+    /// Which rows are outliers of the reference; none where none are flagged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outliers: Option<Outliers>,
 }
 
 /// Why a profile is not valid.
@@ -155,6 +160,7 @@ impl Profile {
         if let Some(labels) = &self.labels {
             labels.validate().map_err(|LabelSpecError(reason)| ProfileError { column: "labels".into(), reason })?;
         }
+        self.check_outliers()?;
         self.check_slices()
     }
 }

@@ -13,6 +13,7 @@ mod flash;
 mod forests;
 mod http;
 mod inference;
+mod monitoring;
 mod pairs;
 mod programs;
 mod report;
@@ -79,6 +80,8 @@ enum Part {
     FalseAlarms,
     /// Checking a bundle's signature and files on one core, beside sha256sum and openssl.
     Verify,
+    /// Counting an inference, beside other sketching libraries.
+    Monitoring,
     /// All of it.
     All,
 }
@@ -105,6 +108,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let alone = match arguments.part {
         Part::Drift => Some(drift::measure(arguments.devices)?),
         Part::FalseAlarms => Some(drift::false_alarms(arguments.requests)?),
+        Part::Monitoring => Some(monitoring::measure(tempfile::tempdir()?.path())?),
         Part::Agent | Part::Inference | Part::Controller | Part::Delivery | Part::Flash | Part::Verify | Part::All => {
             None
         }
@@ -131,8 +135,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let window = Duration::from_secs(arguments.window_s);
     let mut complete = true;
-    for part in [Part::Agent, Part::Inference, Part::Controller, Part::Delivery, Part::Flash, Part::Verify, Part::Drift]
-    {
+    for part in [
+        Part::Agent,
+        Part::Inference,
+        Part::Controller,
+        Part::Delivery,
+        Part::Flash,
+        Part::Verify,
+        Part::Drift,
+        Part::Monitoring,
+    ] {
         if arguments.part != part && arguments.part != Part::All {
             continue;
         }
@@ -147,6 +159,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                     delivery::measure(&binaries, &place, arguments.devices).await
                 }
                 Part::Delivery => pairs::measure(&binaries, &place, &arguments.pairs).await,
+                Part::Monitoring => monitoring::measure(&place),
                 Part::Verify => verify::measure(&binaries, &place).await,
                 Part::Drift | Part::FalseAlarms => drift::measure(arguments.devices),
                 Part::Flash => flash::measure(&binaries, &place, window).await,

@@ -6,6 +6,8 @@
 //! **Rows.** Where the model leaves a tensor's first dimension free, it is the batch and each of its positions is a row;
 //! otherwise the whole tensor is one row. A row's elements are counted in row-major order.
 
+use std::ops::Range;
+
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::limits::MAX_PROBE_CHANNELS;
 use muster_shared::profile::{Column, Probe, Profile, Reference, Side, Source};
@@ -98,12 +100,23 @@ impl ColumnExtractor {
     /// else is taken from such a row is NaN. Of equal values the first is the predicted class.
     ///
     /// Nothing is allocated.
-    pub fn visit(&self, inputs: &[Tensor], outputs: &[Tensor], mut visit: impl FnMut(usize, usize, Option<f64>)) {
+    pub fn visit(&self, inputs: &[Tensor], outputs: &[Tensor], visit: impl FnMut(usize, usize, Option<f64>)) {
+        self.visit_rows(inputs, outputs, 0..usize::MAX, visit);
+    }
+
+    /// As [`ColumnExtractor::visit`], for these rows only.
+    pub fn visit_rows(
+        &self,
+        inputs: &[Tensor],
+        outputs: &[Tensor],
+        wanted: Range<usize>,
+        mut visit: impl FnMut(usize, usize, Option<f64>),
+    ) {
         for watched in &self.watched {
             match watched.find(inputs, outputs) {
-                Some(tensor) => watched.visit(tensor, &mut visit),
+                Some(tensor) => watched.visit(tensor, &wanted, &mut visit),
                 None => {
-                    for row in 0..self.rows(inputs, outputs) {
+                    for row in wanted.start..self.rows(inputs, outputs).min(wanted.end) {
                         watched.positions().for_each(|column| visit(row, column, None));
                     }
                 }
@@ -217,9 +230,10 @@ impl Watched {
         elements.chain(categories).chain(scores).chain(self.figures.iter().map(|(column, _)| *column))
     }
 
-    fn visit(&self, tensor: &Tensor, visit: &mut impl FnMut(usize, usize, Option<f64>)) {
+    fn visit(&self, tensor: &Tensor, wanted: &Range<usize>, visit: &mut impl FnMut(usize, usize, Option<f64>)) {
         let rows = self.rows_of(tensor);
         let width = tensor.element_count().checked_div(rows).unwrap_or(0);
+        let rows = wanted.start..rows.min(wanted.end);
         match tensor.datatype() {
             DataType::Bytes => self.visit_texts(tensor, rows, width, visit),
             DataType::Fp32 => {
@@ -245,13 +259,13 @@ impl Watched {
     fn visit_numbers(
         &self,
         tensor: &Tensor,
-        rows: usize,
+        rows: Range<usize>,
         width: usize,
         get: impl Fn(usize) -> Option<f64>,
         visit: &mut impl FnMut(usize, usize, Option<f64>),
     ) {
         let wants_entropy = self.scores.iter().any(|(_, score)| *score == Score::Entropy);
-        for row in 0..rows {
+        for row in rows {
             let start = row * width;
             let element = |index: usize| if index < width { get(start + index) } else { None };
             for (column, index) in &self.elements {
@@ -279,17 +293,19 @@ impl Watched {
     fn visit_texts(
         &self,
         tensor: &Tensor,
-        rows: usize,
+        rows: Range<usize>,
         width: usize,
         visit: &mut impl FnMut(usize, usize, Option<f64>),
     ) {
-        for (at, text) in tensor.byte_elements().enumerate() {
+        let elements = rows.start.saturating_mul(width)..rows.end.saturating_mul(width);
+        let texts = tensor.byte_elements().enumerate().take(elements.end).skip(elements.start);
+        for (at, text) in texts {
             let (row, element) = (at / width.max(1), at % width.max(1));
             for (column, _, categories) in self.categories.iter().filter(|(_, index, _)| *index == element) {
                 visit(row, *column, categories.of_text(text));
             }
         }
-        for row in 0..rows {
+        for row in rows {
             for (column, _, _) in self.categories.iter().filter(|(_, index, _)| *index >= width) {
                 visit(row, *column, None);
             }

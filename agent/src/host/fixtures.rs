@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use muster_inference::{LoadOptions, Model, RunError, Runtime, Tensor, TractRuntime};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::ids::Digest;
-use muster_shared::profile::{Column, Profile, SliceBy, Slicing, Source};
+use muster_shared::profile::{Column, Outliers, Profile, SliceBy, Slicing, Source};
 use muster_shared::reference;
 
 use super::ServedModel;
@@ -139,7 +139,12 @@ pub(crate) fn scripted(
         manifest: Digest::of(version.as_bytes()),
         generation,
         signature: signature.clone(),
-        profile: Arc::new(Profile { columns, slices: vec![Slicing { name: "x".into(), by }], ..Profile::default() }),
+        profile: Arc::new(Profile {
+            columns,
+            slices: vec![Slicing { name: "x".into(), by }],
+            outliers: Some(Outliers { expected_share: 0.0, distance: None }),
+            ..Profile::default()
+        }),
         quality: None,
         model: Arc::new(Scripted { signature, run }),
     }

@@ -154,8 +154,12 @@ impl Monitor {
             non_finite: u64::from(served.non_finite),
             ..RequestCounts::default()
         };
+        let outliers = watch.outliers(served.inputs);
         let mut state = self.state();
         let window = state.count(watch, now_ms, self.window_ms, &counts);
+        if let Some(found) = outliers {
+            window.count_outliers(&found.counts);
+        }
         window.count_latency(u64::try_from(served.latency.as_micros()).unwrap_or(u64::MAX));
         match apart {
             Some(counted) => window.merge_rows(&counted),

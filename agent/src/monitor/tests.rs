@@ -296,6 +296,9 @@ proptest! {
             let rows = |number| sketch.slices.get(number).map_or(0, |slice| slice.rows);
             let within = |slice: fn(f64) -> bool| values.iter().filter(|value| slice(**value)).count() as u64;
             prop_assert_eq!((rows(0), rows(1), rows(2)), (within(|x| x < 5.0), within(|x| x >= 5.0), within(f64::is_nan)));
+            // The reference is 0 to 10, without a missing value.
+            let odd = values.iter().filter(|value| !(0.0..=10.0).contains(*value)).count() as u64;
+            prop_assert_eq!(sketch.outliers.flagged, odd);
             let mut sum = vec![0; sketch.columns[1].cells().len()];
             for (_, slice) in sketch.slices.iter() {
                 prop_assert_eq!(slice.columns[1].total(), slice.rows);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_inference::quality::QualityGate;
-use muster_inference::{Counted, Tally, Tensor};
+use muster_inference::{Counted, OutlierFinder, OutliersFound, Tally, Tensor};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Profile, SliceSet};
 use muster_shared::sketch::{Comparison, QualitySketch};
@@ -28,6 +28,7 @@ pub(crate) struct ModelWatch {
     /// Requests that fell to it and were not run on it, and are in no window yet. Counted here without a lock: whoever answers requests
     /// must not wait for whoever counts them.
     skipped: AtomicU64,
+    outliers: Option<OutlierFinder>,
 }
 
 impl ModelWatch {
@@ -36,6 +37,8 @@ impl ModelWatch {
         let tally = Tally::new(Arc::clone(&model.profile), &model.signature).inspect_err(|error| {
             tracing::warn!(bundle = %model.bundle, %error, "inputs and outputs are not watched: the profile does not fit the model");
         });
+        // The same profile and model: what is wrong with them has been told.
+        let outliers = OutlierFinder::new(&model.profile, &model.signature).ok().flatten();
         Self {
             manifest: model.manifest,
             generation: model.generation,
@@ -45,6 +48,7 @@ impl ModelWatch {
             tally: tally.ok(),
             against: None,
             skipped: AtomicU64::new(0),
+            outliers,
         }
     }
 
@@ -82,6 +86,11 @@ impl ModelWatch {
     /// The slices that row `row` of a request is in.
     pub(crate) fn slices_of(&self, inputs: &[Tensor], row: usize) -> SliceSet {
         self.tally.as_ref().map_or_else(SliceSet::default, |tally| tally.slices_of(inputs, row))
+    }
+
+    /// Looks for outliers among a request's rows; `None` where none are flagged.
+    pub(crate) fn outliers(&self, inputs: &[Tensor]) -> Option<OutliersFound> {
+        self.outliers.as_ref().map(|finder| finder.find(inputs))
     }
 
     /// Counts every row of a request into `counted`, which is this watch's own. Without `outputs` the model gave none,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use muster_inference::Counted;
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
-use muster_shared::sketch::{Comparison, LabelSketch, LatencySketch, QualitySketch, SketchWindow, SliceSketches};
+use muster_shared::sketch::{
+    Comparison, LabelSketch, LatencySketch, OutlierCounts, QualitySketch, SketchWindow, SliceSketches,
+};
 
 use super::{InputQuality, ModelWatch, Served};
 
@@ -33,6 +35,7 @@ pub(super) struct OpenWindow {
     labels: Option<Box<LabelSketch>>,
     /// How the model answered beside the incumbent, where it ran beside one.
     comparison: Option<Comparison>,
+    outliers: OutlierCounts,
 }
 
 /// The first multiple of `window_ms` after `now_ms`.
@@ -53,6 +56,7 @@ impl OpenWindow {
             latency_us: LatencySketch::default(),
             labels: None,
             comparison: None,
+            outliers: OutlierCounts::default(),
         }
     }
 
@@ -87,6 +91,11 @@ impl OpenWindow {
     /// Counts the rows of a request that was served.
     pub(super) fn count_rows(&mut self, served: &Served<'_>) {
         self.watch.count(&mut self.counted, served.inputs, served.outputs);
+    }
+
+    /// Counts rows that are unlike those of the reference.
+    pub(super) fn count_outliers(&mut self, outliers: &OutlierCounts) {
+        self.outliers.merge(outliers);
     }
 
     /// Counts what was found wrong with a request's inputs.
@@ -144,6 +153,7 @@ impl OpenWindow {
                 slices: SliceSketches::of_counted(slices),
                 quality: self.quality,
                 labels: self.labels.map(|labels| *labels),
+                outliers: self.outliers,
             }),
         }
     }

@@ -292,6 +292,10 @@ impl Attempt {
         let ran_from = Instant::now();
         let outputs = guarded(|| model.model.run(seen).map_err(ApiError::from));
         let run = ran_from.elapsed();
+        if outputs.is_ok() {
+            let odd = active.watch.outliers(inputs).and_then(|found| found.text());
+            parameters.extend(odd.map(|text| ("muster_outlier", text)));
+        }
         let answer = outputs.and_then(|outputs| {
             let write = || Answer::write(model, id, &parameters, &request.outputs, &outputs).map_err(ApiError::from);
             Ok((guarded(write)?, outputs))

@@ -8,6 +8,7 @@ mod column;
 mod comparison;
 mod labels;
 mod latency;
+mod outliers;
 mod quality;
 mod slices;
 mod sparse;
@@ -22,6 +23,7 @@ pub use labels::{
     LabelSketch, MAX_CONFUSIONS, TargetLabels,
 };
 pub use latency::{LATENCY_RELATIVE_ERROR, LatencySketch};
+pub use outliers::OutlierCounts;
 pub use quality::{Cause, QualitySketch};
 pub use slices::{SliceSketch, SliceSketches};
 pub use window::{SketchWindow, WindowError};

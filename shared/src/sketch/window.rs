@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::column::{ColumnSketch, MergeError};
 use super::labels::LabelSketch;
+use super::outliers::OutlierCounts;
 use super::quality::QualitySketch;
 use super::slices::SliceSketches;
 use crate::ids::Digest;
@@ -32,6 +33,8 @@ pub struct SketchWindow {
     pub quality: QualitySketch,
     /// Labels that came; none where none did and no answer could be labelled.
     pub labels: Option<LabelSketch>,
+    /// Rows unlike those of the reference.
+    pub outliers: OutlierCounts,
 }
 
 /// Why bytes are not a sketch window.
@@ -64,6 +67,7 @@ struct Wire {
     slices: SliceSketches,
     quality: QualitySketch,
     labels: Option<LabelSketch>,
+    outliers: OutlierCounts,
 }
 
 impl SketchWindow {
@@ -77,6 +81,7 @@ impl SketchWindow {
             quality: QualitySketch::default(),
             slices: SliceSketches::default(),
             labels: None,
+            outliers: OutlierCounts::default(),
         }
     }
 
@@ -93,6 +98,7 @@ impl SketchWindow {
             && self.columns.len() == profile.columns.len()
             && self.columns.iter().zip(&profile.columns).all(|(sketch, column)| sketch.fits(column))
             && self.slices.fits(profile)
+            && self.outliers.fits()
             && self.labels.as_ref().is_none_or(|labels| {
                 profile.labels.as_ref().is_some_and(|spec| labels.fits(spec, profile.slice_count()))
             })
@@ -115,6 +121,7 @@ impl SketchWindow {
             (_, None) => {}
         }
         self.quality.merge(&other.quality)?;
+        self.outliers.merge(&other.outliers);
         self.labels = labels;
         self.columns.iter_mut().zip(&other.columns).try_for_each(|(mine, theirs)| mine.merge(theirs))?;
         self.slices.merge(&other.slices)
@@ -150,6 +157,7 @@ impl Sequenced<SketchWindow> {
             quality: self.body.quality.clone(),
             slices,
             labels: self.body.labels.clone(),
+            outliers: self.body.outliers,
         };
         let mut out = vec![WIRE_VERSION];
         out.extend(postcard::to_stdvec(&wire).unwrap_or_default());
@@ -184,6 +192,7 @@ impl Sequenced<SketchWindow> {
                 quality: wire.quality,
                 slices: wire.slices,
                 labels: wire.labels,
+                outliers: wire.outliers,
             },
         })
     }

@@ -67,6 +67,9 @@ pub(crate) struct Description {
     pub(crate) slices: Vec<Spanned<SliceTable>>,
     /// What a label is: the truth about an answer, which comes later.
     pub(crate) labels: Option<Spanned<LabelTable>>,
+    /// Which inferences are flagged as unlike the reference.
+    #[serde(default)]
+    pub(crate) outliers: OutliersTable,
     /// Where it was read, for messages.
     #[serde(skip)]
     pub(crate) origin: Origin,
@@ -99,6 +102,24 @@ struct LineageTable {
     code: Option<String>,
     run: Option<String>,
     metrics: BTreeMap<String, f64>,
+}
+
+/// Which inferences are flagged as unlike the reference.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct OutliersTable {
+    /// Whether values outside the reference's range, unknown categories and missing values are.
+    pub(crate) flag: bool,
+    /// Whether rows far from the reference are, each value of which may be ordinary.
+    pub(crate) distance: bool,
+    /// The share of the reference that is not too far.
+    pub(crate) quantile: f64,
+}
+
+impl Default for OutliersTable {
+    fn default() -> Self {
+        Self { flag: true, distance: false, quantile: 0.999 }
+    }
 }
 
 /// One input of the model.
@@ -336,6 +357,12 @@ impl Description {
         if let Some((name, _)) = self.lineage.metrics.iter().find(|(_, value)| !value.is_finite()) {
             return Err(self.origin.whole_fault(format!("lineage.metrics.{name}: a finite number is expected")));
         }
+        if !(self.outliers.quantile > 0.0 && self.outliers.quantile <= 1.0) {
+            return Err(self.origin.whole_fault("outliers.quantile: a share above 0 and up to 1 is expected"));
+        }
+        if self.outliers.distance && !self.outliers.flag {
+            return Err(self.origin.whole_fault("outliers.distance: nothing is flagged with flag = false"));
+        }
         let mut features = BTreeSet::new();
         let mut names = BTreeSet::new();
         for input in &self.inputs {
@@ -458,6 +485,8 @@ classes = ["0", "1"]
             ("features", "monitor = \"pixels\"\nfeatures", &["line 9", "\"elements\", \"probes\", true or false"]),
             ("features", "featurs", &["line 9", "unknown field `featurs`"]),
             ("[[outputs]]", "[[outputs]\n", &["line 11"]),
+            ("[[inputs]]", "[outliers]\nquantile = 0\n[[inputs]]", &["outliers.quantile: a share above 0"]),
+            ("[[inputs]]", "[outliers]\nflag = false\ndistance = true\n[[inputs]]", &["outliers.distance"]),
             ("[[inputs]]", "expires-days = 0\n[[inputs]]", &["expires-days"]),
         ] {
             let message = refuse(&GOOD.replacen(from, to, 1));

@@ -8,6 +8,7 @@ mod labels;
 mod list;
 mod new_folder;
 pub(crate) mod open;
+mod outliers;
 mod pipeline;
 mod profile;
 mod push;

@@ -12,6 +12,7 @@ use toml::Spanned;
 
 use super::columns;
 use super::description::{Description, InputTable};
+use super::outliers;
 use super::sample::{self, Sample, Wanted};
 use super::{labels, slices};
 use crate::failure::Failure;
@@ -298,6 +299,7 @@ pub(super) fn build(
         let answers = measure(model, &plan, &sample, &watched, changes_rows)?;
         profile.labels = labels::measured(description, model.signature(), reference, &answers)?;
     }
+    profile.outliers = outliers::of_sample(description, &profile.columns, &values)?;
     profile.validate().map_err(|error| {
         description.origin.whole_fault(format!(
             "{error}; monitor = false in [[inputs]] leaves the elements of a wide input out of the profile"

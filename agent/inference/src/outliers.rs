@@ -1,0 +1,225 @@
+//! Which rows of a request are outliers of the reference sample.
+//!
+//! Every element of an input that a profile watches is held against the range or the categories of its reference; probes and projections of wide
+//! tensors are looked at only where a distance is taken over them, as they cost a pass over the tensor. Of a request, the first
+//! [`MAX_ROWS`] rows are looked at.
+
+use muster_shared::bundle::ModelSignature;
+use muster_shared::profile::{Distance, Profile, Reference, Side, Source};
+use muster_shared::sketch::OutlierCounts;
+
+use crate::columns::{ColumnError, ColumnExtractor};
+use crate::tensor::Tensor;
+
+/// Rows of one request that are looked at.
+pub const MAX_ROWS: usize = 1_024;
+/// Columns named in an answer.
+const MAX_NAMED: usize = 4;
+
+/// What is ordinary for one column.
+#[derive(Debug, Clone, Copy)]
+enum Ordinary {
+    /// Numbers from the first to the second.
+    Range(f64, f64),
+    /// Known categories.
+    Categories,
+    /// Anything: it is in the distance only.
+    Any,
+}
+
+#[derive(Debug, Clone)]
+struct Watched {
+    name: String,
+    ordinary: Ordinary,
+    /// Whether the reference has rows without a value.
+    may_be_missing: bool,
+    /// Its place in the distance.
+    place: Option<usize>,
+}
+
+/// A profile made ready to find outliers.
+#[derive(Debug, Clone)]
+pub struct OutlierFinder {
+    extractor: ColumnExtractor,
+    columns: Vec<Watched>,
+    distance: Option<Distance>,
+}
+
+/// What was found of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OutliersFound {
+    /// How many rows, by cause.
+    pub counts: OutlierCounts,
+    /// Causes and columns, the first few of them.
+    named: Vec<String>,
+}
+
+impl OutliersFound {
+    /// What is odd about the request, for its caller; `None` when nothing is.
+    #[must_use]
+    pub fn text(&self) -> Option<String> {
+        (self.counts.flagged > 0).then(|| self.named.join(", "))
+    }
+
+    fn name(&mut self, cause: &str, column: &str) {
+        if self.named.len() < MAX_NAMED {
+            let named = if column.is_empty() { cause.to_owned() } else { format!("{cause} {column}") };
+            if !self.named.contains(&named) {
+                self.named.push(named);
+            }
+        }
+    }
+}
+
+impl OutlierFinder {
+    /// Holds `profile` against the model's `signature`; `None` when it flags nothing.
+    ///
+    /// # Errors
+    /// [`ColumnError`] with the first column that the model does not have.
+    pub fn new(profile: &Profile, signature: &ModelSignature) -> Result<Option<Self>, ColumnError> {
+        let Some(outliers) = &profile.outliers else { return Ok(None) };
+        let place = |at: usize| {
+            let distance = outliers.distance.as_ref()?;
+            distance.columns.iter().position(|column| usize::from(*column) == at)
+        };
+        let (mut kept, mut columns) = (Vec::new(), Vec::new());
+        for (at, column) in profile.columns.iter().enumerate() {
+            let place = place(at);
+            let is_element = matches!(column.source, Source::Input { .. });
+            if column.source.tensor().0 == Side::Output || !(is_element || place.is_some()) {
+                continue;
+            }
+            let (ordinary, may_be_missing) = match &column.reference {
+                _ if !is_element => (Ordinary::Any, true),
+                Reference::Numeric { lower_edges, max, missing, .. } => {
+                    let least = lower_edges.first().map_or(f64::MIN, |least| f64::from(*least));
+                    (Ordinary::Range(least, f64::from(*max)), *missing > 0)
+                }
+                // Where rows without a value were seen, they are one of the classes.
+                Reference::Class { .. } => (Ordinary::Categories, false),
+            };
+            columns.push(Watched { name: column.name.clone(), ordinary, may_be_missing, place });
+            kept.push(column.clone());
+        }
+        let extractor = ColumnExtractor::new(&Profile { columns: kept, ..Profile::default() }, signature)?;
+        Ok(Some(Self { extractor, columns, distance: outliers.distance.clone() }))
+    }
+
+    /// Looks at a request. Nothing is allocated where nothing is odd.
+    #[must_use]
+    pub fn find(&self, inputs: &[Tensor]) -> OutliersFound {
+        let mut found = OutliersFound::default();
+        for row in 0..self.extractor.rows(inputs, &[]).min(MAX_ROWS) {
+            self.look_at(inputs, row, &mut found);
+        }
+        found
+    }
+
+    fn look_at(&self, inputs: &[Tensor], row: usize, found: &mut OutliersFound) {
+        let (mut range, mut category, mut missing) = (false, false, false);
+        let mut distance = self.distance.as_ref().map(Distance::row);
+        self.extractor.visit_rows(inputs, &[], row..row + 1, |_, at, value| {
+            let Some(column) = self.columns.get(at) else { return };
+            if let (Some(distance), Some(place)) = (&mut distance, column.place) {
+                distance.add(place, value);
+            }
+            match (column.ordinary, value) {
+                (Ordinary::Any, _) => {}
+                (_, None) if !column.may_be_missing => {
+                    missing = true;
+                    found.name("missing", &column.name);
+                }
+                (_, None) => {}
+                (Ordinary::Range(..), Some(value)) if value.is_nan() => {
+                    if !column.may_be_missing {
+                        missing = true;
+                        found.name("missing", &column.name);
+                    }
+                }
+                (Ordinary::Range(least, greatest), Some(value)) if value < least || value > greatest => {
+                    range = true;
+                    found.name("range", &column.name);
+                }
+                (Ordinary::Categories, Some(value)) if value < 0.0 => {
+                    category = true;
+                    found.name("category", &column.name);
+                }
+                (Ordinary::Range(..) | Ordinary::Categories, Some(_)) => {}
+            }
+        });
+        let threshold = self.distance.as_ref().map_or(f64::INFINITY, |distance| f64::from(distance.threshold));
+        let far = distance.is_some_and(|distance| distance.squared() > threshold);
+        if far {
+            found.name("distance", "");
+        }
+        let counts = &mut found.counts;
+        counts.rows += 1;
+        counts.flagged += u64::from(range || category || missing || far);
+        counts.range += u64::from(range);
+        counts.category += u64::from(category);
+        counts.missing += u64::from(missing);
+        counts.distance += u64::from(far);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_shared::bundle::{DataType, TensorSpec};
+    use muster_shared::profile::{Centre, Column, Outliers};
+
+    use super::*;
+
+    fn finder(far_counts: bool) -> OutlierFinder {
+        let column = |name: &str, index, reference| Column {
+            name: name.into(),
+            source: Source::Input { tensor: "x".into(), index },
+            reference,
+        };
+        let numeric =
+            |missing| Reference::Numeric { lower_edges: vec![0.0, 1.0], max: 2.0, counts: vec![5, 5], missing };
+        let class = Reference::Class { classes: vec!["3".into(), "4".into()], counts: vec![5, 5] };
+        let centre = Centre { mean: vec![1.0, 1.0], variance: vec![0.25, 0.25] };
+        let distance = Distance { columns: vec![0, 1], centres: vec![centre], threshold: 5.0, quantile: 0.99 };
+        let profile = Profile {
+            columns: vec![column("a", 0, numeric(0)), column("b", 1, numeric(2)), column("kind", 2, class)],
+            outliers: Some(Outliers { expected_share: 0.1, distance: Some(distance).filter(|_| far_counts) }),
+            ..Profile::default()
+        };
+        profile.validate().unwrap();
+        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, 3] };
+        let signature = ModelSignature { inputs: vec![spec], outputs: Vec::new() };
+        OutlierFinder::new(&profile, &signature).unwrap().unwrap()
+    }
+
+    fn found(distance: bool, rows: &[f32]) -> (OutlierCounts, Option<String>) {
+        let tensor = Tensor::from_f32("x", vec![rows.len() / 3, 3], rows).unwrap();
+        let found = finder(distance).find(&[tensor]);
+        (found.counts, found.text())
+    }
+
+    #[test]
+    fn what_the_reference_never_showed_is_flagged() {
+        let ordinary = [0.0, 2.0, 3.0, 1.5, f32::NAN, 4.0];
+        assert_eq!(found(false, &ordinary), (OutlierCounts { rows: 2, ..OutlierCounts::default() }, None));
+        let odd = [-0.1, f32::INFINITY, 3.0, f32::NAN, 1.0, 5.0, 1.0, 1.0, 4.0];
+        let counts = OutlierCounts { rows: 3, flagged: 2, range: 1, category: 1, missing: 1, distance: 0 };
+        assert_eq!(found(false, &odd), (counts, Some("range a, range b, missing a, category kind".into())));
+        let nothing = finder(false).find(&[]);
+        assert_eq!((nothing.counts.rows, nothing.counts.missing), (1, 1));
+    }
+
+    #[test]
+    fn what_is_far_from_every_centre_is_flagged() {
+        // Both corners lie within the range; 2 · (1 / 0.5)² = 8 is above 5, (0.5 / 0.5)² · 2 = 2 is not.
+        let (counts, text) = found(true, &[2.0, 0.0, 3.0, 1.5, 0.5, 3.0]);
+        assert_eq!((counts.rows, counts.flagged, counts.distance), (2, 1, 1));
+        assert_eq!(text.as_deref(), Some("distance"));
+    }
+
+    #[test]
+    fn the_rows_looked_at_are_bounded() {
+        let rows = [9.0_f32, 1.0, 3.0].repeat(MAX_ROWS + 5);
+        let (counts, text) = found(false, &rows);
+        assert_eq!((counts.rows, counts.flagged, text.as_deref()), (1_024, 1_024, Some("range a")));
+    }
+}
