@@ -3,6 +3,7 @@
 mod acl;
 mod alerts;
 mod bad_input;
+mod beside;
 mod controller_full_disk;
 mod crashes;
 mod delivery;
