@@ -70,7 +70,8 @@ async fn a_rule_rejects_flags_or_imputes_and_all_of_it_is_counted() {
         let wrong = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]});
         assert_eq!(endpoint.post("/v2/models/scripted/infer", wrong.to_string()).await.status, StatusCode::BAD_REQUEST);
 
-        // A window may have ended meanwhile.
+        // Answers may leave before they are counted, and a window may have ended meanwhile.
+        endpoint.host.drained().await;
         let windows = endpoint.host.monitor().close_all(2, Resources::default());
         let mut quality = QualitySketch::default();
         for sketch in windows.into_iter().filter_map(|window| window.sketch) {

@@ -191,7 +191,7 @@ fn several_inputs_are_filled_from_one_table() {
     let shown = desk.ok("--output json bundle show out").json();
     let columns = shown["manifest"]["profile"]["columns"].as_array().unwrap();
     let names: Vec<_> = columns.iter().map(|column| column["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["a", "b", "c", "sum.0", "sum.1", "sum.2", "score.class", "score.confidence"]);
+    assert_eq!(names, ["a", "b", "c", "sum.0", "sum.1", "sum.2", "score.class", "score.confidence", "score.margin"]);
     assert_eq!(columns[3]["reference"]["lower-edges"], serde_json::json!([5.0, 7.0]));
 }
 

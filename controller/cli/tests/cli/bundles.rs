@@ -25,8 +25,8 @@ fn every_version_of_the_digits_is_built_signed_and_verified() {
         let description = desk.digits(version);
         let built = desk.ok(&format!("--output json bundle build {description} --out {version}"));
         assert_eq!(built.json()["bundle"], format!("digits@{version}"));
-        assert_eq!((built.json()["columns"].as_u64(), built.json()["reference_rows"].as_u64()), (Some(66), Some(500)));
-        for said in ["model", "10 examples pass", "500 rows, 66 columns"] {
+        assert_eq!((built.json()["columns"].as_u64(), built.json()["reference_rows"].as_u64()), (Some(68), Some(500)));
+        for said in ["model", "10 examples pass", "500 rows, 68 columns"] {
             assert!(built.stderr.contains(said), "{}", built.stderr);
         }
 
@@ -38,7 +38,7 @@ fn every_version_of_the_digits_is_built_signed_and_verified() {
         }
         assert_eq!(columns[0]["source"], serde_json::json!({"from": "input", "tensor": "image", "index": 0}));
         let names: Vec<_> = columns[64..].iter().map(|column| column["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["probabilities.class", "probabilities.confidence"]);
+        assert_eq!(names, ["class", "confidence", "entropy", "margin"].map(|of| format!("probabilities.{of}")));
         assert_eq!(manifest["created_at_ms"], 1_800_000_000_000u64);
 
         desk.ok(&format!("bundle sign {version} --key release.key"));
@@ -312,7 +312,7 @@ fn a_bundle_is_shown_from_its_folder() {
     for part in [
         "digits@1.0.0",
         "image FP32 [-1, 64] -> probabilities FP32 [-1, 10]",
-        "64 inputs, 2 predictions",
+        "64 inputs, 4 predictions",
         "accuracy 0.895",
     ] {
         assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);

@@ -134,7 +134,7 @@ fn a_bundles_answers_are_scored_with_its_inputs() {
     }
     fs::copy(fixtures().join("digits/heldout.csv"), desk.path("heldout.csv")).unwrap();
     let good = desk.ok("--output json drift score 1.1.0 heldout.csv").json();
-    assert_eq!(good["columns"].as_array().unwrap().len(), 66);
+    assert_eq!(good["columns"].as_array().unwrap().len(), 68);
     assert_eq!(good["extra_columns"], serde_json::json!(["label"]));
     let classes: u64 = column(&good, "probabilities.class")["current"]
         .as_array()

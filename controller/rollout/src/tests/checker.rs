@@ -67,7 +67,7 @@ fn promotion_before_the_device_has_committed_or_soaked() {
     let mut busy = world.fleet.clone();
     busy.devices.get_mut(&device(&first)).unwrap().reported.as_mut().unwrap().update.state = UpdateState::Trial;
     let found = verify(&world.rollout, &decision, &busy, world.now_ms).unwrap_err();
-    assert!(has(&found, |v| matches!(v, Violation::Unfounded { why, .. } if why.contains("has not committed"))));
+    assert!(has(&found, |v| matches!(v, Violation::Unfounded { why, .. } if why.contains("has not arrived"))));
     assert!(has(&found, |v| matches!(v, Violation::Unfounded { why, .. } if why.contains("no device of it"))));
 
     let found = verify(&world.rollout, &decision, &world.fleet, world.now_ms - 1).unwrap_err();
