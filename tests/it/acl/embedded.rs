@@ -127,7 +127,7 @@ impl<'a> Embedded<'a> {
             Deed::PublishRetained(topic) => self.judge_publish(case.who, topic, words, true).await.map(Some),
             Deed::Will(topic) => self.judge_will(case, &papers, (topic, words, false)).await.map(Some),
             Deed::WillRetained(topic) => self.judge_will(case, &papers, (topic, words, true)).await.map(Some),
-            Deed::Subscribe { filter, .. } => self.judge_subscribe(case, filter).await.map(Some),
+            Deed::Subscribe { filter, hears } => self.judge_subscribe(case, filter, hears).await.map(Some),
         }
     }
 
@@ -183,11 +183,15 @@ impl<'a> Embedded<'a> {
         wait::until("the will is heard", PATIENCE, async || Ok((self.taken_in().await? > before).then_some(true))).await
     }
 
-    async fn judge_subscribe(&mut self, case: &Case, filter: &str) -> anyhow::Result<bool> {
+    async fn judge_subscribe(&mut self, case: &Case, filter: &str, hears: &str) -> anyhow::Result<bool> {
         if case.outcome == Outcome::Allowed {
-            // By this filter alone, the answer to its event reaches the device.
-            let mut own = self.let_in(case.who)?;
-            let granted = own.subscribe(filter)? == Subscription::Granted;
+            // By this filter alone, the answer to its event reaches the device. What the controller says in its own time is not waited
+            // for: that the subscription is granted, and the connection stands, is what can be told.
+            let (mut own, answers) = (self.let_in(case.who)?, own_down(case.who) + "ack");
+            let mut granted = own.subscribe(filter)? == Subscription::Granted;
+            if hears != answers {
+                granted &= own.subscribe(&answers)? == Subscription::Granted;
+            }
             let heard = granted && self.fence(case.who, &mut own).is_ok();
             self.kept.push(own);
             return Ok(heard);

@@ -2,7 +2,7 @@
 //!
 //! What a rule may say is [`muster_shared::data_schema`]'s to decide; here every value is looked at once, in the caller's own
 //! tensors. Nothing is allocated for a number that breaks no rule. What one request cannot tell — a stuck sensor, a duplicate, a time
-//! that goes back — is remembered in a [`QualityState`] of fixed size.
+//! that goes back — is remembered in a state of fixed size.
 
 mod rule;
 mod state;
