@@ -98,6 +98,9 @@ class Prometheus:
         try:
             return json.loads(fetch(f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(query)}"))["data"]
         except urllib.error.HTTPError as error:
+            if error.code == 503:
+                # It listens and is not ready yet.
+                return None
             raise Failed(f"{query}: {error.read().decode()}") from error
         except urllib.error.URLError:
             # It has not come up yet.
