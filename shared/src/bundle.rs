@@ -105,6 +105,26 @@ pub struct TensorSpec {
     pub shape: Vec<i64>,
 }
 
+impl TensorSpec {
+    /// Whether the first dimension counts rows: a request chooses it. Otherwise the whole tensor is one row.
+    #[must_use]
+    pub fn is_batched(&self) -> bool {
+        self.shape.first() == Some(&-1)
+    }
+
+    /// The dimensions of one row.
+    #[must_use]
+    pub fn row_dimensions(&self) -> &[i64] {
+        self.shape.strip_prefix(&[-1]).unwrap_or(&self.shape)
+    }
+
+    /// Elements of one row, where the shape fixes them.
+    #[must_use]
+    pub fn row_width(&self) -> Option<usize> {
+        self.row_dimensions().iter().try_fold(1_usize, |product, d| product.checked_mul(usize::try_from(*d).ok()?))
+    }
+}
+
 /// What a model takes and gives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

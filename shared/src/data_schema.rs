@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{DataType, ModelSignature, TensorSpec};
+use crate::bundle::{DataType, ModelSignature};
 use crate::ids::Digest;
 use crate::limits::{MAX_COLUMNS, MAX_LABEL_BYTES, MAX_TEXT_BYTES};
 use crate::pipeline::Categories;
@@ -122,13 +122,6 @@ pub struct SchemaError {
     pub reason: String,
 }
 
-/// Elements of one row of `spec`, where its shape fixes them: the first dimension counts rows when a request chooses it.
-#[must_use]
-pub fn row_width(spec: &TensorSpec) -> Option<usize> {
-    let rest = spec.shape.strip_prefix(&[-1]).unwrap_or(&spec.shape);
-    rest.iter().try_fold(1_usize, |product, d| product.checked_mul(usize::try_from(*d).ok()?))
-}
-
 impl DataSchema {
     /// Identifies the schema: the digest of its JSON form, which is deterministic.
     #[must_use]
@@ -173,7 +166,7 @@ impl DataSchema {
                     format!("input {:?} is {}, not {}", spec.name, spec.datatype, rule.datatype),
                 );
             }
-            if row_width(spec).is_some_and(|width| rule.index as usize >= width) {
+            if spec.row_width().is_some_and(|width| rule.index as usize >= width) {
                 return refuse(&rule.name, format!("rows of input {:?} have no element {}", spec.name, rule.index));
             }
             if let Err(reason) = rule.check() {
@@ -254,6 +247,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bundle::TensorSpec;
     use crate::damage;
 
     fn signature() -> ModelSignature {

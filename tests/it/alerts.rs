@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use muster_shared::alert::{Alert, AlertState, ReceiverTest};
@@ -12,7 +11,6 @@ use muster_shared::rollout::RolloutStatus;
 use muster_tests::fixtures::{self, Image};
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::process::Process;
-use muster_tests::traffic::ask;
 use muster_tests::{programs, wait};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -118,32 +116,6 @@ impl Hooks {
     }
 }
 
-/// Applications that send these images to every device, until dropped.
-struct Applications(Vec<tokio::task::JoinHandle<()>>);
-
-impl Applications {
-    fn send(fleet: &Fleet, images: &[Image]) -> Self {
-        let images = Arc::new(images.to_vec());
-        let start = |(n, device): (usize, &muster_tests::device::Device)| {
-            let (url, images) = (format!("{}/v2/models/digits/infer", device.inference_url), Arc::clone(&images));
-            tokio::spawn(async move {
-                let client = reqwest::Client::new();
-                for at in n * 37.. {
-                    drop(ask(&client, &url, &images[at % images.len()]).await);
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            })
-        };
-        Self(fleet.devices.iter().enumerate().map(start).collect())
-    }
-}
-
-impl Drop for Applications {
-    fn drop(&mut self) {
-        self.0.iter().for_each(tokio::task::JoinHandle::abort);
-    }
-}
-
 /// Prometheus' Alertmanager, where it is installed: the process and its address.
 async fn alertmanager(folder: &Path) -> anyhow::Result<Option<(Process, String)>> {
     let Some(program) = programs::find(&["prometheus-alertmanager", "alertmanager"]) else {
@@ -243,7 +215,7 @@ fn drift_is_told_once_through_crashes_and_refusals_and_ends_with_its_cause() {
         let mut fleet = stage::fleet_with(&binaries, &folder, 4, &settings(&folder, &base, address)?).await?;
         fleet.release_digits("1.0.0").await?;
         let images = fixtures::held_out()?;
-        let normal = Applications::send(&fleet, &images);
+        let normal = stage::traffic_of(&fleet, images.clone());
         let id = fleet.roll_out(&[&["--bundle", "digits@1.0.0", "--selector", "*"], &EASY[..]].concat()).await?;
         fleet.wait_rollout(&id, RolloutStatus::Completed).await?;
         let rules = folder.join("rules.toml");
@@ -258,7 +230,7 @@ fn drift_is_told_once_through_crashes_and_refusals_and_ends_with_its_cause() {
         *lock(&hooks.refuses) = true;
         drop(normal);
         let zeros: Vec<Image> = images.iter().filter(|image| image.label == 0).cloned().collect();
-        let odd = Applications::send(&fleet, &zeros);
+        let odd = stage::traffic_of(&fleet, zeros);
         wait::until("the alert fires", PATIENCE, async || {
             Ok((!listed(&fleet, AlertState::Firing).await?.is_empty()).then_some(()))
         })
@@ -293,7 +265,7 @@ fn drift_is_told_once_through_crashes_and_refusals_and_ends_with_its_cause() {
         }
 
         drop(odd);
-        let _normal = Applications::send(&fleet, &images);
+        let _normal = stage::traffic_of(&fleet, images.clone());
         let ended = hooks.told("/hook", "resolved").await?.json()?;
         ensure!(ended["alerts"][0]["fingerprint"] == fires.json()?["alerts"][0]["fingerprint"], "{ended}");
         if let Some(address) = address {

@@ -35,9 +35,10 @@ async fn bring(
     let asking = tokio::spawn({
         let over = Arc::clone(&over);
         async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
             while !over.load(Ordering::Relaxed) {
+                ticks.tick().await;
                 drop(ask(&url, body.clone(), head_bytes).await);
-                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
     });

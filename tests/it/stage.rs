@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use muster_tests::binaries::Binaries;
 use muster_tests::device::DeviceSetup;
-use muster_tests::fixtures;
+use muster_tests::fixtures::{self, Image};
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::traffic::Traffic;
 use muster_tests::wait;
@@ -77,11 +77,16 @@ pub(crate) async fn fleet_with(
 
 /// Applications that send held-out images to every device of `fleet`.
 pub(crate) fn traffic(fleet: &Fleet) -> anyhow::Result<Traffic> {
-    let mut traffic = Traffic::new(fixtures::held_out()?, Duration::from_millis(10));
+    Ok(traffic_of(fleet, fixtures::held_out()?))
+}
+
+/// Applications that send these images to every device.
+pub(crate) fn traffic_of(fleet: &Fleet, images: Vec<Image>) -> Traffic {
+    let mut traffic = Traffic::new(images, Duration::from_millis(10));
     for device in &fleet.devices {
         traffic.start(&device.id, &device.inference_url);
     }
-    Ok(traffic)
+    traffic
 }
 
 /// Brings digits 1.0.0 to every device, traffic flowing, and expects answers from then on.

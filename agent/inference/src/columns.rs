@@ -140,7 +140,7 @@ fn check(column: &Column, spec: &TensorSpec, word: &str) -> Result<(), String> {
     if spec.datatype == DataType::Bytes && !is_category {
         return Err(format!("{word} {tensor:?} holds no numbers"));
     }
-    let Some(width) = row_width(spec) else { return Ok(()) };
+    let Some(width) = spec.row_width() else { return Ok(()) };
     match (&column.source, &column.reference) {
         (Source::Input { index, .. } | Source::Output { index, .. }, _) if *index as usize >= width => {
             Err(format!("element {index} is past the end of {word} {tensor:?}, whose rows have {width}"))
@@ -162,7 +162,7 @@ impl Watched {
         Self {
             side,
             tensor: spec.name.clone(),
-            batched: spec.shape.first() == Some(&-1),
+            batched: spec.is_batched(),
             elements: Vec::new(),
             categories: Vec::new(),
             scores: Vec::new(),
@@ -376,15 +376,6 @@ impl Scores {
             Score::Margin => self.second.map(|second| self.largest - second),
         }
     }
-}
-
-/// Elements of one row, where the signature fixes them.
-pub(crate) fn row_width(spec: &TensorSpec) -> Option<usize> {
-    let dimensions = match spec.shape.split_first() {
-        Some((-1, rest)) => rest,
-        Some(_) | None => &spec.shape,
-    };
-    dimensions.iter().try_fold(1_usize, |product, d| product.checked_mul(usize::try_from(*d).ok()?))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use muster_shared::bundle::{DataType, ModelSignature};
 use muster_shared::profile::{Profile, SliceBy, SliceSet};
 
 use crate::categories::Categories;
-use crate::columns::{ColumnError, row_width};
+use crate::columns::ColumnError;
 use crate::tensor::Tensor;
 
 /// How a value is put into a slice of its slicing.
@@ -57,7 +57,7 @@ impl SliceFinder {
             if spec.datatype == DataType::Bytes && matches!(slicing.by, SliceBy::Range { .. }) {
                 return Err(refuse(format!("input {tensor:?} holds no numbers")));
             }
-            if let Some(width) = row_width(spec).filter(|width| index >= *width) {
+            if let Some(width) = spec.row_width().filter(|width| index >= *width) {
                 let reason = format!("element {index} is past the end of input {tensor:?}, whose rows have {width}");
                 return Err(refuse(reason));
             }
@@ -68,7 +68,7 @@ impl SliceFinder {
                 }
                 SliceBy::Label { .. } => continue,
             };
-            let batched = spec.shape.first() == Some(&-1);
+            let batched = spec.is_batched();
             finders.push(Finder { tensor: tensor.clone(), batched, index, first, cut });
             first = first.saturating_add(u8::try_from(slicing.slices()).unwrap_or(u8::MAX));
         }

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use muster_inference::Tensor;
 use muster_inference::quality::Findings;
-use muster_shared::bundle::DataType;
 use muster_shared::ids::Digest;
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources};
@@ -342,19 +341,7 @@ impl State {
 
 /// Whether a value of `tensor` is NaN or an infinity.
 pub(crate) fn has_non_finite(tensor: &Tensor) -> bool {
-    match tensor.datatype() {
-        DataType::Fp16 | DataType::Fp32 | DataType::Fp64 => tensor.values().any(|value| !value.is_finite()),
-        DataType::Bool
-        | DataType::Uint8
-        | DataType::Uint16
-        | DataType::Uint32
-        | DataType::Uint64
-        | DataType::Int8
-        | DataType::Int16
-        | DataType::Int32
-        | DataType::Int64
-        | DataType::Bytes => false,
-    }
+    tensor.datatype().is_float() && tensor.values().any(|value| !value.is_finite())
 }
 
 #[cfg(test)]

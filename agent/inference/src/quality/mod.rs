@@ -94,7 +94,7 @@ impl QualityGate {
                 name: spec.name.clone(),
                 datatype: spec.datatype,
                 rank: spec.shape.len(),
-                batched: spec.shape.first() == Some(&-1),
+                batched: spec.is_batched(),
                 rules: Rule::all_of(schema, &spec.name),
             })
             .filter(|tensor| !tensor.rules.is_empty())

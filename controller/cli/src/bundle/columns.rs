@@ -9,7 +9,7 @@ use muster_shared::profile::{Column, MISSING_SLICE, OTHER_SLICE, Probe, Referenc
 use toml::Spanned;
 
 use super::description::{Description, InputTable, Monitor, OutputKind, OutputTable};
-use super::profile::{InputLayout, names, row_dimensions, width_of};
+use super::profile::{InputLayout, names, width_of};
 use super::sample::Sample;
 use crate::failure::Failure;
 use crate::output;
@@ -107,7 +107,7 @@ pub(super) fn of_output(
         let reason = format!("the model has no output {:?}; it has {}", table.name, names(&signature.outputs));
         return fault("outputs.name", reason);
     };
-    let (_, dimensions) = row_dimensions(spec);
+    let dimensions = spec.row_dimensions();
     let row_shape: Option<Vec<usize>> = dimensions.iter().map(|d| usize::try_from(*d).ok()).collect();
     let width = row_shape.as_deref().and_then(width_of);
     let tensor = || table.name.clone();

@@ -35,14 +35,6 @@ pub(super) struct InputLayout {
     pub(super) width: usize,
 }
 
-/// The dimensions of one row, and whether the tensor can hold several.
-pub(super) fn row_dimensions(spec: &TensorSpec) -> (bool, &[i64]) {
-    match spec.shape.split_first() {
-        Some((-1, rest)) => (true, rest),
-        Some(_) | None => (false, &spec.shape),
-    }
-}
-
 pub(super) fn width_of(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1_usize, |product, d| product.checked_mul(*d)).filter(|width| *width <= MAX_ROW_WIDTH)
 }
@@ -64,7 +56,7 @@ fn input_layout(
         let reason = format!("the model has no input {:?}; it has {}", table.name, names(&signature.inputs));
         return fault("inputs.name", reason);
     };
-    let (batched, dimensions) = row_dimensions(spec);
+    let (batched, dimensions) = (spec.is_batched(), spec.row_dimensions());
     let fixed: Option<Vec<usize>> = dimensions.iter().filter(|d| **d >= 0).map(|d| usize::try_from(*d).ok()).collect();
     let fixed_width = fixed.as_deref().and_then(width_of).unwrap_or(0);
     let free = dimensions.iter().filter(|d| **d < 0).count();
@@ -176,7 +168,7 @@ fn measure(
     let signature = model.signature();
     let extractor = ColumnExtractor::new(columns, signature)
         .map_err(|error| Failure::input("the description does not fit the model").because(error))?;
-    let all_batched = signature.inputs.iter().chain(&signature.outputs).all(|spec| spec.shape.first() == Some(&-1));
+    let all_batched = signature.inputs.iter().chain(&signature.outputs).all(TensorSpec::is_batched);
     let step = match (changes_rows, all_batched) {
         (true, _) => sample.rows().max(1),
         (false, true) => BATCH_ROWS,

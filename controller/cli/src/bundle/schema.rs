@@ -7,7 +7,7 @@ use std::path::Path;
 use muster_inference::quality::{Findings, QualityGate};
 use muster_inference::{GoldenSet, Tensor};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
-use muster_shared::data_schema::{DataSchema, FeatureRule, row_width};
+use muster_shared::data_schema::{DataSchema, FeatureRule};
 use muster_shared::limits::{MAX_CLASSES, MAX_COLUMNS};
 use muster_shared::pipeline::Categories;
 use muster_shared::sketch::Cause;
@@ -147,7 +147,7 @@ fn infer(description: &Description, signature: &ModelSignature, sample: &[Tensor
         let spec = signature.inputs.iter().find(|spec| spec.name == table.name);
         let tensor = sample.iter().find(|tensor| tensor.name() == table.name);
         let Some((spec, tensor)) = spec.zip(tensor) else { continue };
-        let width = row_width(spec).unwrap_or(0);
+        let width = spec.row_width().unwrap_or(0);
         if features.len() + width > MAX_COLUMNS {
             output::warn(&format!("{} has {width} elements a row: too many to have rules each", table.name));
             continue;

@@ -31,12 +31,10 @@ pub(super) struct Answers {
 }
 
 fn input(spec: &TensorSpec, profile: &Profile, header: &[String]) -> Result<Input, String> {
-    let dimensions = match spec.shape.split_first() {
-        Some((-1, rest)) => rest,
-        Some(_) | None => &spec.shape,
+    let row_shape: Option<Vec<usize>> = spec.row_dimensions().iter().map(|d| usize::try_from(*d).ok()).collect();
+    let Some((row_shape, width)) = row_shape.zip(spec.row_width()) else {
+        return Err(format!("rows of input {:?} have no fixed shape", spec.name));
     };
-    let row_shape: Option<Vec<usize>> = dimensions.iter().map(|d| usize::try_from(*d).ok()).collect();
-    let Some(row_shape) = row_shape else { return Err(format!("rows of input {:?} have no fixed shape", spec.name)) };
     let name_of = |element: usize| {
         let named = profile.columns.iter().find(|column| {
             matches!(&column.source, Source::Input { tensor, index } if *tensor == spec.name && *index as usize == element)
@@ -47,7 +45,7 @@ fn input(spec: &TensorSpec, profile: &Profile, header: &[String]) -> Result<Inpu
         let name = name_of(element);
         header.iter().position(|column| *column == name).ok_or_else(|| format!("the table has no column {name:?}"))
     };
-    let positions = (0..row_shape.iter().product()).map(position).collect::<Result<_, _>>()?;
+    let positions = (0..width).map(position).collect::<Result<_, _>>()?;
     Ok(Input { spec: spec.clone(), row_shape, positions })
 }
 
@@ -70,7 +68,7 @@ impl Answers {
         let model = bundle::open::model(dir, manifest)?;
         let extractor = ColumnExtractor::new(&manifest.profile, signature)
             .map_err(|error| Failure::unmet("the profile does not fit the model").because(error))?;
-        let batched = signature.inputs.iter().chain(&signature.outputs).all(|spec| spec.shape.first() == Some(&-1));
+        let batched = signature.inputs.iter().chain(&signature.outputs).all(TensorSpec::is_batched);
         Ok(Ok(Self { model, extractor, inputs, batched, rows: Vec::new(), failed: 0 }))
     }
 
@@ -81,7 +79,7 @@ impl Answers {
                 .iter()
                 .flat_map(|row| input.positions.iter().map(|at| row.get(*at).copied().unwrap_or(f64::NAN)))
                 .collect();
-            let batch = (input.spec.shape.first() == Some(&-1)).then_some(rows.len());
+            let batch = input.spec.is_batched().then_some(rows.len());
             let shape = batch.into_iter().chain(input.row_shape.iter().copied()).collect();
             tensors.push(Tensor::from_f64(&input.spec.name, input.spec.datatype, shape, &values).ok()?);
         }

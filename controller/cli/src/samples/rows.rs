@@ -163,7 +163,7 @@ fn row_count(sample: &Sample, manifest: Option<&Manifest>) -> usize {
         [(&sample.inputs, &manifest.signature.inputs), (&sample.outputs, &manifest.signature.outputs)]
     {
         for tensor in tensors {
-            let is_batched = specs.iter().any(|spec| spec.name == tensor.name && spec.shape.first() == Some(&-1));
+            let is_batched = specs.iter().any(|spec| spec.name == tensor.name && spec.is_batched());
             let first = tensor.shape.first().and_then(|size| usize::try_from(*size).ok()).filter(|_| is_batched);
             match (first, rows) {
                 (Some(first), None) => rows = Some(first),
