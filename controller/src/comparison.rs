@@ -12,24 +12,9 @@ use muster_shared::quality::share_estimate;
 use muster_shared::sketch::{ColumnComparison, Comparison, DIFFERENCE_EDGES, LatencySketch, MergeError};
 
 use crate::state::App;
-use crate::store::records::{LeftOut, WindowRecord, window_key_floor};
+use crate::store::records::{LeftOut, WindowRecord};
 use crate::store::{StoreError, Table};
-
-/// Windows are kept in order of arrival, and a device's clock may run ahead of ours by this much, in milliseconds.
-const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
-/// Windows read at once.
-const PAGE: usize = 256;
-
-/// Why there is no report.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ComparisonError {
-    /// No such bundle.
-    #[error("there is no bundle {0}")]
-    UnknownBundle(BundleRef),
-    /// The store failed.
-    #[error("the monitoring windows cannot be read")]
-    Store(#[from] StoreError),
-}
+use crate::windows::{self, ReportError, Windows};
 
 /// A group of devices, and the manifest of what the bundle ran beside there.
 type Key = (String, Digest);
@@ -38,14 +23,14 @@ type Key = (String, Digest);
 /// apart, or for the whole fleet.
 ///
 /// # Errors
-/// [`ComparisonError`].
+/// [`ReportError`].
 pub(crate) async fn report(
     app: &App,
     bundle: &BundleRef,
     group_by: Option<&str>,
     since_ms: u64,
-) -> Result<ComparisonReport, ComparisonError> {
-    let listed = app.catalogue.find(bundle).await?.ok_or_else(|| ComparisonError::UnknownBundle(bundle.clone()))?;
+) -> Result<ComparisonReport, ReportError> {
+    let listed = windows::find(app, bundle).await?;
     let group_of = |device: &DeviceId| group_by.and_then(|label| app.fleet.label(device, label)).unwrap_or_default();
     let mut groups: BTreeMap<Key, Sums> = BTreeMap::new();
     let mut spans: BTreeMap<(DeviceId, Digest), Span> = BTreeMap::new();
@@ -62,15 +47,18 @@ pub(crate) async fn report(
         spans.entry((device.clone(), comparison.against)).or_default().widen(window);
     })
     .await?;
-    each_window(app, since_ms, |_, device, window| {
-        let span = spans.get(&(device.clone(), window.key.manifest)).filter(|span| span.meets(window));
-        let group = span.and_then(|_| groups.get_mut(&(group_of(device), window.key.manifest)));
-        if let Some(group) = group {
-            group.incumbent.merge(&window.requests);
-            group.incumbent_us.merge(&window.latency_us);
-        }
-    })
-    .await?;
+    // Without a candidate's window there is no incumbent to look for.
+    if !spans.is_empty() {
+        each_window(app, since_ms, |_, device, window| {
+            let span = spans.get(&(device.clone(), window.key.manifest)).filter(|span| span.meets(window));
+            let group = span.and_then(|_| groups.get_mut(&(group_of(device), window.key.manifest)));
+            if let Some(group) = group {
+                group.incumbent.merge(&window.requests);
+                group.incumbent_us.merge(&window.latency_us);
+            }
+        })
+        .await?;
+    }
     left_out.tell();
     let mut shown = Vec::new();
     for ((group, against), sums) in groups {
@@ -91,21 +79,13 @@ async fn each_window(
     since_ms: u64,
     mut visit: impl FnMut(&str, &DeviceId, &TelemetryWindow) + Send,
 ) -> Result<(), StoreError> {
-    let mut after = window_key_floor(since_ms.saturating_sub(CLOCK_SLACK_MS));
-    loop {
-        let page = app.records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
-        let last = page.len() < PAGE;
-        for (key, window) in page {
-            after = key;
-            let WindowRecord { device, telemetry, .. } = window.value;
-            if let Some(telemetry) = telemetry.filter(|telemetry| telemetry.key.start_ms >= since_ms) {
-                visit(&after, &device, &telemetry);
-            }
-        }
-        if last {
-            return Ok(());
+    let mut windows = Windows::started(&app.records, since_ms);
+    while let Some((key, WindowRecord { device, telemetry, .. })) = windows.next().await? {
+        if let Some(telemetry) = telemetry.filter(|telemetry| telemetry.key.start_ms >= since_ms) {
+            visit(&key, &device, &telemetry);
         }
     }
+    Ok(())
 }
 
 /// When a candidate ran on a device, by that device's clock.

@@ -15,7 +15,7 @@ use muster_shared::drift::{Criteria, adjust};
 use muster_shared::ids::BundleRef;
 
 use crate::state::App;
-use crate::store::StoreError;
+use crate::windows::ReportError;
 use collect::{Collected, Sums};
 
 pub(crate) use explain::{Question, explain};
@@ -27,9 +27,9 @@ const MAX_GROUPS: usize = 1_024;
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DriftError {
-    /// No such bundle.
-    #[error("there is no bundle {0}")]
-    UnknownBundle(BundleRef),
+    /// There is no such bundle, or its windows cannot be read.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Its profile has no such column.
     #[error("the profile of {bundle} has no column {column:?}")]
     UnknownColumn {
@@ -41,9 +41,6 @@ pub(crate) enum DriftError {
     /// The label has too many values.
     #[error("there are more than {MAX_GROUPS} groups: group by a label with fewer values, or tell fewer things apart")]
     TooManyGroups,
-    /// The store failed.
-    #[error("the monitoring windows cannot be read")]
-    Store(#[from] StoreError),
     /// The computation was cut off.
     #[error("the scores could not be computed")]
     Interrupted,
@@ -92,7 +89,7 @@ pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish) -> Result<
     let (collected, groups) = scored.await.map_err(|_| DriftError::Interrupted)?;
     Ok(DriftReport {
         bundle: collected.listed.bundle.clone(),
-        profile: collected.profile().digest(),
+        profile: collected.listed.profile_digest,
         group_by: wish.group_by,
         by_window: wish.by_window,
         alpha: criteria.alpha,

@@ -35,6 +35,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 mod trust;
+mod windows;
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -10,6 +10,7 @@ use muster_shared::limits::bounded_text;
 
 use crate::blobs::BlobError;
 use crate::store::StoreError;
+use crate::windows::ReportError;
 
 /// An error on its way to a caller.
 #[derive(Debug)]
@@ -84,6 +85,15 @@ impl From<StoreError> for ApiError {
             | StoreError::Corrupt { .. }
             | StoreError::Io { .. }
             | StoreError::Closed => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ReportError> for ApiError {
+    fn from(error: ReportError) -> Self {
+        match error {
+            ReportError::UnknownBundle(_) => Self::unknown("unknown-bundle", error),
+            ReportError::Store(error) => error.into(),
         }
     }
 }

@@ -10,17 +10,15 @@ use std::collections::{BTreeMap, HashMap};
 use muster_shared::ids::{BundleRef, DeviceId};
 use muster_shared::labels::LabelSpec;
 use muster_shared::limits::MAX_SLICES_OF_ONE;
-use muster_shared::messages::Sequenced;
 use muster_shared::profile::{MISSING_SLICE, OTHER_SLICE, Profile, SliceBy, SliceName};
 use muster_shared::quality::{
     INTERVAL, LabelStanding, Quality, QualityGroup, QualityReport, SliceQuality, TrendPoint, concept_drift, quality_of,
 };
-use muster_shared::sketch::{LabelCounts, LabelSketch, SketchWindow};
+use muster_shared::sketch::{LabelCounts, LabelSketch};
 use muster_shared::suppression::{K_MIN, suppressed, worst_first};
 
 use crate::state::App;
-use crate::store::records::{LeftOut, WindowRecord, window_key_floor};
-use crate::store::{StoreError, Table};
+use crate::windows::{self, ReportError, SketchSeen, Sketches};
 
 /// Clusters of devices kept apart for intervals.
 const CLUSTERS: usize = 256;
@@ -28,10 +26,6 @@ const CLUSTERS: usize = 256;
 const TREND_CLUSTERS: usize = 32;
 /// Spans of time shown, the last ones.
 const MAX_TREND_POINTS: usize = 200;
-/// Windows are kept in order of arrival, and a device's clock may run ahead of ours by this much, in milliseconds.
-const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
-/// Windows read at once.
-const PAGE: usize = 256;
 
 /// What is wanted of a report.
 #[derive(Debug, Clone, Copy)]
@@ -44,62 +38,29 @@ pub(crate) struct Wish<'w> {
     pub(crate) trend_ms: u64,
 }
 
-/// Why there is no report.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum QualityError {
-    /// No such bundle.
-    #[error("there is no bundle {0}")]
-    UnknownBundle(BundleRef),
-    /// The store failed.
-    #[error("the monitoring windows cannot be read")]
-    Store(#[from] StoreError),
-}
-
 /// Measures the labels of `bundle`.
 ///
 /// # Errors
-/// [`QualityError`].
-pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish<'_>) -> Result<QualityReport, QualityError> {
-    let listed = app.catalogue.find(bundle).await?.ok_or_else(|| QualityError::UnknownBundle(bundle.clone()))?;
+/// [`ReportError`].
+pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish<'_>) -> Result<QualityReport, ReportError> {
+    let listed = windows::find(app, bundle).await?;
     let profile = &listed.manifest.profile;
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     if let Some(spec) = &profile.labels {
         let names = profile.slice_names();
-        let mut after = window_key_floor(wish.since_ms.saturating_sub(CLOCK_SLACK_MS));
-        let mut left_out = LeftOut::default();
-        loop {
-            let page = app.records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
-            let last = page.len() < PAGE;
-            for (key, window) in page {
-                after = key;
-                let window = window.value;
-                let at_ms = time_of(&window, app.config.telemetry.retention_ms);
-                if window.key.manifest != listed.digest || at_ms < wish.since_ms {
-                    continue;
-                }
-                // Counters and crashes come in windows as well.
-                let Some(bytes) = window.sketch.as_deref() else { continue };
-                let sketch = Sequenced::<SketchWindow>::decode(bytes).ok();
-                let Some(sketch) = sketch.filter(|sketch| sketch.body.fits(profile)) else {
-                    left_out.add(Table::Windows, &after);
-                    continue;
-                };
-                let Some(labels) = sketch.body.labels else { continue };
-                let label = wish.group_by.and_then(|label| app.fleet.label(&window.device, label));
-                let told: Vec<SliceName> = labels_of(app, profile, &window.device);
-                let group = groups.entry(label.unwrap_or_default()).or_default();
-                let span_ms = at_ms / wish.trend_ms * wish.trend_ms;
-                group.add(spec, &window.device, &labels, (&names, told), span_ms);
-            }
-            if last {
-                break;
-            }
+        let mut sketches = Sketches::of(app, &listed, wish.since_ms);
+        while let Some(SketchSeen { device, at_ms, sketch }) = sketches.next().await? {
+            let Some(labels) = sketch.labels else { continue };
+            let label = wish.group_by.and_then(|label| app.fleet.label(&device, label));
+            let told: Vec<SliceName> = labels_of(app, profile, &device);
+            let group = groups.entry(label.unwrap_or_default()).or_default();
+            let span_ms = at_ms / wish.trend_ms * wish.trend_ms;
+            group.add(spec, &device, &labels, (&names, told), span_ms);
         }
-        left_out.tell();
     }
     Ok(QualityReport {
         bundle: listed.bundle.clone(),
-        profile: profile.digest(),
+        profile: listed.profile_digest,
         group_by: wish.group_by.map(str::to_owned),
         since_ms: wish.since_ms,
         k_min: K_MIN,
@@ -112,15 +73,6 @@ pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish<'_>) -> Res
             None => Vec::new(),
         },
     })
-}
-
-/// When a window was, in milliseconds since the Unix epoch: as the device says, unless its clock cannot be right. Then it counts as of when it
-/// arrived.
-fn time_of(window: &WindowRecord, retention_ms: u64) -> u64 {
-    let (said_ms, arrived_ms) = (window.key.start_ms, window.received_at_ms);
-    let is_sane =
-        said_ms <= arrived_ms.saturating_add(CLOCK_SLACK_MS) && arrived_ms <= said_ms.saturating_add(retention_ms);
-    if is_sane { said_ms } else { arrived_ms }
 }
 
 /// The slices a device is in by its labels.

@@ -13,13 +13,12 @@ use super::{DriftSeries, LastRound};
 use crate::drift::{self, DriftError, Wish};
 use crate::fleet::DeviceHealth;
 use crate::state::App;
-use crate::store::records::{WindowRecord, window_key_floor};
-use crate::store::{StoreError, Table};
+use crate::store::StoreError;
+use crate::store::records::WindowRecord;
+use crate::windows as stored;
 
 /// After a start, devices get this long to be heard before their silence counts, in milliseconds.
 const GRACE_MS: u64 = 600_000;
-/// Windows read at once.
-const PAGE: usize = 256;
 
 /// A round, and the reports on drift it rests on.
 #[derive(Default)]
@@ -230,24 +229,15 @@ impl Windows {
     ) -> Result<Self, StoreError> {
         let mut windows = Self::default();
         let Some(longest_ms) = rules.iter().map(|rule| rule.over_ms).max() else { return Ok(windows) };
-        let mut after = window_key_floor(now_ms.saturating_sub(longest_ms));
-        loop {
-            let page = app.records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
-            let last = page.len() < PAGE;
-            for (key, window) in page {
-                after = key;
-                let window = window.value;
-                let Some(device) = devices.get(&window.device) else { continue };
-                let age_ms = now_ms.saturating_sub(window.received_at_ms);
-                for rule in rules.iter().filter(|rule| age_ms <= rule.over_ms && device.is_selected_by(&rule.selector))
-                {
-                    windows.add(app, rule, device, &window);
-                }
-            }
-            if last {
-                return Ok(windows);
+        let mut arrived = stored::Windows::arrived(&app.records, now_ms.saturating_sub(longest_ms));
+        while let Some((_, window)) = arrived.next().await? {
+            let Some(device) = devices.get(&window.device) else { continue };
+            let age_ms = now_ms.saturating_sub(window.received_at_ms);
+            for rule in rules.iter().filter(|rule| age_ms <= rule.over_ms && device.is_selected_by(&rule.selector)) {
+                windows.add(app, rule, device, &window);
             }
         }
+        Ok(windows)
     }
 
     fn add(&mut self, app: &App, rule: &AlertRule, device: &DeviceHealth, window: &WindowRecord) {

@@ -6,13 +6,12 @@ use axum::extract::State;
 use muster_shared::api::Problem;
 use muster_shared::comparison::ComparisonReport;
 use muster_shared::ids::BundleRef;
-use muster_shared::selector::is_label_text;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Parameters, Viewer};
-use crate::comparison::{self, ComparisonError};
-use crate::problem::{ApiError, ApiResult};
+use super::extract::{self, Parameters, Viewer};
+use crate::comparison;
+use crate::problem::ApiResult;
 use crate::state::App;
 
 /// What to look at.
@@ -42,12 +41,7 @@ pub(super) async fn report(
     _caller: Viewer,
     Parameters(wish): Parameters<Compare>,
 ) -> ApiResult<axum::Json<ComparisonReport>> {
-    if wish.group_by.as_deref().is_some_and(|label| !is_label_text(label)) {
-        return Err(ApiError::invalid("invalid-query", "group-by must be the key of a label"));
-    }
-    let (group_by, since_ms) = (wish.group_by.as_deref(), wish.since_ms.unwrap_or(0));
-    comparison::report(&app, &wish.bundle, group_by, since_ms).await.map(axum::Json).map_err(|error| match error {
-        ComparisonError::UnknownBundle(_) => ApiError::unknown("unknown-bundle", error),
-        ComparisonError::Store(error) => error.into(),
-    })
+    let group_by = extract::group_by(wish.group_by)?;
+    let report = comparison::report(&app, &wish.bundle, group_by.as_deref(), wish.since_ms.unwrap_or(0)).await?;
+    Ok(axum::Json(report))
 }

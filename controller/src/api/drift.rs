@@ -5,11 +5,10 @@ use std::sync::Arc;
 use axum::extract::State;
 use muster_shared::api::{DriftExplanation, DriftReport, Problem, WindowExport};
 use muster_shared::ids::BundleRef;
-use muster_shared::selector::is_label_text;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Parameters, Viewer};
+use super::extract::{self, Parameters, Viewer};
 use crate::drift::{self, DriftError, Question, Wish};
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
@@ -58,11 +57,8 @@ pub(super) struct ExplainDrift {
 }
 
 fn wish(group_by: Option<String>, by: Option<By>, since_ms: Option<u64>) -> ApiResult<Wish> {
-    if group_by.as_deref().is_some_and(|label| !is_label_text(label)) {
-        return Err(ApiError::invalid("invalid-query", "group-by must be the key of a label"));
-    }
     Ok(Wish {
-        group_by,
+        group_by: extract::group_by(group_by)?,
         since_ms: since_ms.unwrap_or(0),
         by_window: by == Some(By::Window),
         by_slice: by == Some(By::Slice),
@@ -72,10 +68,9 @@ fn wish(group_by: Option<String>, by: Option<By>, since_ms: Option<u64>) -> ApiR
 impl From<DriftError> for ApiError {
     fn from(error: DriftError) -> Self {
         match error {
-            DriftError::UnknownBundle(_) => Self::unknown("unknown-bundle", error),
+            DriftError::Report(error) => error.into(),
             DriftError::UnknownColumn { .. } => Self::unknown("unknown-column", error),
             DriftError::TooManyGroups => Self::unacceptable("too-many-groups", error),
-            DriftError::Store(error) => error.into(),
             DriftError::Interrupted => Self::internal(&error),
         }
     }

@@ -8,6 +8,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use muster_shared::api::AccessRole;
+use muster_shared::selector::is_label_text;
 use serde::de::DeserializeOwned;
 
 use crate::auth::{self, Caller};
@@ -96,6 +97,17 @@ pub(super) struct OptionalJson<T>(pub(super) T);
 /// Parts of the path.
 #[derive(Debug)]
 pub(super) struct Segments<T>(pub(super) T);
+
+/// The label that a report is to group devices by.
+///
+/// # Errors
+/// [`ApiError`] when it can be no label's key.
+pub(super) fn group_by(label: Option<String>) -> Result<Option<String>, ApiError> {
+    if label.as_deref().is_some_and(|label| !is_label_text(label)) {
+        return Err(ApiError::invalid("invalid-query", "group-by must be the key of a label"));
+    }
+    Ok(label)
+}
 
 /// The query string.
 #[derive(Debug)]

@@ -6,13 +6,12 @@ use axum::extract::State;
 use muster_shared::api::Problem;
 use muster_shared::ids::BundleRef;
 use muster_shared::quality::QualityReport;
-use muster_shared::selector::is_label_text;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Parameters, Viewer};
+use super::extract::{self, Parameters, Viewer};
 use crate::problem::{ApiError, ApiResult};
-use crate::quality::{self, QualityError, Wish};
+use crate::quality::{self, Wish};
 use crate::state::App;
 
 /// A point of the trend where nothing else is asked for, in milliseconds.
@@ -47,19 +46,14 @@ pub(super) async fn report(
     _caller: Viewer,
     Parameters(wish): Parameters<ReportQuality>,
 ) -> ApiResult<axum::Json<QualityReport>> {
-    if wish.group_by.as_deref().is_some_and(|label| !is_label_text(label)) {
-        return Err(ApiError::invalid("invalid-query", "group-by must be the key of a label"));
-    }
+    let group_by = extract::group_by(wish.group_by)?;
     if wish.trend_ms == Some(0) {
         return Err(ApiError::invalid("invalid-query", "trend-ms must be at least 1"));
     }
     let of = Wish {
-        group_by: wish.group_by.as_deref(),
+        group_by: group_by.as_deref(),
         since_ms: wish.since_ms.unwrap_or(0),
         trend_ms: wish.trend_ms.unwrap_or(TREND_MS),
     };
-    quality::report(&app, &wish.bundle, of).await.map(axum::Json).map_err(|error| match error {
-        QualityError::UnknownBundle(_) => ApiError::unknown("unknown-bundle", error),
-        QualityError::Store(error) => error.into(),
-    })
+    Ok(axum::Json(quality::report(&app, &wish.bundle, of).await?))
 }

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_shared::bundle::Manifest;
+use muster_shared::data_schema::DataSchema;
 use muster_shared::ids::{BundleRef, Digest};
+use muster_shared::sketch::SketchWindow;
 use muster_shared::trust::Envelope;
 
 use crate::store::records::{BundleRecord, manifest_key};
@@ -38,6 +40,10 @@ pub(crate) struct Listed {
     pub(crate) envelope: Envelope,
     /// Its content.
     pub(crate) manifest: Manifest,
+    /// Digest of its monitoring profile, which takes long to compute.
+    pub(crate) profile_digest: Digest,
+    /// Digest of its data schema, where it has one.
+    schema_digest: Option<Digest>,
     pieces: Vec<Piece>,
 }
 
@@ -60,10 +66,18 @@ impl Listed {
         Self {
             digest: record.manifest_digest,
             bundle: record.bundle,
+            profile_digest: record.manifest.profile.digest(),
+            schema_digest: record.manifest.schema.as_ref().map(DataSchema::digest),
             envelope: record.envelope,
             manifest: record.manifest,
             pieces,
         }
+    }
+
+    /// Whether `sketch` was made with its profile and its schema, cell by cell.
+    pub(crate) fn fits(&self, sketch: &SketchWindow) -> bool {
+        let schema = self.schema_digest.as_ref().zip(self.manifest.schema.as_ref());
+        sketch.fits_cells(&self.profile_digest, &self.manifest.profile) && sketch.quality.fits_features(schema)
     }
 
     /// Where chunk `index` lies; none when there is no such chunk.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use muster_shared::drift::DeviceGroups;
 use muster_shared::ids::{BundleRef, DeviceId};
-use muster_shared::messages::{Sequenced, WindowKey};
+use muster_shared::messages::WindowKey;
 use muster_shared::profile::{Profile, SliceName};
 use muster_shared::sketch::{ColumnSketch, SketchWindow};
 use muster_shared::suppression::{K_MIN, suppressed};
@@ -13,13 +13,8 @@ use muster_shared::suppression::{K_MIN, suppressed};
 use super::{DriftError, MAX_GROUPS, Wish};
 use crate::content::Listed;
 use crate::state::App;
-use crate::store::Table;
-use crate::store::records::{LeftOut, WindowRecord, window_key_floor};
+use crate::windows::{self, ReportError, SketchSeen, Sketches};
 
-/// Windows are kept in order of arrival, and a device's clock may run ahead of ours by this much, in milliseconds.
-const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
-/// Windows read at once.
-const PAGE: usize = 256;
 /// Steps of time told apart; when windows reach further, steps become longer.
 pub(super) const MAX_STEPS: usize = 48;
 
@@ -85,45 +80,20 @@ impl Sums {
     }
 }
 
-/// Reads every window of `listed` that started at `since_ms` or later and fits its profile, and shows it with the value of the label
-/// its device is grouped by.
+/// Shows every window of `listed` that `wish` asks for, with the value of the label its device is grouped by.
 pub(super) async fn each(
     app: &App,
     listed: &Listed,
     wish: &Wish,
     mut visit: impl FnMut(String, &DeviceId, SketchWindow) -> Result<(), DriftError>,
 ) -> Result<(), DriftError> {
-    let profile = &listed.manifest.profile;
-    let digest = profile.digest();
-    let mut after = window_key_floor(wish.since_ms.saturating_sub(CLOCK_SLACK_MS));
-    let mut left_out = LeftOut::default();
-    loop {
-        let page = app.records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
-        let last = page.len() < PAGE;
-        for (key, window) in page {
-            after = key;
-            let window = window.value;
-            if window.key.manifest != listed.digest || window.key.start_ms < wish.since_ms {
-                continue;
-            }
-            // Counters and crashes come in windows as well.
-            let Some(bytes) = window.sketch.as_deref() else { continue };
-            let sketch = Sequenced::<SketchWindow>::decode(bytes).ok();
-            let Some(sketch) = sketch.filter(|sketch| sketch.body.fits_cells(&digest, profile)) else {
-                left_out.add(Table::Windows, &after);
-                continue;
-            };
-            let label = wish.group_by.as_deref().and_then(|label| app.fleet.label(&window.device, label));
-            let mut sketch = sketch.body;
-            // A clock that runs ahead must not make a step of its own in the future.
-            sketch.key.start_ms = sketch.key.start_ms.min(window.received_at_ms);
-            visit(label.unwrap_or_default(), &window.device, sketch)?;
-        }
-        if last {
-            left_out.tell();
-            return Ok(());
-        }
+    let mut sketches = Sketches::of(app, listed, wish.since_ms);
+    while let Some(SketchSeen { device, at_ms, mut sketch }) = sketches.next().await.map_err(ReportError::from)? {
+        let label = wish.group_by.as_deref().and_then(|label| app.fleet.label(&device, label));
+        sketch.key.start_ms = at_ms;
+        visit(label.unwrap_or_default(), &device, sketch)?;
     }
+    Ok(())
 }
 
 /// Steps of time: as long as a window, until there are too many.
@@ -159,17 +129,12 @@ impl Steps {
     }
 }
 
-/// Finds the bundle.
-pub(super) async fn find(app: &App, bundle: &BundleRef) -> Result<Arc<Listed>, DriftError> {
-    app.catalogue.find(bundle).await?.ok_or_else(|| DriftError::UnknownBundle(bundle.clone()))
-}
-
 /// Adds up everything that `wish` asks for.
 ///
 /// # Errors
 /// [`DriftError`].
 pub(super) async fn collect(app: &App, bundle: &BundleRef, wish: &Wish) -> Result<Collected, DriftError> {
-    let listed = find(app, bundle).await?;
+    let listed = windows::find(app, bundle).await?;
     let mut groups: BTreeMap<Key, Sums> = BTreeMap::new();
     let mut steps = Steps::new();
     let slices = listed.manifest.profile.slice_names();

@@ -32,7 +32,7 @@ pub(crate) async fn export(app: &App, bundle: &BundleRef, wish: Wish) -> Result<
     });
     Ok(WindowExport {
         bundle: collected.listed.bundle.clone(),
-        profile: profile.digest(),
+        profile: collected.listed.profile_digest,
         group_by: wish.group_by,
         cells: cells.collect(),
         windows: windows.collect(),

@@ -57,7 +57,7 @@ async fn groups_are_told_apart_and_windows_added_up() {
     let empty = &by_site.groups[1].columns[0];
     assert_eq!((empty.name.as_str(), empty.psi, empty.drifted), ("x", None, false));
     let unknown = report(&test.app, &"digits@9.9.9".parse().unwrap(), Wish::default()).await;
-    assert!(matches!(unknown, Err(DriftError::UnknownBundle(_))));
+    assert!(matches!(unknown, Err(DriftError::Report(ReportError::UnknownBundle(_)))));
 }
 
 #[tokio::test]

@@ -9,8 +9,9 @@ use muster_shared::sketch::SketchWindow;
 
 use super::{Entry, FRESH_MS, FleetIndex, Inner, Observation};
 use crate::content::Catalogue;
-use crate::store::records::{DeviceRecord, LeftOut, ReportRecord, WindowRecord, window_key_floor};
+use crate::store::records::{DeviceRecord, LeftOut, ReportRecord, WindowRecord};
 use crate::store::{Records, StoreError, Table};
+use crate::windows::Windows;
 
 impl FleetIndex {
     /// Rebuilds the fleet from the store.
@@ -51,7 +52,6 @@ impl FleetIndex {
 
 /// Reads the windows that rollouts still ask for.
 async fn load_evidence(records: &Records, inner: &mut Inner, left_out: &mut LeftOut) -> Result<(), StoreError> {
-    const PAGE: usize = 512;
     let mut cuts: Vec<u64> = records
         .all::<Rollout>(Table::Rollouts, "")
         .await?
@@ -62,26 +62,18 @@ async fn load_evidence(records: &Records, inner: &mut Inner, left_out: &mut Left
     cuts.sort_unstable();
     let Some(first) = cuts.first() else { return Ok(()) };
     let catalogue = Catalogue::new(records.clone());
-    let mut after = window_key_floor(*first);
-    loop {
-        let page = records.scan::<WindowRecord>(Table::Windows, Some(&after), "", PAGE).await?;
-        let last = page.len() < PAGE;
-        for (key, window) in page {
-            after = key;
-            let window = window.value;
-            let received_at_ms = window.received_at_ms;
-            let observation = observation_of(&catalogue, &window).await?;
-            let (Some(observation), Some(entry)) = (observation, inner.devices.get_mut(&window.device)) else {
-                left_out.add(Table::Windows, &after);
-                continue;
-            };
-            entry.evidence.add(observation);
-            entry.evidence.compact(&cuts, received_at_ms.saturating_sub(FRESH_MS));
-        }
-        if last {
-            return Ok(());
-        }
+    let mut windows = Windows::arrived(records, *first);
+    while let Some((key, window)) = windows.next().await? {
+        let received_at_ms = window.received_at_ms;
+        let observation = observation_of(&catalogue, &window).await?;
+        let (Some(observation), Some(entry)) = (observation, inner.devices.get_mut(&window.device)) else {
+            left_out.add(Table::Windows, &key);
+            continue;
+        };
+        entry.evidence.add(observation);
+        entry.evidence.compact(&cuts, received_at_ms.saturating_sub(FRESH_MS));
     }
+    Ok(())
 }
 
 async fn observation_of(catalogue: &Catalogue, window: &WindowRecord) -> Result<Option<Observation>, StoreError> {
@@ -96,6 +88,6 @@ async fn observation_of(catalogue: &Catalogue, window: &WindowRecord) -> Result<
     let Some(sketch) = sketch else { return Ok(None) };
     let listed = catalogue.get(&sketch.body.key.manifest).await?;
     Ok(listed
-        .filter(|listed| sketch.body.fits(&listed.manifest.profile))
+        .filter(|listed| listed.fits(&sketch.body))
         .map(|listed| Observation::of_sketch(&sketch.body, &listed.manifest.profile, received_at_ms)))
 }

@@ -76,9 +76,7 @@ impl Worker {
     ) -> Result<(), StoreError> {
         let Sequenced { position, body } = message;
         let listed = self.app.catalogue.get(&body.key.manifest).await?;
-        let Some(listed) = listed
-            .filter(|listed| body.fits(&listed.manifest.profile) && body.quality.fits(listed.manifest.schema.as_ref()))
-        else {
+        let Some(listed) = listed.filter(|listed| listed.fits(&body)) else {
             let reason =
                 "the sketch does not fit the profile of the bundle it names, or there is no such bundle".into();
             let unusable = Unusable { reason, position: Some((Stream::Sketch, position)) };

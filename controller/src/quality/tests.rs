@@ -1,12 +1,13 @@
 use muster_shared::ids::Digest;
 use muster_shared::labels::{LabelTask, Prediction, Truth};
-use muster_shared::messages::{Position, Stream, WindowKey};
+use muster_shared::messages::{Position, Sequenced, Stream, WindowKey};
 use muster_shared::profile::{SliceSet, Slicing};
 use muster_shared::quality::Baseline;
+use muster_shared::sketch::SketchWindow;
 
 use super::*;
-use crate::store::records::window_key;
-use crate::store::{Expect, Records};
+use crate::store::records::{WindowRecord, window_key};
+use crate::store::{Expect, Records, Table};
 use crate::testing::{TestApp, digest_of, profile};
 
 const ALL: Wish<'static> = Wish { group_by: None, since_ms: 0, trend_ms: 1_000 };
@@ -105,27 +106,7 @@ async fn a_bundle_without_labels_has_no_groups_and_one_that_is_not_there_is_name
     let bare = report(&test.app, &manifest.bundle(), ALL).await.unwrap();
     assert_eq!((bare.task, bare.groups.len(), bare.baseline), (None, 0, None));
     let unknown = report(&test.app, &"plain@2.0.0".parse().unwrap(), ALL).await;
-    assert!(matches!(unknown, Err(QualityError::UnknownBundle(_))));
-}
-
-#[test]
-fn a_device_with_a_wrong_clock_counts_when_its_windows_arrive() {
-    let (hour_ms, now_ms) = (3_600_000, 1_800_000_000_000);
-    let at = |start_ms| {
-        let key = WindowKey { manifest: Digest::of(b"m"), generation: 1, start_ms, duration_ms: hour_ms };
-        let window = WindowRecord {
-            device: DeviceId::new("a").unwrap(),
-            received_at_ms: now_ms,
-            position: Position { epoch: 1, sequence: 1, oldest: 1 },
-            key,
-            telemetry: None,
-            sketch: None,
-            crash: false,
-        };
-        time_of(&window, 30 * 24 * hour_ms)
-    };
-    assert_eq!(at(now_ms - 3 * hour_ms), now_ms - 3 * hour_ms);
-    assert_eq!([at(0), at(u64::MAX), at(now_ms + 48 * hour_ms)], [now_ms; 3]);
+    assert!(matches!(unknown, Err(ReportError::UnknownBundle(_))));
 }
 
 /// A group of any number of devices keeps a bounded number of sums, and loses no label.

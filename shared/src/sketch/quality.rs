@@ -109,10 +109,17 @@ impl QualitySketch {
     /// requests are counted.
     #[must_use]
     pub fn fits(&self, schema: Option<&DataSchema>) -> bool {
-        let features = schema.map_or(0, |schema| schema.features.len());
+        let digest = schema.map(DataSchema::digest);
+        self.fits_features(digest.as_ref().zip(schema))
+    }
+
+    /// [`QualitySketch::fits`] for many windows: the digest must be the schema's, which takes long to compute.
+    #[must_use]
+    pub fn fits_features(&self, schema: Option<(&Digest, &DataSchema)>) -> bool {
+        let features = schema.map_or(0, |(_, schema)| schema.features.len());
         let same = match (self.schema, schema) {
             (None, _) => self.counts.is_empty(),
-            (Some(digest), Some(schema)) => digest == *schema.digest().as_bytes(),
+            (Some(mine), Some((digest, _))) => mine == *digest.as_bytes(),
             (Some(_), None) => false,
         };
         same && self.counts.keys().all(|(feature, _)| usize::from(*feature) < features)

@@ -154,7 +154,7 @@ pub(super) async fn lineage(app: &App, alerts: &[Alert]) -> Vec<Value> {
             Ok(Some(listed)) => all.push(json!({
                 "bundle": listed.bundle,
                 "manifest": listed.digest,
-                "profile": listed.manifest.profile.digest(),
+                "profile": listed.profile_digest,
                 "lineage": listed.manifest.lineage,
             })),
             Ok(None) => {}
