@@ -1,6 +1,7 @@
 //! The TOML description a bundle is built from: reading it, and saying where it is wrong.
 //!
-//! What the description promises about the model is held against the model in [`super::profile`].
+//! What the description promises about the model is held against the model in [`super::profile`]. `bundle.example.toml` documents every
+//! setting.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -463,6 +464,30 @@ classes = ["0", "1"]
         assert_eq!(description.model, Path::new("dir/m.onnx"));
         assert_eq!((description.expires_days, description.reference.is_none()), (365, true));
         assert_eq!(description.inputs[0].as_ref().monitor, Monitor::Automatic);
+    }
+
+    #[test]
+    fn the_example_is_read_and_so_is_what_it_leaves_commented_out() {
+        const EXAMPLE: &str = include_str!("../../bundle.example.toml");
+        let description = Description::parse(EXAMPLE, Path::new("b.toml")).unwrap();
+        // What is said to be a default is one.
+        let bare = Description::parse(GOOD, Path::new("b.toml")).unwrap();
+        assert_eq!(description.requirements(), bare.requirements());
+        assert_eq!(description.budgets(), bare.budgets());
+        assert_eq!(description.lineage(), bare.lineage());
+        assert_eq!(
+            (description.security_floor, description.expires_days, &description.attachments),
+            (bare.security_floor, bare.expires_days, &bare.attachments),
+        );
+        let OutliersTable { flag, distance, quantile } = description.outliers;
+        let defaults = bare.outliers;
+        assert_eq!((flag, distance, quantile), (defaults.flag, defaults.distance, defaults.quantile));
+        let all: String = EXAMPLE
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        Description::parse(&all, Path::new("b.toml")).unwrap();
     }
 
     #[test]
