@@ -432,8 +432,9 @@ mod tests {
 
     #[test]
     fn a_file_without_a_tolerance_has_the_default() {
-        let golden = GoldenSet::parse(br#"{"examples": [{"inputs": [], "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [1]}]}]}"#).unwrap();
-        assert_eq!(golden.tolerance, Tolerance { abs: 1e-5, rel: 1e-3 });
+        let tensor = |name: &str| format!(r#"{{"name":"{name}","datatype":"FP32","shape":[1],"data":[1]}}"#);
+        let text = format!(r#"{{"examples":[{{"inputs":[{}],"outputs":[{}]}}]}}"#, tensor("in"), tensor("out"));
+        assert_eq!(GoldenSet::parse(text.as_bytes()).unwrap().tolerance, Tolerance { abs: 1e-5, rel: 1e-3 });
     }
 
     #[test]
