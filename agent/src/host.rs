@@ -166,10 +166,11 @@ impl ModelHost {
     /// started with.
     pub(crate) fn activate(&self, model: ServedModel, now_ms: u64) {
         let served = Arc::new(model);
+        let watch = Arc::new(ModelWatch::new(&served));
+        let next = Arc::new(Active::new(served, Arc::clone(&watch), self.inner.monitor.clone()));
         let mut active = self.inner.active.write().unwrap_or_else(PoisonError::into_inner);
-        let monitor = self.inner.monitor.clone();
-        let watch = monitor.watch(&served, now_ms);
-        let before = active.replace(Arc::new(Active::new(served, watch, monitor)));
+        self.inner.monitor.begin(&watch, now_ms);
+        let before = active.replace(next);
         drop(active);
         // Freeing a model can take long: not under the lock.
         drop(before);
@@ -193,7 +194,8 @@ impl ModelHost {
         Beside::check(&model, &incumbent, &stage)?;
         let served = Arc::new(model);
         let monitor = self.inner.beside_monitor.clone();
-        let watch = monitor.watch_beside(&served, incumbent.manifest, now_ms);
+        let watch = Arc::new(ModelWatch::beside(&served, incumbent.manifest));
+        monitor.begin(&watch, now_ms);
         let active = Arc::new(Active::new(served, watch, monitor));
         let beside = Arc::new(Beside::start(active, &incumbent, stage, self.inner.beside_limits)?);
         let before = self.inner.beside.write().unwrap_or_else(PoisonError::into_inner).replace(beside);

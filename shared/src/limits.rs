@@ -42,6 +42,8 @@ pub const MAX_PROBE_CHANNELS: usize = 4;
 pub const MAX_CENTRES: usize = 64;
 /// Columns times centres of a distance from the reference.
 pub const MAX_DISTANCE_NUMBERS: usize = 4_096;
+/// Columns of a distance that are taken together with how they are correlated.
+pub const MAX_WHITENED_COLUMNS: usize = 128;
 /// Ways to cut a model's traffic into slices.
 pub const MAX_SLICINGS: usize = 8;
 /// Slices of one slicing, those for other and missing values included.

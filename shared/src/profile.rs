@@ -16,7 +16,7 @@ use crate::ids::Digest;
 use crate::labels::{LabelSpec, LabelSpecError};
 use crate::limits::{MAX_BINS, MAX_CLASSES, MAX_COLUMNS, MAX_LABEL_BYTES};
 
-pub use self::outliers::{Centre, Distance, Outliers, RowDistance};
+pub use self::outliers::{Centre, Distance, Outliers, ReadyDistance, RowDistance};
 pub use self::slices::{MISSING_SLICE, OTHER_SLICE, SliceBy, SliceName, SliceSet, Slicing};
 pub use self::source::{Probe, Side, Source};
 

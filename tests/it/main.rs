@@ -18,6 +18,7 @@ mod meddler;
 mod metrics;
 mod networks;
 mod operators;
+mod outliers;
 mod pipelines;
 mod rotation;
 mod samples;

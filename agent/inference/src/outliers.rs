@@ -5,7 +5,7 @@
 //! [`MAX_ROWS`] rows are looked at.
 
 use muster_shared::bundle::ModelSignature;
-use muster_shared::profile::{Distance, Profile, Reference, Side, Source};
+use muster_shared::profile::{Profile, ReadyDistance, Reference, Side, Source};
 use muster_shared::sketch::OutlierCounts;
 
 use crate::columns::{ColumnError, ColumnExtractor};
@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 
 /// Rows of one request that are looked at.
 pub const MAX_ROWS: usize = 1_024;
-/// Columns named in an answer.
+/// Columns named in an answer, beside the distance.
 const MAX_NAMED: usize = 4;
 
 /// What is ordinary for one column.
@@ -23,8 +23,6 @@ enum Ordinary {
     Range(f64, f64),
     /// Known categories.
     Categories,
-    /// Anything: it is in the distance only.
-    Any,
 }
 
 #[derive(Debug, Clone)]
@@ -33,16 +31,16 @@ struct Watched {
     ordinary: Ordinary,
     /// Whether the reference has rows without a value.
     may_be_missing: bool,
-    /// Its place in the distance.
-    place: Option<usize>,
 }
 
 /// A profile made ready to find outliers.
 #[derive(Debug, Clone)]
 pub struct OutlierFinder {
-    extractor: ColumnExtractor,
-    columns: Vec<Watched>,
-    distance: Option<Distance>,
+    /// The elements that are looked at one by one.
+    elements: ColumnExtractor,
+    watched: Vec<Watched>,
+    /// Numbers that are looked at together, in the order of the distance's columns.
+    together: Option<(ColumnExtractor, ReadyDistance)>,
 }
 
 /// What was found of a request.
@@ -63,7 +61,7 @@ impl OutliersFound {
 
     fn name(&mut self, cause: &str, column: &str) {
         if self.named.len() < MAX_NAMED {
-            let named = if column.is_empty() { cause.to_owned() } else { format!("{cause} {column}") };
+            let named = format!("{cause} {column}");
             if !self.named.contains(&named) {
                 self.named.push(named);
             }
@@ -78,19 +76,10 @@ impl OutlierFinder {
     /// [`ColumnError`] with the first column that the model does not have.
     pub fn new(profile: &Profile, signature: &ModelSignature) -> Result<Option<Self>, ColumnError> {
         let Some(outliers) = &profile.outliers else { return Ok(None) };
-        let place = |at: usize| {
-            let distance = outliers.distance.as_ref()?;
-            distance.columns.iter().position(|column| usize::from(*column) == at)
-        };
-        let (mut kept, mut columns) = (Vec::new(), Vec::new());
-        for (at, column) in profile.columns.iter().enumerate() {
-            let place = place(at);
-            let is_element = matches!(column.source, Source::Input { .. });
-            if column.source.tensor().0 == Side::Output || !(is_element || place.is_some()) {
-                continue;
-            }
+        let (mut elements, mut watched) = (Vec::new(), Vec::new());
+        for column in &profile.columns {
+            let (Source::Input { .. }, (Side::Input, _)) = (&column.source, column.source.tensor()) else { continue };
             let (ordinary, may_be_missing) = match &column.reference {
-                _ if !is_element => (Ordinary::Any, true),
                 Reference::Numeric { lower_edges, max, missing, .. } => {
                     let least = lower_edges.first().map_or(f64::MIN, |least| f64::from(*least));
                     (Ordinary::Range(least, f64::from(*max)), *missing > 0)
@@ -98,74 +87,101 @@ impl OutlierFinder {
                 // Where rows without a value were seen, they are one of the classes.
                 Reference::Class { .. } => (Ordinary::Categories, false),
             };
-            columns.push(Watched { name: column.name.clone(), ordinary, may_be_missing, place });
-            kept.push(column.clone());
+            watched.push(Watched { name: column.name.clone(), ordinary, may_be_missing });
+            elements.push(column.clone());
         }
-        let extractor = ColumnExtractor::new(&Profile { columns: kept, ..Profile::default() }, signature)?;
-        Ok(Some(Self { extractor, columns, distance: outliers.distance.clone() }))
+        let extractor = |columns| ColumnExtractor::new(&Profile { columns, ..Profile::default() }, signature);
+        let together = match &outliers.distance {
+            Some(distance) => {
+                let column = |at: &u16| profile.columns.get(usize::from(*at)).cloned();
+                Some((extractor(distance.columns.iter().filter_map(column).collect())?, distance.ready()))
+            }
+            None => None,
+        };
+        Ok(Some(Self { elements: extractor(elements)?, watched, together }))
     }
 
     /// Looks at a request. Nothing is allocated where nothing is odd.
     #[must_use]
     pub fn find(&self, inputs: &[Tensor]) -> OutliersFound {
         let mut found = OutliersFound::default();
-        for row in 0..self.extractor.rows(inputs, &[]).min(MAX_ROWS) {
-            self.look_at(inputs, row, &mut found);
+        let together = self.together.as_ref().map_or(1, |(extractor, _)| extractor.rows(inputs, &[]));
+        let rows = self.elements.rows(inputs, &[]).max(together).min(MAX_ROWS);
+        let mut causes = [0_u8; MAX_ROWS];
+        // All rows at once: texts can only be walked through from the first.
+        self.elements.visit_rows(inputs, &[], 0..rows, |row, at, value| {
+            let (Some(column), Some(causes)) = (self.watched.get(at), causes.get_mut(row)) else { return };
+            let Some(cause) = column.cause(value) else { return };
+            *causes |= cause.bit();
+            found.name(cause.word(), &column.name);
+        });
+        let mut any_far = false;
+        if let Some((extractor, distance)) = &self.together {
+            for (row, causes) in causes.iter_mut().enumerate().take(rows) {
+                let mut sums = distance.row();
+                extractor.visit_rows(inputs, &[], row..row + 1, |_, place, value| sums.add(place, value));
+                let far = sums.is_far();
+                *causes |= if far { Cause::Distance.bit() } else { 0 };
+                any_far |= far;
+            }
+        }
+        if any_far {
+            found.named.push(Cause::Distance.word().to_owned());
+        }
+        let counts = &mut found.counts;
+        counts.rows = rows as u64;
+        for causes in causes.iter().take(rows).filter(|causes| **causes != 0) {
+            let has = |cause: Cause| u64::from(causes & cause.bit() != 0);
+            counts.flagged += 1;
+            counts.range += has(Cause::Range);
+            counts.category += has(Cause::Category);
+            counts.missing += has(Cause::Missing);
+            counts.distance += has(Cause::Distance);
         }
         found
     }
+}
 
-    fn look_at(&self, inputs: &[Tensor], row: usize, found: &mut OutliersFound) {
-        let (mut range, mut category, mut missing) = (false, false, false);
-        let mut distance = self.distance.as_ref().map(Distance::row);
-        self.extractor.visit_rows(inputs, &[], row..row + 1, |_, at, value| {
-            let Some(column) = self.columns.get(at) else { return };
-            if let (Some(distance), Some(place)) = (&mut distance, column.place) {
-                distance.add(place, value);
-            }
-            match (column.ordinary, value) {
-                (Ordinary::Any, _) => {}
-                (_, None) if !column.may_be_missing => {
-                    missing = true;
-                    found.name("missing", &column.name);
-                }
-                (_, None) => {}
-                (Ordinary::Range(..), Some(value)) if value.is_nan() => {
-                    if !column.may_be_missing {
-                        missing = true;
-                        found.name("missing", &column.name);
-                    }
-                }
-                (Ordinary::Range(least, greatest), Some(value)) if value < least || value > greatest => {
-                    range = true;
-                    found.name("range", &column.name);
-                }
-                (Ordinary::Categories, Some(value)) if value < 0.0 => {
-                    category = true;
-                    found.name("category", &column.name);
-                }
-                (Ordinary::Range(..) | Ordinary::Categories, Some(_)) => {}
-            }
-        });
-        let threshold = self.distance.as_ref().map_or(f64::INFINITY, |distance| f64::from(distance.threshold));
-        let far = distance.is_some_and(|distance| distance.squared() > threshold);
-        if far {
-            found.name("distance", "");
+/// What is odd about a row.
+#[derive(Debug, Clone, Copy)]
+enum Cause {
+    Range,
+    Category,
+    Missing,
+    Distance,
+}
+
+impl Cause {
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Range => "range",
+            Self::Category => "category",
+            Self::Missing => "missing",
+            Self::Distance => "distance",
         }
-        let counts = &mut found.counts;
-        counts.rows += 1;
-        counts.flagged += u64::from(range || category || missing || far);
-        counts.range += u64::from(range);
-        counts.category += u64::from(category);
-        counts.missing += u64::from(missing);
-        counts.distance += u64::from(far);
+    }
+}
+
+impl Watched {
+    fn cause(&self, value: Option<f64>) -> Option<Cause> {
+        match (self.ordinary, value) {
+            (Ordinary::Categories, Some(value)) => (value < 0.0).then_some(Cause::Category),
+            (Ordinary::Range(least, greatest), Some(value)) if !value.is_nan() => {
+                (value < least || value > greatest).then_some(Cause::Range)
+            }
+            (Ordinary::Range(..) | Ordinary::Categories, _) => (!self.may_be_missing).then_some(Cause::Missing),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use muster_shared::bundle::{DataType, TensorSpec};
-    use muster_shared::profile::{Centre, Column, Outliers};
+    use muster_shared::profile::{Centre, Column, Distance, Outliers};
 
     use super::*;
 
@@ -179,7 +195,13 @@ mod tests {
             |missing| Reference::Numeric { lower_edges: vec![0.0, 1.0], max: 2.0, counts: vec![5, 5], missing };
         let class = Reference::Class { classes: vec!["3".into(), "4".into()], counts: vec![5, 5] };
         let centre = Centre { mean: vec![1.0, 1.0], variance: vec![0.25, 0.25] };
-        let distance = Distance { columns: vec![0, 1], centres: vec![centre], threshold: 5.0, quantile: 0.99 };
+        let distance = Distance {
+            columns: vec![0, 1],
+            centres: vec![centre],
+            threshold: 5.0,
+            quantile: 0.99,
+            whitening: Vec::new(),
+        };
         let profile = Profile {
             columns: vec![column("a", 0, numeric(0)), column("b", 1, numeric(2)), column("kind", 2, class)],
             outliers: Some(Outliers { expected_share: 0.1, distance: Some(distance).filter(|_| far_counts) }),

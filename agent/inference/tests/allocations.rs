@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use muster_inference::{Counted, OutlierFinder, Tally, Tensor};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
-use muster_shared::profile::{Column, Outliers, Probe, Profile, Reference, Side, SliceBy, Slicing, Source};
+use muster_shared::profile::{
+    Centre, Column, Distance, Outliers, Probe, Profile, Reference, Side, SliceBy, Slicing, Source,
+};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -48,7 +50,11 @@ fn a_request_is_counted_without_allocating() {
             by: SliceBy::Category { tensor: "word".into(), index: 0, values: vec!["north".into()] },
         },
     ];
-    let outliers = Some(Outliers { expected_share: 0.0, distance: None });
+    let centre = Centre { mean: vec![2.5; 64], variance: vec![1.0; 64] };
+    let whitening = (0..64).flat_map(|row| (0..=row).map(move |column| f32::from(u8::from(row == column)))).collect();
+    let distance =
+        Distance { columns: (0..64).collect(), centres: vec![centre; 3], threshold: 1.0, quantile: 0.99, whitening };
+    let outliers = Some(Outliers { expected_share: 0.0, distance: Some(distance) });
     let profile = Arc::new(Profile { columns, slices, outliers, ..Profile::default() });
     profile.validate().unwrap();
     let spec = |name: &str, datatype, width| TensorSpec { name: name.into(), datatype, shape: vec![-1, width] };

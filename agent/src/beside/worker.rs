@@ -102,7 +102,9 @@ impl Worker {
         };
         let now_ms = time::wall_ms();
         let non_finite = outputs.iter().any(has_non_finite);
-        let served = Served { inputs: &answered.inputs, outputs, failed, non_finite, latency };
+        let outliers = watch.outliers(&answered.inputs).map(|found| found.counts);
+        let inputs = &answered.inputs;
+        let served = Served { inputs, outputs, failed, non_finite, latency, outliers, quality: None };
         monitor.served_beside(watch, now_ms, &served, &comparison);
     }
 }

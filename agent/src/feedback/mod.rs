@@ -121,10 +121,11 @@ impl Feedback {
         let predictions = labels.predictions(outputs);
         let rows = predictions.len() as u64;
         let with_slices = |(row, prediction)| Remembered { prediction, slices: labels.watch.slices_of(inputs, row) };
-        let rows_remembered = predictions.into_iter().enumerate().map(with_slices);
+        // Slices are found before the lock, under which others wait.
+        let remembered: Vec<Remembered> = predictions.into_iter().enumerate().map(with_slices).collect();
         let mut forgotten: Vec<(Arc<LabelWatch>, u64)> = Vec::new();
         let mut memory = self.memory();
-        memory.remember(id, Arc::clone(labels), rows_remembered, self.inner.clock.now_ms(), |about, rows| {
+        memory.remember(id, Arc::clone(labels), remembered, self.inner.clock.now_ms(), |about, rows| {
             forgotten.push((Arc::clone(about), rows));
         });
         drop(memory);

@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use muster_inference::Tensor;
 use muster_inference::quality::Findings;
-use muster_shared::ids::Digest;
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources};
-use muster_shared::sketch::{Comparison, LabelSketch};
+use muster_shared::sketch::{Comparison, LabelSketch, OutlierCounts};
 
 pub(crate) use self::watch::ModelWatch;
 pub(crate) use self::window::ClosedWindow;
 use self::window::{OpenWindow, next_boundary_ms};
+#[cfg(test)]
 use crate::host::ServedModel;
 
 /// Closed windows kept until they are fetched; beyond, the oldest is given up.
@@ -32,7 +32,7 @@ const AFTERMATH_MS: u64 = 1_000;
 const MAX_ELEMENTS_UNDER_LOCK: usize = 4_096;
 
 /// A request the model served.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Served<'a> {
     /// What was asked.
     pub(crate) inputs: &'a [Tensor],
@@ -44,6 +44,10 @@ pub(crate) struct Served<'a> {
     pub(crate) non_finite: bool,
     /// Time from the request's last byte to its answer's first.
     pub(crate) latency: Duration,
+    /// Which of the rows asked are unlike the reference, where the model's profile says what is.
+    pub(crate) outliers: Option<OutlierCounts>,
+    /// What was found wrong with the inputs, where a schema says what to expect.
+    pub(crate) quality: Option<&'a InputQuality>,
 }
 
 /// What was found wrong with a request's inputs.
@@ -93,9 +97,12 @@ impl Monitor {
         Self { window_ms: window_ms.max(1), state: Arc::new(Mutex::new(State::default())) }
     }
 
-    /// Watches `model` from `now_ms` on. The window of the model before it ends here.
+    /// Watches `model` from `now_ms` on.
+    #[cfg(test)]
     pub(crate) fn watch(&self, model: &ServedModel, now_ms: u64) -> Arc<ModelWatch> {
-        self.watch_as(ModelWatch::new(model), now_ms)
+        let watch = Arc::new(ModelWatch::new(model));
+        self.begin(&watch, now_ms);
+        watch
     }
 
     /// How long a window is, in milliseconds.
@@ -103,18 +110,13 @@ impl Monitor {
         self.window_ms
     }
 
-    /// Watches `model`, which runs beside the one with the manifest `against`, from `now_ms` on.
-    pub(crate) fn watch_beside(&self, model: &ServedModel, against: Digest, now_ms: u64) -> Arc<ModelWatch> {
-        self.watch_as(ModelWatch::beside(model, against), now_ms)
-    }
-
-    fn watch_as(&self, watch: ModelWatch, now_ms: u64) -> Arc<ModelWatch> {
-        let watch = Arc::new(watch);
+    /// Watches the model of `watch` from `now_ms` on. The window of the model before it ends here.
+    pub(crate) fn begin(&self, watch: &Arc<ModelWatch>, now_ms: u64) {
+        let first = OpenWindow::new(Arc::clone(watch), now_ms, next_boundary_ms(now_ms, self.window_ms));
         let mut state = self.state();
         state.retire(now_ms, self.window_ms);
         state.since_watch = RequestCounts::default();
-        state.current = Some(OpenWindow::new(Arc::clone(&watch), now_ms, next_boundary_ms(now_ms, self.window_ms)));
-        watch
+        state.current = Some(first);
     }
 
     /// Watches no model from `now_ms` on.
@@ -153,11 +155,13 @@ impl Monitor {
             non_finite: u64::from(served.non_finite),
             ..RequestCounts::default()
         };
-        let outliers = watch.outliers(served.inputs);
         let mut state = self.state();
         let window = state.count(watch, now_ms, self.window_ms, &counts);
-        if let Some(found) = outliers {
-            window.count_outliers(&found.counts);
+        if let Some(quality) = served.quality {
+            window.count_quality(quality);
+        }
+        if let Some(outliers) = &served.outliers {
+            window.count_outliers(outliers);
         }
         window.count_latency(u64::try_from(served.latency.as_micros()).unwrap_or(u64::MAX));
         match apart {
@@ -167,11 +171,6 @@ impl Monitor {
         if let Some(comparison) = comparison {
             window.compare(comparison);
         }
-    }
-
-    /// Counts what was found wrong with the inputs of a request for the model of `watch`.
-    pub(crate) fn looked_at(&self, watch: &Arc<ModelWatch>, now_ms: u64, quality: &InputQuality) {
-        self.state().count(watch, now_ms, self.window_ms, &RequestCounts::default()).count_quality(quality);
     }
 
     /// Lets `count` count labels, or answers that may get one, of the model of `watch`, whose labels are those of `spec`. The window is that of
@@ -188,13 +187,23 @@ impl Monitor {
         count(state.window(watch, now_ms, self.window_ms, until_ms).labels(spec));
     }
 
-    /// Counts a request for the model of `watch` that it never saw.
-    pub(crate) fn turned_away(&self, watch: &Arc<ModelWatch>, now_ms: u64, why: TurnedAway) {
+    /// Counts a request for the model of `watch` that it never saw, and what was found wrong with its inputs if anybody looked.
+    pub(crate) fn turned_away(
+        &self,
+        watch: &Arc<ModelWatch>,
+        now_ms: u64,
+        why: TurnedAway,
+        quality: Option<&InputQuality>,
+    ) {
         let counts = match why {
             TurnedAway::Rejected => RequestCounts { rejected: 1, ..RequestCounts::default() },
             TurnedAway::Overloaded => RequestCounts { overloaded: 1, ..RequestCounts::default() },
         };
-        self.state().count(watch, now_ms, self.window_ms, &counts);
+        let mut state = self.state();
+        let window = state.count(watch, now_ms, self.window_ms, &counts);
+        if let Some(quality) = quality {
+            window.count_quality(quality);
+        }
     }
 
     /// Closes every window that is over at `now_ms` and gives it away, with those that a change of model has closed.

@@ -16,12 +16,14 @@ fn resources() -> Resources {
 /// Counts a request with these values, as the doubling model answers it.
 fn serve(monitor: &Monitor, watch: &Arc<ModelWatch>, now_ms: u64, values: &[f64]) {
     let doubled: Vec<f64> = values.iter().map(|x| 2.0 * x).collect();
+    let inputs = [column_of("x", values)];
     let served = Served {
-        inputs: &[column_of("x", values)],
+        inputs: &inputs,
         outputs: &[column_of("y", &doubled)],
         failed: false,
-        non_finite: false,
         latency: Duration::from_micros(100),
+        outliers: watch.outliers(&inputs).map(|found| found.counts),
+        ..Served::default()
     };
     monitor.served(watch, now_ms, &served);
 }
@@ -111,19 +113,19 @@ fn a_change_of_model_ends_the_window_and_late_answers_keep_their_model() {
 fn every_outcome_has_its_count_and_only_served_rows_are_sketched() {
     let monitor = Monitor::new(WINDOW_MS);
     let watch = monitor.watch(&doubling("1.0.0", 1), 0);
-    monitor.turned_away(&watch, 1, TurnedAway::Rejected);
-    monitor.turned_away(&watch, 2, TurnedAway::Overloaded);
+    monitor.turned_away(&watch, 1, TurnedAway::Rejected, None);
+    monitor.turned_away(&watch, 2, TurnedAway::Overloaded, None);
     let closed = monitor.close_due(1_000, resources());
     assert_eq!(closed[0].sketch, None, "nothing reached the model");
 
     let inputs = [column_of("x", &[1.0, f64::NAN])];
     let latency = Duration::from_millis(2);
-    let failed = Served { inputs: &inputs, outputs: &[], failed: true, non_finite: false, latency };
+    let failed = Served { inputs: &inputs, outputs: &[], failed: true, latency, ..Served::default() };
     monitor.served(&watch, 1_001, &failed);
     let outputs = [column_of("y", &[2.0, f64::NAN])];
-    let non_finite = Served { inputs: &inputs, outputs: &outputs, failed: false, non_finite: true, latency };
+    let non_finite = Served { inputs: &inputs, outputs: &outputs, non_finite: true, latency, ..Served::default() };
     monitor.served(&watch, 1_002, &non_finite);
-    monitor.turned_away(&watch, 1_003, TurnedAway::Rejected);
+    monitor.turned_away(&watch, 1_003, TurnedAway::Rejected, None);
     assert_eq!(
         monitor.counts_since_watch(),
         RequestCounts { served: 2, failed: 1, non_finite: 1, rejected: 2, overloaded: 1 }

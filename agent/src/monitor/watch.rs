@@ -33,7 +33,7 @@ pub(crate) struct ModelWatch {
 
 impl ModelWatch {
     /// Prepares to watch `model`.
-    pub(super) fn new(model: &ServedModel) -> Self {
+    pub(crate) fn new(model: &ServedModel) -> Self {
         let tally = Tally::new(Arc::clone(&model.profile), &model.signature).inspect_err(|error| {
             tracing::warn!(bundle = %model.bundle, %error, "inputs and outputs are not watched: the profile does not fit the model");
         });
@@ -53,7 +53,7 @@ impl ModelWatch {
     }
 
     /// Prepares to watch `model`, which runs beside the one with the manifest `against`.
-    pub(super) fn beside(model: &ServedModel, against: Digest) -> Self {
+    pub(crate) fn beside(model: &ServedModel, against: Digest) -> Self {
         Self { against: Some(against), ..Self::new(model) }
     }
 

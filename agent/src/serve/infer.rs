@@ -13,8 +13,8 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, Request};
 use axum::response::{IntoResponse, Response};
 use muster_inference::quality::Checked;
-use muster_inference::{RunError, Tensor};
-use muster_shared::sketch::Comparison;
+use muster_inference::{OutliersFound, RunError, Tensor};
+use muster_shared::sketch::{Comparison, OutlierCounts};
 use tokio::sync::oneshot;
 
 use super::answer::{Answer, HEADER_LENGTH};
@@ -55,14 +55,14 @@ async fn answer(app: &App, target: &Target, request: Request<Body>) -> Result<Re
     let received = Instant::now();
     let active = target.find(app).inspect_err(|_| app.metrics.request(RequestOutcome::NotServed, None))?;
     let reject = |error: ApiError| {
-        app.host.monitor().turned_away(&active.watch, time::wall_ms(), TurnedAway::Rejected);
+        app.host.monitor().turned_away(&active.watch, time::wall_ms(), TurnedAway::Rejected, None);
         app.metrics.request(RequestOutcome::Rejected, None);
         error
     };
     let body = body.map_err(reject)?;
     let header_bytes = header_bytes(&parts.headers).map_err(reject)?;
     let turn = app.host.turn().await.inspect_err(|_| {
-        app.host.monitor().turned_away(&active.watch, time::wall_ms(), TurnedAway::Overloaded);
+        app.host.monitor().turned_away(&active.watch, time::wall_ms(), TurnedAway::Overloaded, None);
         app.metrics.request(RequestOutcome::Overloaded, None);
     })?;
     let sticky_key = parts.headers.get(&STICKY_KEY).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
@@ -162,6 +162,7 @@ struct Counted {
     /// The model that had the request first and failed it.
     failed_before: Option<Arc<Active>>,
     quality: Option<InputQuality>,
+    outliers: Option<OutlierCounts>,
 }
 
 impl Job {
@@ -198,7 +199,7 @@ impl Job {
             active = &self.active;
             attempt = Attempt::of(active, &request, &id);
         }
-        let Attempt { answer, quality, run, is_turned_away } = attempt;
+        let Attempt { answer, quality, outliers, run, is_turned_away } = attempt;
         if let (Ok((_, outputs)), Some(labels)) = (&answer, &active.labels) {
             // Before the caller has the answer: its label may follow at once.
             self.app.host.feedback().remember(labels, &id, &request.inputs, outputs);
@@ -214,7 +215,7 @@ impl Job {
             }
         };
         let (active, inputs, latency) = (Arc::clone(active), request.inputs, self.received.elapsed());
-        let counted = Counted { active, id, inputs, outputs, failed, latency, run, failed_before, quality };
+        let counted = Counted { active, id, inputs, outputs, failed, latency, run, failed_before, quality, outliers };
         Done { response, count: Count::Served(Box::new(counted)) }
     }
 
@@ -223,18 +224,12 @@ impl Job {
         let counted = match count {
             Count::Rejected { quality } => {
                 let Active { monitor, watch, .. } = &*self.active;
-                if let Some(quality) = &quality {
-                    monitor.looked_at(watch, now_ms, quality);
-                }
-                monitor.turned_away(watch, now_ms, TurnedAway::Rejected);
+                monitor.turned_away(watch, now_ms, TurnedAway::Rejected, quality.as_ref());
                 return self.app.metrics.request(RequestOutcome::Rejected, None);
             }
             Count::Served(counted) => *counted,
         };
-        let Counted { active, id, inputs, outputs, failed, latency, run, failed_before, quality } = counted;
-        if let Some(quality) = &quality {
-            active.monitor.looked_at(&active.watch, now_ms, quality);
-        }
+        let Counted { active, id, inputs, outputs, failed, latency, run, failed_before, quality, outliers } = counted;
         let non_finite = outputs.iter().any(has_non_finite);
         let outcome = match (failed, non_finite) {
             (true, _) => RequestOutcome::Failed,
@@ -242,7 +237,8 @@ impl Job {
             (false, false) => RequestOutcome::Answered,
         };
         self.app.metrics.request(outcome, Some(latency));
-        let served = Served { inputs: &inputs, outputs: &outputs, failed, non_finite, latency };
+        let quality = quality.as_ref();
+        let served = Served { inputs: &inputs, outputs: &outputs, failed, non_finite, latency, outliers, quality };
         active.monitor.served(&active.watch, now_ms, &served);
         if let Some(samples) = self.app.host.open_samples() {
             let offered = Offered { id: &id, at_ms: now_ms, inputs: &inputs, outputs: &outputs };
@@ -250,7 +246,8 @@ impl Job {
         }
         let Some(beside) = &self.beside else { return };
         if let Some(candidate) = failed_before {
-            let served = Served { inputs: &inputs, outputs: &[], failed: true, non_finite: false, latency };
+            let outliers = candidate.watch.outliers(&inputs).map(|found| found.counts);
+            let served = Served { inputs: &inputs, failed: true, latency, outliers, ..Served::default() };
             let failed = Comparison { failed: 1, ..Comparison::empty(self.active.served.manifest) };
             candidate.monitor.served_beside(&candidate.watch, now_ms, &served, &failed);
         }
@@ -265,6 +262,8 @@ struct Attempt {
     answer: Result<(Answer, Vec<Tensor>), ApiError>,
     /// What was found wrong with the inputs, where a schema says what to expect.
     quality: Option<InputQuality>,
+    /// Which rows are unlike the reference, where anybody looked.
+    outliers: Option<OutlierCounts>,
     /// How long the model took.
     run: Duration,
     /// Whether the request is to blame for the error.
@@ -284,7 +283,7 @@ impl Attempt {
             quality = Some(InputQuality { findings, rejected: rejection.is_some(), malformed: false });
             if let Some(rejection) = rejection {
                 let answer = Err(ApiError::from(rejection));
-                return Self { answer, quality, run: Duration::ZERO, is_turned_away: true };
+                return Self { answer, quality, outliers: None, run: Duration::ZERO, is_turned_away: true };
             }
         }
         // The monitor sees what came, not what was put in its place.
@@ -292,10 +291,8 @@ impl Attempt {
         let ran_from = Instant::now();
         let outputs = guarded(|| model.model.run(seen).map_err(ApiError::from));
         let run = ran_from.elapsed();
-        if outputs.is_ok() {
-            let odd = active.watch.outliers(inputs).and_then(|found| found.text());
-            parameters.extend(odd.map(|text| ("muster_outlier", text)));
-        }
+        let odd = active.watch.outliers(inputs);
+        parameters.extend(odd.as_ref().and_then(OutliersFound::text).map(|text| ("muster_outlier", text)));
         let answer = outputs.and_then(|outputs| {
             let write = || Answer::write(model, id, &parameters, &request.outputs, &outputs).map_err(ApiError::from);
             Ok((guarded(write)?, outputs))
@@ -305,7 +302,8 @@ impl Attempt {
         if matches!(&answer, Err(ApiError::Run(RunError::Datatype { .. } | RunError::Shape { .. }))) {
             quality.get_or_insert_default().malformed = true;
         }
-        Self { answer, quality, run, is_turned_away }
+        let outliers = odd.map(|found| found.counts);
+        Self { answer, quality, outliers, run, is_turned_away }
     }
 }
 

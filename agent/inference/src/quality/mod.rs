@@ -122,6 +122,8 @@ impl QualityGate {
     /// them.
     #[must_use]
     pub fn check(&self, inputs: &[Tensor]) -> Checked {
+        // Rows are hashed before the lock, under which others wait.
+        let hashes = self.duplicates.map(|duplicates| (duplicates, row_hashes(inputs)));
         let mut state = self.state.as_ref().map(|state| state.lock().unwrap_or_else(PoisonError::into_inner));
         let mut checked = Checked::default();
         let mut repairs: Vec<Repair> = Vec::new();
@@ -183,37 +185,14 @@ impl QualityGate {
                 }
             }
         }
-        if let (Some(duplicates), Some(state)) = (self.duplicates, &mut state) {
-            self.look_for_duplicates(duplicates, inputs, state, &mut checked);
+        if let (Some((duplicates, hashes)), Some(state)) = (&hashes, &mut state) {
+            look_for_duplicates(*duplicates, hashes, state, &mut checked);
         }
         drop(state);
         if checked.rejection.is_none() && !repairs.is_empty() {
             checked.inputs = Some(self.repaired(inputs, &repairs));
         }
         checked
-    }
-
-    fn look_for_duplicates(
-        &self,
-        duplicates: Duplicates,
-        inputs: &[Tensor],
-        state: &mut QualityState,
-        checked: &mut Checked,
-    ) {
-        for (row, hash) in row_hashes(inputs).into_iter().enumerate() {
-            if !state.is_repeated(hash) {
-                continue;
-            }
-            checked.findings.duplicates = checked.findings.duplicates.saturating_add(1);
-            if duplicates.on_violation == OnViolation::Reject {
-                checked.rejection.get_or_insert_with(|| Rejection {
-                    what: format!("row {}", row + 1),
-                    broken: format!("which is one of the {} rows before it once more", duplicates.among_last),
-                });
-            } else {
-                checked.findings.duplicate_flagged = true;
-            }
-        }
     }
 
     /// `inputs` with the values that the rules put in.
@@ -275,6 +254,23 @@ impl QualityGate {
             .into_iter()
             .filter(|(_, text)| !text.is_empty())
             .collect()
+    }
+}
+
+fn look_for_duplicates(duplicates: Duplicates, hashes: &[u64], state: &mut QualityState, checked: &mut Checked) {
+    for (row, hash) in hashes.iter().enumerate() {
+        if !state.is_repeated(*hash) {
+            continue;
+        }
+        checked.findings.duplicates = checked.findings.duplicates.saturating_add(1);
+        if duplicates.on_violation == OnViolation::Reject {
+            checked.rejection.get_or_insert_with(|| Rejection {
+                what: format!("row {}", row + 1),
+                broken: format!("which is one of the {} rows before it once more", duplicates.among_last),
+            });
+        } else {
+            checked.findings.duplicate_flagged = true;
+        }
     }
 }
 

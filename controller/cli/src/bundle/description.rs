@@ -119,7 +119,7 @@ pub(crate) struct OutliersTable {
 
 impl Default for OutliersTable {
     fn default() -> Self {
-        Self { flag: true, distance: false, quantile: 0.999 }
+        Self { flag: true, distance: false, quantile: 0.99 }
     }
 }
 
