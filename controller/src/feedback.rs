@@ -54,6 +54,7 @@ pub(crate) struct FeedbackBatchRecord {
 #[derive(Deserialize)]
 struct Head {
     device: DeviceId,
+    expires_ms: u64,
     items: Vec<IgnoredAny>,
 }
 
@@ -68,17 +69,25 @@ struct Totals {
     expired: u64,
 }
 
+/// What is known of a batch without reading it.
+#[derive(Debug, Clone, Copy)]
+struct WaitingBatch {
+    labels: u64,
+    /// In milliseconds since the Unix epoch.
+    expires_ms: u64,
+}
+
 #[derive(Default)]
 struct Waiting {
-    /// Labels of each batch, by its key: the oldest first.
-    batches: BTreeMap<String, u64>,
+    /// Batches by their keys: the oldest first.
+    batches: BTreeMap<String, WaitingBatch>,
     /// When the first was sent last, in milliseconds since the Unix epoch.
     sent_ms: Option<u64>,
 }
 
 impl Waiting {
     fn labels(&self) -> u64 {
-        self.batches.values().sum()
+        self.batches.values().map(|batch| batch.labels).sum()
     }
 }
 
@@ -129,7 +138,9 @@ impl FeedbackQueue {
     pub(crate) async fn load(records: &Records) -> Result<Self, StoreError> {
         let mut waiting: BTreeMap<DeviceId, Waiting> = BTreeMap::new();
         for (key, head) in records.all::<Head>(Table::Feedback, "").await? {
-            waiting.entry(head.value.device).or_default().batches.insert(key, head.value.items.len() as u64);
+            let Head { device, expires_ms, items } = head.value;
+            let batch = WaitingBatch { labels: items.len() as u64, expires_ms };
+            waiting.entry(device).or_default().batches.insert(key, batch);
         }
         Ok(Self { waiting: Mutex::new(waiting) })
     }
@@ -155,8 +166,8 @@ impl FeedbackQueue {
         Ok(())
     }
 
-    fn add(&self, device: &DeviceId, key: String, labels: u64) {
-        self.lock().entry(device.clone()).or_default().batches.insert(key, labels);
+    fn add(&self, device: &DeviceId, key: String, batch: WaitingBatch) {
+        self.lock().entry(device.clone()).or_default().batches.insert(key, batch);
     }
 
     /// The batch whose turn it is, if it was not sent lately; it counts as sent from now on.
@@ -175,6 +186,13 @@ impl FeedbackQueue {
     /// The batch whose turn it is, whether it was sent or not.
     fn first(&self, device: &DeviceId) -> Option<String> {
         self.lock().get(device).and_then(|waiting| waiting.batches.keys().next().cloned())
+    }
+
+    /// The batch whose turn it is, if it has expired.
+    fn first_expired(&self, device: &DeviceId, now_ms: u64) -> Option<String> {
+        let all = self.lock();
+        let (key, batch) = all.get(device)?.batches.first_key_value()?;
+        (batch.expires_ms <= now_ms).then(|| key.clone())
     }
 
     fn done(&self, device: &DeviceId, key: &str) {
@@ -291,7 +309,7 @@ pub(crate) async fn push(
             let expires_ms = now_ms.saturating_add(app.config.feedback.valid_for_ms);
             let record = FeedbackBatchRecord { device: device.clone(), batch, expires_ms, items };
             changes.push(Records::put(Table::Feedback, key.clone(), Expect::Anything, &record)?);
-            added.push((device.clone(), key, labels));
+            added.push((device.clone(), key, WaitingBatch { labels, expires_ms }));
         }
     }
     if changes.is_empty() {
@@ -305,8 +323,8 @@ pub(crate) async fn push(
     })?;
     changes.push(event);
     app.records.commit(changes).await?;
-    for (device, key, labels) in &added {
-        app.feedback.add(device, key.clone(), *labels);
+    for (device, key, batch) in &added {
+        app.feedback.add(device, key.clone(), *batch);
     }
     for (device, _, _) in added {
         deliver(app, &device).await;
@@ -362,15 +380,12 @@ pub(crate) async fn received(app: &App, device: &DeviceId, receipt: &FeedbackRec
 
 /// Lets go of the device's batches that have expired.
 async fn expire(app: &App, device: &DeviceId, now_ms: u64) -> Result<(), StoreError> {
-    while let Some(key) = app.feedback.first(device) {
+    while let Some(key) = app.feedback.first_expired(device, now_ms) {
         let record = app.records.get::<FeedbackBatchRecord>(Table::Feedback, &key).await?;
         let Some(record) = record else {
             app.feedback.done(device, &key);
             continue;
         };
-        if record.value.expires_ms > now_ms {
-            break;
-        }
         let labels = record.value.items.len() as u64;
         let mut sum = totals(app, device).await?;
         sum.expired = sum.expired.saturating_add(labels);

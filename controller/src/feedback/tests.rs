@@ -76,7 +76,8 @@ async fn what_cannot_be_routed_is_refused_with_the_reason() {
     };
     assert!(matches!(push(&test.app, vec![long], None, "ann").await, Err(FeedbackError::TooLong(1))));
     for at in 0..MAX_WAITING_OF_DEVICE {
-        test.app.feedback.add(&known, at.to_string(), 1);
+        let batch = WaitingBatch { labels: 1, expires_ms: u64::MAX };
+        test.app.feedback.add(&known, at.to_string(), batch);
     }
     assert!(matches!(
         push(&test.app, vec![label(Some(&known), "x")], None, "ann").await,
