@@ -15,14 +15,12 @@ use muster_shared::drift::{Criteria, adjust};
 use muster_shared::ids::BundleRef;
 
 use crate::state::App;
-use crate::windows::ReportError;
+use crate::windows::{MAX_GROUPS, ReportError};
 use collect::{Collected, Sums};
 
+pub(crate) use collect::Tally;
 pub(crate) use explain::{Question, explain};
 pub(crate) use export::export;
-
-/// Groups of devices, times slices, times steps of time, that one report may tell apart.
-const MAX_GROUPS: usize = 1_024;
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +74,15 @@ fn show(key: collect::Key, sums: &Sums, collected: &Collected, criteria: &Criter
 /// # Errors
 /// [`DriftError`].
 pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish) -> Result<DriftReport, DriftError> {
-    let mut collected = collect::collect(app, bundle, &wish).await?;
+    score(collect::tally(app, bundle, &wish).await?).await
+}
+
+/// Scores what was added up.
+///
+/// # Errors
+/// [`DriftError::Interrupted`].
+pub(crate) async fn score(tally: Tally) -> Result<DriftReport, DriftError> {
+    let (wish, mut collected) = tally.into_parts();
     let criteria = Criteria::default();
     // Scoring thousands of columns takes a while, during which others are served.
     let scored = tokio::task::spawn_blocking(move || {

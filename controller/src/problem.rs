@@ -57,7 +57,7 @@ impl ApiError {
 }
 
 /// An error with all its sources, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
@@ -93,6 +93,7 @@ impl From<ReportError> for ApiError {
     fn from(error: ReportError) -> Self {
         match error {
             ReportError::UnknownBundle(_) => Self::unknown("unknown-bundle", error),
+            ReportError::TooManyGroups => Self::unacceptable("too-many-groups", error),
             ReportError::Store(error) => error.into(),
         }
     }

@@ -6,19 +6,22 @@
 //! Nothing here stops a rollout.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use muster_shared::ids::{BundleRef, DeviceId};
 use muster_shared::labels::LabelSpec;
 use muster_shared::limits::MAX_SLICES_OF_ONE;
 use muster_shared::profile::{MISSING_SLICE, OTHER_SLICE, Profile, SliceBy, SliceName};
 use muster_shared::quality::{
-    INTERVAL, LabelStanding, Quality, QualityGroup, QualityReport, SliceQuality, TrendPoint, concept_drift, quality_of,
+    AgainstLimit, ConceptDrift, INTERVAL, LabelStanding, Metric, Quality, QualityGroup, QualityReport, SliceQuality,
+    TrendPoint, against_limit, concept_drift, quality_of,
 };
 use muster_shared::sketch::{LabelCounts, LabelSketch};
 use muster_shared::suppression::{K_MIN, suppressed, worst_first};
 
+use crate::content::Listed;
 use crate::state::App;
-use crate::windows::{self, ReportError, SketchSeen, Sketches};
+use crate::windows::{self, MAX_GROUPS, ReportError, SketchSeen, Sketches};
 
 /// Clusters of devices kept apart for intervals.
 const CLUSTERS: usize = 256;
@@ -44,20 +47,15 @@ pub(crate) struct Wish<'w> {
 /// [`ReportError`].
 pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish<'_>) -> Result<QualityReport, ReportError> {
     let listed = windows::find(app, bundle).await?;
-    let profile = &listed.manifest.profile;
-    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
-    if let Some(spec) = &profile.labels {
-        let names = profile.slice_names();
+    let mut tally = Tally::new(Arc::clone(&listed), wish.trend_ms);
+    if listed.manifest.profile.labels.is_some() {
         let mut sketches = Sketches::of(app, &listed, wish.since_ms);
-        while let Some(SketchSeen { device, at_ms, sketch }) = sketches.next().await? {
-            let Some(labels) = sketch.labels else { continue };
-            let label = wish.group_by.and_then(|label| app.fleet.label(&device, label));
-            let told: Vec<SliceName> = labels_of(app, profile, &device);
-            let group = groups.entry(label.unwrap_or_default()).or_default();
-            let span_ms = at_ms / wish.trend_ms * wish.trend_ms;
-            group.add(spec, &device, &labels, (&names, told), span_ms);
+        while let Some(seen) = sketches.next().await? {
+            let label = wish.group_by.and_then(|label| app.fleet.label(&seen.device, label));
+            tally.add(app, label.unwrap_or_default(), &seen)?;
         }
     }
+    let profile = &listed.manifest.profile;
     Ok(QualityReport {
         bundle: listed.bundle.clone(),
         profile: listed.profile_digest,
@@ -69,10 +67,87 @@ pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish<'_>) -> Res
         task: profile.labels.as_ref().map(|spec| spec.task.clone()),
         baseline: profile.labels.as_ref().and_then(|spec| spec.baseline.clone()),
         groups: match &profile.labels {
-            Some(spec) => groups.into_iter().map(|(group, sums)| sums.show(group, spec)).collect(),
+            Some(spec) => tally.groups.into_iter().map(|(group, sums)| sums.show(group, spec)).collect(),
             None => Vec::new(),
         },
     })
+}
+
+/// Labels of one bundle being added up.
+pub(crate) struct Tally {
+    listed: Arc<Listed>,
+    names: Vec<SliceName>,
+    trend_ms: u64,
+    groups: BTreeMap<String, Group>,
+}
+
+/// A metric of one group of devices, or of one slice of its rows.
+pub(crate) struct Found {
+    /// The group's label; empty for the whole fleet.
+    pub(crate) group: String,
+    /// The slice; none for all rows.
+    pub(crate) slice: Option<String>,
+    /// What was found.
+    pub(crate) result: AgainstLimit,
+}
+
+impl Tally {
+    /// Nothing yet of `listed`. A span of the trend has `trend_ms`, at least 1.
+    pub(crate) fn new(listed: Arc<Listed>, trend_ms: u64) -> Self {
+        let names = listed.manifest.profile.slice_names();
+        Self { listed, names, trend_ms, groups: BTreeMap::new() }
+    }
+
+    /// Adds a window of a device in `group` that fits the bundle.
+    ///
+    /// # Errors
+    /// [`ReportError::TooManyGroups`].
+    pub(crate) fn add(&mut self, app: &App, group: String, seen: &SketchSeen) -> Result<(), ReportError> {
+        let profile = &self.listed.manifest.profile;
+        let (Some(spec), Some(labels)) = (&profile.labels, &seen.sketch.labels) else { return Ok(()) };
+        let told: Vec<SliceName> = labels_of(app, profile, &seen.device);
+        if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
+            return Err(ReportError::TooManyGroups);
+        }
+        let span_ms = seen.at_ms / self.trend_ms * self.trend_ms;
+        self.groups.entry(group).or_default().add(spec, &seen.device, labels, (&self.names, told), span_ms);
+        Ok(())
+    }
+
+    /// Holds `metric` against `limit`, for each group and, where `by_slice` says so, each slice that may be shown.
+    pub(crate) fn against(&self, metric: Metric, limit: f64, by_slice: bool) -> Vec<Found> {
+        let Some(spec) = &self.listed.manifest.profile.labels else { return Vec::new() };
+        let mut found = Vec::new();
+        for (group, sums) in &self.groups {
+            let mut hold = |slice: Option<String>, clusters: &Clusters| {
+                let counts: Vec<&LabelCounts> = clusters.values().collect();
+                let results = against_limit(spec, &counts, metric, limit, K_MIN);
+                found.extend(results.into_iter().map(|result| Found {
+                    group: group.clone(),
+                    slice: slice.clone(),
+                    result,
+                }));
+            };
+            if by_slice {
+                let shown = sums.slices().into_iter().filter(|(_, _, is_kept_back)| !is_kept_back);
+                shown.for_each(|(name, clusters, _)| hold(Some(name.to_string()), clusters));
+            } else {
+                hold(None, &sums.all);
+            }
+        }
+        found
+    }
+
+    /// Holds each group against the reference sample.
+    pub(crate) fn concept(&self) -> Vec<(String, ConceptDrift, u64)> {
+        let Some(spec) = &self.listed.manifest.profile.labels else { return Vec::new() };
+        let of_group = |(group, sums): (&String, &Group)| {
+            let labels = rows(&sums.all);
+            let found = concept_drift(spec, &sums.all.values().collect::<Vec<_>>());
+            found.into_iter().filter(move |_| labels >= K_MIN).map(|drift| (group.clone(), drift, labels)).collect()
+        };
+        self.groups.iter().flat_map(|group| -> Vec<_> { of_group(group) }).collect()
+    }
 }
 
 /// The slices a device is in by its labels.
@@ -96,6 +171,11 @@ fn merge_into(clusters: &mut Clusters, cluster: usize, counts: &LabelCounts) {
         Some(sum) => drop(sum.merge(counts)),
         None => drop(clusters.insert(cluster, counts.clone())),
     }
+}
+
+/// Labels in all clusters.
+fn rows(clusters: &Clusters) -> u64 {
+    clusters.values().fold(0, |sum, counts| sum.saturating_add(counts.total()))
 }
 
 fn measure(spec: &LabelSpec, clusters: &Clusters, detail: bool) -> Quality {
@@ -167,25 +247,31 @@ impl Group {
         }
     }
 
-    /// Every slice, small ones kept back together with as many others as it takes to hide them.
-    fn show_slices(&self, spec: &LabelSpec) -> Vec<SliceQuality> {
+    /// Every slice, and whether it is kept back: small ones are, together with as many others as it takes to hide them.
+    fn slices(&self) -> Vec<(&SliceName, &Clusters, bool)> {
         let mut by_slicing: BTreeMap<&str, Vec<(&SliceName, &Clusters)>> = BTreeMap::new();
         for (name, clusters) in &self.slices {
             by_slicing.entry(&name.slicing).or_default().push((name, clusters));
         }
-        let mut shown = Vec::new();
+        let mut all = Vec::new();
         for slices in by_slicing.into_values() {
-            let rows = |clusters: &Clusters| clusters.values().fold(0_u64, |sum, c| sum.saturating_add(c.total()));
             let counts: Vec<u64> = slices.iter().map(|(_, clusters)| rows(clusters)).collect();
-            for ((name, clusters), is_kept_back) in slices.into_iter().zip(suppressed(&counts, K_MIN)) {
-                let quality = if is_kept_back {
-                    Quality { suppressed: true, ..Quality::default() }
-                } else {
-                    measure(spec, clusters, false)
-                };
-                shown.push(SliceQuality { slice: name.to_string(), quality });
-            }
+            let kept_back = suppressed(&counts, K_MIN);
+            all.extend(slices.into_iter().zip(kept_back).map(|((name, clusters), kept)| (name, clusters, kept)));
         }
+        all
+    }
+
+    fn show_slices(&self, spec: &LabelSpec) -> Vec<SliceQuality> {
+        let show = |(name, clusters, is_kept_back): (&SliceName, &Clusters, bool)| {
+            let quality = if is_kept_back {
+                Quality { suppressed: true, ..Quality::default() }
+            } else {
+                measure(spec, clusters, false)
+            };
+            SliceQuality { slice: name.to_string(), quality }
+        };
+        let mut shown: Vec<SliceQuality> = self.slices().into_iter().map(show).collect();
         worst_first(&mut shown, |slice| slice.quality.score);
         shown
     }
@@ -205,4 +291,4 @@ fn standing(sum: &LabelSketch) -> LabelStanding {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

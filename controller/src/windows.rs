@@ -21,12 +21,18 @@ const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
 /// Windows read at once.
 const PAGE: usize = 256;
 
+/// Groups of devices that one report may tell apart; where it tells more apart, all of it together.
+pub(crate) const MAX_GROUPS: usize = 1_024;
+
 /// Why there is no report on a bundle.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReportError {
     /// No such bundle.
     #[error("there is no bundle {0}")]
     UnknownBundle(BundleRef),
+    /// The label has too many values.
+    #[error("there are more than {MAX_GROUPS} groups: group by a label with fewer values")]
+    TooManyGroups,
     /// The store failed.
     #[error("the monitoring windows cannot be read")]
     Store(#[from] StoreError),
@@ -101,11 +107,30 @@ pub(crate) struct SketchSeen {
     pub(crate) sketch: SketchWindow,
 }
 
+/// A sketch that does not fit the bundle it says it is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unfit;
+
+impl SketchSeen {
+    /// The sketch of `window`, which is of `listed`; none where it holds something else.
+    ///
+    /// # Errors
+    /// [`Unfit`].
+    pub(crate) fn read(window: WindowRecord, listed: &Listed, retention_ms: u64) -> Result<Option<Self>, Unfit> {
+        let at_ms = time_of(&window, retention_ms);
+        let Some(bytes) = window.sketch.as_deref() else { return Ok(None) };
+        let sketch = Sequenced::<SketchWindow>::decode(bytes).ok().map(|sketch| sketch.body);
+        let sketch = sketch.filter(|sketch| listed.fits(sketch)).ok_or(Unfit)?;
+        Ok(Some(Self { device: window.device, at_ms, sketch }))
+    }
+}
+
 impl<'a> Sketches<'a> {
     /// Those of `listed` since `since_ms`.
     pub(crate) fn of(app: &'a App, listed: &'a Listed, since_ms: u64) -> Self {
         Self {
-            windows: Windows::started(&app.records, since_ms),
+            // None counts as of later than it arrived.
+            windows: Windows::arrived(&app.records, since_ms),
             listed,
             since_ms,
             retention_ms: app.config.telemetry.retention_ms,
@@ -119,16 +144,14 @@ impl<'a> Sketches<'a> {
     /// [`StoreError`].
     pub(crate) async fn next(&mut self) -> Result<Option<SketchSeen>, StoreError> {
         while let Some((key, window)) = self.windows.next().await? {
-            let at_ms = time_of(&window, self.retention_ms);
-            if window.key.manifest != self.listed.digest || at_ms < self.since_ms {
+            if window.key.manifest != self.listed.digest || time_of(&window, self.retention_ms) < self.since_ms {
                 continue;
             }
-            // Counters and crashes come in windows as well.
-            let Some(bytes) = window.sketch.as_deref() else { continue };
-            let sketch = Sequenced::<SketchWindow>::decode(bytes).ok().map(|sketch| sketch.body);
-            match sketch.filter(|sketch| self.listed.fits(sketch)) {
-                Some(sketch) => return Ok(Some(SketchSeen { device: window.device, at_ms, sketch })),
-                None => self.left_out.add(Table::Windows, &key),
+            match SketchSeen::read(window, self.listed, self.retention_ms) {
+                Ok(Some(seen)) => return Ok(Some(seen)),
+                // Counters and crashes come in windows as well.
+                Ok(None) => {}
+                Err(Unfit) => self.left_out.add(Table::Windows, &key),
             }
         }
         std::mem::take(&mut self.left_out).tell();

@@ -2,15 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_shared::alert::{Alert, AlertEvidence, AlertRule, AlertState, Severity, Silence, Told};
+use muster_shared::alert::{Alert, AlertEvidence, AlertRule, AlertState, Silence, Told};
 use muster_shared::ids::RuleName;
 
+use crate::builtin::{OVERFLOW_RULE, overflow_rule};
 use crate::discovery::discoveries;
 use crate::observe::{Observation, Round, fingerprint};
 use crate::wording::annotations;
-
-/// The rule under which is told that there are more alerts than are kept.
-pub const OVERFLOW_RULE: &str = "alerts-overflow";
 
 /// Bounds on what is kept and believed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -341,8 +339,7 @@ impl Pass<'_> {
     }
 
     fn tell_overflow(&mut self) {
-        let Ok(name) = RuleName::new(OVERFLOW_RULE) else { return };
-        let rule = overflow_rule(name);
+        let Some(rule) = overflow_rule() else { return };
         let seen = Observation {
             labels: BTreeMap::new(),
             value: self.refused as f64,
@@ -400,33 +397,5 @@ impl Pass<'_> {
         let book = &*self.book;
         self.step.puts = self.dirty.iter().filter_map(|name| book.alerts.get(name).cloned()).collect();
         self.step
-    }
-}
-
-fn overflow_rule(name: RuleName) -> AlertRule {
-    AlertRule {
-        name,
-        enabled: true,
-        signal: muster_shared::alert::Signal::DeviceCrashes,
-        bundle: None,
-        selector: muster_shared::selector::Selector::all(),
-        group_by: None,
-        columns: Vec::new(),
-        fire_at: 0.0,
-        clear_at: None,
-        for_ms: 0,
-        keep_firing_for_ms: 300_000,
-        over_ms: 1,
-        min_count: 0,
-        latency_above_us: None,
-        severity: Severity::Critical,
-        labels: BTreeMap::new(),
-        annotations: [(
-            "summary".to_owned(),
-            "{value} alert(s) more than alerts.max-active are left out: widen a rule's group, or silence its cause"
-                .to_owned(),
-        )]
-        .into(),
-        retrain: false,
     }
 }

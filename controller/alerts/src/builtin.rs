@@ -10,6 +10,9 @@ const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 const DAY_S: f64 = 86_400.0;
 
+/// The rule under which is told that there are more alerts than are kept.
+pub const OVERFLOW_RULE: &str = "alerts-overflow";
+
 struct BuiltIn {
     name: &'static str,
     signal: Signal,
@@ -23,166 +26,146 @@ struct BuiltIn {
     summary: &'static str,
 }
 
+/// Something of one device: said at once, and over at once.
+const OF_DEVICE: BuiltIn = BuiltIn {
+    name: "",
+    signal: Signal::DeviceCrashes,
+    fire_at: 0.0,
+    clear_at: 0.0,
+    for_ms: 0,
+    keep_firing_for_ms: 0,
+    min_count: 0,
+    latency_above_us: None,
+    severity: Severity::Warning,
+    summary: "",
+};
+
+/// Something that tests find, over many rows.
+const TESTED: BuiltIn = BuiltIn { for_ms: 15 * MINUTE_MS, keep_firing_for_ms: HOUR_MS, min_count: 100, ..OF_DEVICE };
+const DRIFT: BuiltIn = BuiltIn { fire_at: 0.2, clear_at: 0.1, ..TESTED };
+const SHARE_OF_VALUES: BuiltIn = BuiltIn { fire_at: 0.1, clear_at: 0.05, ..TESTED };
+
+/// A share of requests.
+const SHARE_OF_REQUESTS: BuiltIn = BuiltIn {
+    fire_at: 0.05,
+    clear_at: 0.02,
+    for_ms: 5 * MINUTE_MS,
+    keep_firing_for_ms: 15 * MINUTE_MS,
+    min_count: 50,
+    ..OF_DEVICE
+};
+
 /// Thresholds that suit most fleets. Drift's effect sizes are those by which the field reads a stability index: from 0.1 on something
 /// has moved, from 0.25 on much has (Siddiqi, Credit Risk Scorecards, 2006).
-const BUILT_IN: [BuiltIn; 13] = [
+const BUILT_IN: [BuiltIn; 14] = [
     BuiltIn {
         name: "input-drift",
         signal: Signal::InputDrift,
-        fire_at: 0.2,
-        clear_at: 0.1,
-        for_ms: 15 * MINUTE_MS,
-        keep_firing_for_ms: HOUR_MS,
-        min_count: 100,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "{column} of {bundle} has moved from its reference in {group}: stability index {value} over {n} values (limit {threshold})",
+        ..DRIFT
     },
     BuiltIn {
         name: "prediction-drift",
         signal: Signal::PredictionDrift,
-        fire_at: 0.2,
-        clear_at: 0.1,
-        for_ms: 15 * MINUTE_MS,
-        keep_firing_for_ms: HOUR_MS,
-        min_count: 100,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "{bundle} answers otherwise than on its reference in {group}: stability index {value} of {column} over {n} answers (limit {threshold})",
+        ..DRIFT
     },
     BuiltIn {
         name: "confidence-drift",
         signal: Signal::ConfidenceDrift,
-        fire_at: 0.2,
-        clear_at: 0.1,
-        for_ms: 15 * MINUTE_MS,
-        keep_firing_for_ms: HOUR_MS,
-        min_count: 100,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "{bundle} is more or less sure of itself than on its reference in {group}: stability index {value} of {column} (limit {threshold})",
+        ..DRIFT
     },
     BuiltIn {
         name: "missing-values",
         signal: Signal::MissingShare,
-        fire_at: 0.1,
-        clear_at: 0.05,
-        for_ms: 15 * MINUTE_MS,
-        keep_firing_for_ms: HOUR_MS,
-        min_count: 100,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "{column} of {bundle} is missing from a share of {value} of requests in {group}",
+        ..SHARE_OF_VALUES
     },
     BuiltIn {
         name: "unexpected-values",
         signal: Signal::UnexpectedShare,
-        fire_at: 0.1,
-        clear_at: 0.05,
-        for_ms: 15 * MINUTE_MS,
-        keep_firing_for_ms: HOUR_MS,
-        min_count: 100,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "a share of {value} of {column} of {bundle} is out of range or of no known class in {group}",
+        ..SHARE_OF_VALUES
+    },
+    BuiltIn {
+        name: "quality-loss",
+        signal: Signal::QualityLoss,
+        fire_at: 0.05,
+        clear_at: 0.02,
+        min_count: 50,
+        summary: "{bundle} is worse than on its reference in {group}: {detail} over {n} labels of {devices} device(s)",
+        ..TESTED
     },
     BuiltIn {
         name: "error-rate",
         signal: Signal::ErrorRate,
-        fire_at: 0.05,
-        clear_at: 0.02,
-        for_ms: 5 * MINUTE_MS,
-        keep_firing_for_ms: 15 * MINUTE_MS,
-        min_count: 50,
-        latency_above_us: None,
         severity: Severity::Critical,
         summary: "{bundle} fails a share of {value} of {n} requests in {group} (limit {threshold})",
+        ..SHARE_OF_REQUESTS
     },
     BuiltIn {
         name: "latency",
         signal: Signal::LatencyShare,
-        fire_at: 0.05,
-        clear_at: 0.02,
-        for_ms: 5 * MINUTE_MS,
-        keep_firing_for_ms: 15 * MINUTE_MS,
-        min_count: 50,
         latency_above_us: Some(1_000_000),
-        severity: Severity::Warning,
         summary: "a share of {value} of {n} requests to {bundle} takes longer than a second in {group}",
+        ..SHARE_OF_REQUESTS
     },
     BuiltIn {
         name: "device-silent",
         signal: Signal::DeviceSilence,
         fire_at: DAY_S,
         clear_at: 600.0,
-        for_ms: 0,
-        keep_firing_for_ms: 0,
-        min_count: 0,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "{device} was last heard {value} seconds ago",
+        ..OF_DEVICE
     },
     BuiltIn {
         name: "device-update-failed",
         signal: Signal::DeviceUpdateFailed,
-        fire_at: 0.0,
-        clear_at: 0.0,
-        for_ms: 0,
-        keep_firing_for_ms: 0,
-        min_count: 0,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "{device} did not keep the bundle it was told to run: {detail}",
+        ..OF_DEVICE
     },
     BuiltIn {
         name: "device-crashed",
         signal: Signal::DeviceCrashes,
-        fire_at: 0.0,
-        clear_at: 0.0,
-        for_ms: 0,
-        keep_firing_for_ms: 0,
-        min_count: 0,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "the agent of {device} crashed {value} time(s) within three hours",
+        ..OF_DEVICE
     },
     BuiltIn {
         name: "stale-metadata",
         signal: Signal::StaleMetadata,
         fire_at: 3_600.0,
-        clear_at: 0.0,
-        for_ms: 0,
-        keep_firing_for_ms: 0,
-        min_count: 0,
-        latency_above_us: None,
         severity: Severity::Critical,
         summary: "the assignment of {device} ended {value} seconds ago and was not renewed: it is kept from hearing the controller",
+        ..OF_DEVICE
     },
     BuiltIn {
         name: "certificate-ends",
         signal: Signal::CertificateLife,
         fire_at: 14.0 * DAY_S,
         clear_at: 14.0 * DAY_S,
-        for_ms: 0,
-        keep_firing_for_ms: 0,
-        min_count: 0,
-        latency_above_us: None,
         severity: Severity::Critical,
         summary: "the certificate of {device} ends in {value} seconds and was not renewed",
+        ..OF_DEVICE
     },
     BuiltIn {
         name: "disk-nearly-full",
         signal: Signal::DiskFree,
         fire_at: 64.0 * 1_048_576.0,
         clear_at: 128.0 * 1_048_576.0,
-        for_ms: 0,
-        keep_firing_for_ms: 0,
-        min_count: 0,
-        latency_above_us: None,
-        severity: Severity::Warning,
         summary: "{device} has {value} bytes left where the agent keeps its data",
+        ..OF_DEVICE
     },
 ];
+
+/// Its value is the number of alerts that found no room, which no signal measures.
+const OVERFLOW: BuiltIn = BuiltIn {
+    name: OVERFLOW_RULE,
+    keep_firing_for_ms: 5 * MINUTE_MS,
+    severity: Severity::Critical,
+    summary: "{value} alert(s) more than alerts.max-active are left out: widen a rule's group, or silence its cause",
+    ..OF_DEVICE
+};
 
 fn rule(built_in: &BuiltIn) -> Option<AlertRule> {
     Some(AlertRule {
@@ -192,6 +175,7 @@ fn rule(built_in: &BuiltIn) -> Option<AlertRule> {
         bundle: None,
         selector: Selector::all(),
         group_by: None,
+        by_slice: false,
         columns: Vec::new(),
         fire_at: built_in.fire_at,
         clear_at: Some(built_in.clear_at),
@@ -205,6 +189,11 @@ fn rule(built_in: &BuiltIn) -> Option<AlertRule> {
         annotations: [("summary".to_owned(), built_in.summary.to_owned())].into(),
         retrain: false,
     })
+}
+
+/// The rule of the alert that tells of more alerts than are kept.
+pub(crate) fn overflow_rule() -> Option<AlertRule> {
+    rule(&OVERFLOW)
 }
 
 /// The rules that come with the controller.

@@ -20,8 +20,8 @@ mod observe;
 mod retry;
 mod wording;
 
-pub use book::{Book, Change, Limits, Notice, OVERFLOW_RULE, Step};
-pub use builtin::{built_in_rules, rules_in_force};
+pub use book::{Book, Change, Limits, Notice, Step};
+pub use builtin::{OVERFLOW_RULE, built_in_rules, rules_in_force};
 pub use discovery::discoveries;
 pub use observe::{Observation, Round, fingerprint};
 pub use retry::retry_wait_ms;

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_shared::alert::{AlertEvidence, FINGERPRINT_DIGITS};
-use muster_shared::ids::RuleName;
-use sha2::{Digest as _, Sha256};
+use muster_shared::ids::{Digest, RuleName};
 
 /// One value.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,18 +31,17 @@ pub struct Round {
 /// before it so that no two lists of labels are written alike.
 #[must_use]
 pub fn fingerprint(rule: &RuleName, labels: &BTreeMap<String, String>) -> String {
-    let mut hasher = Sha256::new();
+    let mut bytes = Vec::new();
     let mut add = |text: &str| {
-        hasher.update((text.len() as u64).to_be_bytes());
-        hasher.update(text.as_bytes());
+        bytes.extend_from_slice(&(text.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(text.as_bytes());
     };
     add(rule.as_str());
     for (key, value) in labels {
         add(key);
         add(value);
     }
-    let digest = hasher.finalize();
-    let mut text: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut text = Digest::of(&bytes).to_string();
     text.truncate(FINGERPRINT_DIGITS);
     text
 }

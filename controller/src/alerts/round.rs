@@ -78,9 +78,8 @@ fn event_of(change: &Change) -> NewEvent {
         Some(AlertState::Resolved) => "alert.resolved",
         None => "alert.withdrawn",
     };
-    let what = alert.annotations.get("summary").or_else(|| alert.annotations.values().next());
     let why = alert.resolution.as_ref().filter(|_| change.to == Some(AlertState::Resolved));
-    let words = what.cloned().unwrap_or_else(|| format!("value {}, limit {}", alert.value, alert.threshold));
+    let words = alert.words().cloned().unwrap_or_else(|| format!("value {}, limit {}", alert.value, alert.threshold));
     let why = why.map(|why| format!("; {why}")).unwrap_or_default();
     NewEvent {
         kind: kind.into(),

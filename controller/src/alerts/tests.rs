@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::desk::{acknowledge, apply_rules, end_silence, silence};
 use super::*;
 use crate::config::{Config, ReceiverConfig};
+use crate::quality::tests::{labelled, window};
 use crate::store::Expect;
 use crate::store::records::{WindowRecord, window_key};
 use crate::testing::{self, TestApp};
@@ -225,6 +226,82 @@ async fn drift_of_predictions_is_told_and_its_end_too_through_a_receiver_that_wa
         assert_eq!(body["alerts"][0]["fingerprint"], alert.fingerprint);
     }
     assert_ne!(taken[0].1["delivery"], taken[1].1["delivery"]);
+}
+
+#[tokio::test]
+async fn a_rule_on_columns_looks_at_the_devices_its_selector_means() {
+    let test = controller(|_| {}).await;
+    let manifest = testing::digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let (a, b) = (runs(&test, "dev-a", manifest, "lyon").await, runs(&test, "dev-b", manifest, "oslo").await);
+    let named = |name: &str, selector: &str| {
+        rule(Signal::PredictionDrift, serde_json::json!({ "name": name, "selector": selector }))
+    };
+    let rules = vec![named("in-lyon", "site=lyon"), named("in-oslo", "site=oslo"), named("whole", "*")];
+    apply_rules(&test.app, rules, "ana").await.unwrap();
+    sketch(&test, &a, manifest, 10_000, &[0.0, 0.0, 0.0, 1.0, 1.0]).await;
+    sketch(&test, &b, manifest, 10_000, &[1.0]).await;
+    round::run(&test.app, 10_100).await.unwrap();
+    let oslo = test.app.alerts.list(|alert| alert.rule.as_str() == "in-oslo").await;
+    assert_eq!((oslo.len(), oslo[0].evidence.n, oslo[0].evidence.devices), (1, Some(400), Some(1)));
+    assert_eq!(test.app.alerts.list(|alert| alert.rule.as_str() == "in-lyon").await, []);
+    // Prometheus is shown the fleet, not what one rule looks at.
+    let shown = test.app.alerts.last_round().await;
+    let class = shown.drift.iter().find(|series| series.column == "class").unwrap();
+    assert!(class.group.is_empty() && class.psi.unwrap() < oslo[0].value, "{class:?}");
+}
+
+#[tokio::test]
+async fn labels_that_show_a_loss_raise_an_alert_and_better_ones_end_it() {
+    let test = controller(|_| {}).await;
+    let manifest = testing::digest_of(&test.bundle_with("pets", "1.0.0", labelled()).await);
+    let mut devices = Vec::new();
+    for (name, site) in [("dev-a", "lyon"), ("dev-b", "lyon"), ("dev-c", "oslo")] {
+        devices.push(runs(&test, name, manifest, site).await);
+    }
+    let with = |signal: Signal, name: &str, mut more: Value| {
+        more["name"] = name.into();
+        more["over_ms"] = 1_000.into();
+        if signal == Signal::QualityLoss {
+            more["annotations"]["summary"] = "{detail} on {devices}".into();
+        }
+        rule(signal, more)
+    };
+    let rules = vec![
+        with(Signal::QualityLoss, "loss", serde_json::json!({ "fire_at": 0.05, "for_ms": 50 })),
+        with(Signal::Accuracy, "slices", serde_json::json!({ "fire_at": 0.9, "by_slice": true })),
+        with(Signal::Accuracy, "calm", serde_json::json!({ "fire_at": 0.5 })),
+        with(Signal::Accuracy, "in-oslo", serde_json::json!({ "fire_at": 0.9, "selector": "site=oslo" })),
+        with(Signal::Recall, "recall", serde_json::json!({ "fire_at": 0.9, "group_by": "site" })),
+        with(Signal::Mae, "other-task", serde_json::json!({ "fire_at": 0.0 })),
+    ];
+    apply_rules(&test.app, rules, "ana").await.unwrap();
+    for (device, right) in devices.iter().zip([60, 62, 61]) {
+        window(&test, device, manifest, (1_000, 0), (right, 100 - right)).await;
+    }
+    let of = async |name: &str| test.app.alerts.list(|alert| alert.rule.as_str() == name).await;
+    round::run(&test.app, 1_900).await.unwrap();
+    assert_eq!(of("loss").await[0].state, AlertState::Pending);
+    round::run(&test.app, 1_950).await.unwrap();
+    let [loss] = &of("loss").await[..] else { panic!("{:?}", of("loss").await) };
+    assert_eq!((loss.state, loss.evidence.n, loss.evidence.devices), (AlertState::Firing, Some(300), Some(3)));
+    assert!((loss.value - 0.34).abs() < 1e-9 && loss.evidence.p_value.unwrap() < 0.01, "{loss:?}");
+    assert_eq!(loss.annotations["summary"], "accuracy 0.6100 against 0.9500 on 3");
+    let slices: Vec<String> = of("slices").await.iter().map(|alert| alert.labels["slice"].clone()).collect();
+    assert!(slices.contains(&"x=< 1".to_owned()) && slices.contains(&"site=oslo".to_owned()), "{slices:?}");
+    assert_eq!((of("calm").await, of("other-task").await), (Vec::new(), Vec::new()));
+    let oslo = of("in-oslo").await;
+    assert!(oslo.len() == 1 && (oslo[0].value - 0.61).abs() < 1e-9, "{oslo:?}");
+    let recall: Vec<_> =
+        of("recall").await.iter().map(|a| (a.labels["site"].clone(), a.labels["class"].clone())).collect();
+    assert_eq!(recall.len(), 2, "no label is of the second class: {recall:?}");
+    assert!(recall.contains(&("lyon".into(), "cat".into())), "{recall:?}");
+
+    for device in &devices {
+        window(&test, device, manifest, (3_000, 0), (96, 4)).await;
+    }
+    round::run(&test.app, 3_500).await.unwrap();
+    let all = test.app.alerts.list(|_| true).await;
+    assert!(all.iter().all(|alert| alert.state == AlertState::Resolved), "{all:?}");
 }
 
 #[tokio::test]

@@ -129,34 +129,68 @@ impl Steps {
     }
 }
 
+/// Windows of one bundle being added up.
+pub(crate) struct Tally {
+    wish: Wish,
+    listed: Arc<Listed>,
+    slices: Vec<SliceName>,
+    steps: Steps,
+    groups: BTreeMap<Key, Sums>,
+}
+
+impl Tally {
+    /// Nothing yet of `listed`.
+    pub(crate) fn new(listed: Arc<Listed>, wish: Wish) -> Self {
+        let slices = listed.manifest.profile.slice_names();
+        Self { wish, listed, slices, steps: Steps::new(), groups: BTreeMap::new() }
+    }
+
+    /// Adds a window of a device in `group` that fits the bundle and that `wish` asks for.
+    ///
+    /// # Errors
+    /// [`DriftError::TooManyGroups`].
+    pub(crate) fn add(&mut self, group: String, device: &DeviceId, window: &SketchWindow) -> Result<(), DriftError> {
+        let step_ms = if self.wish.by_window { self.steps.of(window) } else { 0 };
+        let known = self.groups.len();
+        if self.wish.by_slice {
+            for (number, slice) in window.slices.iter().filter(|(_, slice)| !slice.columns.is_empty()) {
+                let Some(name) = self.slices.get(usize::from(number)) else { continue };
+                let key = Key { group: group.clone(), slice: Some(name.to_string()), step_ms };
+                self.groups.entry(key).or_default().add(device, &window.key, slice.rows, &slice.columns);
+            }
+        }
+        let key = Key { group, slice: None, step_ms };
+        self.groups.entry(key).or_default().add(device, &window.key, 0, &window.columns);
+        if self.groups.len() > known && self.wish.by_window {
+            self.steps.coarsen(&mut self.groups);
+        }
+        if self.groups.len() > MAX_GROUPS { Err(DriftError::TooManyGroups) } else { Ok(()) }
+    }
+
+    /// What was asked for, and all that was added up.
+    pub(super) fn into_parts(mut self) -> (Wish, Collected) {
+        suppress(&mut self.groups, &self.slices);
+        (self.wish, Collected { listed: self.listed, groups: self.groups })
+    }
+}
+
 /// Adds up everything that `wish` asks for.
 ///
 /// # Errors
 /// [`DriftError`].
-pub(super) async fn collect(app: &App, bundle: &BundleRef, wish: &Wish) -> Result<Collected, DriftError> {
+pub(super) async fn tally(app: &App, bundle: &BundleRef, wish: &Wish) -> Result<Tally, DriftError> {
     let listed = windows::find(app, bundle).await?;
-    let mut groups: BTreeMap<Key, Sums> = BTreeMap::new();
-    let mut steps = Steps::new();
-    let slices = listed.manifest.profile.slice_names();
-    each(app, &listed, wish, |group, device, window| {
-        let step_ms = if wish.by_window { steps.of(&window) } else { 0 };
-        let known = groups.len();
-        if wish.by_slice {
-            for (number, slice) in window.slices.iter().filter(|(_, slice)| !slice.columns.is_empty()) {
-                let Some(name) = slices.get(usize::from(number)) else { continue };
-                let key = Key { group: group.clone(), slice: Some(name.to_string()), step_ms };
-                groups.entry(key).or_default().add(device, &window.key, slice.rows, &slice.columns);
-            }
-        }
-        groups.entry(Key { group, slice: None, step_ms }).or_default().add(device, &window.key, 0, &window.columns);
-        if groups.len() > known && wish.by_window {
-            steps.coarsen(&mut groups);
-        }
-        if groups.len() > MAX_GROUPS { Err(DriftError::TooManyGroups) } else { Ok(()) }
-    })
-    .await?;
-    suppress(&mut groups, &slices);
-    Ok(Collected { listed, groups })
+    let mut tally = Tally::new(Arc::clone(&listed), wish.clone());
+    each(app, &listed, wish, |group, device, window| tally.add(group, device, &window)).await?;
+    Ok(tally)
+}
+
+/// The same, ready to be scored.
+///
+/// # Errors
+/// [`DriftError`].
+pub(super) async fn collect(app: &App, bundle: &BundleRef, wish: &Wish) -> Result<Collected, DriftError> {
+    Ok(tally(app, bundle, wish).await?.into_parts().1)
 }
 
 /// Keeps back slices with too few rows, and what would give them away.

@@ -13,7 +13,7 @@ use crate::testing::{TestApp, digest_of, profile};
 const ALL: Wish<'static> = Wish { group_by: None, since_ms: 0, trend_ms: 1_000 };
 
 /// The profile of the tests with labels of its classes, and slices of its input and of the device's site.
-fn labelled() -> Profile {
+pub(crate) fn labelled() -> Profile {
     let classes = vec!["cat".to_owned(), "dog".to_owned()];
     let half = muster_shared::quality::ClassBaseline { support: 500, predicted: 500, right: 475 };
     let baseline = Baseline::Classification { rows: 1_000, right: 950, classes: vec![half; 2], ece: None };
@@ -32,7 +32,7 @@ fn labelled() -> Profile {
 }
 
 /// A window of one device: right and wrong answers, in a slice.
-async fn window(test: &TestApp, device: &DeviceId, manifest: Digest, at: (u64, u8), n: (u64, u64)) {
+pub(crate) async fn window(test: &TestApp, device: &DeviceId, manifest: Digest, at: (u64, u8), n: (u64, u64)) {
     let (profile, (start_ms, slice), (right, wrong)) = (labelled(), at, n);
     let spec = profile.labels.clone().unwrap();
     let key = WindowKey { manifest, generation: 1, start_ms, duration_ms: 1_000 };

@@ -197,6 +197,12 @@ pub struct Alert {
 }
 
 impl Alert {
+    /// What the rule says of it to people: the annotation `summary`, or whichever comes first; none where there is no annotation.
+    #[must_use]
+    pub fn words(&self) -> Option<&String> {
+        self.annotations.get("summary").or_else(|| self.annotations.values().next())
+    }
+
     /// Every label receivers see: those of the thing, those of the rule, `rule` and `severity`.
     #[must_use]
     pub fn all_labels(&self) -> BTreeMap<String, String> {

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_RULE_COLUMNS, Severity};
 use crate::ids::{BundleName, BundleRef, RuleName};
 use crate::limits::{MAX_LABELS, MAX_TEXT_BYTES};
+use crate::quality::Metric;
 use crate::selector::{Selector, is_label_text};
 
 /// Labels that Muster itself sets on alerts; a rule neither adds them nor groups by them.
-pub const RESERVED_LABELS: [&str; 6] = ["alertname", "rule", "severity", "bundle", "column", "device"];
+pub const RESERVED_LABELS: [&str; 9] =
+    ["alertname", "rule", "severity", "bundle", "column", "device", "slice", "class", "target"];
 
 /// Longest time in a rule, in milliseconds: a year.
 const MAX_TIME_MS: u64 = 366 * 24 * 3_600_000;
@@ -41,6 +43,23 @@ pub enum Signal {
     MissingShare,
     /// Share of an input column's values that the reference does not know: out of range, not finite, in no known class.
     UnexpectedShare,
+    /// By labels: how much worse a bundle is than on its reference sample, beyond chance only; the loss of accuracy, or the growth of the mean
+    /// absolute error as a share of the reference's.
+    QualityLoss,
+    /// By labels: share of right answers.
+    Accuracy,
+    /// By labels: share of right answers among the answers of each class.
+    Precision,
+    /// By labels: share of right answers among the labels of each class.
+    Recall,
+    /// By labels: the harmonic mean of both.
+    F1,
+    /// By labels: expected calibration error.
+    CalibrationError,
+    /// By labels: mean absolute error of each target.
+    Mae,
+    /// By labels: root of the mean squared error of each target.
+    Rmse,
     /// Share of requests that the model failed.
     ErrorRate,
     /// Share of requests that took longer than `latency_above_us`.
@@ -61,12 +80,20 @@ pub enum Signal {
 
 impl Signal {
     /// Every signal.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 21] = [
         Self::InputDrift,
         Self::PredictionDrift,
         Self::ConfidenceDrift,
         Self::MissingShare,
         Self::UnexpectedShare,
+        Self::QualityLoss,
+        Self::Accuracy,
+        Self::Precision,
+        Self::Recall,
+        Self::F1,
+        Self::CalibrationError,
+        Self::Mae,
+        Self::Rmse,
         Self::ErrorRate,
         Self::LatencyShare,
         Self::DeviceSilence,
@@ -81,12 +108,18 @@ impl Signal {
     #[must_use]
     pub const fn worse(self) -> Worse {
         match self {
-            Self::CertificateLife | Self::DiskFree => Worse::Below,
+            Self::Accuracy | Self::Precision | Self::Recall | Self::F1 | Self::CertificateLife | Self::DiskFree => {
+                Worse::Below
+            }
             Self::InputDrift
             | Self::PredictionDrift
             | Self::ConfidenceDrift
             | Self::MissingShare
             | Self::UnexpectedShare
+            | Self::QualityLoss
+            | Self::CalibrationError
+            | Self::Mae
+            | Self::Rmse
             | Self::ErrorRate
             | Self::LatencyShare
             | Self::DeviceSilence
@@ -107,6 +140,47 @@ impl Signal {
                 | Self::MissingShare
                 | Self::UnexpectedShare
         )
+    }
+
+    /// The metric of labels it is; none for those of other things.
+    #[must_use]
+    pub const fn metric(self) -> Option<Metric> {
+        match self {
+            Self::Accuracy => Some(Metric::Accuracy),
+            Self::Precision => Some(Metric::Precision),
+            Self::Recall => Some(Metric::Recall),
+            Self::F1 => Some(Metric::F1),
+            Self::CalibrationError => Some(Metric::CalibrationError),
+            Self::Mae => Some(Metric::Mae),
+            Self::Rmse => Some(Metric::Rmse),
+            Self::InputDrift
+            | Self::PredictionDrift
+            | Self::ConfidenceDrift
+            | Self::MissingShare
+            | Self::UnexpectedShare
+            | Self::QualityLoss
+            | Self::ErrorRate
+            | Self::LatencyShare
+            | Self::DeviceSilence
+            | Self::DeviceUpdateFailed
+            | Self::DeviceCrashes
+            | Self::StaleMetadata
+            | Self::CertificateLife
+            | Self::DiskFree => None,
+        }
+    }
+
+    /// Whether it is measured by labels.
+    #[must_use]
+    pub const fn is_of_labels(self) -> bool {
+        matches!(self, Self::QualityLoss) || self.metric().is_some()
+    }
+
+    /// Whether it can be measured within each slice of a bundle's rows. How good a bundle was on its reference sample is known of the whole
+    /// alone.
+    #[must_use]
+    pub const fn knows_slices(self) -> bool {
+        self.is_of_columns() || self.metric().is_some()
     }
 
     /// Whether it is measured for each device.
@@ -132,6 +206,14 @@ impl Signal {
             Self::ConfidenceDrift => "confidence-drift",
             Self::MissingShare => "missing-share",
             Self::UnexpectedShare => "unexpected-share",
+            Self::QualityLoss => "quality-loss",
+            Self::Accuracy => "accuracy",
+            Self::Precision => "precision",
+            Self::Recall => "recall",
+            Self::F1 => "f1",
+            Self::CalibrationError => "calibration-error",
+            Self::Mae => "mae",
+            Self::Rmse => "rmse",
             Self::ErrorRate => "error-rate",
             Self::LatencyShare => "latency-share",
             Self::DeviceSilence => "device-silence",
@@ -154,6 +236,12 @@ impl Signal {
         }
         if self.is_of_columns() {
             fields.extend(["column", "n_effective", "critical", "p_value"]);
+        }
+        if self.is_of_labels() {
+            fields.extend(["detail", "class", "target", "n_effective", "critical", "p_value"]);
+        }
+        if self.knows_slices() {
+            fields.push("slice");
         }
         fields
     }
@@ -239,6 +327,9 @@ pub struct AlertRule {
     /// A label: each of its values is measured apart. Signals of single devices show it only.
     #[serde(default)]
     pub group_by: Option<String>,
+    /// Measures each slice of the bundle's rows apart, as its profile declares them, in place of all rows; devices' labels need `group_by`.
+    #[serde(default)]
+    pub by_slice: bool,
     /// Only these columns; all of them otherwise.
     #[serde(default)]
     pub columns: Vec<String>,
@@ -377,6 +468,11 @@ impl AlertRule {
             "columns",
             "only drift and shares of values are measured by column",
         )?;
+        expect(
+            !self.by_slice || self.signal.knows_slices(),
+            "by_slice",
+            "only drift, shares of values and metrics of labels are measured by slice, and a loss against the reference as a whole",
+        )?;
         expect(self.columns.len() <= MAX_RULE_COLUMNS, "columns", "256 at most are expected")?;
         let distinct: BTreeSet<&String> = self.columns.iter().collect();
         expect(distinct.len() == self.columns.len(), "columns", "one is named twice")?;
@@ -444,6 +540,8 @@ mod tests {
     fn every_signal_is_spelled_one_way() {
         for signal in Signal::ALL {
             assert_eq!(serde_json::to_value(signal).unwrap(), signal.as_str());
+            let worse_below = signal.metric().map(Metric::is_worse_below);
+            assert!(worse_below.is_none_or(|below| below == (signal.worse() == Worse::Below)), "{signal:?}");
         }
     }
 
@@ -451,7 +549,7 @@ mod tests {
     fn mistakes_are_named_by_field() {
         rule(Signal::InputDrift).validate().unwrap();
         type Spoil = fn(&mut AlertRule);
-        let faults: [(&str, Spoil); 12] = [
+        let faults: [(&str, Spoil); 13] = [
             ("fire_at", |r| r.fire_at = f64::NAN),
             ("clear_at", |r| r.clear_at = Some(0.6)),
             ("clear_at", |r| r.clear_at = Some(f64::NEG_INFINITY)),
@@ -460,6 +558,7 @@ mod tests {
             ("latency_above_us", |r| r.latency_above_us = Some(5)),
             ("columns", |r| r.columns = vec!["a".into(), "a".into()]),
             ("group_by", |r| r.group_by = Some("device".into())),
+            ("by_slice", |r| (r.signal, r.by_slice) = (Signal::QualityLoss, true)),
             ("labels", |r| r.labels = [("severity".to_owned(), "x".to_owned())].into()),
             ("annotations", |r| r.annotations = [("summary".to_owned(), "{device} is off".to_owned())].into()),
             ("annotations", |r| r.annotations = [("summary".to_owned(), "{value".to_owned())].into()),
@@ -471,6 +570,7 @@ mod tests {
             assert_eq!(spoilt.validate().unwrap_err().field, field, "{spoilt:?}");
         }
         assert_eq!(rule(Signal::LatencyShare).validate().unwrap_err().field, "latency_above_us");
+        rule(Signal::Accuracy).validate().unwrap();
         let mut low = rule(Signal::DiskFree);
         low.clear_at = Some(0.4);
         assert_eq!(low.validate().unwrap_err().field, "clear_at", "where small is bad, good is above");

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::estimate::{effective_size, mean_variance, quantile, ratio};
+use super::estimate::{effective_size, mean_variance, quantile, ratio, tail};
 use super::metrics::{calibration_error, measure_target};
 use crate::labels::{LabelSpec, LabelTask};
 use crate::limits::{MAX_CLASSES, MAX_LABEL_TARGETS};
@@ -142,6 +142,9 @@ pub struct ConceptDrift {
     pub worsening: f64,
     /// What it exceeds by chance with probability `alpha` when nothing has changed; none where the counts do not tell.
     pub critical: Option<f64>,
+    /// Chance of a worsening at least as large when nothing has changed; none where the counts do not tell.
+    #[serde(default)]
+    pub p_value: Option<f64>,
     /// What it must exceed to matter.
     pub min_effect: f64,
     /// How many independent labels the live ones are worth.
@@ -213,6 +216,7 @@ fn accuracy_drop(rows: u64, right: u64, devices: &[&LabelCounts]) -> Option<Conc
         current: share.value,
         worsening,
         critical: Some(critical),
+        p_value: Some(tail(share.devices, worsening, variance)),
         min_effect: MIN_ACCURACY_DROP,
         n_effective,
         devices: u32::try_from(share.devices).unwrap_or(u32::MAX),
@@ -229,8 +233,8 @@ fn error_rise(rows: u64, baseline: &TargetBaseline, metric: &str, devices: &[(f6
     let variance = mean.variance.into_iter().chain(independent).reduce(f64::max);
     let n_reference = rows as f64;
     let reference_variance = (baseline.rmse.powi(2) - baseline.mae.powi(2)).max(0.0) / n_reference.max(1.0);
-    let critical =
-        variance.map(|variance| quantile(mean.devices, 1.0 - ALPHA) * (variance + reference_variance).sqrt());
+    let both = variance.map(|variance| variance + reference_variance);
+    let critical = both.map(|both| quantile(mean.devices, 1.0 - ALPHA) * both.sqrt());
     let n_effective = match (variance, independent) {
         (Some(variance), Some(independent)) if variance > 0.0 => (mean.size * independent / variance).max(1.0),
         _ => mean.size,
@@ -243,6 +247,7 @@ fn error_rise(rows: u64, baseline: &TargetBaseline, metric: &str, devices: &[(f6
         current: mean.value,
         worsening,
         critical,
+        p_value: both.map(|both| tail(mean.devices, worsening, both)),
         min_effect,
         n_effective,
         devices: u32::try_from(mean.devices).unwrap_or(u32::MAX),

@@ -59,6 +59,20 @@ pub(super) fn quantile(devices: usize, probability: f64) -> f64 {
     StudentsT::new(0.0, 1.0, (devices - 1) as f64).map_or_else(|_| normal(), |t| t.inverse_cdf(probability))
 }
 
+/// The chance of an excess at least as large as `excess` when nothing is beyond, its variance being `variance`: Student's upper tail with one
+/// degree of freedom less than there are devices, the normal one for a single device.
+pub(super) fn tail(devices: usize, excess: f64, variance: f64) -> f64 {
+    if variance.is_nan() || variance <= 0.0 {
+        return if excess > 0.0 { 0.0 } else { 1.0 };
+    }
+    let score = excess / variance.sqrt();
+    let normal = || Normal::standard().sf(score);
+    if devices < 2 {
+        return normal();
+    }
+    StudentsT::new(0.0, 1.0, (devices - 1) as f64).map_or_else(|_| normal(), |t| t.sf(score))
+}
+
 /// How many independent values the denominators of a share are worth: p(1−p) / variance, at most their sum.
 pub(super) fn effective_size(share: &Ratio) -> f64 {
     let binomial = share.value * (1.0 - share.value);

@@ -5,6 +5,7 @@
 
 mod concept;
 mod estimate;
+mod limit;
 mod metrics;
 #[cfg(test)]
 mod peers;
@@ -14,6 +15,7 @@ pub use concept::{
     Baseline, ClassBaseline, ConceptDrift, MIN_ACCURACY_DROP, MIN_ERROR_RISE, TargetBaseline, concept_drift,
 };
 pub use estimate::{Estimate, mean_estimate, share_estimate};
+pub use limit::{AgainstLimit, Metric, against_limit};
 pub use metrics::{
     ClassQuality, ClassificationQuality, ReliabilityBin, TargetQuality, calibration_error, device_score,
     measure_classes, measure_target,

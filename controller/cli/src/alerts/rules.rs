@@ -71,6 +71,8 @@ struct RuleInFile {
     selector: Selector,
     group_by: Option<String>,
     #[serde(default)]
+    by_slice: bool,
+    #[serde(default)]
     columns: Vec<String>,
     fire_at: f64,
     clear_at: Option<f64>,
@@ -101,6 +103,7 @@ impl From<RuleInFile> for AlertRule {
             bundle: rule.bundle,
             selector: rule.selector,
             group_by: rule.group_by,
+            by_slice: rule.by_slice,
             columns: rule.columns,
             fire_at: rule.fire_at,
             clear_at: rule.clear_at,

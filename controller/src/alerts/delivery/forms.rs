@@ -56,8 +56,7 @@ fn link(context: &Context<'_>, alert: &Alert) -> String {
 }
 
 fn summary(alert: &Alert) -> String {
-    let words = alert.annotations.get("summary").or_else(|| alert.annotations.values().next());
-    words.cloned().unwrap_or_else(|| format!("{}: {} (limit {})", alert.rule, alert.value, alert.threshold))
+    alert.words().cloned().unwrap_or_else(|| format!("{}: {} (limit {})", alert.rule, alert.value, alert.threshold))
 }
 
 /// Alertmanager's API v2, `POST /api/v2/alerts`. What fires ends by itself when it is not said again for four times as long as it

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use super::{Delivery, forms};
 use crate::config::{ReceiverConfig, ReceiverKind, is_loopback, receiver_url};
 use crate::durable::{self, FileError};
+use crate::problem::chain;
 use crate::state::App;
 
 /// Shortest secret that signs anything, in bytes.
@@ -218,16 +219,27 @@ impl Receiver {
     /// # Errors
     /// [`SendError`] when it was not taken.
     pub(super) async fn send(&self, app: &App, delivery: &Delivery, now_ms: u64) -> Result<(), SendError> {
-        let context = forms::Context { receiver: self.name(), api_url: &app.endpoints.api_url, now_ms, test: false };
-        let body = match self.config.kind {
-            ReceiverKind::Alertmanager => forms::alertmanager(&context, &delivery.alerts, self.config.resend_ms),
-            ReceiverKind::Webhook => forms::webhook(&context, delivery),
-            ReceiverKind::Slack => forms::slack(&context, delivery.state, &delivery.alerts),
-            ReceiverKind::Retraining => {
-                forms::retraining(&context, delivery, &forms::lineage(app, &delivery.alerts).await)
-            }
+        let lineage = match self.config.kind {
+            ReceiverKind::Retraining => forms::lineage(app, &delivery.alerts).await,
+            ReceiverKind::Alertmanager | ReceiverKind::Webhook | ReceiverKind::Slack => Vec::new(),
         };
-        self.post(&body, Some(&delivery.dedup_key), now_ms).await.map(|_| ())
+        let context = forms::Context { receiver: self.name(), api_url: &app.endpoints.api_url, now_ms, test: false };
+        self.deliver(&context, delivery, &lineage).await.map(|_| ())
+    }
+
+    async fn deliver(
+        &self,
+        context: &forms::Context<'_>,
+        delivery: &Delivery,
+        lineage: &[serde_json::Value],
+    ) -> Result<StatusCode, SendError> {
+        let body = match self.config.kind {
+            ReceiverKind::Alertmanager => forms::alertmanager(context, &delivery.alerts, self.config.resend_ms),
+            ReceiverKind::Webhook => forms::webhook(context, delivery),
+            ReceiverKind::Slack => forms::slack(context, delivery.state, &delivery.alerts),
+            ReceiverKind::Retraining => forms::retraining(context, delivery, lineage),
+        };
+        self.post(&body, Some(&delivery.dedup_key), context.now_ms).await
     }
 
     /// Tells Alertmanager again of what fires.
@@ -249,13 +261,7 @@ impl Receiver {
     pub(crate) async fn test(&self, app: &App, now_ms: u64) -> Result<String, SendError> {
         let context = forms::Context { receiver: self.name(), api_url: &app.endpoints.api_url, now_ms, test: true };
         let delivery = forms::test_delivery(self.name(), now_ms);
-        let body = match self.config.kind {
-            ReceiverKind::Alertmanager => forms::alertmanager(&context, &delivery.alerts, self.config.resend_ms),
-            ReceiverKind::Webhook => forms::webhook(&context, &delivery),
-            ReceiverKind::Slack => forms::slack(&context, delivery.state, &delivery.alerts),
-            ReceiverKind::Retraining => forms::retraining(&context, &delivery, &[]),
-        };
-        self.post(&body, Some(&delivery.dedup_key), now_ms).await.map(|status| format!("it answered {status}"))
+        self.deliver(&context, &delivery, &[]).await.map(|status| format!("it answered {status}"))
     }
 
     async fn post(&self, body: &serde_json::Value, key: Option<&str>, now_ms: u64) -> Result<StatusCode, SendError> {
@@ -310,18 +316,6 @@ impl Receiver {
         let said = String::from_utf8_lossy(&said).chars().filter(|c| !c.is_control()).take(200).collect();
         Err(SendError::Refused { status, said, retry_after_ms: seconds.map(|s| s.saturating_mul(1_000)) })
     }
-}
-
-/// An error with its sources, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 /// HMAC-SHA256 (RFC 2104) over the time, a dot and the body, so that neither can be exchanged and an old message can be told by its
