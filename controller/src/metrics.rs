@@ -3,6 +3,8 @@
 //! Counters live here and are counted where things happen; gauges that others know better (devices, rollouts, alerts, drift) are set
 //! just before a scrape is answered. Nothing is counted by device: a fleet may have a hundred thousand.
 
+mod latency;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use muster_shared::alert::{AlertState, Severity};
 use muster_shared::feedback::{FeedbackCounts, FeedbackResult};
 use muster_shared::messages::RequestCounts;
 use muster_shared::rollout::RolloutStatus;
+use muster_shared::sketch::LatencySketch;
 use muster_shared::topics::Up;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -25,6 +28,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::alerts::LastRound;
 use crate::config::Config;
+use latency::ReportedLatency;
 
 /// Upper bounds of the time from a window's end to its arrival, in seconds: from a device that is connected to one that was away
 /// for days.
@@ -70,6 +74,11 @@ struct RequestLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BundleLabels {
+    bundle: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
 }
@@ -111,6 +120,7 @@ pub(crate) struct Metrics {
     registry: Arc<Registry>,
     ingest: Family<IngestLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
+    latency: Family<BundleLabels, ReportedLatency>,
     window_lag: Histogram,
     api: Family<StatusLabels, Counter>,
     rollouts: Family<StatusLabels, Gauge>,
@@ -160,6 +170,13 @@ impl Metrics {
             "reported_requests",
             "Inference requests in the telemetry of all devices, by bundle and how they ended",
             requests.clone(),
+        );
+        let latency = Family::default();
+        registry.register_with_unit(
+            "reported_request_duration",
+            "Time to answer inference requests in the telemetry of all devices, by bundle",
+            Unit::Seconds,
+            latency.clone(),
         );
         let window_lag = Histogram::new(LAG_BOUNDS_S);
         registry.register_with_unit(
@@ -239,6 +256,7 @@ impl Metrics {
             registry: Arc::new(registry),
             ingest,
             requests,
+            latency,
             api,
             rollouts,
             devices_known,
@@ -266,8 +284,11 @@ impl Metrics {
         self.ingest.get_or_create(&IngestLabels { kind: kind.as_str(), outcome: outcome.as_str() }).inc();
     }
 
-    /// Counts the requests of a window of `bundle` that was stored.
-    pub(crate) fn requests_reported(&self, bundle: &str, requests: &RequestCounts) {
+    /// Counts the requests of a window of `bundle` that was stored, and the time their answers took.
+    pub(crate) fn requests_reported(&self, bundle: &str, requests: &RequestCounts, latency_us: &LatencySketch) {
+        if latency_us.count() > 0 {
+            self.latency.get_or_create(&BundleLabels { bundle: bundle.to_owned() }).add(latency_us);
+        }
         for (outcome, count) in [
             ("served", requests.served),
             ("failed", requests.failed),
@@ -395,7 +416,10 @@ mod tests {
     fn a_scrape_shows_what_was_counted() {
         let metrics = Metrics::new(&Config::default());
         metrics.ingested(Up::Telemetry, Ingested::Stored);
-        metrics.requests_reported("digits@1.0.0", &RequestCounts { served: 7, failed: 2, ..RequestCounts::default() });
+        let mut latency_us = LatencySketch::default();
+        [200, 200, 4_000, 4_000, 4_000, 4_000, 20_000_000].into_iter().for_each(|us| latency_us.add(us));
+        let requests = RequestCounts { served: 7, failed: 2, ..RequestCounts::default() };
+        metrics.requests_reported("digits@1.0.0", &requests, &latency_us);
         metrics.api_answered(404);
         metrics.chunk_sent(65_536);
         metrics.feedback_delivered(&FeedbackCounts { joined: 5, ..FeedbackCounts::default() });
@@ -424,6 +448,13 @@ mod tests {
             "muster_controller_ingest_messages_total{kind=\"telemetry\",outcome=\"stored\"} 1",
             "muster_controller_reported_requests_total{bundle=\"digits@1.0.0\",outcome=\"served\"} 7",
             "muster_controller_reported_requests_total{bundle=\"digits@1.0.0\",outcome=\"failed\"} 2",
+            "# TYPE muster_controller_reported_request_duration_seconds histogram",
+            "muster_controller_reported_request_duration_seconds_bucket{le=\"0.0001\",bundle=\"digits@1.0.0\"} 0",
+            "muster_controller_reported_request_duration_seconds_bucket{le=\"0.001\",bundle=\"digits@1.0.0\"} 2",
+            "muster_controller_reported_request_duration_seconds_bucket{le=\"0.005\",bundle=\"digits@1.0.0\"} 6",
+            "muster_controller_reported_request_duration_seconds_bucket{le=\"10.0\",bundle=\"digits@1.0.0\"} 6",
+            "muster_controller_reported_request_duration_seconds_bucket{le=\"+Inf\",bundle=\"digits@1.0.0\"} 7",
+            "muster_controller_reported_request_duration_seconds_count{bundle=\"digits@1.0.0\"} 7",
             "muster_controller_window_lag_seconds_bucket{le=\"10.0\"} 1",
             "muster_controller_alerts{severity=\"warning\",state=\"firing\"} 4",
             "muster_controller_alerts{severity=\"critical\",state=\"firing\"} 0",

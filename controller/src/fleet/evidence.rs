@@ -49,6 +49,11 @@ impl Observation {
         &self.seen.requests
     }
 
+    /// Time to answer them.
+    pub(crate) fn latency_us(&self) -> &LatencySketch {
+        &self.seen.latency_us
+    }
+
     /// What a window of counters showed.
     pub(crate) fn of_telemetry(window: &TelemetryWindow, received_at_ms: u64) -> Self {
         let mut observation = Self::nothing(window.key.manifest, window.key.generation, received_at_ms);

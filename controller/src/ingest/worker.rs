@@ -99,7 +99,8 @@ impl Worker {
             }
             for (device, observation) in batch.observations {
                 let bundle = self.app.fleet.bundle_of(observation.manifest()).map(|bundle| bundle.to_string());
-                self.app.metrics.requests_reported(bundle.as_deref().unwrap_or("unknown"), observation.requests());
+                let (requests, latency_us) = (observation.requests(), observation.latency_us());
+                self.app.metrics.requests_reported(bundle.as_deref().unwrap_or("unknown"), requests, latency_us);
                 self.app.fleet.observe(&device, observation);
             }
             for ((device, stream), standing) in batch.acks {

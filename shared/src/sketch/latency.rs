@@ -78,6 +78,18 @@ impl LatencySketch {
         (total > 0).then(|| above as f64 / total as f64)
     }
 
+    /// How many durations were at most `edge_us`, cells being counted whole: within [`LATENCY_RELATIVE_ERROR`] of the edge.
+    #[must_use]
+    pub fn count_up_to(&self, edge_us: f64) -> u64 {
+        self.counts.iter().take(Self::cell(edge_us) + 1).fold(0, |sum, n| sum.saturating_add(*n))
+    }
+
+    /// All durations added up, in microseconds, within [`LATENCY_RELATIVE_ERROR`].
+    #[must_use]
+    pub fn sum_us(&self) -> f64 {
+        self.counts.iter().enumerate().map(|(cell, n)| *n as f64 * Self::representative_us(cell)).sum()
+    }
+
     fn cell(duration_us: f64) -> usize {
         if duration_us <= 1.0 {
             return 0;
@@ -153,6 +165,20 @@ mod tests {
             prop_assert_eq!(&merged, &sketch(&[a, b].concat()));
             let json = serde_json::to_string(&merged).unwrap();
             prop_assert_eq!(serde_json::from_str::<LatencySketch>(&json).unwrap(), merged);
+        }
+    }
+
+    proptest! {
+        /// The expectations are the exact sum, and the exact counts at edges a little to both sides.
+        #[test]
+        fn sums_and_counts_are_within_the_bound(durations in prop::collection::vec(1u64..900_000_000, 0..200), edge in 1.0..1e9f64) {
+            let sketched = sketch(&durations);
+            let exact: f64 = durations.iter().map(|d| *d as f64).sum();
+            prop_assert!((sketched.sum_us() - exact).abs() <= LATENCY_RELATIVE_ERROR * exact * 1.000_001);
+            let up_to = |edge: f64| durations.iter().filter(|d| **d as f64 <= edge).count() as u64;
+            let counted = sketched.count_up_to(edge);
+            prop_assert!(up_to(edge) <= counted && counted <= up_to(edge * GAMMA * 1.000_001), "{counted}");
+            prop_assert_eq!(sketched.count_up_to(f64::INFINITY), sketched.count());
         }
     }
 
