@@ -9,6 +9,7 @@ mod api;
 mod auth;
 mod blobs;
 mod broker;
+mod card;
 mod clock;
 mod collections;
 mod comparison;

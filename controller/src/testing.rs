@@ -291,6 +291,7 @@ pub(crate) fn manifest(name: &str, version: &str, model: &[u8], golden: &[u8]) -
         schema: None,
         profile: Profile::default(),
         lineage: Default::default(),
+        card: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the HTTP API under `/api/v1` takes and gives, for the controller and its clients alike.
 
+mod card;
 mod drift;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use crate::messages::StateReport;
 use crate::trust::{Envelope, PublicKey, Stage};
 
+pub use card::{LatencyCard, LiveCard, ModelCard, RolloutCard};
 pub use drift::{
     CellChange, ColumnDrift, DeviceDrift, DriftExplanation, DriftGroup, DriftKind, DriftReport, ScoreName, Subject,
     WindowCounts, WindowExport,

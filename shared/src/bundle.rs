@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::card::{Card, CardError};
 use crate::data_schema::{DataSchema, SchemaError};
 use crate::ids::{BundleName, BundleRef, Digest};
 use crate::limits::{CHUNK_BYTES, MAX_CHUNKS, MAX_FILES, MAX_PATH_BYTES};
@@ -283,6 +284,9 @@ pub struct Manifest {
     pub profile: Profile,
     /// Where the model comes from.
     pub lineage: Lineage,
+    /// What people should know before they use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<Card>,
 }
 
 /// Why a manifest is not valid, whoever signed it.
@@ -325,6 +329,9 @@ pub enum ManifestError {
     /// The monitoring profile breaks a bound.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// The card breaks a bound.
+    #[error(transparent)]
+    Card(#[from] CardError),
 }
 
 fn is_safe_path(path: &str) -> bool {
@@ -422,6 +429,9 @@ impl Manifest {
             schema.validate(&self.signature)?;
         }
         self.profile.validate()?;
+        if let Some(card) = &self.card {
+            card.validate()?;
+        }
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ pub mod acl;
 pub mod alert;
 pub mod api;
 pub mod bundle;
+pub mod card;
 pub mod chunk;
 pub mod collection;
 pub mod comparison;

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::feedback;
 use crate::stage::{self, EASY};
 
 const SECRET: &str = "correct horse battery staple";
@@ -204,6 +205,121 @@ fn verifies(language: &str, program: &[&str], folder: &Path, taken: &Taken) -> a
     let mut command = Command::new(program[0]);
     command.args(&program[1..]).arg(script).arg(secret).arg(signature).arg(body);
     Ok(command.status()?.success())
+}
+
+const LABEL_RULES: &str = r#"
+[[rules]]
+name = "worse-answers"
+signal = "quality-loss"
+bundle = "digits"
+fire-at = 0.3
+clear-at = 0.1
+for = "500ms"
+keep-firing-for = "1s"
+over = "4s"
+min-count = 60
+severity = "critical"
+annotations = { summary = "{bundle}: {detail}, on {devices} devices" }
+
+[[rules]]
+name = "worse-slices"
+signal = "accuracy"
+by-slice = true
+fire-at = 0.5
+over = "4s"
+severity = "warning"
+"#;
+
+/// Has every device answer some images and labels them, all rightly or all wrongly.
+async fn label(fleet: &Fleet, client: &reqwest::Client, images: &[Image], rightly: bool) -> anyhow::Result<()> {
+    for device in &fleet.devices {
+        let made = feedback::infer_all(client, fleet, &device.id, images).await?;
+        let truth = |label: usize| if rightly { label } else { (label + 1) % 10 };
+        let labels: Vec<Value> =
+            made.iter().map(|made| serde_json::json!({ "id": made.id, "label": truth(made.label) })).collect();
+        let counts = feedback::send(client, fleet, &device.id, &Value::from(labels)).await?;
+        ensure!(counts.joined == images.len() as u64, "{counts:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn labels_that_show_a_loss_are_told_to_receivers_and_better_ones_end_it() {
+    stage::run(async |binaries, folder| {
+        let alertmanager = alertmanager(&folder).await?;
+        let (hooks, base) = Hooks::open().await?;
+        let address = alertmanager.as_ref().map(|(_, address)| address.as_str());
+        let fleet = stage::fleet_with(&binaries, &folder, 3, &settings(&folder, &base, address)?).await?;
+        feedback::release(&fleet, &folder, "1.0.0").await?;
+        let idle = fleet.operator.run(&["bundle", "card", "digits@1.0.0"]).await?;
+        ensure!(idle.contains("*No device runs it, and none is to.*"), "{idle}");
+        let rollout = feedback::roll_out(&fleet, "1.0.0").await?;
+        let (client, images) = (reqwest::Client::new(), fixtures::held_out()?);
+        let rules = folder.join("rules.toml");
+        std::fs::write(&rules, LABEL_RULES)?;
+        let rules = rules.to_str().context("a path")?;
+        fleet.operator.run(&["alerts", "rules", "apply", "-f", rules]).await?;
+
+        label(&fleet, &client, &images[..20], true).await?;
+        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
+        let fires = wait::until("the loss is told", PATIENCE, async || {
+            label(&fleet, &client, &images[..10], false).await?;
+            Ok(hooks.of("/hook").into_iter().find(|taken| taken.body.contains("worse-answers")))
+        })
+        .await?
+        .json()?;
+        ensure!(fires["state"] == "firing" && fires["alerts"][0]["labels"]["bundle"] == "digits@1.0.0", "{fires}");
+        let said = fires["alerts"][0]["annotations"]["summary"].as_str().context("words")?;
+        ensure!(said.contains("accuracy 0.") && said.contains("against 0.9020, on 3 devices"), "{said}");
+        if let Some(address) = address {
+            wait::until("Alertmanager holds it active", PATIENCE, async || {
+                label(&fleet, &client, &images[..10], false).await?;
+                let held = held_by(address).await?;
+                let names: BTreeSet<&str> =
+                    held.iter().filter_map(|alert| alert["labels"]["alertname"].as_str()).collect();
+                let slices = held.iter().any(|alert| alert["labels"]["slice"] == "middle=< 8");
+                Ok((names == BTreeSet::from(["worse-answers", "worse-slices"]) && slices).then_some(()))
+            })
+            .await?;
+        } else {
+            eprintln!("Alertmanager is not installed, so nothing was told to a real one");
+        }
+        let card = fleet.operator.run(&["bundle", "card", "digits@1.0.0"]).await?;
+        for part in [
+            "# digits 1.0.0",
+            "- **code**: tests/fixtures/train_digits.py",
+            "3 device(s) run it, the first since ",
+            "- **latency p50 / p95 / p99**: ",
+            "| slice, the worst first | labels | quality (95 %) |",
+            "| `middle=< 8` | ",
+            "**worse than on the reference sample**.",
+            "| `worse-answers` | critical | firing |",
+            "| `r1` | completed |",
+        ] {
+            ensure!(card.contains(part), "{part} in\n{card}");
+        }
+
+        wait::until("its end is told", PATIENCE, async || {
+            label(&fleet, &client, &images[..20], true).await?;
+            let ended = |taken: &Taken| taken.body.contains("worse-answers") && taken.body.contains("resolved_ms\":1");
+            Ok(hooks.of("/hook").iter().any(ended).then_some(()))
+        })
+        .await?;
+        if let Some(address) = address {
+            wait::until("Alertmanager holds none", PATIENCE, async || {
+                label(&fleet, &client, &images[..20], true).await?;
+                Ok(held_by(address).await?.is_empty().then_some(()))
+            })
+            .await?;
+        }
+        let events = fleet.operator.events().await?;
+        for kind in ["alert.pending", "alert.firing", "alert.resolved"] {
+            let ours =
+                |event: &muster_shared::api::EventView| event.kind == kind && event.detail.contains("worse-answers");
+            ensure!(events.iter().any(ours), "no {kind} of it among the events");
+        }
+        Ok(())
+    });
 }
 
 #[test]

@@ -35,12 +35,12 @@ struct Joined {
 
 /// An inference, as an application knows it.
 #[derive(Clone)]
-struct Inference {
+pub(crate) struct Inference {
     device: String,
-    id: String,
+    pub(crate) id: String,
     version: String,
     class: usize,
-    label: usize,
+    pub(crate) label: usize,
     /// Whether the first pixel row is dark: the slice of the bundle.
     is_dark: bool,
 }
@@ -118,7 +118,7 @@ async fn infer(client: &reqwest::Client, fleet: &Fleet, device: &str, image: &Im
     })
 }
 
-async fn infer_all(
+pub(crate) async fn infer_all(
     client: &reqwest::Client,
     fleet: &Fleet,
     device: &str,
@@ -131,7 +131,7 @@ async fn infer_all(
     Ok(inferences)
 }
 
-async fn send(
+pub(crate) async fn send(
     client: &reqwest::Client,
     fleet: &Fleet,
     device: &str,
@@ -143,7 +143,7 @@ async fn send(
 }
 
 /// Builds, signs and pushes `version` with labels and slices declared, the held-out images being the reference sample.
-async fn release(fleet: &Fleet, folder: &Path, version: &str) -> anyhow::Result<()> {
+pub(crate) async fn release(fleet: &Fleet, folder: &Path, version: &str) -> anyhow::Result<()> {
     let digits = fixtures::digits();
     let copies = folder.join(format!("labelled-{version}"));
     std::fs::create_dir_all(&copies)?;
@@ -163,7 +163,7 @@ async fn release(fleet: &Fleet, folder: &Path, version: &str) -> anyhow::Result<
 }
 
 /// Brings `version` to every device; the rollout is over once they have been asked something ([`Fleet::wait_rollout`]).
-async fn roll_out(fleet: &Fleet, version: &str) -> anyhow::Result<String> {
+pub(crate) async fn roll_out(fleet: &Fleet, version: &str) -> anyhow::Result<String> {
     let bundle = format!("digits@{version}");
     let create = [&["--bundle", &bundle, "--selector", "*"], &EASY[..]].concat();
     let id = fleet.roll_out(&create).await?;

@@ -207,6 +207,7 @@ pub(super) mod tests {
             schema: None,
             profile: Default::default(),
             lineage: Lineage::default(),
+            card: None,
         }
     }
 

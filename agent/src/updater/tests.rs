@@ -62,6 +62,7 @@ fn digits(version: &str, golden: &str, change: impl FnOnce(&mut Manifest)) -> Bu
         schema: None,
         profile: Profile::default(),
         lineage: Lineage::default(),
+        card: None,
     };
     change(&mut manifest);
     let envelope = sign_document(DocumentKind::Manifest, &manifest, [&signer()]).unwrap();

@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
 use jiff::Timestamp;
+use muster_shared::quality::Estimate;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -218,6 +219,19 @@ pub(crate) fn significant(value: f64) -> String {
         magnitude if magnitude >= 1.0 => format!("{value:.2}"),
         magnitude if magnitude >= 0.001 || value == 0.0 => format!("{value:.4}"),
         _ => format!("{value:.1e}"),
+    }
+}
+
+/// What `show` makes of a value, or a dash.
+pub(crate) fn optional<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), show)
+}
+
+/// An estimate with its interval, where that is known.
+pub(crate) fn interval(estimate: &Estimate, show: impl Fn(f64) -> String) -> String {
+    match (estimate.low, estimate.high) {
+        (Some(low), Some(high)) => format!("{} ({} to {})", show(estimate.value), show(low), show(high)),
+        (None, _) | (_, None) => show(estimate.value),
     }
 }
 

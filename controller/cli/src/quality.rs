@@ -34,18 +34,7 @@ pub(crate) struct ShowArgs {
 }
 
 fn share(estimate: &Estimate) -> String {
-    between(estimate, output::percent)
-}
-
-fn between(estimate: &Estimate, show: impl Fn(f64) -> String) -> String {
-    match (estimate.low, estimate.high) {
-        (Some(low), Some(high)) => format!("{} ({} to {})", show(estimate.value), show(low), show(high)),
-        (None, _) | (_, None) => show(estimate.value),
-    }
-}
-
-fn optional(value: Option<f64>, show: impl Fn(f64) -> String) -> String {
-    value.map_or_else(|| "-".to_owned(), show)
+    output::interval(estimate, output::percent)
 }
 
 /// What a row of a table says of a quality, after its name.
@@ -60,8 +49,8 @@ fn cells(quality: &Quality) -> Vec<Cell> {
     match quality.targets.first() {
         Some(target) => vec![
             labels,
-            cell(between(&target.mae, output::significant)),
-            number(optional(target.r2, output::significant)),
+            cell(output::interval(&target.mae, output::significant)),
+            number(output::optional(target.r2, output::significant)),
         ],
         None => vec![labels, cell("-"), cell("-")],
     }
@@ -86,7 +75,7 @@ fn concept_text(concept: &ConceptDrift) -> String {
         output::significant(concept.current),
         output::significant(concept.reference),
         output::significant(concept.worsening),
-        optional(concept.critical, output::significant),
+        output::optional(concept.critical, output::significant),
     )
 }
 
@@ -122,10 +111,10 @@ fn details(quality: &Quality) -> Vec<String> {
             vec![
                 number(target.index.to_string()),
                 number(target.n.to_string()),
-                cell(between(&target.mae, output::significant)),
-                cell(between(&target.rmse, output::significant)),
-                cell(between(&target.bias, output::significant)),
-                number(optional(target.r2, output::significant)),
+                cell(output::interval(&target.mae, output::significant)),
+                cell(output::interval(&target.rmse, output::significant)),
+                cell(output::interval(&target.bias, output::significant)),
+                number(output::optional(target.r2, output::significant)),
             ]
         });
         parts.push(output::table(&["element", "labels", "mae", "rmse", "bias", "r2"], rows));
@@ -141,7 +130,7 @@ fn group_text(report: &QualityReport, task: &LabelTask, group: &QualityGroup) ->
     };
     let standing = &group.standing;
     let results = &standing.results;
-    let delay = optional(standing.delay_p50_ms, |ms| format!("{} s", output::significant(ms / 1_000.0)));
+    let delay = output::optional(standing.delay_p50_ms, |ms| format!("{} s", output::significant(ms / 1_000.0)));
     let mut parts = vec![format!(
         "{name}: {} device(s), {} window(s)\nlabels: {} of {} predictions ({}), half of them within {delay}; {} late, {} \
          duplicate, {} unknown, {} invalid; {} predictions forgotten",
@@ -149,7 +138,7 @@ fn group_text(report: &QualityReport, task: &LabelTask, group: &QualityGroup) ->
         group.windows,
         results.joined,
         standing.predictions,
-        optional(standing.coverage, output::percent),
+        output::optional(standing.coverage, output::percent),
         results.late,
         results.duplicate,
         results.unknown,

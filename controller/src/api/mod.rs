@@ -8,6 +8,7 @@
 mod alerts;
 mod authorities;
 mod bundles;
+mod card;
 mod collections;
 mod comparison;
 mod crl;
@@ -77,6 +78,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/ca/retire", post(authorities::retire)),
         ("/api/v1/bundles", get(bundles::list).post(bundles::push)),
         ("/api/v1/bundles/{name}/{version}", get(bundles::show)),
+        ("/api/v1/bundles/{name}/{version}/card", get(card::show)),
         ("/api/v1/rollouts", get(rollouts::list).post(rollouts::create)),
         ("/api/v1/rollouts/{id}", get(rollouts::show)),
         ("/api/v1/rollouts/{id}/pause", post(rollouts::pause)),

@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    alerts, authorities, bundles, collections, comparison, crl, devices, drift, enrol, events, feedback, files, health,
-    quality, renewal, revocation, rollouts, tokens, trust,
+    alerts, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events, feedback, files,
+    health, quality, renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -40,6 +40,7 @@ use super::{
         bundles::push,
         bundles::list,
         bundles::show,
+        card::show,
         rollouts::create,
         rollouts::list,
         rollouts::show,

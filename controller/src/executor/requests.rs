@@ -1,6 +1,7 @@
 //! What people ask of rollouts: make one, look at them, move one.
 
 use muster_rollout::{BundleFacts, OperatorAction, Rollout, plan};
+use muster_shared::api::RolloutCard;
 use muster_shared::ids::{Digest, RolloutId};
 use muster_shared::rollout::{RolloutSpec, RolloutStatus, RolloutView};
 use serde::{Deserialize, Serialize};
@@ -184,6 +185,36 @@ pub(crate) async fn views(
 pub(crate) async fn statuses(app: &App) -> Result<Vec<RolloutStatus>, ExecutorError> {
     let all = app.records.all::<StatusOnly>(Table::Rollouts, "").await?;
     Ok(all.into_iter().map(|(_, rollout)| rollout.value.status).collect())
+}
+
+/// The newest `most` rollouts that bring or brought the bundle with this manifest, the last one first.
+///
+/// # Errors
+/// [`ExecutorError::Store`].
+pub(crate) async fn rollouts_of(app: &App, manifest: &Digest, most: usize) -> Result<Vec<RolloutCard>, ExecutorError> {
+    let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?.map_or(0, |last| last.value);
+    let mut cards = Vec::new();
+    for number in (1..=last).rev() {
+        if cards.len() >= most {
+            break;
+        }
+        let stored = app.records.get::<Rollout>(Table::Rollouts, rollout_id(number)?.as_str()).await?;
+        let Some(rollout) = stored.map(|stored| stored.value).filter(|rollout| rollout.bundle.manifest == *manifest)
+        else {
+            continue;
+        };
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        cards.push(RolloutCard {
+            status: rollout.status(),
+            devices: count(rollout.targets.len()),
+            failures: count(rollout.targets.values().filter(|target| target.failure.is_some()).count()),
+            id: rollout.id,
+            status_reason: rollout.status_reason,
+            created_at_ms: rollout.created_at_ms,
+            updated_at_ms: rollout.updated_at_ms,
+        });
+    }
+    Ok(cards)
 }
 
 async fn show(app: &App, rollout: &Rollout) -> Result<RolloutView, ExecutorError> {

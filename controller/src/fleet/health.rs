@@ -61,7 +61,34 @@ impl DeviceHealth {
     }
 }
 
+/// Who runs a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Runners {
+    /// Devices that say they do.
+    pub(crate) running: u32,
+    /// Devices that are to.
+    pub(crate) assigned: u32,
+    /// When the first of those that do was told to, in milliseconds since the Unix epoch.
+    pub(crate) since_ms: Option<u64>,
+}
+
 impl FleetIndex {
+    /// Who runs the bundle with this manifest, shut out devices left aside.
+    pub(crate) fn runners(&self, manifest: &Digest) -> Runners {
+        let inner = self.read();
+        let mut runners = Runners::default();
+        for entry in inner.devices.values().filter(|entry| !entry.record.is_revoked()) {
+            let desired = entry.record.desired.as_ref().filter(|desired| desired.manifest == Some(*manifest));
+            let running = entry.report.as_ref().and_then(|report| report.running.as_ref());
+            runners.assigned += u32::from(desired.is_some());
+            if running.is_some_and(|installed| installed.manifest == *manifest) {
+                runners.running += 1;
+                runners.since_ms = runners.since_ms.into_iter().chain(desired.map(|desired| desired.since_ms)).min();
+            }
+        }
+        runners
+    }
+
     /// How every device is that is not shut out.
     pub(crate) fn health(&self) -> BTreeMap<DeviceId, DeviceHealth> {
         let inner = self.read();

@@ -30,6 +30,7 @@ fn manifest() -> Manifest {
         schema: None,
         profile: Profile::default(),
         lineage: Lineage::default(),
+        card: None,
     }
 }
 

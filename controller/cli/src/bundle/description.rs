@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use muster_shared::bundle::{Budgets, Lineage, Requirements};
+use muster_shared::card::Card;
 use muster_shared::ids::{BundleName, Digest};
 use muster_shared::limits::WIDE_ELEMENTS;
 use serde::Deserialize;
@@ -57,6 +58,8 @@ pub(crate) struct Description {
     budgets: BudgetsTable,
     #[serde(default)]
     lineage: LineageTable,
+    /// What people should know before they use the model.
+    card: Option<CardTable>,
     /// How the sample fills the model's inputs.
     #[serde(default)]
     pub(crate) inputs: Vec<Spanned<InputTable>>,
@@ -103,6 +106,21 @@ struct LineageTable {
     code: Option<String>,
     run: Option<String>,
     metrics: BTreeMap<String, f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct CardTable {
+    owners: Vec<String>,
+    contact: Option<String>,
+    license: Option<String>,
+    base_model: Option<String>,
+    intended_use: Option<String>,
+    intended_users: Option<String>,
+    out_of_scope_use: Option<String>,
+    limitations: Option<String>,
+    ethical_considerations: Option<String>,
+    citation: Option<String>,
 }
 
 /// Which inferences are flagged as unlike the reference.
@@ -364,6 +382,9 @@ impl Description {
         if self.outliers.distance && !self.outliers.flag {
             return Err(self.origin.whole_fault("outliers.distance: nothing is flagged with flag = false"));
         }
+        if let Some(Err(error)) = self.card().map(|card| card.validate()) {
+            return Err(self.origin.whole_fault(error.to_string()));
+        }
         let mut features = BTreeSet::new();
         let mut names = BTreeSet::new();
         for input in &self.inputs {
@@ -427,6 +448,23 @@ impl Description {
             run: run.clone(),
             metrics: metrics.clone(),
         }
+    }
+
+    /// What people should know before they use it.
+    pub(crate) fn card(&self) -> Option<Card> {
+        let table = self.card.as_ref()?;
+        Some(Card {
+            owners: table.owners.clone(),
+            contact: table.contact.clone(),
+            license: table.license.clone(),
+            base_model: table.base_model.clone(),
+            intended_use: table.intended_use.clone(),
+            intended_users: table.intended_users.clone(),
+            out_of_scope_use: table.out_of_scope_use.clone(),
+            limitations: table.limitations.clone(),
+            ethical_considerations: table.ethical_considerations.clone(),
+            citation: table.citation.clone(),
+        })
     }
 }
 
@@ -513,6 +551,8 @@ classes = ["0", "1"]
             ("[[inputs]]", "[outliers]\nquantile = 0\n[[inputs]]", &["outliers.quantile: a share above 0"]),
             ("[[inputs]]", "[outliers]\nflag = false\ndistance = true\n[[inputs]]", &["outliers.distance"]),
             ("[[inputs]]", "expires-days = 0\n[[inputs]]", &["expires-days"]),
+            ("[[inputs]]", "[card]\nlicence = 'MIT'\n[[inputs]]", &["line 8", "unknown field `licence`"]),
+            ("[[inputs]]", "[card]\nlimitations = ''\n[[inputs]]", &["card, limitations: it is empty"]),
         ] {
             let message = refuse(&GOOD.replacen(from, to, 1));
             for part in expected {

@@ -220,6 +220,7 @@ mod tests {
             schema: None,
             profile: Profile::default(),
             lineage: Lineage::default(),
+            card: None,
         };
         manifest.validate().unwrap();
         serde_json::to_vec(&manifest).unwrap()

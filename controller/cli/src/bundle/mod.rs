@@ -1,6 +1,7 @@
 //! `muster bundle`: from a trained model to a signed bundle on the controller.
 
 mod build;
+mod card;
 mod columns;
 mod description;
 mod folder;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use crate::command::Context;
+use crate::duration::Millis;
 use crate::failure::Failure;
 use crate::passphrase::Unlock;
 
@@ -73,6 +75,15 @@ pub(crate) enum BundleCommand {
         #[arg(value_name = "NAME@VERSION|DIR")]
         bundle: String,
     },
+    /// Show a bundle's model card in Markdown: what its manifest says, and how it does in the field.
+    Card {
+        /// A bundle of the controller, or a folder, which has no figures from the field.
+        #[arg(value_name = "NAME@VERSION|DIR")]
+        bundle: String,
+        /// Leave out windows older than this; a week when not given.
+        #[arg(long, value_name = "DURATION")]
+        since: Option<Millis>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,5 +116,6 @@ pub(crate) fn run(context: &Context, command: BundleCommand) -> Result<(), Failu
         BundleCommand::Push { dir } => push::run(context, &dir),
         BundleCommand::List => list::run(context),
         BundleCommand::Show { bundle } => list::show(context, &bundle),
+        BundleCommand::Card { bundle, since } => card::run(context, &bundle, since),
     }
 }

@@ -322,6 +322,38 @@ fn a_bundle_is_shown_from_its_folder() {
     desk.run("bundle show not-there").assert(2, &["neither a folder nor a bundle's name"]);
 }
 
+#[test]
+fn a_card_is_declared_signed_and_shown() {
+    let desk = Desk::new();
+    let plain = desk.digits("1.1.0");
+    desk.ok(&format!("bundle build {plain} --out plain"));
+    assert!(manifest(&desk, "plain").get("card").is_none(), "older readers know no card");
+    let description = String::from_utf8(desk.read(&plain)).unwrap();
+    let card =
+        "[card]\nowners = ['vision team']\nlicense = 'Apache-2.0'\nintended-use = 'Reading digits of 8 x 8 pixels.'\n";
+    desk.write("carded.toml", format!("{description}\n{card}"));
+    desk.ok("bundle build carded.toml --out carded");
+    assert_eq!(manifest(&desk, "carded")["card"]["license"], "Apache-2.0");
+    let shown = desk.ok("bundle card carded").stdout;
+    for part in [
+        "# digits 1.1.0",
+        "- **owners**: vision team",
+        "- **signed**: by nobody",
+        "*Not declared: limitations.*",
+        "## Intended use\n\nReading digits of 8 x 8 pixels.",
+        "| input | `image` | FP32 | any × 64 |",
+        "- **sample**: 500 rows",
+        "*A bundle in a folder: no controller was asked.*",
+    ] {
+        assert!(shown.contains(part), "{part} in\n{shown}");
+    }
+    let json = desk.ok("--output json bundle card carded").json();
+    assert_eq!((json["bundle"].as_str(), json["live"].is_null()), (Some("digits@1.1.0"), true));
+    desk.write("wrong.toml", format!("{description}\n{}", card.replace("license", "licence")));
+    desk.run("bundle build wrong.toml --out wrong").assert(2, &["unknown field `licence`"]);
+    desk.run("bundle card not-there").assert(2, &["neither a folder nor a bundle's name"]);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_result_that_cannot_be_written_is_no_success() {

@@ -144,6 +144,7 @@ fn manifest(expires_ms: u64) -> Manifest {
         schema: None,
         profile: Profile::default(),
         lineage: Lineage::default(),
+        card: None,
     }
 }
 
