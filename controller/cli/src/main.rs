@@ -19,6 +19,7 @@ mod duration;
 mod events;
 mod failure;
 mod feedback;
+mod image_file;
 mod key;
 mod key_file;
 mod output;

@@ -229,6 +229,13 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Whether the callers' input `name` holds encoded images.
+    #[must_use]
+    pub fn takes_images(&self, name: &str) -> bool {
+        let is_image = |step: &Step| matches!(step.operation, Operation::Image(_));
+        self.pre.iter().any(|step| is_image(step) && step.from.iter().any(|from| from == name))
+    }
+
     /// Whether a request's rows are not the model's, so that answers cannot be told row by row.
     #[must_use]
     pub fn changes_rows(&self) -> bool {

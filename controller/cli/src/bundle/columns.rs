@@ -74,7 +74,8 @@ fn probes(description: &Description, of: Side, tensor: &str, row_shape: &[usize]
 /// The columns of an input.
 pub(super) fn of_input(description: &Description, table: &InputTable, layout: &InputLayout) -> Vec<Column> {
     let is_text = layout.datatype == DataType::Bytes;
-    if table.monitor == Monitor::Nothing {
+    // Of an encoded image nothing can be told before it is decoded.
+    if table.monitor == Monitor::Nothing || layout.is_image {
         return Vec::new();
     }
     if !is_text && table.monitor.by_probes(layout.width) {

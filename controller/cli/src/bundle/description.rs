@@ -43,7 +43,7 @@ pub(crate) struct Description {
     pub(crate) model: PathBuf,
     /// The golden examples.
     pub(crate) golden: PathBuf,
-    /// The reference sample, CSV or NPY; without it nothing is monitored.
+    /// The reference sample, CSV, NPY or a folder of images; without it nothing is monitored.
     pub(crate) reference: Option<PathBuf>,
     /// Further files that travel with the model, under their own names: a label map, a calibration set, a licence.
     #[serde(default)]

@@ -41,6 +41,14 @@ struct StepTable {
     select: Option<Vec<String>>,
 }
 
+impl PipelineTable {
+    /// Whether the callers' input `name` holds encoded images.
+    pub(super) fn takes_images(&self, name: &str) -> bool {
+        let is_image = |step: &StepTable| matches!(step.operation, Some(Operation::Image(_)));
+        self.pre.iter().map(Spanned::as_ref).any(|step| is_image(step) && step.from.iter().any(|from| from == name))
+    }
+}
+
 /// A model as callers meet it.
 pub(super) struct Assembled {
     pub(super) model: Box<dyn Model>,

@@ -16,6 +16,7 @@ use super::outliers;
 use super::sample::{self, Sample, Wanted};
 use super::{labels, slices};
 use crate::failure::Failure;
+use crate::image_file;
 
 /// Rows of the sample run at once, where the model takes batches.
 const BATCH_ROWS: usize = 64;
@@ -33,6 +34,8 @@ pub(super) struct InputLayout {
     pub(super) row_shape: Vec<usize>,
     /// Elements of one row.
     pub(super) width: usize,
+    /// Whether it holds encoded images, for which a sample has the files' names.
+    pub(super) is_image: bool,
 }
 
 pub(super) fn width_of(shape: &[usize]) -> Option<usize> {
@@ -81,7 +84,8 @@ fn input_layout(
         let reason = format!("{count} names are given, but a row of input {:?} has {width} elements", table.name);
         return fault("inputs.features", reason);
     }
-    Ok(InputLayout { name: table.name.clone(), datatype: spec.datatype, batched, row_shape, width })
+    let is_image = description.pipeline.as_ref().is_some_and(|pipeline| pipeline.takes_images(&table.name));
+    Ok(InputLayout { name: table.name.clone(), datatype: spec.datatype, batched, row_shape, width, is_image })
 }
 
 /// What the sample is to be read as, and which columns are watched.
@@ -146,7 +150,13 @@ fn tensors(layouts: &[InputLayout], sample: &Sample, rows: std::ops::Range<usize
         let tensor = if layout.datatype == DataType::Bytes {
             let columns = std::iter::repeat_n(columns.clone(), rows.len()).flatten();
             let texts: Vec<&str> = columns.zip(&values).map(|(column, value)| sample.text(column, *value)).collect();
-            Tensor::from_byte_elements(&layout.name, shape, texts)
+            if layout.is_image {
+                let files: Vec<Vec<u8>> =
+                    texts.iter().map(|name| image_file::read(sample.folder(), name)).collect::<Result<_, _>>()?;
+                Tensor::from_byte_elements(&layout.name, shape, files)
+            } else {
+                Tensor::from_byte_elements(&layout.name, shape, texts)
+            }
         } else {
             Tensor::from_f64(&layout.name, layout.datatype, shape, &values)
         };
@@ -169,7 +179,8 @@ fn measure(
     let extractor = ColumnExtractor::new(columns, signature)
         .map_err(|error| Failure::input("the description does not fit the model").because(error))?;
     let all_batched = signature.inputs.iter().chain(&signature.outputs).all(TensorSpec::is_batched);
-    let step = match (changes_rows, all_batched) {
+    let has_images = plan.layouts.iter().any(|layout| layout.is_image);
+    let step = match (changes_rows, all_batched && !has_images) {
         (true, _) => sample.rows().max(1),
         (false, true) => BATCH_ROWS,
         (false, false) => 1,

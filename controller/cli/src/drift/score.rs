@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use csv::StringRecord;
+use muster_inference::Tensor;
 use muster_shared::api::ColumnDrift;
-use muster_shared::bundle::Manifest;
+use muster_shared::bundle::{DataType, Manifest};
 use muster_shared::drift::{Criteria, DeviceGroups, Draws, adjust, by_devices, cell_names, column_drift};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Column, Profile, Reference, Source};
@@ -165,10 +165,26 @@ impl<'p> Counts<'p> {
     }
 }
 
-fn add(sketch: &mut ColumnSketch, column: &Column, cell: &str, not_numbers: &mut u64) {
+/// `number` as a tensor of `datatype` holds it: bins were cut from such numbers, and one that lies on an edge must not fall beside it.
+fn as_held(number: f64, datatype: Option<DataType>) -> f64 {
+    if !matches!(datatype, Some(DataType::Fp32 | DataType::Fp16)) {
+        return number;
+    }
+    let tensor = datatype.and_then(|datatype| Tensor::from_f64("", datatype, vec![1], &[number]).ok());
+    tensor.and_then(|tensor| tensor.value(0)).unwrap_or(number)
+}
+
+/// The type of the tensor that `column` is read from, where a bundle says so.
+fn datatype_of(column: &Column, manifest: Option<&Manifest>) -> Option<DataType> {
+    let (_, tensor) = column.source.tensor();
+    let signature = &manifest?.signature;
+    signature.inputs.iter().chain(&signature.outputs).find(|spec| spec.name == tensor).map(|spec| spec.datatype)
+}
+
+fn add(sketch: &mut ColumnSketch, column: &Column, datatype: Option<DataType>, cell: &str, not_numbers: &mut u64) {
     match (&column.reference, value(cell)) {
         (_, Value::Missing) => sketch.add_missing(),
-        (Reference::Numeric { .. }, Value::Number(number)) => sketch.add(column, number),
+        (Reference::Numeric { .. }, Value::Number(number)) => sketch.add(column, as_held(number, datatype)),
         (Reference::Numeric { .. }, Value::Text(_)) => {
             *not_numbers += 1;
             sketch.add_missing();
@@ -177,10 +193,6 @@ fn add(sketch: &mut ColumnSketch, column: &Column, cell: &str, not_numbers: &mut
             sketch.add(column, classes.iter().position(|class| class == cell).map_or(-1.0, |class| class as f64));
         }
     }
-}
-
-fn numbers(record: &StringRecord) -> Vec<f64> {
-    record.iter().map(|cell| if let Value::Number(number) = value(cell) { number } else { f64::NAN }).collect()
 }
 
 /// Where the columns of the profile are in the table.
@@ -222,15 +234,20 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
     let profile = &against.file.profile;
     let table = TableFile::open(&args.table)?;
     let matched = matched(profile, table.header(), args)?;
-    if matched.inputs.is_empty() {
-        return Err(Failure::input(format!("{}: it has none of the reference's columns", args.table.display())));
-    }
-    let from_table = |column: usize| matched.inputs.iter().any(|(at, _)| *at == column);
-    let wants_answers = (0..profile.columns.len()).any(|at| profile.columns[at].is_prediction() && !from_table(at));
+    let mut from_table = vec![false; profile.columns.len()];
+    matched.inputs.iter().for_each(|(at, _)| from_table[*at] = true);
+    // Which columns are for the model to fill.
+    let from_model: Vec<bool> = profile
+        .columns
+        .iter()
+        .zip(&from_table)
+        .map(|(column, from_table)| column.is_prediction() && !from_table)
+        .collect();
+    let wants_answers = from_model.contains(&true);
     let (mut answers, mut left_out) = (None, None);
     match &against.bundle {
         Some((dir, manifest)) if wants_answers && !args.inputs_only => {
-            match Answers::open(dir, manifest, table.header())? {
+            match Answers::open(dir, manifest, &args.table, table.header())? {
                 Ok(opened) => answers = Some(opened),
                 Err(reason) => left_out = Some(reason),
             }
@@ -239,11 +256,26 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
         Some(_) | None => {}
     }
 
+    if matched.inputs.is_empty() && answers.is_none() {
+        let reason = left_out.map_or_else(String::new, |reason| format!(", and its model cannot be run: {reason}"));
+        return Err(Failure::input(format!(
+            "{}: it has none of the reference's columns{reason}",
+            args.table.display()
+        )));
+    }
+    let extra = |name: &String| {
+        !answers
+            .as_ref()
+            .is_some_and(|answers| table.header().iter().position(|n| n == name).is_some_and(|at| answers.reads(at)))
+    };
+    let extra_columns: Vec<String> = matched.extra.iter().filter(|name| extra(name)).cloned().collect();
+
     let mut counts = Counts { profile, apart: BTreeMap::new(), groups: DeviceGroups::default() };
     let mut not_numbers = 0;
-    let mut waiting: Vec<String> = Vec::new();
+    let manifest = against.bundle.as_ref().map(|(_, manifest)| manifest);
+    let datatypes: Vec<Option<DataType>> = profile.columns.iter().map(|column| datatype_of(column, manifest)).collect();
     let take = |counts: &mut Counts<'_>, device: &str, column: usize, value: Option<f64>| {
-        if !from_table(column) && profile.columns[column].is_prediction() {
+        if from_model[column] {
             let sketch = &mut counts.of(device)[column];
             match value {
                 Some(value) => sketch.add(&profile.columns[column], value),
@@ -256,15 +288,10 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
         let sketches = counts.of(device);
         for (column, position) in &matched.inputs {
             let cell = record.get(*position).unwrap_or_default();
-            add(&mut sketches[*column], &profile.columns[*column], cell, &mut not_numbers);
+            add(&mut sketches[*column], &profile.columns[*column], datatypes[*column], cell, &mut not_numbers);
         }
         if let Some(answers) = &mut answers {
-            waiting.push(device.to_owned());
-            let done =
-                answers.push(numbers(record), |row, column, value| take(&mut counts, &waiting[row], column, value));
-            if done {
-                waiting.clear();
-            }
+            answers.push(device, record, |device, column, value| take(&mut counts, device, column, value))?;
         }
         Ok(())
     })?;
@@ -272,12 +299,12 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
         return Err(Failure::input(format!("{}: it has a header and no row", args.table.display())));
     }
     if let Some(answers) = &mut answers {
-        answers.flush(|row, column, value| take(&mut counts, &waiting[row], column, value));
+        answers.flush(|device, column, value| take(&mut counts, device, column, value));
     }
     counts.settle();
 
     let criteria = Criteria { alpha: args.alpha, min_effect: args.min_effect, ..Criteria::default() };
-    let shown = |at: &usize| from_table(*at) || (answers.is_some() && profile.columns[*at].is_prediction());
+    let shown = |at: &usize| from_table[*at] || (answers.is_some() && from_model[*at]);
     let totals = counts.groups.totals(profile);
     let mut columns: Vec<Scored> = (0..profile.columns.len())
         .filter(shown)
@@ -312,7 +339,7 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
         drifted: columns.iter().any(|column| column.drift.drifted),
         columns,
         missing_columns: matched.missing,
-        extra_columns: matched.extra,
+        extra_columns,
         not_numbers,
         answers_left_out: left_out,
         rows_without_answer: answers.map_or(0, |answers| answers.failed),

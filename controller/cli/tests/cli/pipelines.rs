@@ -111,3 +111,87 @@ fn a_schema_is_inferred_edited_and_held_against_sample_and_examples() {
     desk.write("with.toml", with_schema.replace("schema.toml", "none.toml"));
     desk.run("bundle build with.toml --out none").assert(2, &["muster bundle schema"]);
 }
+
+/// Every column scored, with the counts of both sides.
+fn scored(desk: &Desk, arguments: &str) -> serde_json::Value {
+    let ended = desk.run(&format!("--output json drift score {arguments}"));
+    assert!(ended.stdout.starts_with('{'), "{} {}", ended.stdout, ended.stderr);
+    ended.json()
+}
+
+fn assert_same_counts(report: &serde_json::Value, names: &[&str]) {
+    let columns = report["columns"].as_array().unwrap();
+    for name in names {
+        let column =
+            columns.iter().find(|column| column["name"] == *name).unwrap_or_else(|| panic!("no {name} in {report}"));
+        assert_eq!(column["reference"], column["current"], "{name}");
+        assert_eq!(column["verdict"], "stable");
+    }
+    assert_eq!(
+        (report["rows_without_answer"].as_u64(), &report["answers_left_out"]),
+        (Some(0), &serde_json::Value::Null)
+    );
+}
+
+#[test]
+fn answers_behind_a_pipeline_are_scored_as_they_were_measured() {
+    let desk = desk();
+    desk.ok("bundle build diabetes.toml --out out");
+    // The reference itself: the same rows through the same steps fall into the same cells, words and missing values included.
+    let report = scored(&desk, "out diabetes.csv");
+    assert_same_counts(&report, &["age", "bmi", "progression"]);
+    assert_eq!(report["drifted"], false);
+    assert_eq!(report["extra_columns"], serde_json::json!([]), "the model reads what is not watched");
+    // The model answers otherwise once what it reads has moved, although that column is not watched itself.
+    let table = text(&desk, "diabetes.csv");
+    desk.write("women.csv", table.replace("female", "male").replace("male", "female"));
+    let moved = scored(&desk, "out women.csv");
+    let progression = |report: &serde_json::Value| {
+        let columns = report["columns"].as_array().unwrap();
+        columns.iter().find(|column| column["name"] == "progression").unwrap()["current"].clone()
+    };
+    assert_ne!(progression(&moved), progression(&report));
+    let (_, without) = table.split_once('\n').unwrap();
+    desk.write("other.csv", format!("{}\n{without}", table.lines().next().unwrap().replace("sex", "gender")));
+    let left_out = scored(&desk, "out other.csv");
+    assert_eq!(left_out["answers_left_out"], "the table has no column \"sex\"");
+}
+
+#[test]
+fn a_sample_of_images_is_a_folder_or_a_table_of_names() {
+    let desk = desk();
+    fs::create_dir(desk.path("photos")).unwrap();
+    let mut names: Vec<String> = (0..20).map(|n| format!("expected-{n}.png")).collect();
+    names.extend(["photo.jpg".to_owned(), "digit.png".to_owned()]);
+    for name in &names {
+        fs::copy(desk.path(name), desk.path(&format!("photos/{name}"))).unwrap();
+    }
+    let described = |reference: &str| {
+        let watched = "[[inputs]]\nname = \"png\"\nfeatures = [\"file\"]\n\n[[outputs]]\nname = \"probabilities\"\nkind = \"class-probabilities\"\n\
+                       classes = [\"0\", \"1\", \"2\", \"3\", \"4\", \"5\", \"6\", \"7\", \"8\", \"9\"]\n";
+        let model = fixtures().join("digits/digits-1.1.0.onnx");
+        let text = text(&desk, "digits.toml").replace("../digits/digits-1.1.0.onnx", model.to_str().unwrap());
+        format!("reference = \"{reference}\"\n{text}\n{watched}")
+    };
+    desk.write("folder.toml", described("photos"));
+    let built = desk.ok("--output json bundle build folder.toml --out folder").json();
+    assert_eq!((built["reference_rows"].as_u64(), built["columns"].as_u64()), (Some(22), Some(4)));
+    let table = names.iter().fold("file\n".to_owned(), |table, name| format!("{table}photos/{name}\n"));
+    desk.write("photos.csv", &table);
+    desk.write("table.toml", described("photos.csv"));
+    desk.ok("bundle build table.toml --out table");
+    let counts = |dir: &str| manifest(&desk, dir)["profile"]["columns"].clone();
+    assert_eq!(counts("folder"), counts("table"));
+    desk.write("today.csv", table.replacen("file", "png", 1));
+    let of_answers = ["probabilities.class", "probabilities.confidence", "probabilities.margin"];
+    assert_same_counts(&scored(&desk, "folder today.csv"), &of_answers);
+    desk.write("gone.csv", "png\nphotos/nothing.png\nphotos/digit.png\n");
+    assert_eq!(scored(&desk, "folder gone.csv")["rows_without_answer"], 1);
+
+    fs::create_dir(desk.path("empty")).unwrap();
+    desk.write("empty.toml", described("empty"));
+    desk.run("bundle build empty.toml --out no").assert(2, &["empty", "no .png, .jpg or .jpeg file"]);
+    desk.write("broken.csv", "file\ndigits.toml\n");
+    desk.write("broken.toml", described("broken.csv"));
+    desk.run("bundle build broken.toml --out no").assert(1, &["row", "neither PNG nor JPEG"]);
+}

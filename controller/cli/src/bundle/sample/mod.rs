@@ -4,6 +4,7 @@
 //! with the place it stands at.
 
 mod csv_file;
+mod image_folder;
 mod npy_file;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub(crate) struct Wanted {
 /// A sample as it was read.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sample {
+    /// From where on files are found that it names.
+    folder: PathBuf,
     /// Values wanted of each row.
     width: usize,
     /// Row by row; a text by its place among its column's.
@@ -65,6 +68,11 @@ impl Texts {
 }
 
 impl Sample {
+    /// From where on files are found that it names.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// How many rows there are.
     pub(crate) fn rows(&self) -> usize {
         self.values.len().checked_div(self.width).unwrap_or(0)
@@ -126,17 +134,22 @@ impl SampleError {
     }
 }
 
-/// Reads the sample in `path`, a CSV file with a header or a two-dimensional NPY array.
+/// Reads the sample in `path`: a CSV file with a header, a two-dimensional NPY array, or a folder of images.
 ///
 /// # Errors
 /// [`SampleError`] with the first mistake and its place.
 pub(crate) fn read(path: &Path, wanted: &[Wanted]) -> Result<Sample, SampleError> {
     let refuse = |reason: String| SampleError::new(path, Place::File, reason);
+    if path.is_dir() {
+        return image_folder::read(path, wanted);
+    }
     let kind = path.extension().map(|extension| extension.to_ascii_lowercase());
     let is_npy = match kind.as_ref().and_then(|kind| kind.to_str()) {
         Some("csv") => false,
         Some("npy") => true,
-        Some(_) | None => return Err(refuse("a reference sample is a .csv or a .npy file".into())),
+        Some(_) | None => {
+            return Err(refuse("a reference sample is a .csv or a .npy file, or a folder of images".into()));
+        }
     };
     let file = File::open(path).map_err(|error| refuse(format!("cannot open it: {error}")))?;
     let length = file.metadata().map_err(|error| refuse(format!("cannot read it: {error}")))?.len();
@@ -152,7 +165,8 @@ pub(crate) fn read(path: &Path, wanted: &[Wanted]) -> Result<Sample, SampleError
     if values.is_empty() {
         return Err(refuse("it holds no row".into()));
     }
-    Ok(Sample { width: wanted.len(), values, texts })
+    let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
+    Ok(Sample { folder, width: wanted.len(), values, texts })
 }
 
 /// `value`, if a tensor of `datatype` can hold it.
@@ -221,7 +235,7 @@ mod tests {
     #[test]
     fn the_kind_of_file_is_told_by_its_name() {
         let error = read(Path::new("x.parquet"), &[]).unwrap_err();
-        assert_eq!(error.to_string(), "x.parquet: a reference sample is a .csv or a .npy file");
+        assert_eq!(error.to_string(), "x.parquet: a reference sample is a .csv or a .npy file, or a folder of images");
         assert!(read(Path::new("/nowhere/x.csv"), &[]).unwrap_err().to_string().contains("cannot open it"));
     }
 }
