@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use muster_shared::feedback::FeedbackResult;
 use muster_shared::messages::{InstalledBundle, UpdateState};
+use muster_shared::profile::Objectives;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -103,6 +104,23 @@ struct ModelLabels {
     manifest: String,
 }
 
+/// A latency objective, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Edge {
+    us: u64,
+}
+
+impl EncodeLabelValue for Edge {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        (self.us as f64 / 1_000.0).to_string().encode(encoder)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EdgeLabels {
+    latency_ms: Edge,
+}
+
 /// Every metric of the agent. Cloning gives another handle to the same ones.
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -114,6 +132,7 @@ struct Inner {
     // Made once: looking one up by its label costs a lock on every request.
     requests: [Counter; RequestOutcome::ALL.len()],
     latency: Histogram,
+    above: Family<EdgeLabels, Counter>,
     model: Family<ModelLabels, Gauge>,
     generation: Gauge<u64, AtomicU64>,
     windows_closed: Counter,
@@ -148,6 +167,12 @@ impl Metrics {
             "Time from a request's last byte to its answer's first, over requests the model served",
             Unit::Seconds,
             latency.clone(),
+        );
+        let above = Family::<EdgeLabels, Counter>::default();
+        registry.register(
+            "requests_above_objective",
+            "Requests the model served that took longer than a latency objective of its bundle",
+            above.clone(),
         );
         let model = Family::<ModelLabels, Gauge>::default();
         registry.register("model_info", "1 for the model that answers requests", model.clone());
@@ -208,6 +233,7 @@ impl Metrics {
                 registry,
                 requests: RequestOutcome::ALL.map(|outcome| by_outcome.get_or_create_owned(&RequestLabels { outcome })),
                 latency,
+                above,
                 model,
                 generation,
                 windows_closed,
@@ -240,6 +266,16 @@ impl Metrics {
         self.inner.requests[at].inc();
         if let Some(latency) = latency {
             self.inner.latency.observe(latency.as_secs_f64());
+        }
+    }
+
+    /// Holds a request that the model served against its bundle's objectives.
+    pub(crate) fn objectives(&self, objectives: &Objectives, latency: Duration) {
+        let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        for us in objectives.latency_us.iter().copied() {
+            // A latency that was never exceeded shows as 0, so that a rate can be taken of the first that is.
+            let above = self.inner.above.get_or_create(&EdgeLabels { latency_ms: Edge { us } });
+            above.inc_by(u64::from(latency_us > us));
         }
     }
 
@@ -341,6 +377,10 @@ mod tests {
             InstalledBundle { manifest: Digest::of(b"m"), bundle: "digits@1.2.0".parse().unwrap(), generation: 7 };
         metrics.request(RequestOutcome::Answered, Some(Duration::from_micros(300)));
         metrics.request(RequestOutcome::Overloaded, None);
+        for latency_us in [500, 501, 70_000] {
+            let objectives = Objectives { latency_us: vec![500, 50_000, 90_000] };
+            metrics.objectives(&objectives, Duration::from_micros(latency_us));
+        }
         metrics.set_model(Some(&bundle));
         metrics.set_windows_closed(2);
         metrics.chunk_received(65_536);
@@ -358,6 +398,9 @@ mod tests {
             "muster_agent_requests_total{outcome=\"failed\"} 0",
             "muster_agent_request_duration_seconds_bucket{le=\"0.0002\"} 0",
             "muster_agent_request_duration_seconds_bucket{le=\"0.0005\"} 1",
+            "muster_agent_requests_above_objective_total{latency_ms=\"0.5\"} 2",
+            "muster_agent_requests_above_objective_total{latency_ms=\"50\"} 1",
+            "muster_agent_requests_above_objective_total{latency_ms=\"90\"} 0",
             "muster_agent_generation 7",
             "muster_agent_windows_closed_total 2",
             "muster_agent_chunks_received_total 1",

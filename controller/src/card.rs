@@ -147,6 +147,7 @@ mod tests {
                 latency_us,
                 resources: Default::default(),
                 comparison: None,
+                objectives: Default::default(),
             }),
             sketch: None,
             crash: false,

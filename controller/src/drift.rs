@@ -7,20 +7,22 @@
 mod collect;
 mod explain;
 mod export;
+mod objectives;
 #[cfg(test)]
 mod tests;
 
-use muster_shared::api::{DriftGroup, DriftReport};
+use muster_shared::api::{ColumnQuantiles, DriftGroup, DriftReport};
 use muster_shared::drift::{Criteria, adjust};
 use muster_shared::ids::BundleRef;
+use muster_shared::sketch::{QuantileSketch, SHOWN_RANKS};
 
 use crate::state::App;
-use crate::windows::{MAX_GROUPS, ReportError};
+use crate::windows::{self, MAX_GROUPS, ReportError};
 use collect::{Collected, Sums};
 
 pub(crate) use collect::Tally;
 pub(crate) use explain::{Question, explain};
-pub(crate) use export::export;
+pub(crate) use export::{export, quantiles};
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +68,21 @@ fn show(key: collect::Key, sums: &Sums, collected: &Collected, criteria: &Criter
         devices: u32::try_from(sums.counts.devices()).unwrap_or(u32::MAX),
         windows: sums.windows,
         columns: sums.counts.score(collected.profile(), criteria),
+        quantiles: column_quantiles(sums, collected),
+        objectives: Vec::new(),
     }
+}
+
+fn column_quantiles(sums: &Sums, collected: &Collected) -> Vec<ColumnQuantiles> {
+    let of_column = |(at, sketch): (usize, &QuantileSketch)| {
+        Some(ColumnQuantiles {
+            column: collected.profile().columns.get(at)?.name.clone(),
+            n: sketch.n(),
+            rank_error: sketch.rank_error(),
+            quantiles: SHOWN_RANKS.into_iter().zip(sketch.quantiles(&SHOWN_RANKS)?).collect(),
+        })
+    };
+    sums.quantiles.iter().filter_map(of_column).collect()
 }
 
 /// Compares what devices saw with the bundle's reference.
@@ -74,7 +90,15 @@ fn show(key: collect::Key, sums: &Sums, collected: &Collected, criteria: &Criter
 /// # Errors
 /// [`DriftError`].
 pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish) -> Result<DriftReport, DriftError> {
-    score(collect::tally(app, bundle, &wish).await?).await
+    let listed = windows::find(app, bundle).await?;
+    let mut report = score(collect::tally(app, bundle, &wish).await?).await?;
+    if !wish.by_window {
+        let mut objectives = objectives::of(app, &listed, &wish).await?;
+        for group in report.groups.iter_mut().filter(|group| group.slice.is_none()) {
+            group.objectives = objectives.remove(&group.group).unwrap_or_default().into();
+        }
+    }
+    Ok(report)
 }
 
 /// Scores what was added up.

@@ -15,7 +15,7 @@ use muster_shared::alert::{AlertState, Severity};
 use muster_shared::feedback::{FeedbackCounts, FeedbackResult};
 use muster_shared::messages::RequestCounts;
 use muster_shared::rollout::RolloutStatus;
-use muster_shared::sketch::LatencySketch;
+use muster_shared::sketch::{LatencySketch, ObjectiveCounts};
 use muster_shared::topics::Up;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -79,6 +79,12 @@ struct BundleLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ObjectiveLabels {
+    bundle: String,
+    latency_ms: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
 }
@@ -121,6 +127,7 @@ pub(crate) struct Metrics {
     ingest: Family<IngestLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     latency: Family<BundleLabels, ReportedLatency>,
+    above_objective: Family<ObjectiveLabels, Counter>,
     window_lag: Histogram,
     api: Family<StatusLabels, Counter>,
     rollouts: Family<StatusLabels, Gauge>,
@@ -177,6 +184,12 @@ impl Metrics {
             "Time to answer inference requests in the telemetry of all devices, by bundle",
             Unit::Seconds,
             latency.clone(),
+        );
+        let above_objective = Family::default();
+        registry.register(
+            "reported_requests_above_objective",
+            "Requests in the telemetry of all devices that took longer than a latency objective of their bundle",
+            above_objective.clone(),
         );
         let window_lag = Histogram::new(LAG_BOUNDS_S);
         registry.register_with_unit(
@@ -257,6 +270,7 @@ impl Metrics {
             ingest,
             requests,
             latency,
+            above_objective,
             api,
             rollouts,
             devices_known,
@@ -300,6 +314,15 @@ impl Metrics {
             if count > 0 {
                 self.requests.get_or_create(&RequestLabels { bundle: bundle.to_owned(), outcome }).inc_by(count);
             }
+        }
+    }
+
+    /// Counts the requests of a window of `bundle` that took longer than its latency objectives.
+    pub(crate) fn objectives_reported(&self, bundle: &str, objectives: &ObjectiveCounts) {
+        for count in objectives.iter() {
+            let latency_ms = (count.edge_us as f64 / 1_000.0).to_string();
+            let labels = ObjectiveLabels { bundle: bundle.to_owned(), latency_ms };
+            self.above_objective.get_or_create(&labels).inc_by(count.above);
         }
     }
 
@@ -409,6 +432,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use muster_shared::profile::Objectives;
+
     use super::*;
     use crate::alerts::DriftSeries;
 
@@ -420,6 +445,9 @@ mod tests {
         [200, 200, 4_000, 4_000, 4_000, 4_000, 20_000_000].into_iter().for_each(|us| latency_us.add(us));
         let requests = RequestCounts { served: 7, failed: 2, ..RequestCounts::default() };
         metrics.requests_reported("digits@1.0.0", &requests, &latency_us);
+        let mut objectives = ObjectiveCounts::empty(&Objectives { latency_us: vec![2_500, 50_000] });
+        [1_000, 3_000, 60_000].iter().for_each(|latency_us| objectives.add(*latency_us));
+        metrics.objectives_reported("digits@1.0.0", &objectives);
         metrics.api_answered(404);
         metrics.chunk_sent(65_536);
         metrics.feedback_delivered(&FeedbackCounts { joined: 5, ..FeedbackCounts::default() });
@@ -447,6 +475,8 @@ mod tests {
         for line in [
             "muster_controller_ingest_messages_total{kind=\"telemetry\",outcome=\"stored\"} 1",
             "muster_controller_reported_requests_total{bundle=\"digits@1.0.0\",outcome=\"served\"} 7",
+            "muster_controller_reported_requests_above_objective_total{bundle=\"digits@1.0.0\",latency_ms=\"2.5\"} 2",
+            "muster_controller_reported_requests_above_objective_total{bundle=\"digits@1.0.0\",latency_ms=\"50\"} 1",
             "muster_controller_reported_requests_total{bundle=\"digits@1.0.0\",outcome=\"failed\"} 2",
             "# TYPE muster_controller_reported_request_duration_seconds histogram",
             "muster_controller_reported_request_duration_seconds_bucket{le=\"0.0001\",bundle=\"digits@1.0.0\"} 0",

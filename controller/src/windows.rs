@@ -159,7 +159,8 @@ impl<'a> Sketches<'a> {
     }
 }
 
-fn time_of(window: &WindowRecord, retention_ms: u64) -> u64 {
+/// When `window` was, in milliseconds since the Unix epoch, if its device's clock can be right; else when it arrived.
+pub(crate) fn time_of(window: &WindowRecord, retention_ms: u64) -> u64 {
     let (said_ms, arrived_ms) = (window.key.start_ms, window.received_at_ms);
     let is_sane = said_ms <= arrived_ms && arrived_ms <= said_ms.saturating_add(retention_ms);
     if is_sane { said_ms } else { arrived_ms }

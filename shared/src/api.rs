@@ -14,8 +14,8 @@ use crate::trust::{Envelope, PublicKey, Stage};
 
 pub use card::{LatencyCard, LiveCard, ModelCard, RolloutCard};
 pub use drift::{
-    CellChange, ColumnDrift, DeviceDrift, DriftExplanation, DriftGroup, DriftKind, DriftReport, ScoreName, Subject,
-    WindowCounts, WindowExport,
+    CellChange, ColumnDrift, ColumnQuantiles, DeviceDrift, DriftExplanation, DriftGroup, DriftKind, DriftReport,
+    GroupQuantiles, QuantileExport, ScoreName, Subject, WindowCounts, WindowExport,
 };
 
 /// An error, as RFC 9457 has it (`application/problem+json`).

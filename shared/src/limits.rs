@@ -1,5 +1,7 @@
 //! Upper bounds on everything that comes from outside, in one place so that both sides agree.
 
+/// Up to here every whole number is one of 64-bit floating point; above, they fall together.
+pub const MAX_EXACT: u64 = 1 << 53;
 /// Largest MQTT packet either side sends or accepts, in bytes.
 pub const MAX_PACKET_BYTES: usize = 1024 * 1024;
 /// Longest chunk of a file, in bytes.
@@ -54,6 +56,10 @@ pub const MAX_SLICES: usize = 64;
 pub const MAX_SLICED_COLUMNS: usize = 4_096;
 /// Longest sketch window in which slices carry their columns, in bytes; beyond, the smallest slices send their number of rows alone.
 pub const MAX_SLICED_WINDOW_BYTES: usize = 256 * 1024;
+/// Columns of which a device may keep quantile sketches, each of some 4 kB of memory and 1.5 kB on the wire.
+pub const MAX_QUANTILE_COLUMNS: usize = 32;
+/// Latencies that a bundle's requests may be counted against.
+pub const MAX_LATENCY_OBJECTIVES: usize = 8;
 /// Elements of an output that may be labelled.
 pub const MAX_LABEL_TARGETS: usize = 16;
 /// Labels in one request to a device, or in one delivery to it.

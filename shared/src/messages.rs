@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::chunk::{Accepts, ChunkSet};
 use crate::collection::SamplesReport;
 use crate::ids::{BundleRef, Digest};
-use crate::sketch::{Comparison, LatencySketch};
+use crate::sketch::{Comparison, LatencySketch, ObjectiveCounts};
 use crate::trust::Envelope;
 
 /// The streams a device repeats until they are acknowledged.
@@ -284,6 +284,9 @@ pub struct TelemetryWindow {
     /// How the bundle's answers compare with the incumbent's; absent where it ran beside none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
+    /// Requests served, held against the bundle's latency objectives; absent where it has none.
+    #[serde(default, skip_serializing_if = "ObjectiveCounts::is_empty")]
+    pub objectives: ObjectiveCounts,
 }
 
 /// What kind of thing happened on a device.
@@ -411,6 +414,7 @@ mod tests {
     use super::*;
     use crate::collection::{CollectionProgress, CollectionStage};
     use crate::damage;
+    use crate::profile::Objectives;
     use crate::trust::{DocumentKind, Signature};
 
     fn window() -> Sequenced<TelemetryWindow> {
@@ -424,6 +428,7 @@ mod tests {
                 latency_us,
                 resources: Resources::default(),
                 comparison: None,
+                objectives: ObjectiveCounts::empty(&Objectives { latency_us: vec![1_000, 5_000] }),
             },
         }
     }

@@ -4,6 +4,7 @@
 //! the output; each is sketched on the device in the bins given here ([`crate::sketch`]), so that counts of all
 //! devices add up exactly. Counts made against different profiles (by [`Profile::digest`]) are never merged.
 
+mod objectives;
 mod outliers;
 mod slices;
 mod source;
@@ -14,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::Digest;
 use crate::labels::{LabelSpec, LabelSpecError};
-use crate::limits::{MAX_BINS, MAX_CLASSES, MAX_COLUMNS, MAX_LABEL_BYTES};
+use crate::limits::{MAX_BINS, MAX_CLASSES, MAX_COLUMNS, MAX_LABEL_BYTES, MAX_QUANTILE_COLUMNS};
 
+pub use self::objectives::Objectives;
 pub use self::outliers::{Centre, Distance, Outliers, ReadyDistance, RowDistance};
 pub use self::slices::{MISSING_SLICE, OTHER_SLICE, SliceBy, SliceName, SliceSet, Slicing};
 pub use self::source::{Probe, Side, Source};
@@ -76,6 +78,12 @@ pub struct Profile {
     /// Which rows are outliers of the reference; none where none are flagged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outliers: Option<Outliers>,
+    /// Positions of the columns of which devices keep a quantile sketch, ascending. Such a sketch contains raw values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quantiles: Vec<u16>,
+    /// What requests are expected to keep to.
+    #[serde(default, skip_serializing_if = "Objectives::is_empty")]
+    pub objectives: Objectives,
 }
 
 /// Why a profile is not valid.
@@ -105,6 +113,11 @@ impl Profile {
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest::of(&serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// The names of the columns of which devices keep raw values.
+    pub fn quantile_columns(&self) -> impl Iterator<Item = &str> {
+        self.quantiles.iter().filter_map(|at| self.columns.get(usize::from(*at))).map(|column| column.name.as_str())
     }
 
     /// Checks every bound and order that sketching relies on.
@@ -160,8 +173,27 @@ impl Profile {
         if let Some(labels) = &self.labels {
             labels.validate().map_err(|LabelSpecError(reason)| ProfileError { column: "labels".into(), reason })?;
         }
+        self.check_quantiles()?;
+        self.objectives.check().or_else(|reason| refuse("objectives", reason))?;
         self.check_outliers()?;
         self.check_slices()
+    }
+
+    fn check_quantiles(&self) -> Result<(), ProfileError> {
+        if self.quantiles.len() > MAX_QUANTILE_COLUMNS {
+            return refuse("", "quantiles are kept of at most 32 columns");
+        }
+        if self.quantiles.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return refuse("", "columns with quantiles are listed once, in order");
+        }
+        for at in &self.quantiles {
+            match self.columns.get(usize::from(*at)) {
+                Some(column) if matches!(column.reference, Reference::Numeric { .. }) => {}
+                Some(column) => return refuse(&column.name, "it holds classes, which have no quantiles"),
+                None => return refuse("", "quantiles are asked of a column that is not there"),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -210,6 +242,24 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    #[test]
+    fn quantiles_are_of_numbers_and_take_no_room_where_none_are_kept() {
+        let plain: Profile = serde_json::from_value(profile()).unwrap();
+        let text = serde_json::to_string(&plain).unwrap();
+        assert!(!text.contains("quantiles") && !text.contains("objectives"), "{text}");
+        let with = Profile { quantiles: vec![0, 2], ..plain.clone() };
+        with.validate().unwrap();
+        assert_ne!(with.digest(), plain.digest());
+        for (quantiles, why) in
+            [(vec![3], "no quantiles"), (vec![2, 0], "in order"), (vec![0, 0], "once"), (vec![4], "not there")]
+        {
+            let message = Profile { quantiles, ..plain.clone() }.validate().unwrap_err().to_string();
+            assert!(message.contains(why), "{message}");
+        }
+        let many = Profile { quantiles: (0..33).collect(), ..plain };
+        assert!(many.validate().unwrap_err().to_string().contains("at most 32"));
     }
 
     proptest! {

@@ -4,10 +4,9 @@
 //! [`OTHER_SLICE`] and [`MISSING_SLICE`] among the names stand for whatever has no name, and for no value.
 
 use muster_shared::bundle::DataType;
+use muster_shared::limits::MAX_EXACT;
 use muster_shared::profile::{MISSING_SLICE, OTHER_SLICE};
 
-/// Integers past this are not exact as the numbers that categories are compared as.
-const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 /// The place of a value that has no name, where nothing stands for such.
 const UNKNOWN: f64 = -1.0;
 
@@ -35,7 +34,7 @@ fn number(text: &str, datatype: DataType) -> Option<f64> {
         (DataType::Bool, "false") => Some(0.0),
         (DataType::Bool, _) => None,
         // Adding 0 makes one of the two zeros.
-        _ => text.parse().ok().filter(|number: &f64| number.abs() <= MAX_EXACT).map(|number| number + 0.0),
+        _ => text.parse().ok().filter(|number: &f64| number.abs() <= MAX_EXACT as f64).map(|number| number + 0.0),
     }
 }
 

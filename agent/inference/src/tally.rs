@@ -1,13 +1,13 @@
 //! Counting requests into the cells of a profile: what every inference pays for being monitored.
 //!
-//! Nothing is allocated for a request of up to 64 rows. Which window is being counted into, and under which lock, is the caller's
+//! Nothing is allocated for a request of up to 64 rows, but where a profile asks for quantiles of raw values. Which window is being counted into, and under which lock, is the caller's
 //! matter.
 
 use std::sync::Arc;
 
 use muster_shared::bundle::ModelSignature;
 use muster_shared::profile::{Profile, SliceSet};
-use muster_shared::sketch::{Cell, ColumnSketch, SliceSketch};
+use muster_shared::sketch::{Cell, ColumnSketch, QuantileSketch, SliceSketch};
 
 use crate::columns::{ColumnError, ColumnExtractor};
 use crate::slices::SliceFinder;
@@ -34,15 +34,24 @@ pub struct Counted {
     pub columns: Vec<ColumnSketch>,
     /// The same for each slice, at the position that is its number.
     pub slices: Vec<SliceSketch>,
+    /// Raw values of the columns of which the profile wants them, at their positions; empty where it wants none.
+    pub quantiles: Vec<Option<QuantileSketch>>,
 }
 
 impl Counted {
     /// Nothing counted yet against `profile`.
     #[must_use]
     pub fn nothing(profile: &Profile) -> Self {
+        let mut quantiles = vec![None; if profile.quantiles.is_empty() { 0 } else { profile.columns.len() }];
+        for at in &profile.quantiles {
+            if let Some(sketch) = quantiles.get_mut(usize::from(*at)) {
+                *sketch = Some(QuantileSketch::default());
+            }
+        }
         Self {
             columns: profile.columns.iter().map(ColumnSketch::empty).collect(),
             slices: vec![SliceSketch::empty(profile); profile.slice_count()],
+            quantiles,
         }
     }
 
@@ -51,7 +60,9 @@ impl Counted {
     pub fn merge(&mut self, other: &Self) -> bool {
         let columns = self.columns.iter_mut().zip(&other.columns).map(|(mine, theirs)| mine.merge(theirs));
         let slices = self.slices.iter_mut().zip(&other.slices).map(|(mine, theirs)| mine.merge(theirs));
-        columns.chain(slices).all(|merged| merged.is_ok())
+        let quantiles = self.quantiles.iter_mut().zip(&other.quantiles);
+        let quantiles = quantiles.filter_map(|(mine, theirs)| Some(mine.as_mut()?.merge(theirs.as_ref()?)));
+        columns.chain(slices).chain(quantiles).all(|merged| merged.is_ok())
     }
 }
 
@@ -75,9 +86,12 @@ impl Tally {
     /// Counts every row of a request into `counted`, which was made for the same profile. Without `outputs` the model gave none,
     /// and what comes from them is missing.
     pub fn count(&self, counted: &mut Counted, inputs: &[Tensor], outputs: &[Tensor]) {
-        let Counted { columns, slices } = counted;
+        let Counted { columns, slices, quantiles } = counted;
         if self.slices.is_empty() {
-            self.columns.visit(inputs, outputs, |_, at, value| self.count_value(columns, at, value));
+            self.columns.visit(inputs, outputs, |_, at, value| {
+                self.count_value(columns, at, value);
+                keep_value(quantiles, at, value);
+            });
             return;
         }
         let rows = self.columns.rows(inputs, outputs);
@@ -97,6 +111,7 @@ impl Tally {
         }
         self.columns.visit(inputs, outputs, |row, at, value| {
             self.count_value(columns, at, value);
+            keep_value(quantiles, at, value);
             for slice in sets.get(row).copied().unwrap_or_default().iter() {
                 if let Some(slice) = slices.get_mut(usize::from(slice)) {
                     self.count_value(&mut slice.columns, at, value);
@@ -115,5 +130,12 @@ impl Tally {
             }
             None => sketch.count(Cell::Missing, 0.0),
         }
+    }
+}
+
+#[inline]
+fn keep_value(quantiles: &mut [Option<QuantileSketch>], at: usize, value: Option<f64>) {
+    if let (Some(Some(sketch)), Some(x)) = (quantiles.get_mut(at), value) {
+        sketch.add(x);
     }
 }

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use muster_shared::ids::Digest;
+use muster_shared::profile::{Objectives, Profile};
 use muster_shared::sketch::{ColumnSketch, LatencySketch, SketchWindow};
 use proptest::prelude::*;
 
@@ -61,6 +62,28 @@ fn windows_tumble_at_multiples_of_their_length_and_silence_shows() {
     assert_eq!((silent.telemetry.key.start_ms, silent.telemetry.key.duration_ms), (11_000, 1_000));
     assert_eq!((silent.telemetry.requests, &silent.sketch), (RequestCounts::default(), &None));
     assert_eq!(monitor.closed_total(), 2);
+}
+
+#[test]
+fn raw_values_and_slow_requests_are_counted_where_the_bundle_asks() {
+    let monitor = Monitor::new(WINDOW_MS);
+    let mut model = doubling("1.0.0", 3);
+    let objectives = Objectives { latency_us: vec![50, 100] };
+    model.profile = Arc::new(Profile { quantiles: vec![1], objectives, ..Profile::clone(&model.profile) });
+    let watch = monitor.watch(&model, 0);
+    serve(&monitor, &watch, 100, &[1.0, f64::NAN, 2.5]);
+    // Enough of them that they are counted apart first.
+    serve(&monitor, &watch, 200, &vec![4.0; 5_000]);
+    let closed = monitor.close_due(1_000, resources());
+    let [window] = closed.as_slice() else { panic!("{closed:?}") };
+    // Each took 100 µs: above the first edge, and not above the second.
+    let above: Vec<_> = window.telemetry.objectives.iter().map(|count| (count.served, count.above)).collect();
+    assert_eq!(above, [(2, 2), (2, 0)]);
+    let sketch = window.sketch.as_ref().unwrap();
+    assert!(sketch.fits(&model.profile));
+    assert!(sketch.quantiles.get(0).is_none(), "nobody asked for the input's");
+    let kept = sketch.quantiles.get(1).unwrap();
+    assert_eq!((kept.n(), kept.quantiles(&[0.0, 0.5, 1.0])), (5_002, Some(vec![2.0, 8.0, 8.0])));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use muster_inference::quality::QualityGate;
 use muster_inference::{Counted, OutlierFinder, OutliersFound, Tally, Tensor};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Profile, SliceSet};
-use muster_shared::sketch::{Comparison, QualitySketch};
+use muster_shared::sketch::{Comparison, ObjectiveCounts, QualitySketch};
 
 use crate::host::ServedModel;
 
@@ -76,6 +76,11 @@ impl ModelWatch {
     /// Empty sketches of every column and slice.
     pub(super) fn nothing_counted(&self) -> Counted {
         Counted::nothing(&self.profile)
+    }
+
+    /// No request held against the bundle's latency objectives yet.
+    pub(super) fn no_latency_counted(&self) -> ObjectiveCounts {
+        ObjectiveCounts::empty(&self.profile.objectives)
     }
 
     /// Nothing counted yet of what is wrong with inputs.

@@ -6,7 +6,8 @@ use muster_inference::Counted;
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
 use muster_shared::sketch::{
-    Comparison, LabelSketch, LatencySketch, OutlierCounts, QualitySketch, SketchWindow, SliceSketches,
+    Comparison, LabelSketch, LatencySketch, ObjectiveCounts, OutlierCounts, QualitySketch, QuantileSketches,
+    SketchWindow, SliceSketches,
 };
 
 use super::{InputQuality, ModelWatch, Served};
@@ -36,6 +37,7 @@ pub(super) struct OpenWindow {
     /// How the model answered beside the incumbent, where it ran beside one.
     comparison: Option<Comparison>,
     outliers: OutlierCounts,
+    objectives: ObjectiveCounts,
 }
 
 /// The first multiple of `window_ms` after `now_ms`.
@@ -48,6 +50,7 @@ impl OpenWindow {
     pub(super) fn new(watch: Arc<ModelWatch>, start_ms: u64, end_ms: u64) -> Self {
         Self {
             counted: watch.nothing_counted(),
+            objectives: watch.no_latency_counted(),
             quality: watch.no_faults(),
             watch,
             start_ms,
@@ -86,6 +89,7 @@ impl OpenWindow {
     /// Counts the latency of a request that was served.
     pub(super) fn count_latency(&mut self, latency_us: u64) {
         self.latency_us.add(latency_us);
+        self.objectives.add(latency_us);
     }
 
     /// Counts the rows of a request that was served.
@@ -135,7 +139,7 @@ impl OpenWindow {
             // Of one watch there is one incumbent.
             drop(sum.merge(more));
         }
-        let Counted { columns, slices } = self.counted;
+        let Counted { columns, slices, quantiles } = self.counted;
         let counted =
             self.labels.is_some() || !self.quality.is_empty() || columns.iter().any(|column| column.total() > 0);
         ClosedWindow {
@@ -145,6 +149,7 @@ impl OpenWindow {
                 latency_us: self.latency_us,
                 resources: Resources::default(),
                 comparison,
+                objectives: self.objectives,
             },
             sketch: counted.then(|| SketchWindow {
                 key,
@@ -154,6 +159,7 @@ impl OpenWindow {
                 quality: self.quality,
                 labels: self.labels.map(|labels| *labels),
                 outliers: self.outliers,
+                quantiles: QuantileSketches::of_counted(quantiles),
             }),
         }
     }

@@ -40,6 +40,7 @@ fn window() -> ClosedWindow {
             latency_us: LatencySketch::default(),
             resources: Resources::default(),
             comparison: None,
+            objectives: Default::default(),
         },
         sketch: Some(SketchWindow::empty(key, &Profile::default())),
     }

@@ -237,6 +237,7 @@ impl Job {
             (false, false) => RequestOutcome::Answered,
         };
         self.app.metrics.request(outcome, Some(latency));
+        self.app.metrics.objectives(&active.served.profile.objectives, latency);
         let quality = quality.as_ref();
         let served = Served { inputs: &inputs, outputs: &outputs, failed, non_finite, latency, outliers, quality };
         active.monitor.served(&active.watch, now_ms, &served);

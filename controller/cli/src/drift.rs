@@ -6,9 +6,10 @@ mod export;
 mod score;
 
 use clap::{Args, Subcommand, ValueEnum};
-use muster_shared::api::{ColumnDrift, DriftGroup, DriftReport};
+use muster_shared::api::{ColumnDrift, ColumnQuantiles, DriftGroup, DriftReport};
 use muster_shared::drift::{Clustering, Score};
 use muster_shared::ids::BundleRef;
+use muster_shared::sketch::LatencyCount;
 
 use crate::command::{Context, block_on};
 use crate::duration::Millis;
@@ -21,7 +22,7 @@ pub(crate) enum DriftCommand {
     Show(ShowArgs),
     /// Explain what moved in a column, which devices contribute and since when.
     Explain(explain::ExplainArgs),
-    /// Print the counts behind the scores, for notebooks.
+    /// Print the counts behind the scores, or write sketches of raw values, for notebooks.
     Export(export::ExportArgs),
     /// Score a table against a bundle or a profile, here and without a controller. Exit code 3 says that it has drifted.
     Score(score::ScoreArgs),
@@ -151,10 +152,38 @@ fn group_text(report: &DriftReport, group: &DriftGroup) -> String {
         name = format!("{name}, {} to {}", output::time(group.start_ms), output::time(group.end_ms));
     }
     let title = format!("{name}: {} device(s), {} window(s)", group.devices, group.windows);
-    if group.columns.is_empty() {
-        return output::clean(&format!("{title}, no column to show"));
+    let mut text = if group.columns.is_empty() {
+        output::clean(&format!("{title}, no column to show"))
+    } else {
+        format!("{}\n{}", output::clean(&title), columns_table(&group.columns))
+    };
+    for part in [quantiles_text(&group.quantiles), objectives_text(&group.objectives)].into_iter().flatten() {
+        text = format!("{text}\n{part}");
     }
-    format!("{}\n{}", output::clean(&title), columns_table(&group.columns))
+    text
+}
+
+fn quantiles_text(columns: &[ColumnQuantiles]) -> Option<String> {
+    let first = columns.first()?;
+    let ranks = first.quantiles.iter().map(|(rank, _)| format!("p{}", rank * 100.0));
+    let header: Vec<String> = ["column".to_owned()].into_iter().chain(ranks).chain(["n".to_owned()]).collect();
+    let rows = columns.iter().map(|column| {
+        let values = column.quantiles.iter().map(|(_, value)| number(output::significant(*value)));
+        let ends = [cell(&column.column), number(column.n.to_string())];
+        let [name, n] = ends;
+        [name].into_iter().chain(values).chain([n]).collect()
+    });
+    let table = output::table(&header.iter().map(String::as_str).collect::<Vec<_>>(), rows);
+    Some(format!("quantiles (contains raw values), rank error {}\n{table}", output::percent(first.rank_error)))
+}
+
+fn objectives_text(objectives: &[LatencyCount]) -> Option<String> {
+    let served = objectives.first()?.served;
+    let edge = |count: &LatencyCount| {
+        let share = count.share_above().map_or_else(|| "-".to_owned(), output::percent);
+        format!("{share} ({}) above {} ms", count.above, count.edge_us as f64 / 1_000.0)
+    };
+    Some(format!("latency of {served} requests: {}", objectives.iter().map(edge).collect::<Vec<_>>().join(", ")))
 }
 
 fn report_text(report: &DriftReport) -> String {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{RequestCounts, StateReport};
-use muster_shared::sketch::LatencySketch;
+use muster_shared::sketch::{LatencySketch, ObjectiveCounts};
 use serde::{Deserialize, Serialize};
 
 /// Predictions counted: by column of the profile, then by class.
@@ -65,6 +65,8 @@ pub struct Evidence {
     pub requests: RequestCounts,
     /// Latency of requests served, in microseconds.
     pub latency_us: LatencySketch,
+    /// The same held against the bundle's latency objectives: [`ObjectiveCounts::share_above`] is a device's exact share of slow requests.
+    pub objectives: ObjectiveCounts,
     /// Classes predicted.
     pub predictions: Predictions,
     /// Times the agent found that it had not been stopped in order.

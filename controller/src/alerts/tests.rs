@@ -157,7 +157,14 @@ async fn telemetry(test: &TestApp, device: &DeviceId, manifest: Digest, at_ms: u
         received_at_ms: at_ms,
         position: Position { epoch: 1, sequence: at_ms, oldest: 1 },
         key,
-        telemetry: Some(TelemetryWindow { key, requests, latency_us, resources, comparison: None }),
+        telemetry: Some(TelemetryWindow {
+            key,
+            requests,
+            latency_us,
+            resources,
+            comparison: None,
+            objectives: Default::default(),
+        }),
         sketch: None,
         crash: false,
     };

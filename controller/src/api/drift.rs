@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use muster_shared::api::{DriftExplanation, DriftReport, Problem, WindowExport};
+use muster_shared::api::{DriftExplanation, DriftReport, Problem, QuantileExport, WindowExport};
 use muster_shared::ids::BundleRef;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -129,4 +129,22 @@ pub(super) async fn export(
 ) -> ApiResult<axum::Json<WindowExport>> {
     let wish = wish(query.group_by, query.by, query.since_ms)?;
     Ok(axum::Json(drift::export(&app, &query.bundle, wish).await?))
+}
+
+/// Gives the quantile sketches of columns whose bundle asks for them. They contain raw values.
+#[utoipa::path(
+    get, path = "/api/v1/drift/quantiles", tag = "drift", params(ReportDrift),
+    responses(
+        (status = 200, description = "A sketch a group and column, as Apache DataSketches has it", body = QuantileExport),
+        (status = 404, description = "There is no such bundle", body = Problem),
+        (status = 422, description = "There are too many groups", body = Problem),
+    ),
+)]
+pub(super) async fn quantiles(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Parameters(query): Parameters<ReportDrift>,
+) -> ApiResult<axum::Json<QuantileExport>> {
+    let wish = wish(query.group_by, query.by, query.since_ms)?;
+    Ok(axum::Json(drift::quantiles(&app, &query.bundle, wish).await?))
 }

@@ -94,6 +94,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/drift", get(drift::report)),
         ("/api/v1/drift/explain", get(drift::explain)),
         ("/api/v1/drift/export", get(drift::export)),
+        ("/api/v1/drift/quantiles", get(drift::quantiles)),
         ("/api/v1/quality", get(quality::report)),
         ("/api/v1/feedback", get(feedback::list).post(feedback::push)),
         ("/api/v1/alerts", get(alerts::list)),

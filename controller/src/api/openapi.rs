@@ -62,6 +62,7 @@ use super::{
         drift::report,
         drift::explain,
         drift::export,
+        drift::quantiles,
         quality::report,
         feedback::push,
         feedback::list,

@@ -7,7 +7,7 @@ use muster_shared::drift::DeviceGroups;
 use muster_shared::ids::{BundleRef, DeviceId};
 use muster_shared::messages::WindowKey;
 use muster_shared::profile::{Profile, SliceName};
-use muster_shared::sketch::{ColumnSketch, SketchWindow};
+use muster_shared::sketch::{ColumnSketch, QuantileSketches, SketchWindow};
 use muster_shared::suppression::{K_MIN, suppressed};
 
 use super::{DriftError, MAX_GROUPS, Wish};
@@ -42,6 +42,8 @@ pub(super) struct Sums {
     pub(super) end_ms: u64,
     /// Their counts.
     pub(super) counts: DeviceGroups,
+    /// Raw values, of the columns of which the profile wants them; none of slices.
+    pub(super) quantiles: QuantileSketches,
 }
 
 /// What all groups counted of a bundle.
@@ -77,6 +79,12 @@ impl Sums {
         self.windows += other.windows;
         self.rows = self.rows.saturating_add(other.rows);
         self.counts.merge(&other.counts);
+        self.add_quantiles(&other.quantiles);
+    }
+
+    /// What comes on top of 2^53 values is left out: no fleet sees as many, and devices that say so are not believed.
+    fn add_quantiles(&mut self, quantiles: &QuantileSketches) {
+        drop(self.quantiles.merge(quantiles));
     }
 }
 
@@ -160,7 +168,9 @@ impl Tally {
             }
         }
         let key = Key { group, slice: None, step_ms };
-        self.groups.entry(key).or_default().add(device, &window.key, 0, &window.columns);
+        let sums = self.groups.entry(key).or_default();
+        sums.add(device, &window.key, 0, &window.columns);
+        sums.add_quantiles(&window.quantiles);
         if self.groups.len() > known && self.wish.by_window {
             self.steps.coarsen(&mut self.groups);
         }

@@ -1,9 +1,12 @@
 //! What is told of windows in a real store.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use muster_shared::api::DriftKind;
 use muster_shared::ids::DeviceId;
-use muster_shared::messages::{Position, Sequenced, Stream, WindowKey};
-use muster_shared::sketch::SketchWindow;
+use muster_shared::messages::{Position, RequestCounts, Resources, Sequenced, Stream, TelemetryWindow, WindowKey};
+use muster_shared::profile::{Objectives, Profile};
+use muster_shared::sketch::{LatencySketch, ObjectiveCounts, QuantileSketches, SketchWindow};
 
 use super::*;
 use crate::store::records::{WindowRecord, window_key};
@@ -124,4 +127,92 @@ async fn many_steps_become_longer_ones_and_nothing_is_lost() {
     assert!(steps.groups.len() <= collect::MAX_STEPS && steps.groups.len() > 20, "{}", steps.groups.len());
     assert_eq!(steps.groups.iter().map(|group| group.windows).sum::<u64>(), 61);
     assert!(steps.groups.windows(2).all(|pair| pair[0].start_ms < pair[1].start_ms));
+}
+
+/// A bundle with quantiles of its number and objectives for latency, and one window of each of two devices.
+async fn watched(test: &TestApp) -> BundleRef {
+    let objectives = Objectives { latency_us: vec![50_000, 100_000] };
+    let profile = Profile { quantiles: vec![0], objectives: objectives.clone(), ..crate::testing::profile() };
+    let manifest = test.bundle_with("press", "1.0.0", profile.clone()).await;
+    let digest = crate::testing::digest_of(&manifest);
+    for (name, site, offset) in [("a", "lyon", 0.0), ("b", "oslo", 100.0)] {
+        let device = test.enrol(name, &[("site", site)]).await;
+        let key = WindowKey { manifest: digest, generation: 1, start_ms: 1_000, duration_ms: 1_000 };
+        let mut window = SketchWindow::empty(key, &profile);
+        let mut kept = QuantileSketch::default();
+        let mut counts = ObjectiveCounts::empty(&objectives);
+        for row in 0..100_u32 {
+            window.columns[0].add(&profile.columns[0], offset + f64::from(row));
+            kept.add(offset + f64::from(row));
+            // Of every device: 49 above the one edge, and above the other one of lyon's and none of oslo's.
+            counts.add(u64::from(row) * 1_000 + if offset == 0.0 && row == 99 { 5_000 } else { 0 });
+        }
+        window.quantiles = QuantileSketches::of_counted(vec![Some(kept)]);
+        let telemetry = TelemetryWindow {
+            key,
+            requests: RequestCounts { served: 100, ..RequestCounts::default() },
+            latency_us: LatencySketch::default(),
+            resources: Resources::default(),
+            comparison: None,
+            objectives: counts,
+        };
+        for (stream, telemetry, sketch) in
+            [(Stream::Telemetry, Some(telemetry), None), (Stream::Sketch, None, Some(window))]
+        {
+            let position = Position { epoch: 1, sequence: 1, oldest: 1 };
+            let record = WindowRecord {
+                device: device.clone(),
+                received_at_ms: 6_000,
+                position,
+                key,
+                telemetry,
+                sketch: sketch.map(|body| Sequenced { position, body }.encode()),
+                crash: false,
+            };
+            let at = window_key(6_000, &device, stream, &position);
+            let change = Records::put(Table::Windows, at, Expect::Absent, &record).unwrap();
+            test.app.records.commit(vec![change]).await.unwrap();
+        }
+    }
+    manifest.bundle()
+}
+
+#[tokio::test]
+async fn quantiles_and_objectives_are_told_by_group() {
+    let test = crate::testing::app().await;
+    let bundle = watched(&test).await;
+    let all = report(&test.app, &bundle, Wish::default()).await.unwrap();
+    let [group] = &all.groups[..] else { panic!("{all:?}") };
+    let [quantiles] = &group.quantiles[..] else { panic!("{group:?}") };
+    assert_eq!((quantiles.column.as_str(), quantiles.n), ("x", 200));
+    let median = quantiles.quantiles.iter().find(|(rank, _)| (rank - 0.5).abs() < 1e-9).unwrap().1;
+    assert!((median - 100.0).abs() <= 200.0 * 2.0 * quantiles.rank_error, "{median}");
+    let above: Vec<_> = group.objectives.iter().map(|count| (count.edge_us, count.served, count.above)).collect();
+    assert_eq!(above, [(50_000, 200, 98), (100_000, 200, 1)]);
+
+    let by_site = Wish { group_by: Some("site".into()), ..Wish::default() };
+    let sites = report(&test.app, &bundle, by_site.clone()).await.unwrap();
+    let shown = |group: &DriftGroup| (group.group.clone(), group.quantiles[0].n, group.objectives[1].above);
+    assert_eq!(sites.groups.iter().map(shown).collect::<Vec<_>>(), [("lyon".into(), 100, 1), ("oslo".into(), 100, 0)]);
+
+    let exported = quantiles_of(&test, &bundle, by_site).await;
+    assert_eq!(exported.len(), 2);
+    // So few values are all in the bytes: that is what the warning is about.
+    let (least, most) = (exported[1].quantiles(&[0.0]).unwrap()[0], exported[1].quantiles(&[1.0]).unwrap()[0]);
+    assert_eq!((least, most), (100.0, 199.0));
+    let late = Wish { since_ms: 5_000, ..Wish::default() };
+    assert!(quantiles_of(&test, &bundle, late.clone()).await.is_empty());
+    assert!(report(&test.app, &bundle, late).await.unwrap().groups.is_empty());
+    // A bundle that asks for neither has neither.
+    let plain = test.bundle("digits", "1.0.0", 10).await;
+    let device = test.enrol("c", &[]).await;
+    store(&test, crate::testing::digest_of(&plain), &device, 1_000, 0.0).await;
+    let plain = report(&test.app, &plain.bundle(), Wish::default()).await.unwrap();
+    assert!(plain.groups[0].quantiles.is_empty() && plain.groups[0].objectives.is_empty());
+}
+
+async fn quantiles_of(test: &TestApp, bundle: &BundleRef, wish: Wish) -> Vec<QuantileSketch> {
+    let sketches = quantiles(&test.app, bundle, wish).await.unwrap().sketches;
+    let bytes = sketches.iter().map(|sketch| STANDARD.decode(&sketch.sketch).unwrap());
+    bytes.map(|bytes| QuantileSketch::from_bytes(&bytes).unwrap()).collect()
 }

@@ -10,7 +10,7 @@ use muster_rollout::{Evidence, Predictions};
 use muster_shared::ids::Digest;
 use muster_shared::messages::{RequestCounts, TelemetryWindow, WindowKey};
 use muster_shared::profile::{Profile, Reference};
-use muster_shared::sketch::{ColumnSketch, LatencySketch, SketchWindow};
+use muster_shared::sketch::{ColumnSketch, LatencySketch, ObjectiveCounts, SketchWindow};
 
 /// The name under which predictions of no known class are counted.
 const OTHER_CLASS: &str = "(other)";
@@ -33,6 +33,7 @@ impl Observation {
             reports: 0,
             requests: RequestCounts::default(),
             latency_us: LatencySketch::default(),
+            objectives: ObjectiveCounts::default(),
             predictions: Predictions::new(),
             crashes: 0,
         };
@@ -54,12 +55,18 @@ impl Observation {
         &self.seen.latency_us
     }
 
+    /// Requests held against the bundle's latency objectives.
+    pub(crate) fn objectives(&self) -> &ObjectiveCounts {
+        &self.seen.objectives
+    }
+
     /// What a window of counters showed.
     pub(crate) fn of_telemetry(window: &TelemetryWindow, received_at_ms: u64) -> Self {
         let mut observation = Self::nothing(window.key.manifest, window.key.generation, received_at_ms);
         observation.seen.reports = u32::from(window.requests.served > 0);
         observation.seen.requests = window.requests;
         observation.seen.latency_us = window.latency_us.clone();
+        observation.seen.objectives = window.objectives.clone();
         observation
     }
 
@@ -108,6 +115,7 @@ fn add(sum: &mut Evidence, more: &Evidence) {
     sum.crashes = sum.crashes.saturating_add(more.crashes);
     sum.requests.merge(&more.requests);
     sum.latency_us.merge(&more.latency_us);
+    sum.objectives.merge(&more.objectives);
     for (column, counts) in &more.predictions {
         let column = sum.predictions.entry(column.clone()).or_default();
         for (class, n) in counts {
@@ -197,19 +205,25 @@ impl EvidenceLog {
 #[cfg(test)]
 mod tests {
     use muster_shared::messages::Resources;
+    use muster_shared::profile::Objectives;
     use proptest::prelude::*;
 
     use super::*;
 
     fn telemetry(manifest: &[u8], generation: u64, served: u64, received_at_ms: u64) -> Observation {
         let mut latency_us = LatencySketch::default();
-        (0..served).for_each(|n| latency_us.add(100 + n));
+        let mut objectives = ObjectiveCounts::empty(&Objectives { latency_us: vec![105] });
+        for latency in 100..100 + served {
+            latency_us.add(latency);
+            objectives.add(latency);
+        }
         let window = TelemetryWindow {
             key: WindowKey { manifest: Digest::of(manifest), generation, start_ms: 0, duration_ms: 1 },
             requests: RequestCounts { served, ..RequestCounts::default() },
             latency_us,
             resources: Resources::default(),
             comparison: None,
+            objectives,
         };
         Observation::of_telemetry(&window, received_at_ms)
     }

@@ -54,6 +54,7 @@ fn telemetry(device: &DeviceId, sequence: u64, received_at_ms: u64) -> WindowRec
             latency_us: LatencySketch::default(),
             resources: Resources::default(),
             comparison: None,
+            objectives: Default::default(),
         }),
         sketch: None,
         crash: false,

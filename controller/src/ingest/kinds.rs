@@ -39,6 +39,16 @@ impl Worker {
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let (stream, position) = (Stream::Telemetry, message.position);
+        if !message.body.objectives.is_empty() {
+            let listed = self.app.catalogue.get(&message.body.key.manifest).await?;
+            let objectives = listed.as_ref().map(|listed| &listed.manifest.profile.objectives);
+            if objectives.is_none_or(|objectives| !message.body.objectives.fits(objectives)) {
+                let reason =
+                    "the latency objectives are not those of the bundle it names, or there is no such bundle".into();
+                let unusable = Unusable { reason, position: Some((stream, position)) };
+                return self.refuse(batch, device, Up::Telemetry, unusable, now_ms).await;
+            }
+        }
         if !self.take_turn(batch, device, (Up::Telemetry, stream), &position, now_ms).await? {
             return Ok(());
         }

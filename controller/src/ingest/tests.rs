@@ -9,7 +9,8 @@ use muster_shared::messages::{
     Ack, AssignmentDelivery, DeviceEvent, DeviceEventKind, Position, Presence, RequestCounts, Resources, Sequenced,
     StateReport, Stream, TelemetryWindow, WindowKey,
 };
-use muster_shared::sketch::{LatencySketch, SketchWindow};
+use muster_shared::profile::{Objectives, Profile};
+use muster_shared::sketch::{LatencySketch, ObjectiveCounts, SketchWindow};
 use muster_shared::topics::{Down, Kind, Topic, Up};
 use serde::Serialize;
 
@@ -61,6 +62,7 @@ fn telemetry(manifest: Digest, served: u64) -> TelemetryWindow {
         latency_us: LatencySketch::default(),
         resources: Resources::default(),
         comparison: None,
+        objectives: Default::default(),
     }
 }
 
@@ -114,6 +116,31 @@ async fn every_stream_is_stored_and_acknowledged() {
     assert!(windows.iter().any(|w| w.telemetry.is_some()) && windows.iter().any(|w| w.sketch.is_some()));
     let events = history(&test).await;
     assert_eq!((events[0].kind.as_str(), events[0].detail.as_str()), ("device.committed", "it did"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn latency_objectives_must_be_the_bundles() {
+    let test = app().await;
+    let device = test.enrol("dev-1", &[]).await;
+    let objectives = Objectives { latency_us: vec![50_000] };
+    let with = Profile { objectives: objectives.clone(), ..profile() };
+    let with = digest_of(&test.bundle_with("press", "1.0.0", with).await);
+    let without = digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let other = Objectives { latency_us: vec![1] };
+    let intake = start(&test.app);
+    for (sequence, manifest, counted) in [(1, with, &objectives), (2, with, &other), (3, without, &objectives)] {
+        let body = TelemetryWindow { objectives: ObjectiveCounts::empty(counted), ..telemetry(manifest, sequence) };
+        intake.say(&device, Up::Telemetry, at(1, sequence, 1), body).await;
+    }
+    intake.say(&device, Up::Telemetry, at(1, 4, 1), telemetry(with, 4)).await;
+    intake.finish().await;
+    let served: Vec<u64> = windows(&test).await.iter().map(|w| w.telemetry.as_ref().unwrap().requests.served).collect();
+    assert_eq!(served, [1, 4]);
+    // What is refused is acknowledged, or it would come for ever.
+    assert_eq!(acks(&test.broker.take()).last(), Some(&(Stream::Telemetry, 1, 4)));
+    let page = test.app.metrics.render(&Default::default());
+    let refused = "muster_controller_ingest_messages_total{kind=\"telemetry\",outcome=\"refused\"} 2";
+    assert!(page.lines().any(|line| line == refused), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

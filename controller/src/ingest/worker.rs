@@ -99,8 +99,9 @@ impl Worker {
             }
             for (device, observation) in batch.observations {
                 let bundle = self.app.fleet.bundle_of(observation.manifest()).map(|bundle| bundle.to_string());
-                let (requests, latency_us) = (observation.requests(), observation.latency_us());
-                self.app.metrics.requests_reported(bundle.as_deref().unwrap_or("unknown"), requests, latency_us);
+                let bundle = bundle.as_deref().unwrap_or("unknown");
+                self.app.metrics.requests_reported(bundle, observation.requests(), observation.latency_us());
+                self.app.metrics.objectives_reported(bundle, observation.objectives());
                 self.app.fleet.observe(&device, observation);
             }
             for ((device, stream), standing) in batch.acks {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::drift::{ChiSquare, Clustering, Score};
 use crate::ids::{BundleRef, DeviceId, Digest};
 use crate::profile::{Column, Reference, Side, Source};
+use crate::sketch::LatencyCount;
 
 /// What a column tells about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -155,6 +156,26 @@ pub struct DriftGroup {
     pub windows: u64,
     /// One entry a column, in the profile's order.
     pub columns: Vec<ColumnDrift>,
+    /// Of the columns of which the bundle wants quantiles; none of slices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quantiles: Vec<ColumnQuantiles>,
+    /// Requests held against the bundle's latency objectives; not told apart by step of time or slice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objectives: Vec<LatencyCount>,
+}
+
+/// Quantiles of a column, which are raw values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ColumnQuantiles {
+    /// The column.
+    pub column: String,
+    /// Finite values seen.
+    pub n: u64,
+    /// How far the share at or below a quantile may be from the one it stands for, with 99 % confidence.
+    pub rank_error: f64,
+    /// Shares, and the values at or below which they lie.
+    pub quantiles: Vec<(f64, f64)>,
 }
 
 /// Drift of a bundle against its reference.
@@ -253,6 +274,42 @@ pub struct DriftExplanation {
     pub contributors: Vec<DeviceDrift>,
     /// The first of the last unbroken run of time steps in which the column counted as drifted; none when the last one did not.
     pub since_ms: Option<u64>,
+}
+
+/// The quantile sketch of one column in one group, and step of time where these are told apart. It contains raw values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GroupQuantiles {
+    /// The value of the label the devices are grouped by.
+    pub group: String,
+    /// The earliest start of its windows, in milliseconds since the Unix epoch.
+    pub start_ms: u64,
+    /// The latest end of its windows.
+    pub end_ms: u64,
+    /// Devices that reported.
+    pub devices: u32,
+    /// The column.
+    pub column: String,
+    /// Finite values seen.
+    pub n: u64,
+    /// How far the share at or below a quantile may be from the one it stands for, with 99 % confidence.
+    pub rank_error: f64,
+    /// Apache DataSketches' `kll_floats_sketch`, in Base64.
+    pub sketch: String,
+}
+
+/// Quantile sketches of a bundle, for notebooks. They contain raw values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct QuantileExport {
+    /// Which bundle.
+    pub bundle: BundleRef,
+    /// The label the devices are grouped by; none for the whole fleet.
+    pub group_by: Option<String>,
+    /// Whether steps of time are told apart.
+    pub by_window: bool,
+    /// One entry a group, step of time and column.
+    pub sketches: Vec<GroupQuantiles>,
 }
 
 /// Counts of one column in one group and step of time.

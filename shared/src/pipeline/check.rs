@@ -7,9 +7,8 @@ use super::{
     Form, MAX_CATEGORIES, MAX_ELEMENTS, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, MAX_NAME_BYTES, MAX_SOURCES, Step, known,
 };
 use crate::bundle::DataType;
+use crate::limits::MAX_EXACT;
 
-/// Integers past this are not exact as floating-point numbers.
-const MAX_EXACT: u64 = 1 << 53;
 /// Dimensions of a value.
 const MAX_RANK: usize = 8;
 

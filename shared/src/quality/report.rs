@@ -136,12 +136,11 @@ pub fn quality_of(spec: &LabelSpec, devices: &[&LabelCounts], k_min: u64, detail
     quality.score = device_score(&sum, &spec.task);
     match &spec.task {
         LabelTask::Classification { classes } => {
-            let of_classes = |counts: &&LabelCounts| match counts {
-                LabelCounts::Classes(counts) => Some(counts.clone()),
+            let of_classes = with.iter().filter_map(|counts| match counts {
+                LabelCounts::Classes(counts) => Some(counts),
                 LabelCounts::Targets(_) => None,
-            };
-            let counts: Vec<_> = with.iter().filter_map(of_classes).collect();
-            quality.classification = measure_classes(&counts.iter().collect::<Vec<_>>(), classes);
+            });
+            quality.classification = measure_classes(&of_classes.collect::<Vec<_>>(), classes);
             if let (Some(classification), false) = (&mut quality.classification, detail) {
                 classification.classes.clear();
                 classification.reliability.clear();
@@ -150,12 +149,11 @@ pub fn quality_of(spec: &LabelSpec, devices: &[&LabelCounts], k_min: u64, detail
         }
         LabelTask::Regression { targets } => {
             let measure = |(at, target)| {
-                let of_target = |counts: &&LabelCounts| match counts {
-                    LabelCounts::Targets(targets) => targets.get(at).cloned(),
+                let of_target = with.iter().filter_map(|counts| match counts {
+                    LabelCounts::Targets(targets) => targets.get(at),
                     LabelCounts::Classes(_) => None,
-                };
-                let counts: Vec<_> = with.iter().filter_map(of_target).collect();
-                measure_target(&counts.iter().collect::<Vec<_>>(), target)
+                });
+                measure_target(&of_target.collect::<Vec<_>>(), target)
             };
             quality.targets = targets.iter().enumerate().filter_map(measure).collect();
         }

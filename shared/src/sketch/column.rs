@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::counts::{add, add_all, total};
 use crate::profile::{Column, Reference};
 
 /// Count, mean and sum of squared deviations of finite values.
@@ -145,16 +146,6 @@ pub enum ColumnSketch {
 #[error("sketches of different cells cannot be added: they were made against different profiles")]
 pub struct MergeError;
 
-fn add_all(mine: &mut [u64], theirs: &[u64]) -> Result<(), MergeError> {
-    if mine.len() != theirs.len() {
-        return Err(MergeError);
-    }
-    for (a, b) in mine.iter_mut().zip(theirs) {
-        *a = a.saturating_add(*b);
-    }
-    Ok(())
-}
-
 impl NumericSketch {
     /// Counts `x` into the cells that `lower_edges` and `max` describe (see [`Reference::Numeric`]).
     pub fn add(&mut self, lower_edges: &[f32], max: f32, x: f64) {
@@ -173,7 +164,7 @@ impl NumericSketch {
             Cell::Missing => Some(&mut self.missing),
         };
         if let Some(count) = count {
-            *count = count.saturating_add(1);
+            add(count, 1);
         }
         if matches!(cell, Cell::Bin(_) | Cell::Below | Cell::Above) {
             self.moments.add(x);
@@ -183,14 +174,12 @@ impl NumericSketch {
     /// Values of every kind, missing ones included.
     #[must_use]
     pub fn total(&self) -> u64 {
-        [self.below_min, self.above_max, self.nan, self.pos_inf, self.neg_inf, self.missing]
-            .iter()
-            .chain(&self.bins)
-            .fold(0, |sum, n| sum.saturating_add(*n))
+        let special = [self.below_min, self.above_max, self.nan, self.pos_inf, self.neg_inf, self.missing];
+        total(special.iter().chain(&self.bins))
     }
 
-    fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
-        add_all(&mut self.bins, &other.bins)?;
+    fn merge(&mut self, other: &Self) {
+        add_all(&mut self.bins, &other.bins);
         for (mine, theirs) in [
             (&mut self.below_min, other.below_min),
             (&mut self.above_max, other.above_max),
@@ -199,24 +188,22 @@ impl NumericSketch {
             (&mut self.neg_inf, other.neg_inf),
             (&mut self.missing, other.missing),
         ] {
-            *mine = mine.saturating_add(theirs);
+            add(mine, theirs);
         }
         self.moments.merge(&other.moments);
-        Ok(())
     }
 }
 
 impl ClassSketch {
     /// Counts the class with this position in the profile; a position past its classes counts as `other`.
     pub fn add(&mut self, class: usize) {
-        let cell = self.counts.get_mut(class).unwrap_or(&mut self.other);
-        *cell = cell.saturating_add(1);
+        add(self.counts.get_mut(class).unwrap_or(&mut self.other), 1);
     }
 
     /// Values of every kind, missing ones included.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.counts.iter().fold(self.other.saturating_add(self.missing), |sum, n| sum.saturating_add(*n))
+        total(self.counts.iter().chain([&self.other, &self.missing]))
     }
 }
 
@@ -260,7 +247,7 @@ impl ColumnSketch {
             Self::Numeric(sketch) => sketch.count(cell, x),
             Self::Class(sketch) => match cell {
                 Cell::Bin(class) => sketch.add(usize::from(class)),
-                Cell::Missing => sketch.missing = sketch.missing.saturating_add(1),
+                Cell::Missing => add(&mut sketch.missing, 1),
                 Cell::Below | Cell::Above | Cell::Nan | Cell::PosInf | Cell::NegInf => sketch.add(usize::MAX),
             },
         }
@@ -268,11 +255,10 @@ impl ColumnSketch {
 
     /// Counts a request that gave no value.
     pub fn add_missing(&mut self) {
-        let cell = match self {
-            Self::Numeric(sketch) => &mut sketch.missing,
-            Self::Class(sketch) => &mut sketch.missing,
-        };
-        *cell = cell.saturating_add(1);
+        match self {
+            Self::Numeric(sketch) => add(&mut sketch.missing, 1),
+            Self::Class(sketch) => add(&mut sketch.missing, 1),
+        }
     }
 
     /// Values of every kind, missing ones included.
@@ -299,16 +285,19 @@ impl ColumnSketch {
     /// # Errors
     /// [`MergeError`] when the cells differ; nothing is changed then.
     pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
+        if !self.same_cells(other) {
+            return Err(MergeError);
+        }
         match (self, other) {
             (Self::Numeric(mine), Self::Numeric(theirs)) => mine.merge(theirs),
             (Self::Class(mine), Self::Class(theirs)) => {
-                add_all(&mut mine.counts, &theirs.counts)?;
-                mine.other = mine.other.saturating_add(theirs.other);
-                mine.missing = mine.missing.saturating_add(theirs.missing);
-                Ok(())
+                add_all(&mut mine.counts, &theirs.counts);
+                add(&mut mine.other, theirs.other);
+                add(&mut mine.missing, theirs.missing);
             }
-            (Self::Numeric(_), Self::Class(_)) | (Self::Class(_), Self::Numeric(_)) => Err(MergeError),
+            (Self::Numeric(_), Self::Class(_)) | (Self::Class(_), Self::Numeric(_)) => {}
         }
+        Ok(())
     }
 
     /// The counts as one vector of cells, every special one included: what drift scores compare. For a number: below

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::column::MergeError;
+use super::counts::{add_all, total};
 use super::latency::LatencySketch;
 use crate::ids::Digest;
 use crate::limits::{MAX_COLUMNS, MAX_LABEL_BYTES};
@@ -84,7 +85,7 @@ pub struct Comparison {
     pub failed: u64,
     /// How long the incumbent's model took for those that both answered, in microseconds. The candidate's time is in its window.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Vec<u64>>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<u64>))]
     pub incumbent_us: LatencySketch,
     /// Columns that both have, by name.
     #[serde(default)]
@@ -150,7 +151,7 @@ impl Differences {
     /// Rows for which both gave a number.
     #[must_use]
     pub fn rows(&self) -> u64 {
-        self.cells.iter().fold(0, |sum, n| sum.saturating_add(*n))
+        total(&self.cells)
     }
 
     /// The mean difference, in spreads; none without rows.
@@ -168,9 +169,7 @@ impl Differences {
     }
 
     fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.cells.iter_mut().zip(&other.cells) {
-            *mine = mine.saturating_add(*theirs);
-        }
+        add_all(&mut self.cells, &other.cells);
         for (mine, theirs) in [
             (&mut self.untold, other.untold),
             (&mut self.above, other.above),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::column::MergeError;
+use super::counts::{add, add_all, total};
 use super::latency::LatencySketch;
 use crate::feedback::FeedbackCounts;
 use crate::labels::{LabelSpec, LabelTarget, LabelTask, Prediction, Truth, UNITS_PER_SCALE};
@@ -98,21 +99,10 @@ pub struct LabelSketch {
     pub slices: BTreeMap<u8, LabelCounts>,
 }
 
-fn add_all(mine: &mut [u64], theirs: &[u64]) {
-    for (mine, theirs) in mine.iter_mut().zip(theirs) {
-        *mine = mine.saturating_add(*theirs);
-    }
-}
-
 fn count(cells: &mut [u64], at: usize) {
     if let Some(cell) = cells.get_mut(at) {
-        *cell = cell.saturating_add(1);
+        add(cell, 1);
     }
-}
-
-/// Sum of `counts`.
-pub(crate) fn total(counts: &[u64]) -> u64 {
-    counts.iter().fold(0, |sum, n| sum.saturating_add(*n))
 }
 
 impl ClassLabels {
@@ -173,13 +163,12 @@ impl ClassLabels {
         add_all(&mut self.predicted, &other.predicted);
         add_all(&mut self.right, &other.right);
         for (pair, n) in &other.confused {
-            let cell = self.confused.entry(*pair).or_default();
-            *cell = cell.saturating_add(*n);
+            add(self.confused.entry(*pair).or_default(), *n);
         }
         for (mine, theirs) in self.calibration.iter_mut().zip(&other.calibration) {
-            mine.n = mine.n.saturating_add(theirs.n);
-            mine.right = mine.right.saturating_add(theirs.right);
-            mine.confidence = mine.confidence.saturating_add(theirs.confidence);
+            add(&mut mine.n, theirs.n);
+            add(&mut mine.right, theirs.right);
+            add(&mut mine.confidence, theirs.confidence);
         }
     }
 
@@ -296,21 +285,31 @@ impl LabelCounts {
         }
     }
 
+    /// Whether `other` counts into the same cells, so that [`LabelCounts::merge`] goes through.
+    fn same_cells(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Classes(mine), Self::Classes(theirs)) => {
+                mine.has_cells(theirs.right.len()) && theirs.has_cells(mine.right.len())
+            }
+            (Self::Targets(mine), Self::Targets(theirs)) => mine.len() == theirs.len(),
+            (Self::Classes(_), Self::Targets(_)) | (Self::Targets(_), Self::Classes(_)) => false,
+        }
+    }
+
     /// Adds what was counted elsewhere.
     ///
     /// # Errors
     /// [`MergeError`] when the cells differ; nothing is changed then.
     pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
+        if !self.same_cells(other) {
+            return Err(MergeError);
+        }
         match (self, other) {
-            (Self::Classes(mine), Self::Classes(theirs))
-                if mine.has_cells(theirs.right.len()) && theirs.has_cells(mine.right.len()) =>
-            {
-                mine.merge(theirs);
-            }
-            (Self::Targets(mine), Self::Targets(theirs)) if mine.len() == theirs.len() => {
+            (Self::Classes(mine), Self::Classes(theirs)) => mine.merge(theirs),
+            (Self::Targets(mine), Self::Targets(theirs)) => {
                 mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| mine.merge(theirs));
             }
-            (Self::Classes(_) | Self::Targets(_), _) => return Err(MergeError),
+            (Self::Classes(_), Self::Targets(_)) | (Self::Targets(_), Self::Classes(_)) => {}
         }
         Ok(())
     }
@@ -346,24 +345,32 @@ impl LabelSketch {
         }
     }
 
+    /// Whether `other` counts into the same cells, so that [`LabelSketch::merge`] goes through.
+    #[must_use]
+    pub fn same_cells(&self, other: &Self) -> bool {
+        let same_slice = |(slice, theirs)| self.slices.get(slice).is_none_or(|mine| mine.same_cells(theirs));
+        self.all.same_cells(&other.all) && other.slices.iter().all(same_slice)
+    }
+
     /// Adds what another window against the same profile counted.
     ///
     /// # Errors
     /// [`MergeError`] when the cells differ; nothing is changed then.
     pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
-        let mut merged = self.clone();
-        merged.all.merge(&other.all)?;
+        if !self.same_cells(other) {
+            return Err(MergeError);
+        }
+        self.all.merge(&other.all)?;
         for (slice, counts) in &other.slices {
-            match merged.slices.get_mut(slice) {
+            match self.slices.get_mut(slice) {
                 Some(mine) => mine.merge(counts)?,
-                None => drop(merged.slices.insert(*slice, counts.clone())),
+                None => drop(self.slices.insert(*slice, counts.clone())),
             }
         }
-        merged.predictions = merged.predictions.saturating_add(other.predictions);
-        merged.forgotten = merged.forgotten.saturating_add(other.forgotten);
-        merged.results.merge(&other.results);
-        merged.delay_ms.merge(&other.delay_ms);
-        *self = merged;
+        add(&mut self.predictions, other.predictions);
+        add(&mut self.forgotten, other.forgotten);
+        self.results.merge(&other.results);
+        self.delay_ms.merge(&other.delay_ms);
         Ok(())
     }
 }

@@ -4,7 +4,10 @@
 //! same logarithmic cells everywhere, hence a dense vector of counts, merged by adding. A sketch arrives from
 //! devices that may lie, so it is read through a form that cannot express an index out of range.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::counts::{add, add_all, total};
+use super::sparse;
 
 /// α: how far an estimated quantile may be from a true one, as a share of it.
 pub const LATENCY_RELATIVE_ERROR: f64 = 0.02;
@@ -14,8 +17,11 @@ const GAMMA: f64 = (1.0 + LATENCY_RELATIVE_ERROR) / (1.0 - LATENCY_RELATIVE_ERRO
 const CELLS: usize = 520;
 
 /// Counts of durations in microseconds, by logarithmic cell.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "Vec<(u16, u64)>", into = "Vec<(u16, u64)>")]
+///
+/// In binary a list of the cells in use and their counts. In JSON, of which half a kilobyte must do for an hour, the lowest cell in use and then
+/// all counts from there to the highest, a run of zeros as a zero and its length; a list of pairs, as earlier versions wrote it, is read as
+/// well.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LatencySketch {
     /// As long as the highest cell in use.
     counts: Vec<u64>,
@@ -23,8 +29,8 @@ pub struct LatencySketch {
 
 /// Why a list of cells is not a latency sketch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a latency sketch lists each cell below {CELLS} that counted anything, once")]
-pub struct LatencySketchError;
+#[error("a latency sketch lists the cells below {CELLS} that counted anything, each once")]
+struct LatencySketchError;
 
 impl LatencySketch {
     /// Counts one duration.
@@ -33,7 +39,7 @@ impl LatencySketch {
         if self.counts.len() <= cell {
             self.counts.resize(cell + 1, 0);
         }
-        self.counts[cell] = self.counts[cell].saturating_add(1);
+        add(&mut self.counts[cell], 1);
     }
 
     /// Adds what another sketch counted.
@@ -41,25 +47,23 @@ impl LatencySketch {
         if self.counts.len() < other.counts.len() {
             self.counts.resize(other.counts.len(), 0);
         }
-        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
-            *mine = mine.saturating_add(*theirs);
-        }
+        add_all(&mut self.counts, &other.counts);
     }
 
     /// How many durations were counted.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.counts.iter().fold(0, |sum, n| sum.saturating_add(*n))
+        total(&self.counts)
     }
 
     /// The `q`-quantile (0 to 1) in microseconds, within [`LATENCY_RELATIVE_ERROR`]; `None` when empty.
     #[must_use]
     pub fn quantile_us(&self, q: f64) -> Option<f64> {
-        let total = self.count();
-        if total == 0 {
+        let counted = self.count();
+        if counted == 0 {
             return None;
         }
-        let rank = q.clamp(0.0, 1.0) * (total - 1) as f64;
+        let rank = q.clamp(0.0, 1.0) * (counted - 1) as f64;
         let mut below = 0.0;
         for (cell, n) in self.counts.iter().enumerate() {
             below += *n as f64;
@@ -73,9 +77,9 @@ impl LatencySketch {
     /// The share of durations above `edge_us`, cells being counted whole; `None` when empty.
     #[must_use]
     pub fn share_above(&self, edge_us: f64) -> Option<f64> {
-        let total = self.count();
-        let above: u64 = self.counts.iter().skip(Self::cell(edge_us) + 1).fold(0, |sum, n| sum.saturating_add(*n));
-        (total > 0).then(|| above as f64 / total as f64)
+        let counted = self.count();
+        let above = total(self.counts.iter().skip(Self::cell(edge_us) + 1));
+        (counted > 0).then(|| above as f64 / counted as f64)
     }
 
     /// How many durations were at most `edge_us`, cells being counted whole: within [`LATENCY_RELATIVE_ERROR`] of the edge.
@@ -108,15 +112,12 @@ impl LatencySketch {
     }
 }
 
-impl From<LatencySketch> for Vec<(u16, u64)> {
-    fn from(sketch: LatencySketch) -> Self {
-        (0u16..).zip(sketch.counts).filter(|(_, n)| *n > 0).collect()
+impl LatencySketch {
+    fn pairs(&self) -> Vec<(u16, u64)> {
+        (0u16..).zip(self.counts.iter().copied()).filter(|(_, n)| *n > 0).collect()
     }
-}
 
-impl TryFrom<Vec<(u16, u64)>> for LatencySketch {
-    type Error = LatencySketchError;
-    fn try_from(cells: Vec<(u16, u64)>) -> Result<Self, LatencySketchError> {
+    fn of_pairs(cells: Vec<(u16, u64)>) -> Result<Self, LatencySketchError> {
         let mut sketch = Self::default();
         for (cell, n) in cells {
             let cell = usize::from(cell);
@@ -132,6 +133,54 @@ impl TryFrom<Vec<(u16, u64)>> for LatencySketch {
             sketch.counts[cell] = n;
         }
         Ok(sketch)
+    }
+
+    fn runs(&self) -> Vec<u64> {
+        let Some(first) = self.counts.iter().position(|n| *n > 0) else { return Vec::new() };
+        let mut numbers = vec![first as u64];
+        numbers.extend(sparse::runs(&self.counts[first..]));
+        numbers
+    }
+
+    fn of_runs(numbers: &[u64]) -> Result<Self, LatencySketchError> {
+        let Some((first, rest)) = numbers.split_first() else { return Ok(Self::default()) };
+        let first = usize::try_from(*first).ok().filter(|first| *first < CELLS).ok_or(LatencySketchError)?;
+        let mut counts = vec![0; first];
+        sparse::extend(&mut counts, rest.iter().copied().map(Ok::<u64, LatencySketchError>), CELLS)?
+            .ok_or(LatencySketchError)?;
+        let ends_in_use = counts.get(first).is_some_and(|n| *n > 0) && counts.last().is_some_and(|n| *n > 0);
+        if ends_in_use { Ok(Self { counts }) } else { Err(LatencySketchError) }
+    }
+}
+
+impl Serialize for LatencySketch {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            self.runs().serialize(serializer)
+        } else {
+            self.pairs().serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LatencySketch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Runs(Vec<u64>),
+            Pairs(Vec<(u16, u64)>),
+        }
+        let form = if deserializer.is_human_readable() {
+            Form::deserialize(deserializer)?
+        } else {
+            Form::Pairs(Vec::deserialize(deserializer)?)
+        };
+        let sketch = match form {
+            Form::Runs(numbers) => Self::of_runs(&numbers),
+            Form::Pairs(cells) => Self::of_pairs(cells),
+        };
+        sketch.map_err(serde::de::Error::custom)
     }
 }
 
@@ -164,7 +213,10 @@ mod tests {
             merged.merge(&sketch(&b));
             prop_assert_eq!(&merged, &sketch(&[a, b].concat()));
             let json = serde_json::to_string(&merged).unwrap();
-            prop_assert_eq!(serde_json::from_str::<LatencySketch>(&json).unwrap(), merged);
+            prop_assert_eq!(&serde_json::from_str::<LatencySketch>(&json).unwrap(), &merged);
+            let earlier = serde_json::to_string(&merged.pairs()).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<LatencySketch>(&earlier).unwrap(), &merged);
+            prop_assert_eq!(postcard::from_bytes::<LatencySketch>(&postcard::to_stdvec(&merged).unwrap()).unwrap(), merged);
         }
     }
 
@@ -187,6 +239,11 @@ mod tests {
         assert_eq!(sketch(&[0, 1]).quantile_us(0.5), Some(1.0));
         assert_eq!(LatencySketch::default().quantile_us(0.5), None);
         assert!(sketch(&[u64::MAX]).quantile_us(1.0).unwrap() > 9e8);
+        for hostile in
+            ["[520,1]", "[519,1,1]", "[5,0,1]", "[5,1,0,1]", "[5]", "[5,1,0,0,1]", "[5,1,0,520,1]", "[5,-1]", "[[5],1]"]
+        {
+            assert!(serde_json::from_str::<LatencySketch>(hostile).is_err(), "{hostile}");
+        }
         assert!(serde_json::from_str::<LatencySketch>("[[520,1]]").is_err());
         assert!(serde_json::from_str::<LatencySketch>("[[5,1],[5,1]]").is_err());
         assert!(serde_json::from_str::<LatencySketch>("[[5,0]]").is_err());

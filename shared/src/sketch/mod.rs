@@ -2,17 +2,26 @@
 //!
 //! Every sketch is a vector of counts over cells fixed beforehand, so that merging is adding: exact, commutative and
 //! free of order. Nothing here reads a value twice or keeps one. The cells of a column come from the signed
-//! [`crate::profile::Profile`].
+//! [`crate::profile::Profile`]. One kind is otherwise, and kept only where a bundle asks for it: [`QuantileSketch`] contains raw
+//! values, and of what is merged only their number is exact.
 
 mod column;
 mod comparison;
+mod counts;
 mod labels;
 mod latency;
+mod objectives;
 mod outliers;
 mod quality;
+mod quantiles;
 mod slices;
 mod sparse;
 mod window;
+
+#[cfg(test)]
+mod peers;
+#[cfg(test)]
+mod sizes;
 
 pub use column::{Cell, ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
 pub use comparison::{
@@ -23,7 +32,9 @@ pub use labels::{
     LabelSketch, MAX_CONFUSIONS, TargetLabels,
 };
 pub use latency::{LATENCY_RELATIVE_ERROR, LatencySketch};
+pub use objectives::{LatencyCount, ObjectiveCounts};
 pub use outliers::OutlierCounts;
 pub use quality::{Cause, QualitySketch};
+pub use quantiles::{QuantileSketch, QuantileSketchError, QuantileSketches, SHOWN_RANKS};
 pub use slices::{SliceSketch, SliceSketches};
 pub use window::{SketchWindow, WindowError};

@@ -11,8 +11,8 @@ use crate::limits::MAX_CLASSES;
 /// More cells than any sketch has, so that a few bytes cannot ask for much memory.
 const MAX_CELLS: usize = MAX_CLASSES;
 
-/// Writes `counts`.
-pub(super) fn serialize<S: Serializer>(counts: &[u64], serializer: S) -> Result<S::Ok, S::Error> {
+/// The numbers that stand for `counts`.
+pub(super) fn runs(counts: &[u64]) -> Vec<u64> {
     let mut numbers = Vec::with_capacity(counts.len());
     let mut left = counts.iter().peekable();
     while let Some(n) = left.next() {
@@ -25,7 +25,36 @@ pub(super) fn serialize<S: Serializer>(counts: &[u64], serializer: S) -> Result<
             numbers.push(run);
         }
     }
-    serializer.collect_seq(numbers)
+    numbers
+}
+
+/// Puts the counts that `numbers` stand for behind `counts`; `None` where these would be more than `max_cells` then.
+///
+/// # Errors
+/// Those of `numbers`.
+pub(super) fn extend<E>(
+    counts: &mut Vec<u64>,
+    mut numbers: impl Iterator<Item = Result<u64, E>>,
+    max_cells: usize,
+) -> Result<Option<()>, E> {
+    while let Some(n) = numbers.next().transpose()? {
+        let run = if n == 0 {
+            let run = numbers.next().transpose()?.and_then(|run| usize::try_from(run).ok());
+            run.filter(|run| (1..=max_cells).contains(run))
+        } else {
+            Some(1)
+        };
+        let Some(length) = run.map(|run| counts.len() + run).filter(|length| *length <= max_cells) else {
+            return Ok(None);
+        };
+        counts.resize(length, n);
+    }
+    Ok(Some(()))
+}
+
+/// Writes `counts`.
+pub(super) fn serialize<S: Serializer>(counts: &[u64], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(runs(counts))
 }
 
 /// Reads what [`serialize`] wrote.
@@ -40,16 +69,9 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut numbers: A) -> Result<Vec<u64>, A::Error> {
             let mut counts = Vec::new();
-            while let Some(n) = numbers.next_element::<u64>()? {
-                let run = if n == 0 {
-                    numbers.next_element::<usize>()?.filter(|run| (1..=MAX_CELLS).contains(run))
-                } else {
-                    Some(1)
-                };
-                let length = run.map(|run| counts.len() + run).filter(|length| *length <= MAX_CELLS);
-                counts.resize(length.ok_or_else(|| A::Error::custom("counts are out of bounds"))?, n);
-            }
-            Ok(counts)
+            let numbers = std::iter::from_fn(|| numbers.next_element::<u64>().transpose());
+            let fits = extend(&mut counts, numbers, MAX_CELLS)?;
+            fits.map(|()| counts).ok_or_else(|| A::Error::custom("counts are out of bounds"))
         }
     }
     deserializer.deserialize_seq(Counts)

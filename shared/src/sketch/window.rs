@@ -9,6 +9,7 @@ use super::column::{ColumnSketch, MergeError};
 use super::labels::LabelSketch;
 use super::outliers::OutlierCounts;
 use super::quality::QualitySketch;
+use super::quantiles::QuantileSketches;
 use super::slices::SliceSketches;
 use crate::ids::Digest;
 use crate::limits::{MAX_COLUMNS, MAX_SLICED_WINDOW_BYTES};
@@ -17,6 +18,9 @@ use crate::profile::Profile;
 
 /// 1 had no slices, and was in no release.
 const WIRE_VERSION: u8 = 2;
+/// The same with [`QuantileSketches`] behind it. Only windows that have some are sent so: what reads version 2 alone knows no bundle that
+/// asks for them.
+const WIRE_VERSION_WITH_QUANTILES: u8 = 3;
 
 /// Sketches of every column of a profile over one window.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +39,8 @@ pub struct SketchWindow {
     pub labels: Option<LabelSketch>,
     /// Rows unlike those of the reference.
     pub outliers: OutlierCounts,
+    /// Raw values, of the columns of which the profile wants them.
+    pub quantiles: QuantileSketches,
 }
 
 /// Why bytes are not a sketch window.
@@ -42,7 +48,7 @@ pub struct SketchWindow {
 pub enum WindowError {
     /// A version this side does not know.
     #[error(
-        "sketch encoding version {0} is unknown, {WIRE_VERSION} is expected: bring device and controller to the same version"
+        "sketch encoding version {0} is unknown, {WIRE_VERSION} or {WIRE_VERSION_WITH_QUANTILES} is expected: bring device and controller to the same version"
     )]
     Version(u8),
     /// The bytes do not parse.
@@ -82,6 +88,7 @@ impl SketchWindow {
             slices: SliceSketches::default(),
             labels: None,
             outliers: OutlierCounts::default(),
+            quantiles: QuantileSketches::default(),
         }
     }
 
@@ -99,30 +106,34 @@ impl SketchWindow {
             && self.columns.iter().zip(&profile.columns).all(|(sketch, column)| sketch.fits(column))
             && self.slices.fits(profile)
             && self.outliers.fits()
+            && self.quantiles.fits(profile, &self.columns)
             && self.labels.as_ref().is_none_or(|labels| {
                 profile.labels.as_ref().is_some_and(|spec| labels.fits(spec, profile.slice_count()))
             })
     }
 
-    /// Adds the counts of another window against the same profile; the key stays.
+    /// Adds the counts of another window against the same profile; the key stays. All of them add up exactly; of quantiles only the number
+    /// of values does.
     ///
     /// # Errors
     /// [`MergeError`] when the profiles or the data schemas differ; nothing is changed then.
     pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
         let same_columns = self.columns.len() == other.columns.len()
             && self.columns.iter().zip(&other.columns).all(|(mine, theirs)| mine.same_cells(theirs));
-        if self.profile != other.profile || !same_columns || !self.slices.same_cells(&other.slices) {
+        let same_labels = self.labels.iter().zip(&other.labels).all(|(mine, theirs)| mine.same_cells(theirs));
+        let same_cells = same_columns && same_labels && self.slices.same_cells(&other.slices);
+        if self.profile != other.profile || !same_cells || !self.quantiles.can_merge(&other.quantiles) {
             return Err(MergeError);
         }
-        let mut labels = self.labels.clone();
-        match (&mut labels, &other.labels) {
+        // Nothing has changed until the last of what can fail.
+        self.quality.merge(&other.quality)?;
+        match (&mut self.labels, &other.labels) {
             (Some(mine), Some(theirs)) => mine.merge(theirs)?,
-            (None, Some(theirs)) => labels = Some(theirs.clone()),
+            (None, Some(theirs)) => self.labels = Some(theirs.clone()),
             (_, None) => {}
         }
-        self.quality.merge(&other.quality)?;
         self.outliers.merge(&other.outliers);
-        self.labels = labels;
+        self.quantiles.merge(&other.quantiles)?;
         self.columns.iter_mut().zip(&other.columns).try_for_each(|(mine, theirs)| mine.merge(theirs))?;
         self.slices.merge(&other.slices)
     }
@@ -159,8 +170,12 @@ impl Sequenced<SketchWindow> {
             labels: self.body.labels.clone(),
             outliers: self.body.outliers,
         };
-        let mut out = vec![WIRE_VERSION];
+        let quantiles = &self.body.quantiles;
+        let mut out = vec![if quantiles.is_empty() { WIRE_VERSION } else { WIRE_VERSION_WITH_QUANTILES }];
         out.extend(postcard::to_stdvec(&wire).unwrap_or_default());
+        if !quantiles.is_empty() {
+            out.extend(postcard::to_stdvec(quantiles).unwrap_or_default());
+        }
         out
     }
 
@@ -171,10 +186,15 @@ impl Sequenced<SketchWindow> {
     /// [`WindowError`] when the version is unknown or the bytes do not parse.
     pub fn decode(bytes: &[u8]) -> Result<Self, WindowError> {
         let (version, rest) = bytes.split_first().ok_or(WindowError::Damaged)?;
-        if *version != WIRE_VERSION {
+        if ![WIRE_VERSION, WIRE_VERSION_WITH_QUANTILES].contains(version) {
             return Err(WindowError::Version(*version));
         }
         let (wire, rest) = postcard::take_from_bytes::<Wire>(rest).map_err(|_| WindowError::Damaged)?;
+        let (quantiles, rest) = if *version == WIRE_VERSION {
+            (QuantileSketches::default(), rest)
+        } else {
+            postcard::take_from_bytes::<QuantileSketches>(rest).map_err(|_| WindowError::Damaged)?
+        };
         if !rest.is_empty() || wire.columns.len() > MAX_COLUMNS {
             return Err(WindowError::Damaged);
         }
@@ -193,6 +213,7 @@ impl Sequenced<SketchWindow> {
                 slices: wire.slices,
                 labels: wire.labels,
                 outliers: wire.outliers,
+                quantiles,
             },
         })
     }
@@ -205,7 +226,7 @@ mod tests {
     use super::*;
     use crate::damage;
     use crate::profile::{Column, Reference, SliceBy, Slicing, Source};
-    use crate::sketch::{ClassSketch, Moments, NumericSketch, SliceSketch};
+    use crate::sketch::{ClassSketch, Moments, NumericSketch, QuantileSketch, SliceSketch};
 
     /// Any column sketch of few cells, with counts up to the greatest.
     fn column_sketch() -> impl Strategy<Value = ColumnSketch> {
@@ -310,6 +331,12 @@ mod tests {
             }
         }
         body.slices = SliceSketches::of_counted(slices);
+        let mut quantiles = vec![None; profile.columns.len()];
+        for at in profile.quantiles.iter().map(|at| usize::from(*at)) {
+            let sketch = quantiles[at].get_or_insert_with(QuantileSketch::default);
+            (0..rows).for_each(|row| sketch.add(f64::from(row % 23) + at as f64 % 3.0));
+        }
+        body.quantiles = QuantileSketches::of_counted(quantiles);
         Sequenced { position: Position { epoch: 9, sequence: 4, oldest: 1 }, body }
     }
 
@@ -364,14 +391,40 @@ mod tests {
         assert!(!window_one.fits(&other));
         assert_eq!(window_one.merge(&window(&other, 5).body), Err(MergeError));
         assert_eq!(window_one, before);
-        assert_eq!(Sequenced::<SketchWindow>::decode(&[9, 1, 2]), Err(WindowError::Version(9)));
+        let unknown = Sequenced::<SketchWindow>::decode(&[9, 1, 2]).unwrap_err();
+        assert_eq!(unknown, WindowError::Version(9));
+        assert!(unknown.to_string().contains("version 9 is unknown, 2 or 3 is expected"), "{unknown}");
+    }
+
+    #[test]
+    fn quantiles_travel_only_where_the_profile_wants_them() {
+        let plain = profile(3, 4);
+        let with = Profile { quantiles: vec![1], ..plain.clone() };
+        assert_eq!(window(&plain, 9).encode()[0], 2);
+        let sent = window(&with, 9);
+        let bytes = sent.encode();
+        assert_eq!(bytes[0], 3);
+        let back = Sequenced::<SketchWindow>::decode(&bytes).unwrap();
+        assert_eq!(back, sent);
+        assert!(back.body.fits(&with) && !back.body.fits(&plain));
+        // A column of which none were asked, or more values than the column counted.
+        let other = window(&Profile { quantiles: vec![2], ..plain.clone() }, 9).body.quantiles;
+        let more = window(&with, 10).body.quantiles;
+        for quantiles in [other, more] {
+            assert!(!SketchWindow { quantiles, ..back.body.clone() }.fits(&with));
+        }
+        let mut sum = back.body.clone();
+        sum.merge(&back.body).unwrap();
+        assert_eq!(sum.quantiles.get(1).unwrap().n(), 18);
+        assert!(sum.fits(&with));
+        assert!(Sequenced::<SketchWindow>::decode(&bytes[..bytes.len() - 1]).is_err());
     }
 
     proptest! {
         #[test]
         fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = bytes;
-            if let Some(first) = bytes.first_mut() { *first = WIRE_VERSION; }
+            if let Some(first) = bytes.first_mut() { *first = WIRE_VERSION + *first % 2; }
             if let Ok(window) = Sequenced::<SketchWindow>::decode(&bytes) {
                 let _ = window.body.fits(&profile(2, 2));
                 merge(&window.body, &window.body)?;
@@ -402,10 +455,18 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_window_is_refused_or_adds_up(bytes in damage::bytes(window(&profile(8, 4), 50).encode())) {
-            let good = window(&profile(8, 4), 50).body;
+        fn a_damaged_window_is_refused_or_adds_up(
+            bytes in prop_oneof![
+                damage::bytes(window(&profile(8, 4), 50).encode()),
+                damage::bytes(window(&Profile { quantiles: vec![0, 3], ..profile(8, 4) }, 50).encode()),
+            ],
+            with_quantiles: bool,
+        ) {
+            let quantiles = if with_quantiles { vec![0, 3] } else { Vec::new() };
+            let profile = Profile { quantiles, ..profile(8, 4) };
+            let good = window(&profile, 50).body;
             if let Ok(window) = Sequenced::<SketchWindow>::decode(&bytes) {
-                if window.body.fits(&profile(8, 4)) {
+                if window.body.fits(&profile) {
                     // What fits was made against the same cells, so it can be added.
                     prop_assert!(good.clone().merge(&window.body).is_ok());
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use muster_shared::limits::MAX_EXACT;
 use muster_shared::pipeline::{Categories, Unknown};
 
 use super::value::{Numbers, Texts, Value, columns, room};
@@ -49,7 +50,7 @@ impl Lookup {
 
 /// `number` as an integer, if it is one that floating point holds exactly.
 pub(super) fn whole(number: f64) -> Option<i64> {
-    let exact = number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0;
+    let exact = number.fract() == 0.0 && number.abs() <= MAX_EXACT as f64;
     #[expect(clippy::cast_possible_truncation, reason = "a whole number of at most 54 bits, checked just above")]
     exact.then_some(number as i64)
 }

@@ -97,6 +97,7 @@ struct Built<'a> {
     dir: &'a Path,
     total_bytes: u64,
     columns: usize,
+    contains_raw_values: Vec<String>,
     reference_rows: usize,
     golden_examples: usize,
     golden_max_abs_difference: f64,
@@ -158,6 +159,13 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
             let changes_rows = pipeline.as_ref().is_some_and(Pipeline::changes_rows);
             let measured = profile::build(&description, reference, model.as_ref(), changes_rows)?;
             output::note(&format!("reference  {} rows, {} columns", measured.rows, measured.profile.columns.len()));
+            let with_raw_values: Vec<&str> = measured.profile.quantile_columns().collect();
+            if !with_raw_values.is_empty() {
+                output::warn(&format!(
+                    "quantiles of {} are kept: what devices send of them contains raw values",
+                    with_raw_values.join(", ")
+                ));
+            }
             if description.outputs.is_empty() {
                 output::warn("no output is described, so the model's answers are not monitored");
             }
@@ -167,7 +175,7 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
             profile::check_names(&description, model.signature())?;
             output::warn("there is no reference sample: drift of this model will not be seen, nor stop a rollout");
             let labels = labels::without_reference(&description, model.signature())?;
-            (Profile { labels, ..Profile::default() }, 0)
+            (Profile { labels, objectives: description.objectives.objectives(), ..Profile::default() }, 0)
         }
     };
 
@@ -221,6 +229,7 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         dir: out,
         total_bytes: manifest.total_bytes(),
         columns: manifest.profile.columns.len(),
+        contains_raw_values: manifest.profile.quantile_columns().map(ToOwned::to_owned).collect(),
         reference_rows,
         golden_examples: report.examples,
         golden_max_abs_difference: report.max_abs_difference,

@@ -167,6 +167,21 @@ pub(super) fn of_output(
     }
 }
 
+/// The places of the columns that the description asks quantiles of: numbers only.
+pub(super) fn with_quantiles(description: &Description, columns: &[Column]) -> Vec<u16> {
+    let is_asked = |column: &Column| {
+        let (side, tensor) = column.source.tensor();
+        let of_input = |table: &InputTable| table.name == tensor && table.quantiles.are_of(&column.name);
+        let of_output = |table: &OutputTable| table.name == tensor && table.quantiles;
+        matches!(column.reference, Reference::Numeric { .. })
+            && match side {
+                Side::Input => description.inputs.iter().any(|input| of_input(input.as_ref())),
+                Side::Output => description.outputs.iter().any(|output| of_output(output.as_ref())),
+            }
+    };
+    (0..=u16::MAX).zip(columns).filter(|(_, column)| is_asked(column)).map(|(at, _)| at).collect()
+}
+
 /// The categories a sample has, and what stands for the rest: those of the most rows, as many as there is room for.
 fn categories<'a>(values: impl Iterator<Item = Option<&'a str>>) -> Vec<String> {
     let mut rows: BTreeMap<&str, u64> = BTreeMap::new();

@@ -3,6 +3,8 @@
 //! What the description promises about the model is held against the model in [`super::profile`]. `bundle.example.toml` documents every
 //! setting.
 
+mod watch;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -10,10 +12,10 @@ use std::path::{Path, PathBuf};
 use muster_shared::bundle::{Budgets, Lineage, Requirements};
 use muster_shared::card::Card;
 use muster_shared::ids::{BundleName, Digest};
-use muster_shared::limits::WIDE_ELEMENTS;
 use serde::Deserialize;
 use toml::Spanned;
 
+pub(crate) use self::watch::{Monitor, ObjectivesTable, OutliersTable, Quantiles};
 use super::pipeline::PipelineTable;
 use crate::disk;
 use crate::failure::Failure;
@@ -74,6 +76,9 @@ pub(crate) struct Description {
     /// Which inferences are flagged as unlike the reference.
     #[serde(default)]
     pub(crate) outliers: OutliersTable,
+    /// What requests are expected to keep to.
+    #[serde(default)]
+    pub(crate) objectives: ObjectivesTable,
     /// Where it was read, for messages.
     #[serde(skip)]
     pub(crate) origin: Origin,
@@ -123,24 +128,6 @@ struct CardTable {
     citation: Option<String>,
 }
 
-/// Which inferences are flagged as unlike the reference.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub(crate) struct OutliersTable {
-    /// Whether values outside the reference's range, unknown categories and missing values are.
-    pub(crate) flag: bool,
-    /// Whether rows far from the reference are, each value of which may be ordinary.
-    pub(crate) distance: bool,
-    /// The share of the reference that is not too far.
-    pub(crate) quantile: f64,
-}
-
-impl Default for OutliersTable {
-    fn default() -> Self {
-        Self { flag: true, distance: false, quantile: 0.99 }
-    }
-}
-
 /// One input of the model.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -156,57 +143,9 @@ pub(crate) struct InputTable {
     /// Features that are categories rather than quantities. Texts always are.
     #[serde(default)]
     pub(crate) categories: Vec<String>,
-}
-
-/// How a tensor is monitored on devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Monitor {
-    /// By its elements, or by probes where there are many.
-    #[default]
-    Automatic,
-    /// Each element by itself.
-    Elements,
-    /// By figures over all elements, and random projections.
-    Probes,
-    /// Not at all.
-    Nothing,
-}
-
-impl<'de> Deserialize<'de> for Monitor {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Word;
-        impl serde::de::Visitor<'_> for Word {
-            type Value = Monitor;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("\"elements\", \"probes\", true or false")
-            }
-
-            fn visit_bool<E: serde::de::Error>(self, flag: bool) -> Result<Monitor, E> {
-                Ok(if flag { Monitor::Automatic } else { Monitor::Nothing })
-            }
-
-            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Monitor, E> {
-                match word {
-                    "elements" => Ok(Monitor::Elements),
-                    "probes" => Ok(Monitor::Probes),
-                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(word), &self)),
-                }
-            }
-        }
-        deserializer.deserialize_any(Word)
-    }
-}
-
-impl Monitor {
-    /// Whether a tensor with rows of `width` elements is watched by probes.
-    pub(crate) fn by_probes(self, width: usize) -> bool {
-        match self {
-            Self::Automatic => width >= WIDE_ELEMENTS,
-            Self::Probes => true,
-            Self::Elements | Self::Nothing => false,
-        }
-    }
+    /// Features of which devices keep quantiles, hence raw values: some by name, or all that are numbers.
+    #[serde(default)]
+    pub(crate) quantiles: Quantiles,
 }
 
 /// What an output means.
@@ -235,6 +174,9 @@ pub(crate) struct OutputTable {
     /// How numbers are monitored on devices.
     #[serde(default)]
     pub(crate) monitor: Monitor,
+    /// Whether devices keep quantiles of its numbers, hence raw values.
+    #[serde(default)]
+    pub(crate) quantiles: bool,
 }
 
 /// One way to cut the traffic into slices: by a feature, into ranges or named values, or by a label of the device.
@@ -385,6 +327,9 @@ impl Description {
         if let Some(Err(error)) = self.card().map(|card| card.validate()) {
             return Err(self.origin.whole_fault(error.to_string()));
         }
+        if let Err(reason) = self.objectives.check() {
+            return Err(self.origin.whole_fault(reason));
+        }
         let mut features = BTreeSet::new();
         let mut names = BTreeSet::new();
         for input in &self.inputs {
@@ -396,6 +341,11 @@ impl Description {
             if let Some(unknown) = table.categories.iter().find(|name| !table.features.contains(name)) {
                 let reason = format!("{unknown:?} is none of the features");
                 return Err(self.origin.fault(input.span(), "inputs.categories", reason));
+            }
+            let no_number = |name: &&String| !table.features.contains(name) || table.categories.contains(name);
+            if let Some(name) = table.quantiles.names().iter().find(no_number) {
+                let reason = format!("{name:?} is none of the features that are numbers");
+                return Err(self.origin.fault(input.span(), "inputs.quantiles", reason));
             }
             if let Some(twice) = table.features.iter().find(|feature| !features.insert(*feature)) {
                 let reason = format!("feature {twice:?} is named twice");
@@ -553,6 +503,9 @@ classes = ["0", "1"]
             ("[[inputs]]", "expires-days = 0\n[[inputs]]", &["expires-days"]),
             ("[[inputs]]", "[card]\nlicence = 'MIT'\n[[inputs]]", &["line 8", "unknown field `licence`"]),
             ("[[inputs]]", "[card]\nlimitations = ''\n[[inputs]]", &["card, limitations: it is empty"]),
+            ("features", "quantiles = [\"c\"]\nfeatures", &["line 7", "inputs.quantiles", "\"c\" is none"]),
+            ("features", "quantiles = \"a\"\nfeatures", &["line 9", "true, false or a list of features"]),
+            ("[[inputs]]", "[objectives]\nlatency-ms = [0]\n[[inputs]]", &["objectives.latency-ms: milliseconds"]),
         ] {
             let message = refuse(&GOOD.replacen(from, to, 1));
             for part in expected {

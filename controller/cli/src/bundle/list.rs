@@ -73,6 +73,14 @@ fn manifest_pairs(manifest: &Manifest) -> Vec<(&'static str, String)> {
     let columns = &profile.columns;
     let predictions = columns.iter().filter(|column| column.is_prediction()).count();
     pairs.push(("monitors", format!("{} inputs, {predictions} predictions", columns.len() - predictions)));
+    let raw: Vec<&str> = profile.quantile_columns().collect();
+    if !raw.is_empty() {
+        pairs.push(("quantiles", format!("{} (contains raw values)", raw.join(", "))));
+    }
+    if !profile.objectives.is_empty() {
+        let ms = profile.objectives.latency_us.iter().map(|us| format!("{} ms", *us as f64 / 1_000.0));
+        pairs.push(("latency objectives", ms.collect::<Vec<_>>().join(", ")));
+    }
     pairs.extend(lineage.dataset.clone().map(|text| ("dataset", text)));
     pairs.extend(lineage.dataset_sha256.map(|digest| ("dataset sha256", digest.to_string())));
     pairs.extend(lineage.code.clone().map(|text| ("code", text)));

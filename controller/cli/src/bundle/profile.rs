@@ -303,6 +303,8 @@ pub(super) fn build(
         profile.labels = labels::measured(description, model.signature(), reference, &answers)?;
     }
     profile.outliers = outliers::of_sample(description, &profile.columns, &values)?;
+    profile.quantiles = columns::with_quantiles(description, &profile.columns);
+    profile.objectives = description.objectives.objectives();
     profile.validate().map_err(|error| {
         description.origin.whole_fault(format!(
             "{error}; monitor = false in [[inputs]] leaves the elements of a wide input out of the profile"

@@ -1,11 +1,16 @@
-//! `muster drift export`: the counts behind the scores, for notebooks.
+//! `muster drift export`: the counts behind the scores, or sketches of raw values, for notebooks.
+
+mod quantiles;
+
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use muster_shared::api::WindowExport;
+use muster_shared::api::{QuantileExport, WindowExport};
 use muster_shared::ids::BundleRef;
 
 use super::By;
 use crate::command::{Context, block_on};
+use crate::disk::Existing;
 use crate::duration::Millis;
 use crate::failure::Failure;
 use crate::output;
@@ -18,15 +23,24 @@ pub(crate) struct ExportArgs {
     /// Group devices by this label.
     #[arg(long, value_name = "LABEL")]
     group_by: Option<String>,
-    /// What else to tell apart.
-    #[arg(long, value_enum, default_value_t = By::Window)]
-    by: By,
+    /// What else to tell apart; windows, unless --quantiles is given.
+    #[arg(long, value_enum)]
+    by: Option<By>,
     /// Leave out windows older than this.
     #[arg(long, value_name = "DURATION")]
     since: Option<Millis>,
     /// The form: one row a cell, or one document.
     #[arg(long, value_enum, default_value_t = Form::Csv)]
     format: Form,
+    /// Write the quantile sketches into this folder instead, one file a column and group. They contain raw values.
+    ///
+    /// Each file is a kll_floats_sketch of Apache DataSketches, whose libraries read it; index.csv says which is which. Sketches are
+    /// there of columns for which the bundle's description says `quantiles`.
+    #[arg(long, value_name = "DIR", conflicts_with = "format")]
+    quantiles: Option<PathBuf>,
+    /// Replace files that are in the folder already.
+    #[arg(long, requires = "quantiles")]
+    force: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,13 +82,18 @@ fn as_csv(export: &WindowExport) -> Result<String, csv::Error> {
 /// Does what was asked.
 ///
 /// # Errors
-/// [`Failure`] when the controller refuses.
+/// [`Failure`] when the controller refuses, or a file cannot be written.
 pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<(), Failure> {
     let mut query = vec![("bundle", args.bundle.to_string())];
     query.extend(args.group_by.as_ref().map(|label| ("group-by", label.clone())));
-    query.push(("by", args.by.word().to_owned()));
+    let by = args.by.or_else(|| args.quantiles.is_none().then_some(By::Window));
+    query.extend(by.map(|by| ("by", by.word().to_owned())));
     query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
     let client = context.client()?;
+    if let Some(folder) = &args.quantiles {
+        let export: QuantileExport = block_on(client.get(&["drift", "quantiles"], &query))?;
+        return quantiles::write(context, &export, folder, Existing::from_force(args.force));
+    }
     let export: WindowExport = block_on(client.get(&["drift", "export"], &query))?;
     if args.format == Form::Json || context.output.is_json() {
         return context.output.show_line(&export, |export| serde_json::to_string(export).unwrap_or_default());

@@ -29,6 +29,7 @@ fn runs_beside(world: &mut World, name: &str, errors: u64) {
         reports: 3,
         requests: RequestCounts { served: 100, failed: errors, ..RequestCounts::default() },
         latency_us,
+        objectives: Default::default(),
         predictions: Default::default(),
         crashes: 0,
     });

@@ -163,6 +163,7 @@ impl World {
             reports: served.reports,
             requests: RequestCounts { served: served.requests, failed: served.errors, ..RequestCounts::default() },
             latency_us,
+            objectives: Default::default(),
             predictions,
             crashes: 0,
         });

@@ -97,6 +97,7 @@ impl Device {
             reports: 1,
             requests: RequestCounts { served: 4, failed: if bad { 4 } else { 0 }, ..RequestCounts::default() },
             latency_us,
+            objectives: Default::default(),
             predictions: BTreeMap::from([("class".to_owned(), BTreeMap::from([(class.to_owned(), 4)]))]),
             crashes: u32::from(chance.percent(scenario.crashes_percent)),
         })

@@ -169,6 +169,8 @@ fn figures_from_the_field_are_told_the_worst_slice_first() {
         devices: 3,
         windows: 9,
         columns: vec![still, moved],
+        quantiles: Vec::new(),
+        objectives: Vec::new(),
     }];
     live.alerts = vec![alert()];
     live.rollouts = vec![RolloutCard {

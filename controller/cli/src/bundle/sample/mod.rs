@@ -20,7 +20,7 @@ const MAX_VALUES: usize = 50_000_000;
 /// Most distinct texts of one column.
 const MAX_TEXTS: usize = 100_000;
 /// Integers past this are not exact as numbers of a sample.
-const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+const MAX_EXACT: f64 = muster_shared::limits::MAX_EXACT as f64;
 
 /// One value wanted of every row.
 #[derive(Debug, Clone, PartialEq, Eq)]
