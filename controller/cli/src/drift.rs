@@ -12,7 +12,7 @@ use muster_shared::ids::BundleRef;
 use muster_shared::sketch::LatencyCount;
 
 use crate::command::{Context, block_on};
-use crate::duration::Millis;
+use crate::duration::{Millis, since_query};
 use crate::failure::Failure;
 use crate::output::{self, Tone, cell, number, toned};
 
@@ -66,12 +66,8 @@ impl By {
     }
 }
 
-fn optional(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".to_owned(), output::significant)
-}
-
 fn score_cell(score: Option<Score>) -> comfy_table::Cell {
-    let text = optional(score.map(|score| score.value));
+    let text = output::optional(score.map(|score| score.value), output::significant);
     if score.is_some_and(|score| score.is_significant()) { number(format!("{text}*")) } else { number(text) }
 }
 
@@ -95,7 +91,7 @@ fn column_row(column: &ColumnDrift) -> Vec<comfy_table::Cell> {
         cell(&column.name),
         cell(output::word(&column.subject)),
         score_cell(column.psi.map(|value| Score { value, critical: column.critical })),
-        number(optional(column.critical)),
+        number(output::optional(column.critical, output::significant)),
         score_cell(column.jensen_shannon),
         score_cell(column.l_infinity),
         score_cell(column.kolmogorov_smirnov),
@@ -104,7 +100,7 @@ fn column_row(column: &ColumnDrift) -> Vec<comfy_table::Cell> {
         number(worth),
         number(output::percent(column.missing_share)),
         number(output::percent(column.unexpected_share)),
-        number(optional(column.q_value)),
+        number(output::optional(column.q_value, output::significant)),
         verdict(column),
     ]
 }
@@ -135,16 +131,8 @@ fn columns_table<'c>(columns: impl IntoIterator<Item = &'c ColumnDrift>) -> Stri
     )
 }
 
-fn group_name(group_by: Option<&str>, group: &str) -> String {
-    match group_by {
-        None => "whole fleet".to_owned(),
-        Some(label) if group.is_empty() => format!("without {label}"),
-        Some(label) => format!("{label}={group}"),
-    }
-}
-
 fn group_text(report: &DriftReport, group: &DriftGroup) -> String {
-    let mut name = group_name(report.group_by.as_deref(), &group.group);
+    let mut name = output::group_name(report.group_by.as_deref(), &group.group);
     if let Some(slice) = &group.slice {
         name = format!("{name}, {slice}");
     }
@@ -203,7 +191,7 @@ fn show(context: &Context, args: ShowArgs) -> Result<(), Failure> {
     let mut query = vec![("bundle", args.bundle.to_string())];
     query.extend(args.group_by.map(|label| ("group-by", label)));
     query.extend(args.by.map(|by| ("by", by.word().to_owned())));
-    query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
+    query.extend(since_query(args.since));
     let client = context.client()?;
     let mut report: DriftReport = block_on(client.get(&["drift"], &query))?;
     if report.groups.is_empty() {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::output;
+
 /// A duration in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -17,6 +19,11 @@ pub(crate) struct MillisError(String);
 
 /// Units by descending length in milliseconds.
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+/// The query for what is not older than `since`.
+pub(crate) fn since_query(since: Option<Millis>) -> Option<(&'static str, String)> {
+    since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string()))
+}
 
 impl FromStr for Millis {
     type Err = MillisError;

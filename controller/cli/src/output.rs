@@ -235,6 +235,15 @@ pub(crate) fn interval(estimate: &Estimate, show: impl Fn(f64) -> String) -> Str
     }
 }
 
+/// A group of devices, as people call it: the value of the label they are grouped by.
+pub(crate) fn group_name(group_by: Option<&str>, group: &str) -> String {
+    match group_by {
+        None => "whole fleet".to_owned(),
+        Some(label) if group.is_empty() => format!("without {label}"),
+        Some(label) => format!("{label}={group}"),
+    }
+}
+
 /// A share as a percentage.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)

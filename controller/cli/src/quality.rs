@@ -7,7 +7,7 @@ use muster_shared::labels::LabelTask;
 use muster_shared::quality::{Baseline, ConceptDrift, Estimate, Quality, QualityGroup, QualityReport};
 
 use crate::command::{Context, block_on};
-use crate::duration::Millis;
+use crate::duration::{Millis, since_query};
 use crate::failure::Failure;
 use crate::output::{self, Tone, cell, number, toned};
 
@@ -123,11 +123,7 @@ fn details(quality: &Quality) -> Vec<String> {
 }
 
 fn group_text(report: &QualityReport, task: &LabelTask, group: &QualityGroup) -> String {
-    let name = match &report.group_by {
-        None => "whole fleet".to_owned(),
-        Some(label) if group.group.is_empty() => format!("without {label}"),
-        Some(label) => format!("{label}={}", group.group),
-    };
+    let name = output::group_name(report.group_by.as_deref(), &group.group);
     let standing = &group.standing;
     let results = &standing.results;
     let delay = output::optional(standing.delay_p50_ms, |ms| format!("{} s", output::significant(ms / 1_000.0)));
@@ -202,7 +198,7 @@ fn report_text(report: &QualityReport) -> String {
 pub(crate) fn show(context: &Context, args: ShowArgs) -> Result<(), Failure> {
     let mut query = vec![("bundle", args.bundle.to_string())];
     query.extend(args.group_by.map(|label| ("group-by", label)));
-    query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
+    query.extend(since_query(args.since));
     query.extend(args.trend.map(|trend| ("trend-ms", trend.0.to_string())));
     let client = context.client()?;
     let report: QualityReport = block_on(client.get(&["quality"], &query))?;

@@ -4,9 +4,9 @@ use clap::Args;
 use muster_shared::api::{CellChange, DriftExplanation};
 use muster_shared::ids::BundleRef;
 
-use super::{columns_table, group_name};
+use super::columns_table;
 use crate::command::{Context, block_on};
-use crate::duration::Millis;
+use crate::duration::{Millis, since_query};
 use crate::failure::Failure;
 use crate::output::{self, Tone, cell, number, toned};
 
@@ -67,7 +67,7 @@ fn text(explanation: &DriftExplanation) -> String {
         format!(
             "{}: {}, {} device(s)",
             explanation.bundle,
-            group_name(explanation.group_by.as_deref(), &explanation.group),
+            output::group_name(explanation.group_by.as_deref(), &explanation.group),
             explanation.devices
         ),
         explanation.sentence.clone(),
@@ -83,7 +83,7 @@ fn text(explanation: &DriftExplanation) -> String {
                 cell(device.device.as_str()),
                 number(device.n.to_string()),
                 number(output::significant(device.psi)),
-                number(device.psi_without.map_or_else(|| "-".to_owned(), output::significant)),
+                number(output::optional(device.psi_without, output::significant)),
                 number(format!("{:.1} %", device.contribution * 100.0)),
             ]
         });
@@ -100,7 +100,7 @@ pub(super) fn run(context: &Context, args: ExplainArgs) -> Result<(), Failure> {
     let mut query = vec![("bundle", args.bundle.to_string())];
     query.extend(args.column.map(|column| ("column", column)));
     query.extend(args.group_by.map(|label| ("group-by", label)));
-    query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
+    query.extend(since_query(args.since));
     let client = context.client()?;
     let explanations: Vec<DriftExplanation> = block_on(client.get(&["drift", "explain"], &query))?;
     if explanations.is_empty() {

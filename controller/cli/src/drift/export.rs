@@ -11,7 +11,7 @@ use muster_shared::ids::BundleRef;
 use super::By;
 use crate::command::{Context, block_on};
 use crate::disk::Existing;
-use crate::duration::Millis;
+use crate::duration::{Millis, since_query};
 use crate::failure::Failure;
 use crate::output;
 
@@ -88,7 +88,7 @@ pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<(), Failure> {
     query.extend(args.group_by.as_ref().map(|label| ("group-by", label.clone())));
     let by = args.by.or_else(|| args.quantiles.is_none().then_some(By::Window));
     query.extend(by.map(|by| ("by", by.word().to_owned())));
-    query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
+    query.extend(since_query(args.since));
     let client = context.client()?;
     if let Some(folder) = &args.quantiles {
         let export: QuantileExport = block_on(client.get(&["drift", "quantiles"], &query))?;

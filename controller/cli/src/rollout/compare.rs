@@ -6,7 +6,7 @@ use muster_shared::ids::{BundleRef, RolloutId};
 use muster_shared::rollout::RolloutView;
 
 use crate::command::{Context, block_on};
-use crate::duration::Millis;
+use crate::duration::{Millis, since_query};
 use crate::failure::Failure;
 use crate::output::{self, cell, number};
 
@@ -42,7 +42,7 @@ fn what(text: &str) -> Result<What, Failure> {
 }
 
 fn microseconds(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".to_owned(), |us| format!("{us:.0} us"))
+    output::optional(value, |us| format!("{us:.0} us"))
 }
 
 fn figures_row(name: &str, figures: &ModelFigures) -> Vec<comfy_table::Cell> {
@@ -60,18 +60,7 @@ fn figures_row(name: &str, figures: &ModelFigures) -> Vec<comfy_table::Cell> {
 fn column_text(column: &ColumnAgreement) -> String {
     match column {
         ColumnAgreement::Classes { name, rows, agreement, pairs } => {
-            let share = agreement.as_ref().map_or_else(
-                || "-".to_owned(),
-                |share| match (share.low, share.high) {
-                    (Some(low), Some(high)) => format!(
-                        "{} (95 %: {} to {})",
-                        output::percent(share.value),
-                        output::percent(low),
-                        output::percent(high)
-                    ),
-                    (_, _) => output::percent(share.value),
-                },
-            );
+            let share = output::optional(agreement.as_ref(), |share| output::interval(share, output::percent));
             let mut differing: Vec<(u64, &str, &str)> = pairs
                 .iter()
                 .flat_map(|(old, row)| row.iter().map(move |(new, n)| (*n, old.as_str(), new.as_str())))
@@ -91,7 +80,7 @@ fn column_text(column: &ColumnAgreement) -> String {
             text
         }
         ColumnAgreement::Numbers { name, rows, untold, mean_difference, root_mean_square, .. } => {
-            let optional = |value: &Option<f64>| value.map_or_else(|| "-".to_owned(), output::significant);
+            let optional = |value: &Option<f64>| output::optional(*value, output::significant);
             output::clean(&format!(
                 "{name}: mean difference {}, root mean square {} of {rows} row(s), {untold} without a number",
                 optional(mean_difference),
@@ -102,11 +91,7 @@ fn column_text(column: &ColumnAgreement) -> String {
 }
 
 fn group_text(report: &ComparisonReport, group: &ComparisonGroup) -> String {
-    let name = match &report.group_by {
-        None => "whole fleet".to_owned(),
-        Some(label) if group.group.is_empty() => format!("without {label}"),
-        Some(label) => format!("{label}={}", group.group),
-    };
+    let name = output::group_name(report.group_by.as_deref(), &group.group);
     let incumbent = group.incumbent.as_ref().map_or_else(|| group.against.short(), ToString::to_string);
     let title = output::clean(&format!(
         "{name}, beside {incumbent}: {} device(s), {} window(s); {} request(s) compared, {} skipped, {} failed by the candidate alone",
@@ -143,7 +128,7 @@ pub(super) fn run(context: &Context, args: CompareArgs) -> Result<(), Failure> {
     };
     let mut query = vec![("bundle", bundle.to_string())];
     query.extend(args.group_by.map(|label| ("group-by", label)));
-    query.extend(args.since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
+    query.extend(since_query(args.since));
     let report: ComparisonReport = block_on(client.get(&["comparison"], &query))?;
     if report.groups.is_empty() {
         output::note("this bundle has run beside no other yet, as far as devices have reported");

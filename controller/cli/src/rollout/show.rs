@@ -39,7 +39,7 @@ fn check_row(check: &Check) -> Vec<comfy_table::Cell> {
     vec![
         cell(check.rule.as_str()),
         toned(check.outcome.to_string(), words::outcome_tone(check.outcome)),
-        number(check.measured.map_or_else(|| "-".to_owned(), output::significant)),
+        number(output::optional(check.measured, output::significant)),
         number(output::significant(check.limit)),
         number(check.canary_samples.to_string()),
         number(check.control_samples.to_string()),

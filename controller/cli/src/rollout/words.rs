@@ -106,8 +106,7 @@ pub(super) fn wave_name(index: usize, waves: usize, spec: Option<&WaveSpec>) -> 
 
 /// One side of a comparison in a line.
 pub(super) fn arm(arm: &ArmSummary) -> String {
-    let p99 =
-        arm.latency_p99_us.map_or_else(|| "-".to_owned(), |us| format!("{} ms", output::significant(us / 1_000.0)));
+    let p99 = output::optional(arm.latency_p99_us, |us| format!("{} ms", output::significant(us / 1_000.0)));
     format!(
         "{} of {} devices reporting, {} reports, {} requests, {} errors, p99 {p99}, {} predictions, {} failures",
         arm.reporting, arm.devices, arm.reports, arm.requests, arm.errors, arm.predictions, arm.failures

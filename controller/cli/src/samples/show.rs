@@ -60,7 +60,7 @@ pub(super) fn table(items: &[CollectionView]) -> String {
 fn device_row(device: &CollectionDevice) -> Vec<Cell> {
     let progress = device.progress.as_ref();
     let count = |of: fn(&muster_shared::collection::CollectionProgress) -> u64| {
-        number(progress.map_or_else(|| "-".to_owned(), |progress| of(progress).to_string()))
+        number(output::optional(progress, |progress| of(progress).to_string()))
     };
     let stage = progress.map_or_else(
         || cell("has not said"),

@@ -10,7 +10,7 @@ use muster_shared::ids::BundleRef;
 
 use super::folder::Folder;
 use crate::command::{Context, block_on};
-use crate::duration::Millis;
+use crate::duration::{Millis, since_query};
 use crate::failure::Failure;
 use crate::output;
 
@@ -76,8 +76,7 @@ pub(super) fn run(context: &Context, bundle: &str, since: Option<Millis>) -> Res
         let bundle: BundleRef = bundle.parse().map_err(|error| {
             Failure::input(format!("{bundle:?} is neither a folder nor a bundle's name")).because(error)
         })?;
-        let mut query = Vec::new();
-        query.extend(since.map(|since| ("since-ms", output::now_ms().saturating_sub(since.0).to_string())));
+        let query: Vec<_> = since_query(since).into_iter().collect();
         let version = bundle.version.to_string();
         block_on(context.client()?.get(&["bundles", bundle.name.as_str(), &version, "card"], &query))?
     };
