@@ -15,6 +15,7 @@ use muster_shared::api::{AccessRole, Revocation};
 use muster_shared::bundle::{
     BundleFile, DataType, GOLDEN_PATH, MODEL_PATH, Manifest, ModelSignature, Requirements, TensorSpec,
 };
+use muster_shared::data_schema::DataSchema;
 use muster_shared::ids::{BundleName, DeviceId, Digest, RolloutId};
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::topics::Topic;
@@ -365,21 +366,33 @@ impl TestApp {
 
     /// A small bundle taken in with its files and this profile.
     pub(crate) async fn bundle_with(&self, name: &str, version: &str, profile: Profile) -> Manifest {
-        self.take_in(name, version, b"model", profile).await
+        self.take_in(name, version, b"model", profile, None).await
     }
 
     /// A bundle taken in with its files, and [`profile`].
     pub(crate) async fn bundle_of(&self, name: &str, version: &str, model: &[u8]) -> Manifest {
-        self.take_in(name, version, model, profile()).await
+        self.take_in(name, version, model, profile(), None).await
     }
 
-    async fn take_in(&self, name: &str, version: &str, model: &[u8], profile: Profile) -> Manifest {
+    /// A small bundle taken in with its files, [`profile`] and this data schema.
+    pub(crate) async fn bundle_with_schema(&self, name: &str, version: &str, schema: DataSchema) -> Manifest {
+        self.take_in(name, version, b"model", profile(), Some(schema)).await
+    }
+
+    async fn take_in(
+        &self,
+        name: &str,
+        version: &str,
+        model: &[u8],
+        profile: Profile,
+        schema: Option<DataSchema>,
+    ) -> Manifest {
         let golden = format!("{name} {version}").into_bytes();
         for content in [model, &golden] {
             let pieces = stream::iter([Ok::<_, Infallible>(Bytes::copy_from_slice(content))]);
             self.app.blobs.receive(&Digest::of(content), pieces).await.unwrap();
         }
-        let manifest = Manifest { profile, ..manifest(name, version, model, &golden) };
+        let manifest = Manifest { profile, schema, ..manifest(name, version, model, &golden) };
         let envelope = signed_manifest(&manifest);
         let digest = Digest::of(&envelope.payload_bytes().unwrap());
         let bundle = manifest.bundle();

@@ -293,7 +293,8 @@ fn labels_that_show_a_loss_are_told_to_receivers_and_better_ones_end_it() {
             "| slice, the worst first | labels | quality (95 %) |",
             "| `middle=< 8` | ",
             "**worse than on the reference sample**.",
-            "| `worse-answers` | critical | firing |",
+            "| `worse-answers` |  | critical | firing |",
+            "| `worse-slices` | `slice=middle=< 8` | warning | firing |",
             "| `r1` | completed |",
         ] {
             ensure!(card.contains(part), "{part} in\n{card}");

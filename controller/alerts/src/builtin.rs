@@ -57,7 +57,7 @@ const SHARE_OF_REQUESTS: BuiltIn = BuiltIn {
 
 /// Thresholds that suit most fleets. Drift's effect sizes are those by which the field reads a stability index: from 0.1 on something
 /// has moved, from 0.25 on much has (Siddiqi, Credit Risk Scorecards, 2006).
-const BUILT_IN: [BuiltIn; 14] = [
+const BUILT_IN: [BuiltIn; 16] = [
     BuiltIn {
         name: "input-drift",
         signal: Signal::InputDrift,
@@ -87,6 +87,19 @@ const BUILT_IN: [BuiltIn; 14] = [
         signal: Signal::UnexpectedShare,
         summary: "a share of {value} of {column} of {bundle} is out of range or of no known class in {group}",
         ..SHARE_OF_VALUES
+    },
+    BuiltIn {
+        name: "schema-violations",
+        signal: Signal::SchemaViolations,
+        summary: "{column} of {bundle} breaks its data schema ({cause}) in a share of {value} of {n} rows in {group}",
+        ..SHARE_OF_VALUES
+    },
+    BuiltIn {
+        name: "shadow-disagrees",
+        signal: Signal::ShadowDisagreement,
+        severity: Severity::Info,
+        summary: "{bundle}, which runs beside another, answers otherwise for a share of {value} of {n} rows ({column}) in {group}",
+        ..DRIFT
     },
     BuiltIn {
         name: "quality-loss",

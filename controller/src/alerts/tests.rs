@@ -8,11 +8,14 @@ use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use muster_shared::alert::{AlertState, CreateSilence, Matcher, Signal, Told};
+use muster_shared::data_schema::DataSchema;
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::messages::{
     InstalledBundle, Position, RequestCounts, Resources, Sequenced, StateReport, Stream, TelemetryWindow, WindowKey,
 };
-use muster_shared::sketch::{LatencySketch, SketchWindow};
+use muster_shared::sketch::{
+    Cause, ClassPairs, ColumnComparison, Comparison, LatencySketch, QualitySketch, SketchWindow,
+};
 use serde_json::Value;
 
 use super::desk::{acknowledge, apply_rules, end_silence, silence};
@@ -309,6 +312,73 @@ async fn labels_that_show_a_loss_raise_an_alert_and_better_ones_end_it() {
     round::run(&test.app, 3_500).await.unwrap();
     let all = test.app.alerts.list(|_| true).await;
     assert!(all.iter().all(|alert| alert.state == AlertState::Resolved), "{all:?}");
+}
+
+#[tokio::test]
+async fn violations_of_a_schema_and_disagreement_of_a_shadow_are_told_by_column() {
+    let test = controller(|_| {}).await;
+    let manifest = test.bundle_with_schema("pets", "1.0.0", schema()).await;
+    let digest = testing::digest_of(&manifest);
+    let rules = vec![
+        rule(Signal::SchemaViolations, serde_json::json!({ "fire_at": 0.1, "group_by": "site" })),
+        rule(Signal::ShadowDisagreement, serde_json::json!({ "name": "beside", "fire_at": 0.1 })),
+    ];
+    apply_rules(&test.app, rules, "ana").await.unwrap();
+    for (name, site, low, other) in
+        [("a", "lyon", 30, 40), ("b", "lyon", 31, 41), ("c", "lyon", 32, 42), ("d", "oslo", 2, 39)]
+    {
+        let device = runs(&test, name, digest, site).await;
+        let key = WindowKey { manifest: digest, generation: 1, start_ms: 1_000, duration_ms: 1 };
+        let mut window = SketchWindow::empty(key, &manifest.profile);
+        window.quality = QualitySketch::empty(manifest.schema.as_ref().map(DataSchema::digest));
+        window.quality.rows = 100;
+        window.quality.add(0, Cause::BelowMin, low);
+        let position = Position { epoch: 1, sequence: 1, oldest: 1 };
+        let mut comparison = Comparison::empty(Digest::of(b"incumbent"));
+        let classes = ClassPairs { agreed: 100 - other, disagreed: other, ..ClassPairs::default() };
+        comparison.columns.insert("class".into(), ColumnComparison::Classes(classes));
+        let telemetry = TelemetryWindow {
+            key,
+            requests: RequestCounts::default(),
+            latency_us: LatencySketch::default(),
+            resources: Resources::default(),
+            comparison: Some(comparison),
+            objectives: Default::default(),
+        };
+        let record = WindowRecord {
+            device: device.clone(),
+            received_at_ms: 1_000,
+            position,
+            key,
+            telemetry: Some(telemetry),
+            sketch: None,
+            crash: false,
+        };
+        keep(&test, record.clone(), Stream::Telemetry).await;
+        let sketch = Some(Sequenced { position, body: window }.encode());
+        keep(&test, WindowRecord { telemetry: None, sketch, ..record }, Stream::Sketch).await;
+    }
+    round::run(&test.app, 1_100).await.unwrap();
+    let alerts = test.app.alerts.list(|_| true).await;
+    let [violations] = &alerts.iter().filter(|alert| alert.rule.as_str() == "own").collect::<Vec<_>>()[..] else {
+        panic!("{alerts:?}")
+    };
+    let labels = [("bundle", "pets@1.0.0"), ("column", "x"), ("cause", "below-min"), ("site", "lyon")];
+    assert!(labels.iter().all(|(key, value)| violations.labels[*key] == *value), "{violations:?}");
+    assert!((violations.value - 0.31).abs() < 1e-12 && violations.evidence.n == Some(300), "{violations:?}");
+    let [beside] = &alerts.iter().filter(|alert| alert.rule.as_str() == "beside").collect::<Vec<_>>()[..] else {
+        panic!("{alerts:?}")
+    };
+    assert!((beside.value - 0.405).abs() < 1e-12 && beside.labels["column"] == "class", "{beside:?}");
+    assert_eq!((beside.evidence.n, beside.evidence.devices), (Some(400), Some(4)));
+}
+
+/// One feature, of which nothing below 0 is expected.
+fn schema() -> DataSchema {
+    let json = serde_json::json!({
+        "features": [{ "name": "x", "tensor": "x", "datatype": "FP32", "min": 0.0, "on-violation": "flag" }],
+    });
+    serde_json::from_value(json).unwrap()
 }
 
 #[tokio::test]

@@ -13,8 +13,8 @@ use crate::quality::Metric;
 use crate::selector::{Selector, is_label_text};
 
 /// Labels that Muster itself sets on alerts; a rule neither adds them nor groups by them.
-pub const RESERVED_LABELS: [&str; 9] =
-    ["alertname", "rule", "severity", "bundle", "column", "device", "slice", "class", "target"];
+pub const RESERVED_LABELS: [&str; 10] =
+    ["alertname", "rule", "severity", "bundle", "column", "device", "slice", "class", "target", "cause"];
 
 /// Longest time in a rule, in milliseconds: a year.
 const MAX_TIME_MS: u64 = 366 * 24 * 3_600_000;
@@ -43,6 +43,10 @@ pub enum Signal {
     MissingShare,
     /// Share of an input column's values that the reference does not know: out of range, not finite, in no known class.
     UnexpectedShare,
+    /// Share of rows in which a feature broke a rule of the data schema, cause by cause; beyond chance only.
+    SchemaViolations,
+    /// Share of rows of which a model that runs beside another predicts another class; beyond chance only.
+    ShadowDisagreement,
     /// By labels: how much worse a bundle is than on its reference sample, beyond chance only; the loss of accuracy, or the growth of the mean
     /// absolute error as a share of the reference's.
     QualityLoss,
@@ -80,12 +84,14 @@ pub enum Signal {
 
 impl Signal {
     /// Every signal.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::InputDrift,
         Self::PredictionDrift,
         Self::ConfidenceDrift,
         Self::MissingShare,
         Self::UnexpectedShare,
+        Self::SchemaViolations,
+        Self::ShadowDisagreement,
         Self::QualityLoss,
         Self::Accuracy,
         Self::Precision,
@@ -116,6 +122,8 @@ impl Signal {
             | Self::ConfidenceDrift
             | Self::MissingShare
             | Self::UnexpectedShare
+            | Self::SchemaViolations
+            | Self::ShadowDisagreement
             | Self::QualityLoss
             | Self::CalibrationError
             | Self::Mae
@@ -158,6 +166,8 @@ impl Signal {
             | Self::ConfidenceDrift
             | Self::MissingShare
             | Self::UnexpectedShare
+            | Self::SchemaViolations
+            | Self::ShadowDisagreement
             | Self::QualityLoss
             | Self::ErrorRate
             | Self::LatencyShare
@@ -174,6 +184,12 @@ impl Signal {
     #[must_use]
     pub const fn is_of_labels(self) -> bool {
         matches!(self, Self::QualityLoss) || self.metric().is_some()
+    }
+
+    /// Whether it is a share of rows, for each column that devices count.
+    #[must_use]
+    pub const fn is_of_rows(self) -> bool {
+        matches!(self, Self::SchemaViolations | Self::ShadowDisagreement)
     }
 
     /// Whether it can be measured within each slice of a bundle's rows. How good a bundle was on its reference sample is known of the whole
@@ -206,6 +222,8 @@ impl Signal {
             Self::ConfidenceDrift => "confidence-drift",
             Self::MissingShare => "missing-share",
             Self::UnexpectedShare => "unexpected-share",
+            Self::SchemaViolations => "schema-violations",
+            Self::ShadowDisagreement => "shadow-disagreement",
             Self::QualityLoss => "quality-loss",
             Self::Accuracy => "accuracy",
             Self::Precision => "precision",
@@ -236,6 +254,9 @@ impl Signal {
         }
         if self.is_of_columns() {
             fields.extend(["column", "n_effective", "critical", "p_value"]);
+        }
+        if self.is_of_rows() {
+            fields.extend(["column", "cause", "n_effective", "p_value"]);
         }
         if self.is_of_labels() {
             fields.extend(["detail", "class", "target", "n_effective", "critical", "p_value"]);
@@ -464,9 +485,9 @@ impl AlertRule {
             "it is needed above 0 for the signal latency-share, and belongs to no other",
         )?;
         expect(
-            self.columns.is_empty() || self.signal.is_of_columns(),
+            self.columns.is_empty() || self.signal.is_of_columns() || self.signal.is_of_rows(),
             "columns",
-            "only drift and shares of values are measured by column",
+            "only drift, shares of values and of rows are measured by column",
         )?;
         expect(
             !self.by_slice || self.signal.knows_slices(),

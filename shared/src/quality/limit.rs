@@ -95,14 +95,14 @@ fn of_classifier(devices: &[ClassLabels], classes: &[String], metric: Metric, li
     let of_classes = |pair: &dyn Fn(&ClassLabels, usize) -> (u64, u64)| -> Vec<AgainstLimit> {
         let of_class = |(class, name): (usize, &String)| {
             let pairs: Vec<(u64, u64)> = devices.iter().map(|counts| pair(counts, class)).collect();
-            share(&pairs, limit).map(|result| AgainstLimit { class: Some(name.clone()), ..result })
+            share(&pairs, limit, Worse::Below).map(|result| AgainstLimit { class: Some(name.clone()), ..result })
         };
         classes.iter().enumerate().filter_map(of_class).collect()
     };
     match metric {
         Metric::Accuracy => {
             let pairs: Vec<(u64, u64)> = devices.iter().map(|c| (c.total_right(), c.total())).collect();
-            share(&pairs, limit).into_iter().collect()
+            share(&pairs, limit, Worse::Below).into_iter().collect()
         }
         Metric::Precision => of_classes(&|c, class| (cell(&c.right, class), cell(&c.predicted, class))),
         Metric::Recall => of_classes(&|c, class| (cell(&c.right, class), cell(&c.truth, class))),
@@ -130,12 +130,29 @@ fn of_classifier(devices: &[ClassLabels], classes: &[String], metric: Metric, li
     }
 }
 
+/// Holds a share of which large values are bad against `limit`. `devices` are hits and cases of each device; none without a case.
+#[must_use]
+pub fn share_above(devices: &[(u64, u64)], limit: f64) -> Option<AgainstLimit> {
+    share(devices, limit, Worse::Above)
+}
+
+/// On which side of the limit a share is bad.
+#[derive(Clone, Copy)]
+enum Worse {
+    Above,
+    Below,
+}
+
 /// The score test: under the limit itself a share varies by limit·(1 − limit) / effective size.
-fn share(devices: &[(u64, u64)], limit: f64) -> Option<AgainstLimit> {
+fn share(devices: &[(u64, u64)], limit: f64, worse: Worse) -> Option<AgainstLimit> {
     let share = ratio(&devices.iter().map(|(hits, cases)| (*hits as f64, *cases as f64)).collect::<Vec<_>>())?;
     let n_effective = effective_size(&share);
     let limit = limit.clamp(0.0, 1.0);
-    let p_value = tail(share.devices, limit - share.value, limit * (1.0 - limit) / n_effective);
+    let excess = match worse {
+        Worse::Above => share.value - limit,
+        Worse::Below => limit - share.value,
+    };
+    let p_value = tail(share.devices, excess, limit * (1.0 - limit) / n_effective);
     Some(AgainstLimit {
         class: None,
         target: None,
@@ -230,6 +247,15 @@ mod tests {
     }
 
     #[test]
+    fn both_sides_of_a_limit_are_one_test() {
+        // The first one's other tail.
+        let above = share_above(&[(30, 200)], 0.1).unwrap();
+        assert!((above.value - 0.15).abs() < 1e-12 && (above.p_value.unwrap() - 0.009_211).abs() < 1e-5, "{above:?}");
+        assert!(share_above(&[(10, 200)], 0.1).unwrap().p_value.unwrap() > 0.9);
+        assert_eq!((share_above(&[(0, 0)], 0.1), share_above(&[(3, 10)], 0.0).unwrap().p_value), (None, Some(0.0)));
+    }
+
+    #[test]
     fn what_is_not_there_is_not_measured() {
         assert_eq!(measure(&classes(), &[], Metric::Accuracy, 0.9), []);
         assert_eq!(measure(&classes(), &[device(19, 19)], Metric::Accuracy, 0.9), [], "too few labels");
@@ -274,7 +300,7 @@ mod tests {
                     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
                     let pairs: Vec<(u64, u64)> =
                         (0..devices).map(|_| (random.hits(0.9, rho, cases) as u64, u64::from(cases))).collect();
-                    share(&pairs, 0.9).unwrap().p_value.unwrap() < 0.05
+                    share(&pairs, 0.9, Worse::Below).unwrap().p_value.unwrap() < 0.05
                 })
                 .count();
             // Three standard errors of 800 runs above 5 %, and half of it for devices that vary: fewer is no harm.

@@ -12,7 +12,7 @@ use super::{Measured, bundle_labels};
 use crate::drift;
 
 /// Scores everything that was added up. What could not be is kept as such.
-pub(super) async fn score(bundles: BTreeMap<Digest, OfBundle>, measured: &mut Measured) {
+pub(super) async fn score(bundles: BTreeMap<Digest, OfBundle<'_>>, measured: &mut Measured) {
     for OfBundle { listed, drift, .. } in bundles.into_values() {
         for (ask, asked) in drift {
             let report = match asked.tally {

@@ -12,7 +12,12 @@ use super::{Measured, bundle_labels};
 use crate::quality::{Found, Tally};
 
 /// What `rule` says of the labels of every bundle that devices run.
-pub(super) fn observe(rule: &AlertRule, bundles: &BTreeMap<Digest, OfBundle>, now_ms: u64, measured: &mut Measured) {
+pub(super) fn observe(
+    rule: &AlertRule,
+    bundles: &BTreeMap<Digest, OfBundle<'_>>,
+    now_ms: u64,
+    measured: &mut Measured,
+) {
     let asked = Ask::of(rule);
     for OfBundle { listed, quality, .. } in bundles.values().filter(|of| is_of(rule, &of.listed.bundle)) {
         let Some(sum) = quality.get(&asked) else { continue };

@@ -1,11 +1,12 @@
 //! What rules ask for, read from the fleet and the store. Nothing is judged here.
 //!
 //! One walk through the windows serves all rules and bundles of a round ([`walk`]); what it adds up becomes observations in [`columns`],
-//! [`labels`] and [`counters`].
+//! [`labels`], [`shares`] and [`counters`].
 
 mod columns;
 mod counters;
 mod labels;
+mod shares;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -82,6 +83,7 @@ pub(super) async fn measure(app: &App, rules: &BTreeMap<RuleName, AlertRule>, no
     match Walk::through(app, &of_windows, &devices, now_ms).await {
         Ok(walk) => {
             walk.counters.observe(&of_windows, &devices, &mut measured);
+            walk.shares.observe(&of_windows, now_ms, &mut measured);
             for rule in of_windows.iter().filter(|rule| rule.signal.is_of_labels()) {
                 labels::observe(rule, &walk.bundles, now_ms, &mut measured);
             }
@@ -143,6 +145,8 @@ fn of_device(signal: Signal, device: &DeviceHealth, now_ms: u64) -> Option<(f64,
         | Signal::ConfidenceDrift
         | Signal::MissingShare
         | Signal::UnexpectedShare
+        | Signal::SchemaViolations
+        | Signal::ShadowDisagreement
         | Signal::QualityLoss
         | Signal::Accuracy
         | Signal::Precision

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_shared::alert::AlertRule;
+use muster_shared::alert::{AlertRule, Signal};
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
 use muster_shared::selector::Selector;
 
 use super::counters::Counters;
+use super::shares::Shares;
 use crate::content::Listed;
 use crate::drift;
 use crate::fleet::DeviceHealth;
 use crate::quality;
 use crate::state::App;
-use crate::store::records::LeftOut;
+use crate::store::records::{LeftOut, WindowRecord};
 use crate::store::{StoreError, Table};
 use crate::windows::{SketchSeen, Windows};
 
@@ -85,28 +86,31 @@ impl<T> Asked<T> {
 }
 
 /// What rules ask of one bundle.
-pub(super) struct OfBundle {
+pub(super) struct OfBundle<'r> {
     pub(super) listed: Arc<Listed>,
     pub(super) drift: BTreeMap<Ask, Asked<drift::Tally>>,
     pub(super) quality: BTreeMap<Ask, Asked<quality::Tally>>,
+    /// Rules on its data schema.
+    violations: Vec<&'r AlertRule>,
 }
 
 /// What a walk has added up.
 #[derive(Default)]
-pub(super) struct Walk {
+pub(super) struct Walk<'r> {
     pub(super) counters: Counters,
+    pub(super) shares: Shares,
     /// By manifest; those that devices run.
-    pub(super) bundles: BTreeMap<Digest, OfBundle>,
+    pub(super) bundles: BTreeMap<Digest, OfBundle<'r>>,
 }
 
-impl Walk {
+impl<'r> Walk<'r> {
     /// Adds up what `rules` ask for. Devices that are shut out are left aside.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(super) async fn through(
         app: &App,
-        rules: &[&AlertRule],
+        rules: &[&'r AlertRule],
         devices: &BTreeMap<DeviceId, DeviceHealth>,
         now_ms: u64,
     ) -> Result<Self, StoreError> {
@@ -120,9 +124,10 @@ impl Walk {
         while let Some((key, window)) = windows.next().await? {
             let Some(device) = devices.get(&window.device) else { continue };
             walk.counters.add(app, rules, device, &window, now_ms);
+            walk.compare(app, rules, device, &window, now_ms);
             let Some(of_bundle) = walk.bundles.get_mut(&window.key.manifest) else { continue };
             match SketchSeen::read(window, &of_bundle.listed, app.config.telemetry.retention_ms) {
-                Ok(Some(seen)) => of_bundle.add(app, device, seen),
+                Ok(Some(seen)) => of_bundle.add(app, device, seen, &mut walk.shares, now_ms),
                 Ok(None) => {}
                 Err(_) => left_out.add(Table::Windows, &key),
             }
@@ -131,16 +136,35 @@ impl Walk {
         Ok(walk)
     }
 
+    /// Adds what a window says of a model that runs beside another.
+    fn compare(&mut self, app: &App, rules: &[&AlertRule], device: &DeviceHealth, window: &WindowRecord, now_ms: u64) {
+        let Some(comparison) = window.telemetry.as_ref().and_then(|telemetry| telemetry.comparison.as_ref()) else {
+            return;
+        };
+        let Some(bundle) = app.fleet.bundle_of(&window.key.manifest) else { return };
+        let age_ms = now_ms.saturating_sub(window.received_at_ms);
+        for rule in rules.iter().filter(|rule| rule.signal == Signal::ShadowDisagreement && is_of(rule, &bundle)) {
+            if age_ms <= rule.over_ms && device.is_selected_by(&rule.selector) {
+                self.shares.add_comparison(rule, &bundle, device, comparison);
+            }
+        }
+    }
+
     async fn ask(
         &mut self,
         app: &App,
         bundle: &BundleRef,
-        rules: &[&AlertRule],
+        rules: &[&'r AlertRule],
         now_ms: u64,
     ) -> Result<(), StoreError> {
-        let meant: Vec<&AlertRule> = rules.iter().copied().filter(|rule| is_of(rule, bundle)).collect();
+        let meant: Vec<&'r AlertRule> = rules.iter().copied().filter(|rule| is_of(rule, bundle)).collect();
         let Some(listed) = app.catalogue.find(bundle).await? else { return Ok(()) };
-        let mut of_bundle = OfBundle { listed: Arc::clone(&listed), drift: BTreeMap::new(), quality: BTreeMap::new() };
+        let mut of_bundle = OfBundle {
+            listed: Arc::clone(&listed),
+            drift: BTreeMap::new(),
+            quality: BTreeMap::new(),
+            violations: Vec::new(),
+        };
         for rule in meant {
             let ask = Ask::of(rule);
             if rule.signal.is_of_columns() {
@@ -155,17 +179,24 @@ impl Walk {
             } else if rule.signal.is_of_labels() && listed.manifest.profile.labels.is_some() {
                 let tally = || Asked::new(rule, now_ms, quality::Tally::new(Arc::clone(&listed), NO_TREND_MS));
                 of_bundle.quality.entry(ask).or_insert_with(tally);
+            } else if rule.signal == Signal::SchemaViolations && listed.manifest.schema.is_some() {
+                of_bundle.violations.push(rule);
             }
         }
-        if !of_bundle.drift.is_empty() || !of_bundle.quality.is_empty() {
+        if !of_bundle.drift.is_empty() || !of_bundle.quality.is_empty() || !of_bundle.violations.is_empty() {
             self.bundles.insert(listed.digest, of_bundle);
         }
         Ok(())
     }
 }
 
-impl OfBundle {
-    fn add(&mut self, app: &App, device: &DeviceHealth, mut seen: SketchSeen) {
+impl OfBundle<'_> {
+    fn add(&mut self, app: &App, device: &DeviceHealth, mut seen: SketchSeen, shares: &mut Shares, now_ms: u64) {
+        for rule in &self.violations {
+            if seen.at_ms >= now_ms.saturating_sub(rule.over_ms) && device.is_selected_by(&rule.selector) {
+                shares.add_violations(rule, &self.listed, device, &seen.sketch);
+            }
+        }
         // A clock that runs ahead must not put a window into the future.
         seen.sketch.key.start_ms = seen.at_ms;
         for asked in self.drift.values_mut() {

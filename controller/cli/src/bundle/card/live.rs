@@ -125,15 +125,18 @@ fn alerts(alerts: &[Alert]) -> Option<String> {
         return section("### Alerts", ["None.".to_owned()]);
     }
     let row = |alert: &Alert| {
+        let of = alert.labels.iter().filter(|(label, _)| *label != "bundle");
+        let of: Vec<String> = of.map(|(label, value)| code(&format!("{label}={value}"))).collect();
         vec![
             code(alert.rule.as_str()),
+            of.join(", "),
             alert.severity.as_str().to_owned(),
             alert.state.as_str().to_owned(),
             output::time(alert.since_ms),
             prose(alert.words().map_or("", String::as_str)),
         ]
     };
-    section("### Alerts", [table(&["rule", "severity", "state", "since", ""], alerts.iter().map(row))])
+    section("### Alerts", [table(&["rule", "of", "severity", "state", "since", "says"], alerts.iter().map(row))])
 }
 
 fn rollouts(rollouts: &[RolloutCard]) -> Option<String> {

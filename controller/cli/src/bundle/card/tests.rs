@@ -191,7 +191,7 @@ fn figures_from_the_field_are_told_the_worst_slice_first() {
         "| `site=lyon` | under 20, or kept back with one | too few labels to show |",
         "1 of 2 columns have drifted, on 3 device(s).",
         "| `x[0]` | input | 0.7000 | 0.1000 | 900 | 0.0 % |",
-        "| `input-drift` | warning | firing |",
+        "| `input-drift` | `column=x` | warning | firing |",
         "| `r7` | rolled_back |",
     ] {
         assert!(text.contains(part), "{part} in\n{text}");
@@ -200,7 +200,8 @@ fn figures_from_the_field_are_told_the_worst_slice_first() {
 
 fn alert() -> Alert {
     let json = serde_json::json!({
-        "fingerprint": "ab", "rule": "input-drift", "labels": { "bundle": "pets@1.0.0" }, "rule_labels": {},
+        "fingerprint": "ab", "rule": "input-drift", "labels": { "bundle": "pets@1.0.0", "column": "x" },
+        "rule_labels": {},
         "annotations": { "summary": "x moved | much" }, "severity": "warning", "state": "firing", "since_ms": 1,
         "began_ms": 1, "measured_ms": 1, "value": 0.7, "threshold": 0.2, "evidence": {}, "told": "firing",
         "retrain": false,
