@@ -20,6 +20,7 @@ mod networks;
 mod operators;
 mod outliers;
 mod pipelines;
+mod quantiles;
 mod rotation;
 mod samples;
 mod secrets;

@@ -19,6 +19,7 @@ import envelopes
 import fleet
 import inference
 import metrics
+import quantiles
 import samples
 import tabular
 import topics
@@ -43,6 +44,7 @@ def main():
         topics.check(report, controller, stopped, attacked, Path(folder))
         samples.check(report, controller, serving, Path(folder))
         inference.check(report, controller, serving, Path(folder))
+        quantiles.check(report, controller, serving, Path(folder) / "quantiles")
         tabular.check(report, controller, Path(folder) / "tabular", int(time.time()) % 100_000)
     print(f"{report.passed} passed, {report.failed} failed")
     sys.exit(1 if report.failed else 0)
