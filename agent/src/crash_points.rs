@@ -68,6 +68,12 @@ steps! {
     PointerMoved = "pointer-moved",
     CommitStored = "commit-stored",
     Tidied = "tidied",
+    // A model beside the incumbent.
+    BesideStored = "beside-stored",
+    BesideBegun = "beside-begun",
+    BesideAnswered = "beside-answered",
+    BesideRun = "beside-run",
+    BesideEnded = "beside-ended",
     // Whatever is stored and told.
     RecordStored = "record-stored",
     BarrierPending = "barrier-pending",
@@ -122,15 +128,16 @@ pub(crate) fn pass_record(record: &Record) {
         DeviceEventKind::Verified => Some(Step::VerifiedStored),
         DeviceEventKind::Trial => Some(Step::TrialStored),
         DeviceEventKind::Committed => Some(Step::CommitStored),
+        DeviceEventKind::Beside => Some(Step::BesideStored),
         DeviceEventKind::Started
         | DeviceEventKind::Crashed
         | DeviceEventKind::Refused
-        | DeviceEventKind::Beside
         | DeviceEventKind::Reverted
         | DeviceEventKind::Failed
         | DeviceEventKind::Withdrawn
         | DeviceEventKind::StaleMetadata
-        | DeviceEventKind::Alarm => None,
+        | DeviceEventKind::Alarm
+        | DeviceEventKind::Other => None,
     });
     if let Some(step) = of_update {
         pass(step);

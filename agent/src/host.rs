@@ -20,7 +20,7 @@ use muster_shared::trust::Stage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::pace::{Pace, Shapes};
-use crate::beside::{Beside, BesideError, BesideLimits};
+use crate::beside::{Beside, BesideError, BesideLimits, Surroundings};
 use crate::feedback::{Feedback, LabelWatch};
 use crate::monitor::{ModelWatch, Monitor};
 use crate::samples::Samples;
@@ -190,15 +190,21 @@ impl ModelHost {
     /// # Errors
     /// [`BesideError`] when the two cannot have the same requests; what ran beside before goes on.
     pub(crate) fn run_beside(&self, model: ServedModel, stage: Stage, now_ms: u64) -> Result<(), BesideError> {
-        let incumbent = self.current().ok_or(BesideError::Alone)?;
-        Beside::check(&model, &incumbent, &stage)?;
+        let incumbent = self.active().ok_or(BesideError::Alone)?;
+        Beside::check(&model, &incumbent.served, &stage)?;
         let served = Arc::new(model);
         let monitor = self.inner.beside_monitor.clone();
-        let watch = Arc::new(ModelWatch::beside(&served, incumbent.manifest));
+        let watch = Arc::new(ModelWatch::beside(&served, incumbent.served.manifest));
         monitor.begin(&watch, now_ms);
         let active = Arc::new(Active::new(served, watch, monitor));
-        let beside = Arc::new(Beside::start(active, &incumbent, stage, self.inner.beside_limits)?);
+        let surroundings = Surroundings {
+            limits: self.inner.beside_limits,
+            feedback: self.inner.feedback.clone(),
+            samples: self.inner.samples.get().cloned(),
+        };
+        let beside = Arc::new(Beside::start(active, &incumbent, stage, surroundings)?);
         let before = self.inner.beside.write().unwrap_or_else(PoisonError::into_inner).replace(beside);
+        passing!(BesideBegun);
         drop(before);
         Ok(())
     }
@@ -207,6 +213,9 @@ impl ModelHost {
     pub(crate) fn end_beside(&self, now_ms: u64) {
         let before = self.inner.beside.write().unwrap_or_else(PoisonError::into_inner).take();
         self.inner.beside_monitor.unwatch(now_ms);
+        if before.is_some() {
+            passing!(BesideEnded);
+        }
         drop(before);
     }
 

@@ -68,6 +68,37 @@ struct RequestLabels {
     outcome: RequestOutcome,
 }
 
+/// What came of a request for a model that runs beside the one in service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum BesideOutcome {
+    /// A shadow ran on it, and both answers were compared.
+    Compared,
+    /// A shadow had no room for it, or no time.
+    Skipped,
+    /// It answered the caller, in a split.
+    Answered,
+    /// It failed; the incumbent answered.
+    Failed,
+}
+
+impl BesideOutcome {
+    const ALL: [Self; 4] = [Self::Compared, Self::Skipped, Self::Answered, Self::Failed];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Compared => "compared",
+            Self::Skipped => "skipped",
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BesideLabels {
+    outcome: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct UpdateResult(UpdateState);
 
@@ -82,6 +113,7 @@ impl EncodeLabelValue for UpdateResult {
             UpdateState::Committed => "committed",
             UpdateState::Reverted => "reverted",
             UpdateState::Failed => "failed",
+            UpdateState::Other => "other",
         };
         name.encode(encoder)
     }
@@ -148,6 +180,9 @@ struct Inner {
     feedback: Family<FeedbackLabels, Counter>,
     predictions_remembered: Gauge<u64, AtomicU64>,
     predictions_forgotten: Counter,
+    beside: [Counter; BesideOutcome::ALL.len()],
+    beside_disagreements: Counter,
+    beside_duration: Histogram,
 }
 
 impl Metrics {
@@ -228,8 +263,32 @@ impl Metrics {
             "Rows of answers given up without a label, for want of room",
             predictions_forgotten.clone(),
         );
+        let by_beside = Family::<BesideLabels, Counter>::default();
+        registry.register(
+            "beside_requests",
+            "Requests for a model that runs beside the one in service, by what came of them",
+            by_beside.clone(),
+        );
+        let beside_disagreements = Counter::default();
+        registry.register(
+            "beside_disagreements",
+            "Requests on which a shadow and the model in service disagreed",
+            beside_disagreements.clone(),
+        );
+        let beside_duration = Histogram::new(LATENCY_BOUNDS_S);
+        registry.register_with_unit(
+            "beside_duration",
+            "How long the model beside the one in service took for a request",
+            Unit::Seconds,
+            beside_duration.clone(),
+        );
+        let beside =
+            BesideOutcome::ALL.map(|outcome| by_beside.get_or_create_owned(&BesideLabels { outcome: outcome.name() }));
         Self {
             inner: Arc::new(Inner {
+                beside,
+                beside_disagreements,
+                beside_duration,
                 registry,
                 requests: RequestOutcome::ALL.map(|outcome| by_outcome.get_or_create_owned(&RequestLabels { outcome })),
                 latency,
@@ -277,6 +336,25 @@ impl Metrics {
             let above = self.inner.above.get_or_create(&EdgeLabels { latency_ms: Edge { us } });
             above.inc_by(u64::from(latency_us > us));
         }
+    }
+
+    /// Counts a request for a model beside the one in service; `took` is how long that model was at it, if it was.
+    pub(crate) fn beside(&self, outcome: BesideOutcome, took: Option<Duration>) {
+        let at = match outcome {
+            BesideOutcome::Compared => 0,
+            BesideOutcome::Skipped => 1,
+            BesideOutcome::Answered => 2,
+            BesideOutcome::Failed => 3,
+        };
+        self.inner.beside[at].inc();
+        if let Some(took) = took {
+            self.inner.beside_duration.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Counts a request on which the two models disagreed, if they did.
+    pub(crate) fn beside_disagreed(&self, disagreed: bool) {
+        self.inner.beside_disagreements.inc_by(u64::from(disagreed));
     }
 
     /// Says which model answers requests from now on; `None` for none.
@@ -391,6 +469,10 @@ mod tests {
         metrics.labels(FeedbackResult::Late, 4);
         metrics.set_predictions_remembered(6);
         metrics.predictions_forgotten(2);
+        metrics.beside(BesideOutcome::Compared, Some(Duration::from_micros(300)));
+        metrics.beside(BesideOutcome::Skipped, None);
+        metrics.beside_disagreed(true);
+        metrics.beside_disagreed(false);
         let text = metrics.encode().unwrap();
         for line in [
             "muster_agent_requests_total{outcome=\"answered\"} 1",
@@ -415,6 +497,12 @@ mod tests {
             "muster_agent_feedback_total{result=\"joined\"} 0",
             "muster_agent_predictions_remembered 6",
             "muster_agent_predictions_forgotten_total 2",
+            "muster_agent_beside_requests_total{outcome=\"compared\"} 1",
+            "muster_agent_beside_requests_total{outcome=\"skipped\"} 1",
+            "muster_agent_beside_requests_total{outcome=\"answered\"} 0",
+            "muster_agent_beside_requests_total{outcome=\"failed\"} 0",
+            "muster_agent_beside_disagreements_total 1",
+            "muster_agent_beside_duration_seconds_count 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

@@ -3,13 +3,16 @@
 //! Counts of every device and window are added up exactly; a share's interval rests on the devices, which are the statistical unit. The
 //! incumbent's own windows count as far as they overlap with the candidate's on the same device.
 
+mod labels;
+
 use std::collections::BTreeMap;
 
 use muster_shared::comparison::{ColumnAgreement, ComparisonGroup, ComparisonReport, ModelFigures};
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
+use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, TelemetryWindow};
 use muster_shared::quality::share_estimate;
-use muster_shared::sketch::{ColumnComparison, Comparison, DIFFERENCE_EDGES, LatencySketch, MergeError};
+use muster_shared::sketch::{ColumnComparison, Comparison, DIFFERENCE_EDGES, LabelOutcomes, LatencySketch, MergeError};
 
 use crate::state::App;
 use crate::store::records::{LeftOut, WindowRecord};
@@ -62,8 +65,9 @@ pub(crate) async fn report(
     left_out.tell();
     let mut shown = Vec::new();
     for ((group, against), sums) in groups {
-        let incumbent = app.catalogue.get(&against).await?.map(|listed| listed.bundle.clone());
-        shown.push(sums.show(group, against, incumbent));
+        let incumbent = app.catalogue.get(&against).await?;
+        let spec = incumbent.as_ref().and_then(|listed| listed.manifest.profile.labels.as_ref());
+        shown.push(sums.show(group, against, incumbent.as_ref().map(|listed| listed.bundle.clone()), spec));
     }
     Ok(ComparisonReport {
         bundle: listed.bundle.clone(),
@@ -123,8 +127,15 @@ struct Sums {
     candidate_us: LatencySketch,
     incumbent: RequestCounts,
     incumbent_us: LatencySketch,
-    /// Rows that agreed and all rows, of each device and column of classes.
-    devices: BTreeMap<DeviceId, BTreeMap<String, (u64, u64)>>,
+    devices: BTreeMap<DeviceId, OfDevice>,
+}
+
+/// What intervals rest on, of one device.
+#[derive(Default)]
+struct OfDevice {
+    /// Rows that agreed and all rows, of each column of classes.
+    classes: BTreeMap<String, (u64, u64)>,
+    labels: Option<Box<LabelOutcomes>>,
 }
 
 impl Sums {
@@ -148,15 +159,26 @@ impl Sums {
         let own = self.devices.entry(device.clone()).or_default();
         for (name, column) in &comparison.columns {
             if let ColumnComparison::Classes(classes) = column {
-                let (agreed, rows) = own.entry(name.clone()).or_default();
+                let (agreed, rows) = own.classes.entry(name.clone()).or_default();
                 *agreed = agreed.saturating_add(classes.agreed);
                 *rows = rows.saturating_add(classes.rows());
             }
         }
+        match (&mut own.labels, &comparison.labels) {
+            (Some(mine), Some(theirs)) => mine.merge(theirs)?,
+            (None, Some(theirs)) => own.labels = Some(theirs.clone()),
+            (_, None) => {}
+        }
         Ok(())
     }
 
-    fn show(self, group: String, against: Digest, incumbent: Option<BundleRef>) -> ComparisonGroup {
+    fn show(
+        self,
+        group: String,
+        against: Digest,
+        incumbent: Option<BundleRef>,
+        spec: Option<&LabelSpec>,
+    ) -> ComparisonGroup {
         let figures = |requests: &RequestCounts, latency_us: &LatencySketch| ModelFigures {
             requests: requests.served,
             errors: requests.errors(),
@@ -177,15 +199,22 @@ impl Sums {
             candidate_failed: self.comparison.failed,
             candidate_figures: figures(&self.candidate, &self.candidate_us),
             incumbent_figures: figures(&self.incumbent, incumbent_us),
-            columns: self.comparison.columns.iter().map(|(name, column)| self.column(name, column)).collect(),
+            columns: self.comparison.columns.iter().filter_map(|(name, column)| self.column(name, column)).collect(),
+            labels: self.comparison.labels.as_deref().and_then(|all| {
+                let devices: Vec<&LabelOutcomes> =
+                    self.devices.values().filter_map(|own| own.labels.as_deref()).collect();
+                labels::report(all, &devices, spec)
+            }),
         }
     }
 
-    fn column(&self, name: &str, column: &ColumnComparison) -> ColumnAgreement {
+    /// None where this version has no word for what was compared.
+    fn column(&self, name: &str, column: &ColumnComparison) -> Option<ColumnAgreement> {
         let name = name.to_owned();
-        match column {
+        Some(match column {
+            ColumnComparison::Other => return None,
             ColumnComparison::Classes(classes) => {
-                let devices = self.devices.values().filter_map(|columns| columns.get(&name));
+                let devices = self.devices.values().filter_map(|own| own.classes.get(&name));
                 let devices: Vec<(f64, f64)> = devices.map(|(agreed, rows)| (*agreed as f64, *rows as f64)).collect();
                 let agreement = share_estimate(&devices);
                 ColumnAgreement::Classes { name, rows: classes.rows(), agreement, pairs: classes.pairs.clone() }
@@ -199,6 +228,6 @@ impl Sums {
                 edges: DIFFERENCE_EDGES.to_vec(),
                 cells: numbers.cells.to_vec(),
             },
-        }
+        })
     }
 }

@@ -56,6 +56,100 @@ pub enum ColumnAgreement {
     },
 }
 
+/// Labels by which of two models was right on the same rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PairedLabels {
+    /// Both were.
+    pub both_right: u64,
+    /// Only the incumbent was.
+    pub incumbent_right: u64,
+    /// Only the candidate was.
+    pub candidate_right: u64,
+    /// Neither was.
+    pub both_wrong: u64,
+}
+
+/// How often one model was right.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Accuracy {
+    /// Labels of its answers.
+    pub labels: u64,
+    /// Answers that were right.
+    pub right: u64,
+    /// Their share, with its 95 % interval over devices.
+    pub accuracy: Option<Estimate>,
+}
+
+/// How far off one model was.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Errors {
+    /// Labels of its answers that were numbers.
+    pub labels: u64,
+    /// Labels of answers that were none.
+    pub unanswered: u64,
+    /// The mean of its errors without their sign, with its 95 % interval over devices.
+    pub mean_absolute_error: Option<Estimate>,
+    /// The root of their mean square.
+    pub root_mean_square_error: Option<f64>,
+}
+
+/// What labels say of one element of both models' answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TargetReport {
+    /// The element, counted from 0.
+    pub index: u32,
+    /// The scale that the incumbent's bundle declares; without it (the bundle is gone), all below is in shares of it.
+    pub scale: Option<f64>,
+    /// Rows that both answered, and the incumbent came closer; 0 in a split, as the two below.
+    pub incumbent_closer: u64,
+    /// The candidate came closer.
+    pub candidate_closer: u64,
+    /// Both came as close.
+    pub alike: u64,
+    /// The incumbent's errors.
+    pub incumbent: Errors,
+    /// The candidate's errors.
+    pub candidate: Errors,
+    /// The candidate's mean absolute error less the incumbent's, with its 95 % interval over devices; below 0, the candidate is better.
+    pub difference: Option<Estimate>,
+}
+
+/// What labels say of two models that ran side by side.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum LabelReport {
+    /// Labels are classes.
+    Classes {
+        /// Row by row, where a shadow answered the same rows; none for a split.
+        paired: Option<PairedLabels>,
+        /// The incumbent's answers.
+        incumbent: Accuracy,
+        /// The candidate's answers.
+        candidate: Accuracy,
+        /// The candidate's accuracy less the incumbent's, with its 95 % interval over devices; above 0, the candidate is better.
+        difference: Option<Estimate>,
+    },
+    /// Labels are numbers.
+    Numbers {
+        /// Each element that is labelled.
+        targets: Vec<TargetReport>,
+    },
+    /// So few of one of the two that nothing is shown of them.
+    TooFew {
+        /// Labels of the incumbent's answers.
+        incumbent: u64,
+        /// Labels of the candidate's answers.
+        candidate: u64,
+        /// How many each needs.
+        needed: u64,
+    },
+}
+
 /// One group of devices on which the bundle ran beside one and the same incumbent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -83,6 +177,9 @@ pub struct ComparisonGroup {
     pub incumbent_figures: ModelFigures,
     /// Columns of answers that both have.
     pub columns: Vec<ColumnAgreement>,
+    /// What labels say of the two; none where none came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<LabelReport>,
 }
 
 /// How a bundle compares with what it ran beside.

@@ -79,6 +79,9 @@ pub enum UpdateState {
     Reverted,
     /// The bundle was refused or could not be fetched; the incumbent never stopped.
     Failed,
+    /// Something this version has no word for.
+    #[serde(other)]
+    Other,
 }
 
 impl UpdateState {
@@ -87,7 +90,7 @@ impl UpdateState {
     pub fn is_final(self) -> bool {
         match self {
             Self::Committed | Self::Reverted | Self::Failed => true,
-            Self::Idle | Self::Fetching | Self::Verified | Self::Beside | Self::Trial => false,
+            Self::Idle | Self::Fetching | Self::Verified | Self::Beside | Self::Trial | Self::Other => false,
         }
     }
 }
@@ -165,6 +168,9 @@ pub enum FreezeProtection {
     /// The clock stands before the latest time the device has verified; expiry is checked against that time only.
     #[default]
     Degraded,
+    /// Something this version has no word for.
+    #[serde(other)]
+    Other,
 }
 
 /// What a device reports about itself.
@@ -320,6 +326,9 @@ pub enum DeviceEventKind {
     StaleMetadata,
     /// Something an operator should know.
     Alarm,
+    /// Something this version has no word for; the event's detail says what it is.
+    #[serde(other)]
+    Other,
 }
 
 /// Something that happened on a device.
@@ -532,6 +541,24 @@ mod tests {
         ] {
             assert_eq!(serde_json::from_str::<HeldBack>(json).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn words_of_later_versions_are_carried_as_unknown() {
+        let report = r#"{"reported_at_ms": 5, "generation": 4, "freeze_protection": "partial",
+            "update": {"state": "warming", "generation": 4}, "samples": {"generation": 1, "allowed": true,
+            "collections": [{"collection": "c1", "stage": "melting"}]}}"#;
+        let report: StateReport = serde_json::from_str(report).unwrap();
+        assert_eq!((report.reported_at_ms, report.generation, report.update.state), (5, 4, UpdateState::Other));
+        assert_eq!((report.freeze_protection, report.update.state.is_final()), (FreezeProtection::Other, false));
+        assert_eq!(report.samples.collections[0].stage, CollectionStage::Other);
+        let event = r#"{"at_ms": 1, "kind": "teleported", "generation": 2, "bundle": null, "detail": "to the moon"}"#;
+        let event: DeviceEvent = serde_json::from_str(event).unwrap();
+        assert_eq!((event.kind, event.detail.as_str()), (DeviceEventKind::Other, "to the moon"));
+        // What was read so can be stored, and read again.
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(serde_json::from_str::<DeviceEvent>(&json).unwrap(), event);
+        assert_eq!(serde_json::to_string(&UpdateState::Other).unwrap(), "\"other\"");
     }
 
     #[test]

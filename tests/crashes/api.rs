@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use muster_shared::api::{DeviceView, DriftReport};
+use muster_shared::comparison::ComparisonReport;
 use muster_tests::fleet::{Fleet, PATIENCE};
 use serde::de::DeserializeOwned;
 
@@ -36,6 +37,15 @@ impl Api {
 
     pub(crate) async fn device(&self, id: &str) -> anyhow::Result<DeviceView> {
         self.get(&format!("devices/{id}")).await
+    }
+
+    /// How many requests `version` had beside another on `device`, and how many of these were compared.
+    pub(crate) async fn beside(&self, device: &str, version: &str) -> anyhow::Result<(u64, u64)> {
+        let report: ComparisonReport = self.get(&format!("comparison?bundle=digits@{version}&group-by={NAME}")).await?;
+        let groups = report.groups.iter().filter(|group| group.group == device);
+        Ok(groups.fold((0, 0), |(requests, compared), group| {
+            (requests + group.candidate_figures.requests, compared + group.compared)
+        }))
     }
 
     /// How many requests to each of `versions` the windows of `device` tell of: every request has one prediction.

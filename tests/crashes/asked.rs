@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 
-const SCENARIOS: [&str; 4] = ["kills", "torn-writes", "full-disk", "read-only-disk"];
+const SCENARIOS: [&str; 5] = ["kills", "beside", "torn-writes", "full-disk", "read-only-disk"];
 /// Kills where none are asked for: enough for every named step, few enough for every day.
 const KILLS: u64 = 150;
 

@@ -8,6 +8,7 @@
 
 mod api;
 mod asked;
+mod beside;
 mod disks;
 mod folder;
 mod ledger;
@@ -89,12 +90,15 @@ async fn carry_out(asked: &Asked, folder: &Path) -> anyhow::Result<usize> {
     let steps = life::steps(&binaries.agent)?;
     let mut stage = Stage::found(&binaries, folder).await?;
     let mut random = Random::new(asked.seed);
+    let (of_beside, steps): (Vec<String>, Vec<String>) =
+        steps.into_iter().partition(|step| step.starts_with(beside::PREFIX));
     let plan = Arc::new(Mutex::new(Plan::new(steps, asked.kills, &mut random)));
     let wanted = |name: &str| asked.scenarios().contains(&name);
     let mut devices = Vec::new();
     for index in 1..=if wanted("kills") { VICTIMS } else { 0 } {
         devices.push(stage.device(&format!("victim-{index}")).await?);
     }
+    let second = if wanted("beside") { Some(stage.device("second").await?) } else { None };
     let torn = if wanted("torn-writes") { Some(stage.device("torn").await?) } else { None };
     let full = if wanted("full-disk") { disks::device(&mut stage, "full").await? } else { None };
     let frozen = if wanted("read-only-disk") { disks::device(&mut stage, "frozen").await? } else { None };
@@ -106,6 +110,9 @@ async fn carry_out(asked: &Asked, folder: &Path) -> anyhow::Result<usize> {
     for device in devices {
         let (subject, plan) = (Subject::new(&stage, device, random.fork())?, Arc::clone(&plan));
         running.push(("kills", tokio::task::spawn_local(subject.be_killed(plan))));
+    }
+    if let Some(device) = second {
+        running.push(("beside", tokio::task::spawn_local(beside::run(Arc::clone(&stage), device, of_beside))));
     }
     if let Some(device) = torn {
         let subject = Subject::new(&stage, device, random.fork())?;

@@ -36,6 +36,13 @@ pub(crate) struct Target {
     missed: u32,
 }
 
+impl Target {
+    /// The first passing of `step`.
+    pub(crate) fn first(step: &str) -> Self {
+        Self { step: step.to_owned(), nth: 1, missed: 0 }
+    }
+}
+
 /// How a life is to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {

@@ -139,12 +139,31 @@ impl Stage {
     /// Brings `version` to `device` in a rollout; gives its id and the generation of the assignment.
     pub(crate) async fn assign(&self, device: &str, version: &str) -> anyhow::Result<(String, u64)> {
         let id = self.roll_out(version, &format!("id={device}")).await?;
-        let generation = wait::until(&format!("{device} is assigned {version}"), PATIENCE, async || {
+        let generation = self.assigned(device, &id).await?;
+        Ok((id, generation))
+    }
+
+    /// Lets `version` run beside what `device` has, as `part` says; gives the rollout's id and the generation of the assignment.
+    pub(crate) async fn assign_beside(
+        &self,
+        device: &str,
+        version: &str,
+        part: &[&str],
+    ) -> anyhow::Result<(String, u64)> {
+        let (bundle, selector) = (format!("digits@{version}"), format!("id={device}"));
+        let what = ["--bundle", &bundle, "--selector", &selector];
+        let id = self.fleet.roll_out(&[&what[..], part, &TOLERANT[..]].concat()).await?;
+        let generation = self.assigned(device, &id).await?;
+        Ok((id, generation))
+    }
+
+    /// The generation under which `device` was assigned something by the rollout `id`.
+    async fn assigned(&self, device: &str, id: &str) -> anyhow::Result<u64> {
+        wait::until(&format!("{device} is assigned something by {id}"), PATIENCE, async || {
             let desired = self.api.device(device).await?.desired;
             Ok(desired.filter(|desired| desired.rollout.to_string() == id).map(|desired| desired.generation))
         })
-        .await?;
-        Ok((id, generation))
+        .await
     }
 
     pub(crate) fn example(&self, version: &str, at: usize) -> anyhow::Result<&Example> {

@@ -276,7 +276,8 @@ impl Subject {
             | UpdateState::Fetching
             | UpdateState::Verified
             | UpdateState::Beside
-            | UpdateState::Trial => return Ok(None),
+            | UpdateState::Trial
+            | UpdateState::Other => return Ok(None),
         }
         let committed = reported.committed.with_context(|| format!("{} has committed nothing", self.id))?;
         let version = committed.bundle.version.to_string();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use muster_shared::comparison::{ColumnAgreement, ComparisonReport};
+use muster_shared::comparison::{ColumnAgreement, ComparisonGroup, ComparisonReport, LabelReport};
 use muster_shared::messages::UpdateState;
 use muster_shared::rollout::RolloutStatus;
 use muster_shared::trust::Stage;
@@ -85,8 +85,8 @@ async fn begin_beside(fleet: &Fleet, args: &[&str]) -> anyhow::Result<String> {
 async fn comparison(
     fleet: &Fleet,
     what: &str,
-    is_complete: impl Fn(&muster_shared::comparison::ComparisonGroup) -> bool,
-) -> anyhow::Result<muster_shared::comparison::ComparisonGroup> {
+    is_complete: impl Fn(&ComparisonGroup) -> bool,
+) -> anyhow::Result<ComparisonGroup> {
     wait::until(&format!("every window of {what} has come"), PATIENCE, async || {
         let mut report: ComparisonReport = fleet.operator.json(&["rollout", "compare", what]).await?;
         ensure!(report.groups.len() <= 1, "{report:?}");
@@ -228,5 +228,156 @@ fn a_device_that_serves_nothing_is_left_out_of_a_shadow() {
             Ok(why.contains("no bundle of its own").then_some(()))
         })
         .await
+    });
+}
+
+/// Sends labels for answers `prefix-0` and on of `dev-1`.
+async fn label_all(fleet: &Fleet, prefix: &str, images: &[(usize, &Image)]) -> anyhow::Result<()> {
+    let items: Vec<serde_json::Value> = images
+        .iter()
+        .map(|(at, image)| serde_json::json!({ "id": format!("{prefix}-{at}"), "label": image.label.to_string() }))
+        .collect();
+    let url = format!("{}/v2/models/digits/feedback", fleet.devices[0].inference_url);
+    let body = serde_json::json!({ "feedback": items });
+    let answer = reqwest::Client::new().post(url).json(&body).send().await?.error_for_status()?;
+    let answer: serde_json::Value = answer.json().await?;
+    ensure!(answer["counts"]["joined"] == images.len(), "{answer}");
+    Ok(())
+}
+
+/// Rows by who was right: both, only the first, only the second, neither.
+fn pairs_of(images: &[Image], old: &[Asked], new: &[Asked]) -> [u64; 4] {
+    let mut pairs = [0; 4];
+    for ((image, old), new) in images.iter().zip(old).zip(new) {
+        let at = match (old.class == image.label, new.class == image.label) {
+            (true, true) => 0,
+            (true, false) => 1,
+            (false, true) => 2,
+            (false, false) => 3,
+        };
+        pairs[at] += 1;
+    }
+    pairs
+}
+
+#[test]
+fn labels_say_which_of_two_models_was_right() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = stage::fleet_with(&binaries, &folder, 0, "[rollout]\ntick-ms = 100\n").await?;
+        let token = fleet.enrolment_token(1).await?;
+        fleet.add_device(&DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: ROOM }, false).await?;
+        fleet.wait_online(1).await?;
+        for version in ["1.0.0", "1.1.0", "1.2.0"] {
+            crate::feedback::release(&fleet, &folder, version).await?;
+        }
+        let of = |version: &'static str| [format!("digits@{version}"), "*".to_owned()];
+        let first = of("1.0.0");
+        let serve = ["--bundle", &first[0], "--selector", &first[1]];
+        let id = fleet.roll_out(&[&serve[..], &EASY[..]].concat()).await?;
+        fleet.wait_committed("dev-1", "1.0.0").await?;
+        fleet.operator.run(&["rollout", "abort", &id]).await?;
+        let images: Vec<Image> = fixtures::held_out()?.into_iter().take(200).collect();
+
+        // A shadow: every label says something of both.
+        let second = of("1.1.0");
+        let candidate = ["--bundle", &second[0], "--selector", &second[1]];
+        let shadow = begin_beside(&fleet, &[&candidate[..], &["--stage", "shadow"]].concat()).await?;
+        let http = reqwest::Client::new();
+        let mut by_old = Vec::new();
+        for (at, image) in images.iter().enumerate() {
+            by_old.push(ask(&http, &fleet.devices[0].inference_url, &format!("a-{at}"), image).await?);
+            if at % 2 == 0 {
+                // It may well be there before the shadow is.
+                label_all(&fleet, "a", &[(at, image)]).await?;
+            }
+        }
+        let odd: Vec<(usize, &Image)> = images.iter().enumerate().filter(|(at, _)| at % 2 == 1).collect();
+        label_all(&fleet, "a", &odd).await?;
+        let n = images.len() as u64;
+        let labelled = |group: &ComparisonGroup| match &group.labels {
+            Some(LabelReport::Classes { incumbent, candidate, .. }) => incumbent.labels + candidate.labels,
+            Some(LabelReport::Numbers { .. } | LabelReport::TooFew { .. }) | None => 0,
+        };
+        let group = comparison(&fleet, &shadow, |group| labelled(group) >= 2 * n).await?;
+        println!("{}", fleet.operator.run(&["rollout", "compare", &shadow]).await?);
+        let Some(LabelReport::Classes { paired: Some(paired), incumbent, candidate: own, difference }) = &group.labels
+        else {
+            anyhow::bail!("{group:?}");
+        };
+        let (incumbent, own, paired, difference) = (*incumbent, *own, *paired, difference.context("a difference")?);
+
+        // The candidate's own quality is told like any other's.
+        let quality: muster_shared::quality::QualityReport =
+            fleet.operator.json(&["quality", "show", "digits@1.1.0"]).await?;
+        ensure!(quality.groups.first().is_some_and(|group| group.quality.labels == n), "{quality:?}");
+
+        // It is taken off by an abort while its rollout runs, and by no pause.
+        let held = ["--stage", "shadow", "--min-requests", "1000000"];
+        let easy: Vec<&str> = EASY.chunks(2).filter(|pair| pair[0] != "--min-requests").flatten().copied().collect();
+        let running = fleet.roll_out(&[&candidate[..], &held[..], &easy[..]].concat()).await?;
+        let url = format!("{}/status", fleet.devices[0].inference_url);
+        let beside = async || {
+            let status: serde_json::Value = http.get(&url).send().await?.json().await?;
+            anyhow::Ok(status.get("beside").map(|_| ()))
+        };
+        let before = beside().await?;
+        wait::until("it runs beside under the new rollout", PATIENCE, async || {
+            let device = fleet.operator.device("dev-1").await?;
+            let there = device.reported.is_some_and(|report| {
+                report.update.state == UpdateState::Beside
+                    && device.desired.as_ref().is_some_and(|desired| {
+                        desired.rollout.as_str() == running && desired.generation == report.update.generation
+                    })
+            });
+            Ok(there.then_some(()))
+        })
+        .await?;
+        ensure!(before.is_some() && beside().await?.is_some(), "{before:?}");
+        fleet.operator.run(&["rollout", "pause", &running]).await?;
+        fleet.wait_rollout(&running, RolloutStatus::Paused).await?;
+        ensure!(beside().await?.is_some(), "a pause leaves it as it is");
+        fleet.operator.run(&["rollout", "abort", &running]).await?;
+        let view = fleet.wait_rollout(&running, RolloutStatus::RolledBack).await?;
+        ensure!(view.status_reason.contains("stopped by"), "{}", view.status_reason);
+        ensure!(beside().await?.is_none(), "it runs on");
+
+        // What the labels said is what both say alone.
+        let id = fleet.roll_out(&[&candidate[..], &EASY[..]].concat()).await?;
+        fleet.wait_committed("dev-1", "1.1.0").await?;
+        let by_new = ask_all(&fleet, "b", &images).await?;
+        fleet.wait_rollout(&id, RolloutStatus::Completed).await?;
+        let [both, old_only, new_only, neither] = pairs_of(&images, &by_old, &by_new);
+        ensure!(
+            [paired.both_right, paired.incumbent_right, paired.candidate_right, paired.both_wrong]
+                == [both, old_only, new_only, neither],
+            "{paired:?} where {both}, {old_only}, {new_only}, {neither} were right"
+        );
+        ensure!((incumbent.right, own.right) == (both + old_only, both + new_only), "{incumbent:?} {own:?}");
+        let expected = (new_only as f64 - old_only as f64) / n as f64;
+        ensure!((difference.value - expected).abs() < 1e-12 && new_only > old_only, "{difference:?}");
+
+        // A split with a model that is bad in the field: each arm has its own labels.
+        let third = of("1.2.0");
+        let bad = ["--bundle", &third[0], "--selector", &third[1]];
+        let split = ["--stage", "split", "--share", "40%", "--experiment", "labels"];
+        let id = fleet.roll_out(&[&bad[..], &split[..], &EASY[..]].concat()).await?;
+        wait::until("the two share the requests", PATIENCE, &beside).await?;
+        let answers = ask_all(&fleet, "c", &images).await?;
+        let all: Vec<(usize, &Image)> = images.iter().enumerate().collect();
+        label_all(&fleet, "c", &all).await?;
+        let group = comparison(&fleet, &id, |group| labelled(group) >= n).await?;
+        println!("{}", fleet.operator.run(&["rollout", "compare", &id]).await?);
+        let Some(LabelReport::Classes { paired: None, incumbent, candidate, difference: Some(difference) }) =
+            &group.labels
+        else {
+            anyhow::bail!("{group:?}");
+        };
+        for (arm, version) in [(incumbent, "1.1.0"), (candidate, "1.2.0")] {
+            let own = || images.iter().zip(&answers).filter(|(_, asked)| asked.version == version);
+            let right = own().filter(|(image, asked)| image.label == asked.class).count() as u64;
+            ensure!((arm.labels, arm.right) == (own().count() as u64, right), "{version}: {arm:?}, {right} right");
+        }
+        ensure!(difference.high < Some(-0.5), "{difference:?}");
+        Ok(())
     });
 }

@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use muster_shared::api::EventView;
 use muster_shared::collection::{CollectionStage, CollectionStatus, CollectionView};
+use muster_shared::comparison::{ColumnAgreement, ComparisonReport};
+use muster_shared::messages::UpdateState;
 use muster_shared::rollout::RolloutStatus;
 use muster_tests::device::DeviceSetup;
 use muster_tests::fixtures;
@@ -258,16 +260,43 @@ fn a_collection_ends_by_itself_and_what_is_discarded_reaches_nobody() {
         let view: CollectionView = fleet.operator.json(&["samples", "show", &id]).await?;
         ensure!(view.samples == 0 && view.status == CollectionStatus::Closed, "{view:?}");
 
-        // A rule that this agent does not know how to follow is said so.
-        let opened = open(&fleet, &public, &["--shadow-disagreement"]).await?;
+        // What a shadow disagrees with is kept, and nothing else.
+        fleet.release_digits("1.1.0").await?;
+        let opened = open(&fleet, &public, &["--shadow-disagreement", "--count", "500"]).await?;
         let id = opened.id.to_string();
-        let view = until(&fleet, "dev-1 answers", &id, |_, said| said.contains_key("dev-1")).await?;
-        let said = view
-            .devices
-            .iter()
-            .find(|device| device.device.as_str() == "dev-1")
-            .and_then(|device| device.progress.clone());
-        ensure!(said.is_some_and(|said| said.reason.is_some_and(|why| why.contains("not supported here"))));
+        until(&fleet, "dev-1 takes samples", &id, |_, said| {
+            said.get("dev-1").is_some_and(|(stage, _)| *stage == CollectionStage::Sampling)
+        })
+        .await?;
+        let shadow = ["--bundle", "digits@1.1.0", "--selector", "id=dev-1", "--stage", "shadow"];
+        let rollout = fleet.roll_out(&[&shadow[..], &EASY[..]].concat()).await?;
+        wait::until("the shadow runs", PATIENCE, async || {
+            let reported = fleet.operator.device("dev-1").await?.reported;
+            Ok(reported.is_some_and(|report| report.update.state == UpdateState::Beside).then_some(()))
+        })
+        .await?;
+        ask(&mut fleet, "dev-1", 0, 150).await?;
+        let disagreed = wait::until("both are compared", PATIENCE, async || {
+            let report: ComparisonReport = fleet.operator.json(&["rollout", "compare", &rollout]).await?;
+            let group = report.groups.into_iter().find(|group| group.compared + group.skipped >= 150);
+            Ok(group.and_then(|group| {
+                group.columns.iter().find_map(|column| match column {
+                    ColumnAgreement::Classes { pairs, .. } => Some(
+                        pairs
+                            .iter()
+                            .flat_map(|(old, row)| row.iter().filter(move |(new, _)| *new != old).map(|(_, n)| *n))
+                            .sum::<u64>(),
+                    ),
+                    ColumnAgreement::Numbers { .. } => None,
+                })
+            }))
+        })
+        .await?;
+        ensure!(disagreed > 0);
+        until(&fleet, "dev-1 holds what the two disagree on", &id, |_, said| {
+            said.get("dev-1") == Some(&(CollectionStage::Sampling, disagreed))
+        })
+        .await?;
         Ok(())
     });
 }

@@ -2,7 +2,8 @@
 //!
 //! Bounded in rows, oldest first out. Ages are taken from a clock that never jumps, so that a device with a wrong date joins the same labels
 //! as any other. A prediction past the horizon is kept for as long again, as far as there is room, to tell a late label from an
-//! unknown one.
+//! unknown one. What a second model says of the same inference comes when it comes: it is put beside what is remembered, or meets the
+//! labels that came before it.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -16,23 +17,29 @@ pub struct Bounds {
     pub horizon_ms: u64,
 }
 
+/// Which inference is meant, whatever comes under its id later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(u64);
+
 /// What is remembered of one inference: `R` for each row, and what all of them are about.
-struct Entry<R, W> {
+struct Entry<R, W, H> {
     key: u128,
     about: W,
     at_ms: u64,
     /// None once the row has its label.
     rows: Box<[Option<R>]>,
+    /// Labels that wait for a second model's answer, at most one a row.
+    held: Vec<H>,
     /// Another inference has taken its id.
     is_replaced: bool,
 }
 
-/// Predictions by the id of their inference.
-pub struct Memory<R, W> {
+/// Predictions by the id of their inference; labels that wait for another prediction are kept as `H`.
+pub struct Memory<R, W, H> {
     bounds: Bounds,
     /// Ids are kept as 128 bits under keys of this process's own, so that an entry's size does not depend on the caller.
     hashers: [RandomState; 2],
-    entries: VecDeque<Entry<R, W>>,
+    entries: VecDeque<Entry<R, W, H>>,
     /// Number of the first entry; each later one has one more.
     first: u64,
     by_key: HashMap<u128, u64>,
@@ -66,7 +73,7 @@ pub enum Taken<R> {
     Nothing,
 }
 
-impl<R, W> Memory<R, W> {
+impl<R, W, H> Memory<R, W, H> {
     /// An empty memory.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
@@ -92,7 +99,8 @@ impl<R, W> Memory<R, W> {
     }
 
     /// Remembers the `rows` of an inference. An inference that comes under an id again takes the place of the one before. `forgotten`
-    /// hears of rows that leave without a label although one might still have come in time.
+    /// hears of rows that leave without a label although one might still have come in time. Gives the inference's place, or none where it
+    /// has more rows than may be remembered.
     pub fn remember(
         &mut self,
         id: &str,
@@ -100,11 +108,11 @@ impl<R, W> Memory<R, W> {
         rows: impl IntoIterator<Item = R>,
         now_ms: u64,
         mut forgotten: impl FnMut(&W, u64),
-    ) {
+    ) -> Option<Place> {
         let rows: Box<[Option<R>]> = rows.into_iter().map(Some).collect();
         if rows.len() > self.bounds.max_rows {
             forgotten(&about, rows.len() as u64);
-            return;
+            return None;
         }
         let key = self.key(id);
         let number = self.first + self.entries.len() as u64;
@@ -112,6 +120,7 @@ impl<R, W> Memory<R, W> {
             before.is_replaced = true;
             // Its rows cannot be found any more, so they need no room.
             let rows = std::mem::take(&mut before.rows);
+            before.held = Vec::new();
             let unlabelled = rows.iter().flatten().count() as u64;
             if unlabelled > 0 {
                 forgotten(&before.about, unlabelled);
@@ -119,8 +128,9 @@ impl<R, W> Memory<R, W> {
             self.rows -= rows.len();
         }
         self.rows += rows.len();
-        self.entries.push_back(Entry { key, about, at_ms: now_ms, rows, is_replaced: false });
+        self.entries.push_back(Entry { key, about, at_ms: now_ms, rows, held: Vec::new(), is_replaced: false });
         self.make_room(now_ms, &mut forgotten);
+        Some(Place(number))
     }
 
     /// Lets go of what is past twice the horizon, and of the oldest while there is more than may be.
@@ -147,7 +157,7 @@ impl<R, W> Memory<R, W> {
         }
     }
 
-    fn at_mut(&mut self, number: u64) -> Option<&mut Entry<R, W>> {
+    fn at_mut(&mut self, number: u64) -> Option<&mut Entry<R, W, H>> {
         usize::try_from(number.checked_sub(self.first)?).ok().and_then(|at| self.entries.get_mut(at))
     }
 
@@ -171,6 +181,23 @@ impl<R, W> Memory<R, W> {
             Some(row) => row.take().map_or(Taken::Labelled, |row| Taken::Prediction { row, delay_ms }),
             None => Taken::Nothing,
         }
+    }
+
+    /// Holds on to the label of one row of `id`, which was taken, until [`Self::meet`].
+    pub fn hold(&mut self, id: &str, label: H) {
+        let number = self.by_key.get(&self.key(id)).copied();
+        if let Some(entry) = number.and_then(|number| self.at_mut(number))
+            && entry.held.len() < entry.rows.len()
+        {
+            entry.held.push(label);
+        }
+    }
+
+    /// The rows of an inference, for what a second model says of them, and the labels that came before it; none once the inference is
+    /// forgotten.
+    pub fn meet(&mut self, place: Place) -> Option<(&mut [Option<R>], Vec<H>)> {
+        let entry = self.at_mut(place.0)?;
+        Some((&mut entry.rows, std::mem::take(&mut entry.held)))
     }
 
     /// Whether anything is remembered that `is_meant`.
@@ -201,7 +228,13 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { max_rows: 6, horizon_ms: 100 };
 
-    fn remember(memory: &mut Memory<u32, char>, id: &str, about: char, rows: &[u32], now_ms: u64) -> Vec<(char, u64)> {
+    fn remember(
+        memory: &mut Memory<u32, char, char>,
+        id: &str,
+        about: char,
+        rows: &[u32],
+        now_ms: u64,
+    ) -> Vec<(char, u64)> {
         let mut forgotten = Vec::new();
         memory.remember(id, about, rows.iter().copied(), now_ms, |about, rows| forgotten.push((*about, rows)));
         forgotten
@@ -209,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_label_finds_its_row_once_and_in_time() {
-        let mut memory = Memory::new(BOUNDS);
+        let mut memory: Memory<u32, char, char> = Memory::new(BOUNDS);
         assert_eq!(remember(&mut memory, "a", 'x', &[10, 11], 1_000), []);
         assert_eq!(memory.find("a", 1_000), Some(Known { about: &'x', rows: 2, is_late: false }));
         assert_eq!(memory.take("a", 1, 1_040), Taken::Prediction { row: 11, delay_ms: 40 });
@@ -256,13 +289,40 @@ mod tests {
         assert!(memory.entries.len() <= BOUNDS.max_rows && memory.by_key.len() <= 2);
     }
 
+    #[test]
+    fn what_a_second_model_says_meets_the_labels_that_came_first() {
+        let mut memory = Memory::new(BOUNDS);
+        let place = |memory: &mut Memory<u32, char, char>, id: &str, rows: &[u32], now_ms| {
+            memory.remember(id, 'x', rows.iter().copied(), now_ms, |_, _| {})
+        };
+        let first = place(&mut memory, "a", &[1, 2], 0).unwrap();
+        memory.take("a", 0, 1);
+        memory.hold("a", 'l');
+        memory.hold("nobody", 'l');
+        let (rows, held) = memory.meet(first).unwrap();
+        assert_eq!((&*rows, held), (&[None, Some(2)][..], vec!['l']));
+        rows[1] = Some(20);
+        assert_eq!(memory.take("a", 1, 1), Taken::Prediction { row: 20, delay_ms: 1 });
+        // Another inference under the same id is another place, and nothing of the first is left.
+        memory.hold("a", 'm');
+        let second = place(&mut memory, "a", &[3], 2).unwrap();
+        assert!(memory.meet(first).is_none_or(|(rows, held)| rows.is_empty() && held.is_empty()));
+        assert_eq!(memory.meet(second).unwrap().0, [Some(3)]);
+        (0..3).for_each(|_| memory.hold("a", 'n'));
+        assert_eq!(memory.meet(second).unwrap().1, ['n'], "no more labels than rows");
+        assert_eq!(place(&mut memory, "large", &[0; 7], 3), None);
+        // Forgotten with its entry.
+        place(&mut memory, "b", &[4, 5, 6, 7, 8, 9], 4);
+        assert!(memory.meet(second).is_none());
+    }
+
     proptest! {
         /// Against a map that forgets nothing: what is found is what was remembered, within the bounds.
         #[test]
         fn nothing_is_mixed_up_and_nothing_grows(
             steps in prop::collection::vec((0u8..6, 0usize..4, 0u64..60, any::<bool>()), 0..80),
         ) {
-            let mut memory = Memory::new(BOUNDS);
+            let mut memory: Memory<u32, char, char> = Memory::new(BOUNDS);
             let mut truth: BTreeMap<u8, (u64, Vec<Option<u32>>)> = BTreeMap::new();
             let (mut now_ms, mut next) = (0, 0);
             let (mut entered, mut left) = (0_u64, 0_u64);

@@ -59,6 +59,12 @@ impl OutliersFound {
         (self.counts.flagged > 0).then(|| self.named.join(", "))
     }
 
+    /// Causes and columns one by one, the first few of them; nothing where nothing is odd.
+    #[must_use]
+    pub fn flags(&self) -> &[String] {
+        &self.named
+    }
+
     fn name(&mut self, cause: &str, column: &str) {
         if self.named.len() < MAX_NAMED {
             let named = format!("{cause} {column}");

@@ -6,6 +6,7 @@
 //! counts as failed against it. Whether there is a second model is the updater's decision, and its stage is signed.
 
 mod comparer;
+mod follower;
 mod worker;
 
 use std::sync::Arc;
@@ -13,14 +14,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
+use muster_agent_core::feedback::Place;
 use muster_inference::Tensor;
 use muster_shared::bundle::{ModelSignature, TensorSpec};
 use muster_shared::ids::Digest;
+use muster_shared::sketch::Arm;
 use muster_shared::trust::Stage;
 
 pub(crate) use self::comparer::Comparer;
+use self::follower::Follower;
 use self::worker::{Rest, Worker};
+use crate::feedback::{Feedback, LabelWatch, Second};
 use crate::host::{Active, ServedModel};
+use crate::metrics::BesideOutcome;
+use crate::samples::Samples;
 
 /// What a shadow may use of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +75,12 @@ pub(crate) enum BesideError {
 
 /// A request that the incumbent has answered.
 pub(crate) struct Answered {
+    /// The caller's id, or the one that was made for it.
+    pub(crate) id: String,
+    /// The device's clock at the answer, in milliseconds since the Unix epoch.
+    pub(crate) at_ms: u64,
+    /// Where the answer is remembered for its label, if it is.
+    pub(crate) place: Option<Place>,
     /// What was asked.
     pub(crate) inputs: Vec<Tensor>,
     /// What the incumbent answered.
@@ -88,7 +101,20 @@ pub(crate) struct Beside {
     stage: Stage,
     /// Digest of the incumbent's manifest.
     against: Digest,
+    /// The incumbent's labels and the candidate's, where both declare some.
+    labels: Option<(Arc<LabelWatch>, Arc<LabelWatch>)>,
+    feedback: Feedback,
     shadow: Option<Shadow>,
+}
+
+/// What a model that comes to run beside another is given.
+pub(crate) struct Surroundings {
+    /// What it may use of the device.
+    pub(crate) limits: BesideLimits,
+    /// What labels are joined with.
+    pub(crate) feedback: Feedback,
+    /// What requests are offered to in which the two disagree.
+    pub(crate) samples: Option<Samples>,
 }
 
 struct Shadow {
@@ -105,15 +131,17 @@ impl Beside {
     /// [`BesideError`] when the two cannot have the same requests.
     pub(crate) fn start(
         active: Arc<Active>,
-        incumbent: &ServedModel,
+        incumbent: &Arc<Active>,
         stage: Stage,
-        limits: BesideLimits,
+        surroundings: Surroundings,
     ) -> Result<Self, BesideError> {
+        let feedback = surroundings.feedback.clone();
         let shadow = match &stage {
-            Stage::Shadow { .. } => Some(Shadow::start(&active, incumbent, limits)?),
+            Stage::Shadow { .. } => Some(Shadow::start(&active, incumbent, surroundings)?),
             Stage::Split { .. } | Stage::Serve => None,
         };
-        Ok(Self { active, stage, against: incumbent.manifest, shadow })
+        let labels = incumbent.labels.clone().zip(active.labels.clone());
+        Ok(Self { active, stage, against: incumbent.served.manifest, labels, feedback, shadow })
     }
 
     /// Whether `candidate` can have the requests of `incumbent` as `stage` says.
@@ -149,11 +177,29 @@ impl Beside {
         self.shadow.is_some() && self.against == *incumbent && self.stage.falls_to(&self.active.served.manifest, key)
     }
 
-    /// Puts an answered request into the queue, or counts it as skipped. Never waits.
+    /// What the candidate has to do with the answer to the request known by `key`, which `answered_by` gave.
+    pub(crate) fn second(&self, key: &str, answered_by: &Arc<Active>) -> Second {
+        let Some((incumbent, candidate)) = self.labels.clone() else { return Second::None };
+        let by_candidate = Arc::ptr_eq(answered_by, &self.active);
+        let by_incumbent = answered_by.served.manifest == self.against;
+        match &self.stage {
+            Stage::Shadow { .. } if self.shadows(key, &answered_by.served.manifest) => Second::Awaited(candidate),
+            Stage::Split { .. } if by_candidate => Second::Shares { incumbent, candidate, arm: Arm::Candidate },
+            Stage::Split { .. } if by_incumbent => Second::Shares { incumbent, candidate, arm: Arm::Incumbent },
+            Stage::Shadow { .. } | Stage::Split { .. } | Stage::Serve => Second::None,
+        }
+    }
+
+    /// Puts an answered request into the queue, or counts it as skipped. Never waits for the shadow.
     pub(crate) fn run_again(&self, answered: Answered) {
         let Some(shadow) = &self.shadow else { return };
+        let place = answered.place;
         if !shadow.offer(answered) {
             self.active.watch.skip();
+            self.feedback.metrics().beside(BesideOutcome::Skipped, None);
+            if let Some(place) = place {
+                self.feedback.no_second_answer(place);
+            }
         }
     }
 
@@ -169,13 +215,22 @@ impl Beside {
 }
 
 impl Shadow {
-    fn start(active: &Arc<Active>, incumbent: &ServedModel, limits: BesideLimits) -> Result<Self, BesideError> {
+    fn start(
+        active: &Arc<Active>,
+        incumbent: &Arc<Active>,
+        Surroundings { limits, feedback, samples }: Surroundings,
+    ) -> Result<Self, BesideError> {
         let (queue, waiting) = sync_channel(limits.max_queue.max(1));
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let rest = Arc::new(Rest::default());
+        let metrics = feedback.metrics().clone();
+        let (old, new) = (Arc::clone(incumbent), Arc::clone(active));
+        let follower = Follower { incumbent: old, candidate: new, feedback, samples };
         let worker = Worker {
             active: Arc::clone(active),
-            comparer: Comparer::new(incumbent, &active.served),
+            comparer: Comparer::new(&incumbent.served, &active.served),
+            following: follower.start().map_err(BesideError::Thread)?,
+            metrics,
             waiting,
             waiting_bytes: Arc::clone(&waiting_bytes),
             rest: Arc::clone(&rest),

@@ -28,7 +28,7 @@ fn host(limits: BesideLimits) -> ModelHost {
 fn answered(values: &[f64]) -> Answered {
     let doubled: Vec<f64> = values.iter().map(|x| 2.0 * x).collect();
     let (inputs, outputs) = (vec![column_of("x", values)], vec![column_of("y", &doubled)]);
-    Answered { inputs, outputs, run: Duration::from_micros(10) }
+    Answered { id: "i".into(), at_ms: 1, place: None, inputs, outputs, run: Duration::from_micros(10) }
 }
 
 fn close(host: &ModelHost) -> ClosedWindow {

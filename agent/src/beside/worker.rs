@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use muster_inference::Tensor;
 use muster_shared::sketch::Comparison;
 
+use super::follower::{Following, Ran};
 use super::{Answered, Comparer};
 use crate::host::Active;
+use crate::metrics::{BesideOutcome, Metrics};
 use crate::monitor::{Served, has_non_finite};
 use crate::time;
 
@@ -43,6 +45,8 @@ impl Rest {
 pub(super) struct Worker {
     pub(super) active: Arc<Active>,
     pub(super) comparer: Comparer,
+    pub(super) following: Following,
+    pub(super) metrics: Metrics,
     pub(super) waiting: Receiver<Answered>,
     pub(super) waiting_bytes: Arc<AtomicUsize>,
     pub(super) rest: Arc<Rest>,
@@ -59,15 +63,17 @@ impl Worker {
         while let Ok(answered) = self.waiting.recv() {
             self.waiting_bytes.fetch_sub(answered.bytes(), Ordering::Relaxed);
             let began = Instant::now();
-            self.run_again(&answered);
-            drop(answered);
-            if !self.rest.take(pause(began.elapsed(), self.max_cpu_percent)) {
+            let (outputs, disagreeing) = self.run_again(&answered);
+            let took = began.elapsed();
+            self.following.hand_over(Ran { answered, outputs, disagreeing });
+            if !self.rest.take(pause(took, self.max_cpu_percent)) {
                 return;
             }
         }
     }
 
-    fn run_again(&self, answered: &Answered) {
+    /// Runs one request, and counts it. Gives what the model answered, if it did, and the columns in which the two disagree.
+    fn run_again(&self, answered: &Answered) -> (Option<Vec<Tensor>>, Vec<String>) {
         let Active { served: model, watch, monitor, first_failure, .. } = &*self.active;
         // What its schema would have refused it has failed, as the incumbent answered.
         let checked = model.quality.as_ref().map(|gate| gate.check(&answered.inputs));
@@ -84,28 +90,34 @@ impl Worker {
             Err(_) => Err("it panicked".to_owned()),
         };
         let mut comparison = Comparison::empty(self.comparer.against());
+        // For every request that was run, as the candidate's own time is: the two are held against each other.
+        comparison.incumbent_us.add(u64::try_from(answered.run.as_micros()).unwrap_or(u64::MAX));
         let none = Vec::new();
-        let (outputs, failed) = match &outputs {
+        let (answers, outcome) = match &outputs {
             Ok(outputs) => {
                 comparison.compared = 1;
-                comparison.incumbent_us.add(u64::try_from(answered.run.as_micros()).unwrap_or(u64::MAX));
                 comparison.columns = self.comparer.compare(&answered.outputs, outputs);
-                (outputs, false)
+                (outputs, BesideOutcome::Compared)
             }
             Err(error) => {
                 first_failure.call_once(|| {
                     tracing::warn!(bundle = %model.bundle, generation = model.generation, %error, "the shadow failed a request");
                 });
                 comparison.failed = 1;
-                (&none, true)
+                (&none, BesideOutcome::Failed)
             }
         };
+        let disagreeing: Vec<String> = comparison.disagreeing().map(str::to_owned).collect();
+        self.metrics.beside(outcome, Some(latency));
+        self.metrics.beside_disagreed(!disagreeing.is_empty());
         let now_ms = time::wall_ms();
-        let non_finite = outputs.iter().any(has_non_finite);
+        let non_finite = answers.iter().any(has_non_finite);
         let outliers = watch.outliers(&answered.inputs).map(|found| found.counts);
-        let inputs = &answered.inputs;
-        let served = Served { inputs, outputs, failed, non_finite, latency, outliers, quality: None };
+        let (inputs, failed) = (&answered.inputs, outcome == BesideOutcome::Failed);
+        let served = Served { inputs, outputs: answers, failed, non_finite, latency, outliers, quality: None };
         monitor.served_beside(watch, now_ms, &served, &comparison);
+        passing!(BesideRun);
+        (outputs.ok(), disagreeing)
     }
 }
 

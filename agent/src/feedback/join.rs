@@ -7,6 +7,7 @@ use muster_shared::feedback::{FeedbackAnswer, FeedbackItem, FeedbackItemResult, 
 use muster_shared::labels::Truth;
 use serde_json::Value;
 
+use super::second::{Held, Second};
 use super::{LabelWatch, Predictions, Remembered};
 
 /// What is to be counted.
@@ -16,8 +17,18 @@ pub(super) struct Effect {
     pub(super) result: FeedbackResult,
     /// How many labels.
     pub(super) rows: u64,
-    /// The prediction, its label and the time between them, in milliseconds.
-    pub(super) joined: Option<(Remembered, Truth, u64)>,
+    /// The prediction with its label, where they were joined.
+    pub(super) joined: Option<Joined>,
+}
+
+/// A prediction and its label.
+pub(super) struct Joined {
+    pub(super) row: Remembered,
+    pub(super) truth: Truth,
+    /// The label as the bundle of a second model reads it, where that one ran on the same request and it is a label there.
+    pub(super) other: Option<Truth>,
+    /// Time between prediction and label, in milliseconds.
+    pub(super) delay_ms: u64,
 }
 
 /// Joins every item, in their order.
@@ -90,7 +101,16 @@ fn join_one(
             continue;
         };
         effects.push(match memory.take(&item.id, row, now_ms) {
-            Taken::Prediction { row, delay_ms } => one(FeedbackResult::Joined, Some((row, truth, delay_ms))),
+            Taken::Prediction { row: remembered, delay_ms } => {
+                let other = remembered.second.pairs_with().and_then(|spec| spec.read(label));
+                if matches!(remembered.second, Second::Awaited(_)) {
+                    let (prediction, truth) = (remembered.prediction.clone(), truth.clone());
+                    let incumbent = Arc::clone(&about);
+                    let other = other.clone();
+                    memory.hold(&item.id, Held { row, incumbent, prediction, truth, other, delay_ms });
+                }
+                one(FeedbackResult::Joined, Some(Joined { row: remembered, truth, other, delay_ms }))
+            }
             Taken::Labelled => one(FeedbackResult::Duplicate, None),
             Taken::Nothing => one(FeedbackResult::Late, None),
         });

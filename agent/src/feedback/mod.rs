@@ -3,16 +3,18 @@
 //! Predictions wait in memory, bounded ([`muster_agent_core::feedback::Memory`]), and are gone after a restart: writing each
 //! of them down would wear the device's flash out. What is lost so is counted where the agent ends in order, and shows as
 //! predictions without labels where it does not. Nothing of a request's inputs is kept. Counts go into the window that is open
-//! when the label comes, for the model that made the prediction.
+//! when the label comes, for the model that made the prediction. Where a second model had a part in the request ([`Second`]), the label
+//! says something of both.
 
 mod command;
 mod ids;
 mod join;
+mod second;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use muster_agent_core::feedback::{Bounds, Memory};
+use muster_agent_core::feedback::{Bounds, Memory, Place};
 use muster_inference::{ColumnExtractor, Tensor};
 use muster_shared::feedback::{FeedbackAnswer, FeedbackDelivery, FeedbackItem, FeedbackReceipt};
 use muster_shared::ids::{BundleName, Digest};
@@ -21,6 +23,8 @@ use muster_shared::profile::{Profile, SliceSet};
 
 pub(crate) use self::command::{FeedbackArgs, run};
 pub(crate) use self::ids::InferenceIds;
+use self::second::Held;
+pub(crate) use self::second::Second;
 use crate::config::FeedbackConfig;
 use crate::host::ServedModel;
 use crate::metrics::Metrics;
@@ -75,9 +79,10 @@ impl LabelWatch {
 struct Remembered {
     prediction: Prediction,
     slices: SliceSet,
+    second: Second,
 }
 
-type Predictions = Memory<Remembered, Arc<LabelWatch>>;
+type Predictions = Memory<Remembered, Arc<LabelWatch>, Held>;
 
 /// Joins labels with predictions. Cloning gives another handle to the same memory.
 #[derive(Clone)]
@@ -116,16 +121,32 @@ impl Feedback {
         Self::new(&FeedbackConfig::default(), Metrics::new())
     }
 
+    /// What is counted of labels and predictions besides.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
     /// Remembers the `outputs` of the inference `id`. To be called before they are given to the caller, whose label may follow at once.
-    pub(crate) fn remember(&self, labels: &Arc<LabelWatch>, id: &str, inputs: &[Tensor], outputs: &[Tensor]) {
+    /// Gives its place, for what a `second` model says of it later; none where it has too many rows to be remembered.
+    pub(crate) fn remember(
+        &self,
+        labels: &Arc<LabelWatch>,
+        id: &str,
+        (inputs, outputs): (&[Tensor], &[Tensor]),
+        second: &Second,
+    ) -> Option<Place> {
         let predictions = labels.predictions(outputs);
         let rows = predictions.len() as u64;
-        let with_slices = |(row, prediction)| Remembered { prediction, slices: labels.watch.slices_of(inputs, row) };
+        let with_slices = |(row, prediction)| Remembered {
+            prediction,
+            slices: labels.watch.slices_of(inputs, row),
+            second: second.clone(),
+        };
         // Slices are found before the lock, under which others wait.
         let remembered: Vec<Remembered> = predictions.into_iter().enumerate().map(with_slices).collect();
         let mut forgotten: Vec<(Arc<LabelWatch>, u64)> = Vec::new();
         let mut memory = self.memory();
-        memory.remember(id, Arc::clone(labels), remembered, self.inner.clock.now_ms(), |about, rows| {
+        let place = memory.remember(id, Arc::clone(labels), remembered, self.inner.clock.now_ms(), |about, rows| {
             forgotten.push((Arc::clone(about), rows));
         });
         drop(memory);
@@ -133,6 +154,7 @@ impl Feedback {
             sketch.predictions = sketch.predictions.saturating_add(rows);
         });
         self.forgotten(&forgotten);
+        place
     }
 
     fn forgotten(&self, forgotten: &[(Arc<LabelWatch>, u64)]) {
@@ -182,10 +204,13 @@ impl Feedback {
             let Some(about) = about.as_ref().or(current) else { continue };
             about.monitor.labelled(&about.watch, now_ms, &about.spec, |sketch| {
                 sketch.results.add(result, rows);
-                if let Some((row, truth, delay_ms)) = &joined {
+                if let Some(join::Joined { row, truth, delay_ms, .. }) = &joined {
                     sketch.join(&about.spec, (&row.prediction, truth), row.slices, *delay_ms);
                 }
             });
+            if let Some(join::Joined { row, truth, other, delay_ms }) = &joined {
+                self.count_second(about, row, truth, other.as_ref(), *delay_ms);
+            }
         }
         answer
     }

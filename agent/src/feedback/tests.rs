@@ -2,12 +2,13 @@ use muster_shared::bundle::DataType;
 use muster_shared::feedback::{FeedbackCounts, FeedbackResult};
 use muster_shared::labels::{LabelTarget, LabelTask};
 use muster_shared::messages::Resources;
-use muster_shared::sketch::{LabelCounts, LabelSketch};
+use muster_shared::sketch::{ClassOutcomes, LabelCounts, LabelOutcomes, LabelSketch, RightCounts};
+use muster_shared::trust::Stage;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::host::fixtures::{digits, scripted};
-use crate::host::{HostLimits, ModelHost};
+use crate::host::{Active, HostLimits, ModelHost};
 
 /// No window of these tests ends by itself.
 const WINDOW_MS: u64 = 1 << 50;
@@ -39,7 +40,7 @@ fn answers(classes: &[usize]) -> Vec<Tensor> {
 
 fn answer(host: &ModelHost, id: &str, classes: &[usize]) {
     let labels = host.active().unwrap().labels.clone().unwrap();
-    host.feedback().remember(&labels, id, &[], &answers(classes));
+    host.feedback().remember(&labels, id, (&[], &answers(classes)), &Second::None);
 }
 
 fn label(id: &str, label: Value) -> FeedbackItem {
@@ -173,7 +174,7 @@ fn numbers_are_labelled_row_by_row() {
     host.activate(model, 1);
     let labels = host.active().unwrap().labels.clone().unwrap();
     let outputs = vec![Tensor::from_f32("y", vec![3, 1], &[1.0, f32::NAN, 4.0]).unwrap()];
-    host.feedback().remember(&labels, "a", &[], &outputs);
+    host.feedback().remember(&labels, "a", (&[], &outputs), &Second::None);
     let answer = host.feedback().join(&[labels_of("a", json!([2.0, 2, "3.5"]))], Some(&name), Some(&labels));
     assert_eq!(answer.counts.joined, 3);
     assert_eq!(host.feedback().join(&[label("a", json!("NaN"))], None, None).counts.invalid, 1);
@@ -215,4 +216,110 @@ proptest::proptest! {
         let sum = counted(&host).into_iter().fold(0, |sum, (_, sketch)| sum + sketch.results.total());
         proptest::prop_assert_eq!(sum, counts.total());
     }
+}
+
+/// Counts of labels of both models, over every window of the second one, and its own.
+fn beside(host: &ModelHost) -> (ClassOutcomes, Vec<LabelSketch>) {
+    let (mut sum, mut own): (Option<Box<LabelOutcomes>>, _) = (None, Vec::new());
+    for window in host.beside_monitor().close_all(wall_ms(), Resources::default()) {
+        own.extend(window.sketch.and_then(|sketch| sketch.labels));
+        match (&mut sum, window.telemetry.comparison.and_then(|comparison| comparison.labels)) {
+            (Some(sum), Some(more)) => sum.merge(&more).unwrap(),
+            (none, more) => *none = none.take().or(more),
+        }
+    }
+    match sum.map(|sum| *sum) {
+        Some(LabelOutcomes::Classes(counts)) => (counts, own),
+        None => (ClassOutcomes::default(), own),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A host on which digits 1.2.0 runs beside 1.0.0; both declare labels.
+fn with_second(stage: Stage) -> (ModelHost, Arc<LabelWatch>, Arc<Active>) {
+    let host = host(100);
+    host.activate(labelled("1.0.0", 1), 1);
+    host.run_beside(labelled("1.2.0", 2), stage, 2).unwrap();
+    let incumbent = host.active().unwrap().labels.clone().unwrap();
+    let candidate = Arc::clone(host.beside().unwrap().active());
+    (host, incumbent, candidate)
+}
+
+#[test]
+fn a_label_of_a_shadowed_inference_says_who_was_right_whichever_comes_first() {
+    let (host, incumbent, candidate) = with_second(Stage::Shadow { share_bp: 10_000 });
+    let active = host.active().unwrap();
+    let labels = candidate.labels.clone().unwrap();
+    let answer = |id: &str, classes: &[usize]| {
+        let second = host.beside().unwrap().second(id, &active);
+        host.feedback().remember(&incumbent, id, (&[], &answers(classes)), &second).unwrap()
+    };
+    let shadow = |place, classes: Option<&[usize]>| {
+        let outputs = classes.map(answers);
+        host.feedback().second_answer(place, &labels, &[], outputs.as_deref());
+    };
+    // The shadow first, then the labels.
+    let place = answer("a", &[1, 2, 3, 4]);
+    shadow(place, Some(&[1, 9, 3, 9]));
+    join(&host, &[labels_of("a", json!([1, 2, 9, 9]))]);
+    // A label first, and one after.
+    let place = answer("b", &[5, 6]);
+    join(&host, &[FeedbackItem { row: Some(1), ..label("b", json!(7)) }]);
+    shadow(place, Some(&[5, 7]));
+    join(&host, &[FeedbackItem { row: Some(0), ..label("b", json!(5)) }]);
+    // One that the shadow failed, one it never ran on, and one that it ran on and nobody labels.
+    let place = answer("c", &[8]);
+    shadow(place, None);
+    let skipped = answer("d", &[8]);
+    host.feedback().no_second_answer(skipped);
+    join(&host, &[label("c", json!(8)), label("d", json!(8))]);
+    let place = answer("e", &[8]);
+    shadow(place, Some(&[8]));
+    // Nothing counts twice.
+    assert_eq!(join(&host, &[label("c", json!(8))]).0, [Duplicate]);
+    shadow(place, Some(&[1]));
+
+    let (counts, own) = beside(&host);
+    let pairs = (counts.both_right, counts.incumbent_right, counts.candidate_right, counts.both_wrong);
+    // a: both, incumbent only, neither, candidate only; b: candidate only, both; c: incumbent only.
+    assert_eq!(pairs, (2, 2, 2, 1));
+    assert_eq!((counts.incumbent.right, counts.candidate.right, counts.candidate.labels), (4, 4, 7));
+    let own = &own[0];
+    assert_eq!((own.results.joined, right(own)), (7, (4, 7)));
+    assert_eq!(right(&counted(&host)[0].1), (5, 8), "the incumbent's own counts have what was skipped as well");
+}
+
+#[test]
+fn labels_in_a_split_count_for_the_arm_that_answered() {
+    let (host, incumbent, candidate) = with_second(Stage::Split { share_bp: 5_000, experiment: "e".into() });
+    let (active, beside_it) = (host.active().unwrap(), host.beside().unwrap());
+    let labels = candidate.labels.clone().unwrap();
+    for (id, is_candidates, class) in [("a", true, 1), ("b", false, 2), ("c", false, 3), ("d", true, 4)] {
+        let (by, about) = if is_candidates { (&candidate, &labels) } else { (&active, &incumbent) };
+        let second = beside_it.second(id, by);
+        host.feedback().remember(about, id, (&[], &answers(&[class])), &second);
+    }
+    host.feedback().remember(&incumbent, "plain", (&[], &answers(&[1])), &Second::None);
+    let wrong = [label("a", json!(9)), label("b", json!(2)), label("c", json!(3)), label("d", json!(4))];
+    join(&host, &wrong);
+    join(&host, &[label("plain", json!(1))]);
+    let (counts, _) = beside(&host);
+    assert_eq!(counts.paired(), 0);
+    assert_eq!(
+        (counts.incumbent, counts.candidate),
+        (RightCounts { labels: 2, right: 2 }, RightCounts { labels: 2, right: 1 },)
+    );
+}
+
+#[test]
+fn a_shadow_that_has_ended_still_gets_its_labels() {
+    let (host, incumbent, candidate) = with_second(Stage::Shadow { share_bp: 10_000 });
+    let second = host.beside().unwrap().second("a", &host.active().unwrap());
+    let place = host.feedback().remember(&incumbent, "a", (&[], &answers(&[1])), &second).unwrap();
+    host.feedback().second_answer(place, candidate.labels.as_ref().unwrap(), &[], Some(&answers(&[2])));
+    host.end_beside(9);
+    join(&host, &[label("a", json!(2))]);
+    let (counts, own) = beside(&host);
+    assert_eq!((counts.candidate_right, counts.paired()), (1, 1));
+    assert_eq!(own.last().unwrap().results.joined, 1);
 }

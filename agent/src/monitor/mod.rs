@@ -187,6 +187,12 @@ impl Monitor {
         count(state.window(watch, now_ms, self.window_ms, until_ms).labels(spec));
     }
 
+    /// Counts what labels said of the model of `watch` and the one it ran beside. The window is that of [`Self::labelled`].
+    pub(crate) fn compared(&self, watch: &Arc<ModelWatch>, now_ms: u64, comparison: &Comparison) {
+        let until_ms = next_boundary_ms(now_ms, self.window_ms);
+        self.state().window(watch, now_ms, self.window_ms, until_ms).compare(comparison);
+    }
+
     /// Counts a request for the model of `watch` that it never saw, and what was found wrong with its inputs if anybody looked.
     pub(crate) fn turned_away(
         &self,

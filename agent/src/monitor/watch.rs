@@ -57,6 +57,11 @@ impl ModelWatch {
         Self { against: Some(against), ..Self::new(model) }
     }
 
+    /// Digest of the manifest of the model it runs beside, if it does.
+    pub(crate) fn against(&self) -> Option<Digest> {
+        self.against
+    }
+
     /// Counts a request that fell to the model and is not run on it.
     pub(crate) fn skip(&self) {
         self.skipped.fetch_add(1, Ordering::Relaxed);

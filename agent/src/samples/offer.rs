@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use muster_inference::Tensor;
-use muster_shared::collection::{CollectionStage, Rule};
+use muster_shared::collection::{CollectionStage, DISAGREES_FLAG, Rule};
 use muster_shared::ids::{CollectionId, Digest};
 
-use super::outlook::Outlook;
+use super::outlook::{Outlook, Read};
 use super::{Collection, Hot, Samples};
 use crate::host::ServedModel;
 
@@ -16,6 +16,9 @@ const MAX_QUEUED: usize = 64;
 const MAX_QUEUED_BYTES: usize = 8 * 1024 * 1024;
 /// Models whose profile is kept at hand: the one that serves, and one that has just been replaced.
 const MAX_OUTLOOKS: usize = 2;
+
+/// Columns that are named of those in which a shadow disagreed.
+const MAX_DISAGREEING: usize = 4;
 
 /// An inference that was answered.
 #[derive(Debug, Clone, Copy)]
@@ -57,17 +60,45 @@ enum Match {
     Unknown(&'static str),
 }
 
-fn matches(rule: &Rule, collection: &mut Collection, confidence: &[f64], flags: &[String]) -> Match {
+/// When an inference is offered.
+#[derive(Debug, Clone, Copy)]
+enum Occasion<'a> {
+    /// It was answered.
+    Answered,
+    /// A shadow, the model of that manifest, disagreed with the answer, in these columns.
+    Disagreed { shadow: &'a Digest, columns: &'a [String] },
+}
+
+impl Occasion<'_> {
+    /// Whether a rule is about it.
+    fn concerns(self, rule: &Rule) -> bool {
+        matches!(self, Self::Disagreed { .. }) == matches!(rule, Rule::ShadowDisagreement {})
+    }
+
+    fn flags(self) -> Vec<String> {
+        match self {
+            Self::Answered => Vec::new(),
+            Self::Disagreed { columns, .. } => {
+                columns.iter().take(MAX_DISAGREEING).map(|name| format!("{DISAGREES_FLAG}{name}")).collect()
+            }
+        }
+    }
+}
+
+fn matches(rule: &Rule, collection: &mut Collection, read: &Read) -> Match {
     let is = |yes: bool| if yes { Match::Yes } else { Match::No };
     match rule {
         Rule::Random { share } => is(collection.random.happens(*share)),
-        Rule::LowConfidence { .. } if confidence.is_empty() => {
+        Rule::LowConfidence { .. } if read.confidence.is_empty() => {
             Match::Unknown("the bundle's profile names no confidence: nothing can be held against the threshold")
         }
         // Where it cannot be told, nothing shows that it was low.
-        Rule::LowConfidence { below } => is(confidence.iter().any(|value| value < below)),
-        Rule::Outlier {} => is(!flags.is_empty()),
-        Rule::ShadowDisagreement {} => Match::No,
+        Rule::LowConfidence { below } => is(read.confidence.iter().any(|value| value < below)),
+        Rule::Outlier {} if !read.knows_outliers => {
+            Match::Unknown("the bundle's profile does not say what an outlier is: build it with outliers.flag")
+        }
+        Rule::Outlier {} => is(!read.flags.is_empty()),
+        Rule::ShadowDisagreement {} => Match::Yes,
     }
 }
 
@@ -79,17 +110,33 @@ impl Samples {
 
     /// Offers an inference that `model` answered to the collections there are.
     pub(crate) fn offer(&self, model: &ServedModel, offered: &Offered<'_>) {
+        self.consider(model, offered, Occasion::Answered);
+    }
+
+    /// Offers an inference that `model` answered, and on which the shadow with the manifest `shadow` disagreed with it in `columns`.
+    pub(crate) fn offer_disagreement(
+        &self,
+        model: &ServedModel,
+        shadow: &Digest,
+        offered: &Offered<'_>,
+        columns: &[String],
+    ) {
+        self.consider(model, offered, Occasion::Disagreed { shadow, columns });
+    }
+
+    fn consider(&self, model: &ServedModel, offered: &Offered<'_>, occasion: Occasion<'_>) {
         if !self.is_open() {
             return;
         }
         let (manifest, Offered { id, at_ms, inputs, outputs }) = (model.manifest, *offered);
         let mut hot = self.hot();
-        let wanted: Vec<Rule> = hot.wanting(&manifest, at_ms).map(|collection| collection.wanted.rule).collect();
+        let wanted: Vec<Rule> =
+            hot.wanting(&manifest, at_ms, occasion).map(|collection| collection.wanted.rule).collect();
         if wanted.is_empty() {
             return;
         }
         // Values are looked at only where a rule asks for them, and not under the lock.
-        let reads_values = wanted.iter().any(|rule| !matches!(rule, Rule::Random { .. }));
+        let reads_values = wanted.iter().any(|rule| matches!(rule, Rule::LowConfidence { .. } | Rule::Outlier {}));
         let outlook = hot.outlook(&manifest, model);
         let mut read = None;
         if reads_values {
@@ -101,13 +148,13 @@ impl Samples {
         let (queued, queued_bytes) = (hot.queue.len(), hot.queued_bytes);
         let is_full = queued >= MAX_QUEUED || queued_bytes.saturating_add(bytes) > MAX_QUEUED_BYTES;
         let mut jobs = Vec::new();
-        for collection in hot.wanting(&manifest, at_ms) {
+        let nothing = Read::default();
+        for collection in hot.wanting(&manifest, at_ms, occasion) {
             if is_full {
                 collection.dropped += 1;
                 continue;
             }
-            let (confidence, flags) = read.as_ref().map_or((&[][..], &[][..]), |read| (&read.confidence, &read.flags));
-            match matches(&collection.wanted.rule.clone(), collection, confidence, flags) {
+            match matches(&collection.wanted.rule.clone(), collection, read.as_ref().unwrap_or(&nothing)) {
                 Match::Yes => {}
                 Match::No => continue,
                 Match::Unknown(why) => {
@@ -124,8 +171,9 @@ impl Samples {
             return;
         }
         drop(hot);
-        // Those of a random share are described as well, and only those that are kept.
-        let read = read.unwrap_or_else(|| outlook.read(inputs, outputs));
+        // Those whose rule looks at no value are described as well, and only those that are kept.
+        let Read { confidence, mut flags, .. } = read.unwrap_or_else(|| outlook.read(inputs, outputs));
+        flags.extend(occasion.flags());
         let answered =
             Arc::new(Answered { id: id.to_owned(), at_ms, inputs: inputs.to_vec(), outputs: outputs.to_vec() });
         let mut hot = self.hot();
@@ -136,8 +184,8 @@ impl Samples {
                 collection,
                 manifest,
                 generation: model.generation,
-                confidence: read.confidence.clone(),
-                flags: read.flags.clone(),
+                confidence: confidence.clone(),
+                flags: flags.clone(),
                 bytes,
             });
         }
@@ -147,11 +195,20 @@ impl Samples {
 }
 
 impl Hot {
-    fn wanting<'a>(&'a mut self, manifest: &'a Digest, at_ms: u64) -> impl Iterator<Item = &'a mut Collection> {
+    fn wanting<'a>(
+        &'a mut self,
+        manifest: &'a Digest,
+        at_ms: u64,
+        occasion: Occasion<'a>,
+    ) -> impl Iterator<Item = &'a mut Collection> {
         self.collections.iter_mut().filter(move |collection| {
+            let names = |digest: &Digest| collection.wanted.manifests.contains(digest);
+            // Of two that disagree, either may be the one that is to be learnt about.
+            let is_named = names(manifest) || matches!(occasion, Occasion::Disagreed { shadow, .. } if names(shadow));
             collection.stage == CollectionStage::Sampling
                 && at_ms < collection.wanted.ends_ms
-                && collection.wanted.manifests.contains(manifest)
+                && occasion.concerns(&collection.wanted.rule)
+                && is_named
         })
     }
 

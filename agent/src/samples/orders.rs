@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use muster_agent_core::reservoir::{Random, Reservoir};
-use muster_shared::collection::{CollectionStage, Collections, Phase, Rule, SampleLimits, Wanted};
+use muster_shared::collection::{CollectionStage, Collections, Phase, SampleLimits, Wanted};
 use muster_shared::ids::{CollectionId, DeviceId};
 use muster_shared::limits::{MAX_COLLECTIONS, MAX_DOCUMENT_BYTES};
 use muster_shared::trust::{Envelope, TrustedRoot};
@@ -214,9 +214,6 @@ impl Samples {
         let config = &self.inner.config;
         if !config.allow {
             return Err("the device's owner does not allow it: [samples] allow in agent.toml".to_owned());
-        }
-        if matches!(wanted.rule, Rule::ShadowDisagreement {}) {
-            return Err("not supported here: this agent runs no second model beside the one that answers".to_owned());
         }
         if !config.recipients.is_empty() && !config.recipients.contains(&wanted.recipient) {
             let key = wanted.recipient.id();

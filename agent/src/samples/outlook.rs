@@ -1,24 +1,16 @@
-//! What is noticed about one inference: its confidence, and which values the reference never had.
+//! What is noticed about one inference: its confidence, and the flags its caller is told of.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
-use muster_inference::{ColumnExtractor, Tensor};
-use muster_shared::collection::UNSEEN_FLAG;
-use muster_shared::profile::{Profile, Reference, Source};
+use muster_inference::{ColumnExtractor, OutlierFinder, Tensor};
+use muster_shared::profile::{Profile, Source};
 
 use crate::host::ServedModel;
 
-/// Flags one sample has at most.
-const MAX_FLAGS: usize = 32;
-
 /// A model's profile, made ready to look at single inferences.
 pub(super) struct Outlook {
-    profile: Arc<Profile>,
-    /// None when the profile names what the model does not have.
-    extractor: Option<ColumnExtractor>,
-    /// The column that holds the confidence.
-    confidence: Option<usize>,
+    /// Reads the column that is a confidence; none where the profile has none, or names what the model does not have.
+    confidence: Option<ColumnExtractor>,
+    /// None where the profile flags nothing.
+    outliers: Option<OutlierFinder>,
 }
 
 /// What was found.
@@ -26,58 +18,30 @@ pub(super) struct Outlook {
 pub(super) struct Read {
     /// The confidence of each row.
     pub(super) confidence: Vec<f64>,
-    /// Flags, sorted.
+    /// Whether the profile says what an outlier is.
+    pub(super) knows_outliers: bool,
+    /// Flags, as the answer has them.
     pub(super) flags: Vec<String>,
 }
 
 impl Outlook {
     pub(super) fn new(model: &ServedModel) -> Self {
-        let columns = &model.profile.columns;
-        Self {
-            confidence: columns.iter().position(|column| matches!(column.source, Source::Confidence { .. })),
-            extractor: ColumnExtractor::new(&model.profile, &model.signature).ok(),
-            profile: Arc::clone(&model.profile),
-        }
+        let confidence = model.profile.columns.iter().find(|column| matches!(column.source, Source::Confidence { .. }));
+        let extractor = confidence.and_then(|column| {
+            let only = Profile { columns: vec![column.clone()], ..Profile::default() };
+            ColumnExtractor::new(&only, &model.signature).ok()
+        });
+        Self { confidence: extractor, outliers: OutlierFinder::new(&model.profile, &model.signature).ok().flatten() }
     }
 
-    /// Looks at every value that the profile names.
+    /// Looks at the values that rules ask for.
     pub(super) fn read(&self, inputs: &[Tensor], outputs: &[Tensor]) -> Read {
         let mut confidence = Vec::new();
-        let mut unseen: BTreeSet<usize> = BTreeSet::new();
-        if let Some(extractor) = &self.extractor {
-            extractor.visit(inputs, outputs, |_, at, value| {
-                if Some(at) == self.confidence && !outputs.is_empty() {
-                    confidence.push(value.unwrap_or(f64::NAN));
-                }
-                let Some(column) = self.profile.columns.get(at).filter(|column| !column.is_prediction()) else {
-                    return;
-                };
-                if value.is_some_and(|value| is_unseen(&column.reference, value)) && unseen.len() < MAX_FLAGS {
-                    unseen.insert(at);
-                }
-            });
+        if let Some(extractor) = self.confidence.as_ref().filter(|_| !outputs.is_empty()) {
+            extractor.visit(&[], outputs, |_, _, value| confidence.push(value.unwrap_or(f64::NAN)));
         }
-        let name = |at: &usize| format!("{UNSEEN_FLAG}{}", self.profile.columns[*at].name);
-        let mut flags: Vec<String> = unseen.iter().map(name).collect();
-        flags.sort();
-        Read { confidence, flags }
-    }
-}
-
-/// Whether the reference has nothing like `value`: it lies outside its range, or is none of its classes. NaN is a missing value, which is no
-/// outlier.
-fn is_unseen(reference: &Reference, value: f64) -> bool {
-    if value.is_nan() {
-        return false;
-    }
-    match reference {
-        Reference::Numeric { lower_edges, max, .. } => {
-            lower_edges.first().is_some_and(|least| value < f64::from(*least)) || value > f64::from(*max)
-        }
-        Reference::Class { classes, .. } => {
-            #[expect(clippy::cast_precision_loss, reason = "a profile has at most 256 classes")]
-            let known = classes.len() as f64;
-            !(value >= 0.0 && value < known && value.fract() == 0.0)
-        }
+        let found = self.outliers.as_ref().map(|finder| finder.find(inputs));
+        let knows_outliers = found.is_some();
+        Read { confidence, knows_outliers, flags: found.map(|found| found.flags().to_vec()).unwrap_or_default() }
     }
 }

@@ -7,6 +7,7 @@ use muster_shared::collection::{
     Batch, CollectionStage, Collections, Phase, RecipientSecret, Rule, Sample, SampleLimits, Wanted, seal,
 };
 use muster_shared::ids::{CollectionId, DeviceId, Digest};
+use muster_shared::profile::{Outliers, Profile};
 use muster_shared::trust::{DocumentKind, Envelope, TrustedRoot, sign_document};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -203,7 +204,6 @@ fn nothing_is_collected_that_the_owner_does_not_allow() {
     for (config, rule, words) in [
         (SamplesConfig::default(), rule, "does not allow it: [samples] allow"),
         (SamplesConfig { recipients: vec![other], ..allowing() }, rule, "[samples] recipients"),
-        (allowing(), Rule::ShadowDisagreement {}, "not supported here"),
     ] {
         let allow = config.allow;
         let rig = Rig::new(config);
@@ -287,7 +287,10 @@ fn a_stored_statement_counts_only_while_it_verifies_and_is_in_date() {
 
 #[test]
 fn rules_choose_what_they_say() {
-    let model = digits("1.1.0", 3);
+    let mut model = digits("1.1.0", 3);
+    let flagging =
+        Profile { outliers: Some(Outliers { expected_share: 0.0, distance: None }), ..(*model.profile).clone() };
+    model.profile = Arc::new(flagging);
     let images = images();
     let confidence = |pixels: &[f32]| {
         let outputs = model.model.run(&image(pixels)).unwrap();
@@ -310,7 +313,17 @@ fn rules_choose_what_they_say() {
     let report = rig.samples.report();
     let strange_is_low = u64::from(confidence(&strange) < 0.9);
     assert_eq!(report.collections[0].held, low.len() as u64 + strange_is_low);
-    assert!(report.collections[1].held >= 1);
+    // What is kept for being odd is what the answer calls odd.
+    let finder = muster_inference::OutlierFinder::new(&model.profile, &model.signature).unwrap().unwrap();
+    let odd = images.iter().chain([&strange]).filter(|pixels| finder.find(&image(pixels)).text().is_some()).count();
+    assert!((1..=images.len()).contains(&odd));
+    assert_eq!(report.collections[1].held, odd as u64);
+    // A profile that flags nothing has no outliers, and that is said.
+    let rig = Rig::new(allowing());
+    let plain = digits("1.1.0", 3);
+    rig.tell(1, vec![wanted(plain.manifest, Rule::Outlier {})]).unwrap();
+    rig.offer(&plain, 1, image(&strange));
+    assert!(rig.samples.report().collections[0].reason.as_ref().unwrap().contains("outliers.flag"));
     // A profile without a confidence cannot be held against a threshold, and that is said.
     let rig = Rig::new(allowing());
     let model = doubling("9.0.0", 1);
@@ -320,6 +333,51 @@ fn rules_choose_what_they_say() {
     let other = digits("1.0.0", 1);
     rig.offer(&other, 1, image(&images[0]));
     assert_eq!(rig.samples.report().collections[0].matched, 0, "another bundle's inferences do not count");
+}
+
+#[test]
+fn what_a_shadow_disagrees_with_is_kept_for_those_who_ask_for_either_model() {
+    let (model, shadow) = (digits("1.1.0", 3), Digest::of(b"shadow"));
+    let rig = Rig::new(allowing());
+    let named = |name: &str, manifest, rule| Wanted {
+        collection: CollectionId::new(name).unwrap(),
+        limits: SampleLimits { max_count: 20, max_bytes: 1 << 18 },
+        ..wanted(manifest, rule)
+    };
+    let disagreement = Rule::ShadowDisagreement {};
+    rig.tell(
+        1,
+        vec![
+            named("c1", model.manifest, disagreement),
+            named("c2", shadow, disagreement),
+            named("c3", Digest::of(b"other"), disagreement),
+            named("c4", model.manifest, Rule::Random { share: 1.0 }),
+        ],
+    )
+    .unwrap();
+    for (id, pixels) in images().iter().enumerate().take(3) {
+        rig.offer(&model, id, image(pixels));
+    }
+    let inputs = image(&images()[0]);
+    let outputs = model.model.run(&inputs).unwrap();
+    let offered = Offered { id: "req-0", at_ms: wall_ms(), inputs: &inputs, outputs: &outputs };
+    rig.samples.offer_disagreement(&model, &shadow, &offered, &["class".to_owned()]);
+    rig.until(|hot| hot.collections.iter().all(|collection| collection.under_way == 0));
+    let held: Vec<u64> = rig.samples.report().collections.iter().map(|progress| progress.held).collect();
+    assert_eq!(held, [1, 1, 0, 3], "an answer alone shows no disagreement, and a disagreement is no second answer");
+    let closed = Wanted { phase: Phase::Closed, ..named("c1", model.manifest, disagreement) };
+    rig.tell(2, vec![closed]).unwrap();
+    rig.until(|hot| hot.collections[0].stage == CollectionStage::Uploading);
+    let kept = rig.uploaded();
+    assert_eq!(
+        (kept.len(), &kept[0].id, &kept[0].flags),
+        (1, &"req-0".to_owned(), &vec!["shadow-disagrees class".to_owned()])
+    );
+    assert_eq!(
+        (kept[0].manifest, kept[0].outputs.len()),
+        (model.manifest, outputs.len()),
+        "it is the incumbent's answer"
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, Request};
 use axum::response::{IntoResponse, Response};
+use muster_agent_core::feedback::Place;
 use muster_inference::quality::Checked;
 use muster_inference::{OutliersFound, RunError, Tensor};
 use muster_shared::sketch::{Comparison, OutlierCounts};
@@ -23,8 +24,9 @@ use super::error::ApiError;
 use super::request::InferRequest;
 use super::{App, Target};
 use crate::beside::{Answered, Beside};
+use crate::feedback::Second;
 use crate::host::{Active, Shapes, Turn};
-use crate::metrics::RequestOutcome;
+use crate::metrics::{BesideOutcome, RequestOutcome};
 use crate::monitor::{InputQuality, Served, TurnedAway, has_non_finite};
 use crate::samples::Offered;
 use crate::time;
@@ -159,8 +161,10 @@ struct Counted {
     latency: Duration,
     /// How long the model took.
     run: Duration,
-    /// The model that had the request first and failed it.
-    failed_before: Option<Arc<Active>>,
+    /// The model that had the request first and failed it, and how long it was at it.
+    failed_before: Option<(Arc<Active>, Duration)>,
+    /// Where the answer is remembered for its label, if it is.
+    place: Option<Place>,
     quality: Option<InputQuality>,
     outliers: Option<OutlierCounts>,
 }
@@ -195,14 +199,18 @@ impl Job {
         if let (Some(instead), Err(error)) = (&instead, &attempt.answer) {
             // The caller gets an answer all the same, and the failure stays with who failed.
             report(instead, error);
-            failed_before = Some(Arc::clone(instead));
+            failed_before = Some((Arc::clone(instead), attempt.run));
             active = &self.active;
             attempt = Attempt::of(active, &request, &id);
         }
         let Attempt { answer, quality, outliers, run, is_turned_away } = attempt;
+        let mut place = None;
         if let (Ok((_, outputs)), Some(labels)) = (&answer, &active.labels) {
+            // What was to be the second model's and became the incumbent's is no fair part of either's share.
+            let beside = self.beside.as_ref().filter(|_| failed_before.is_none());
+            let second = beside.map_or(Second::None, |beside| beside.second(&id, active));
             // Before the caller has the answer: its label may follow at once.
-            self.app.host.feedback().remember(labels, &id, &request.inputs, outputs);
+            place = self.app.host.feedback().remember(labels, &id, (&request.inputs, outputs), &second);
         }
         let (response, outputs, failed) = match answer {
             Ok((answer, outputs)) => (answer.into_response(), outputs, false),
@@ -215,7 +223,8 @@ impl Job {
             }
         };
         let (active, inputs, latency) = (Arc::clone(active), request.inputs, self.received.elapsed());
-        let counted = Counted { active, id, inputs, outputs, failed, latency, run, failed_before, quality, outliers };
+        let counted =
+            Counted { active, id, inputs, outputs, failed, latency, run, failed_before, place, quality, outliers };
         Done { response, count: Count::Served(Box::new(counted)) }
     }
 
@@ -229,7 +238,8 @@ impl Job {
             }
             Count::Served(counted) => *counted,
         };
-        let Counted { active, id, inputs, outputs, failed, latency, run, failed_before, quality, outliers } = counted;
+        let Counted { active, id, inputs, outputs, failed, latency, run, failed_before, place, quality, outliers } =
+            counted;
         let non_finite = outputs.iter().any(has_non_finite);
         let outcome = match (failed, non_finite) {
             (true, _) => RequestOutcome::Failed,
@@ -246,14 +256,19 @@ impl Job {
             samples.offer(&active.served, &offered);
         }
         let Some(beside) = &self.beside else { return };
-        if let Some(candidate) = failed_before {
+        if let Some((candidate, took)) = failed_before {
+            self.app.metrics.beside(BesideOutcome::Failed, Some(took));
             let outliers = candidate.watch.outliers(&inputs).map(|found| found.counts);
             let served = Served { inputs: &inputs, failed: true, latency, outliers, ..Served::default() };
             let failed = Comparison { failed: 1, ..Comparison::empty(self.active.served.manifest) };
             candidate.monitor.served_beside(&candidate.watch, now_ms, &served, &failed);
         }
+        if beside.is_split() && Arc::ptr_eq(&active, beside.active()) {
+            self.app.metrics.beside(BesideOutcome::Answered, Some(run));
+            passing!(BesideAnswered);
+        }
         if !failed && beside.shadows(&id, &active.served.manifest) {
-            beside.run_again(Answered { inputs, outputs, run });
+            beside.run_again(Answered { id, at_ms: now_ms, place, inputs, outputs, run });
         }
     }
 }

@@ -129,7 +129,8 @@ impl Updater {
                 | DeviceEventKind::Trial
                 | DeviceEventKind::Withdrawn
                 | DeviceEventKind::StaleMetadata
-                | DeviceEventKind::Alarm => None,
+                | DeviceEventKind::Alarm
+                | DeviceEventKind::Other => None,
             };
             if let Some(state) = finished {
                 self.parts.metrics.update_finished(state);

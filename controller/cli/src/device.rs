@@ -75,7 +75,7 @@ fn update_cell(report: Option<&StateReport>) -> Cell {
         || cell("-"),
         |report| {
             let tone = match report.update.state {
-                UpdateState::Idle => return cell(update_text(report)),
+                UpdateState::Idle | UpdateState::Other => return cell(update_text(report)),
                 UpdateState::Beside | UpdateState::Committed => Tone::Good,
                 UpdateState::Fetching | UpdateState::Verified | UpdateState::Trial => Tone::Busy,
                 UpdateState::Reverted | UpdateState::Failed => Tone::Bad,

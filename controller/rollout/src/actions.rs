@@ -12,7 +12,8 @@ pub enum OperatorAction {
     Pause,
     /// Goes on, with the wave's longest duration anew.
     Resume,
-    /// Stops at once and for good; devices keep what they have.
+    /// Stops at once and for good; devices keep what they have. What runs beside another on them ends, which takes until they say so: that
+    /// is on the way back, where another abort waits no longer.
     Abort,
     /// Every device goes back to what it ran before.
     Rollback,
@@ -89,6 +90,11 @@ impl Rollout {
         Ok(next)
     }
 
+    /// Whether any device was told to run the bundle beside another.
+    fn runs_beside(&self) -> bool {
+        self.targets.values().any(|target| target.beside)
+    }
+
     fn after(&self, action: OperatorAction) -> Option<RolloutStatus> {
         use RolloutStatus::{
             Completed, Draft, Paused, Ready, RolledBack, RollingBack, Running, Stopped, WaitingForApproval,
@@ -99,6 +105,7 @@ impl Rollout {
                 let started = self.waves.first().is_some_and(|wave| wave.started_at_ms.is_some());
                 Some(if started { Running } else { Ready })
             }
+            (OperatorAction::Abort, Running | Paused) if self.runs_beside() => Some(RollingBack),
             (OperatorAction::Abort, Draft | WaitingForApproval | Ready | Running | Paused | RollingBack) => {
                 Some(Stopped)
             }

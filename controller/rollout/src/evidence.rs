@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use muster_shared::drift::effective_size;
 use muster_shared::rollout::ArmSummary;
 use muster_shared::sketch::LatencySketch;
+use muster_shared::trust::Stage;
 
 use crate::cohort::Survey;
 use crate::fleet::{DeviceFacts, Evidence, Fleet};
@@ -20,6 +21,8 @@ pub(crate) struct Arm<'f> {
     /// The same of each device alone.
     pub(crate) predictions_by_device: Vec<BTreeMap<&'f str, BTreeMap<&'f str, u64>>>,
     latency_us: LatencySketch,
+    /// How many requests the latency rests on, where they are the very ones that the rollout's devices ran on a shadow.
+    pub(crate) shadowed: Option<u64>,
 }
 
 impl<'f> Arm<'f> {
@@ -49,7 +52,23 @@ impl<'f> Arm<'f> {
                 arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent.manifest);
             }
         }
+        if matches!(rollout.spec.stage, Stage::Shadow { .. }) {
+            arm.time_as_shadowed(rollout, fleet);
+        }
         arm.finish()
+    }
+
+    /// A shadow's time is its model's alone, so what it is held against is the incumbent's model, for the very same requests.
+    fn time_as_shadowed(&mut self, rollout: &Rollout, fleet: &Fleet) {
+        self.latency_us = LatencySketch::default();
+        for (id, target) in rollout.targets.iter().filter(|(_, target)| target.beside) {
+            let facts = fleet.devices.get(id).filter(|facts| !facts.revoked);
+            let own = facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| {
+                evidence.generation == target.generation && Some(evidence.manifest) == target.manifest
+            });
+            own.for_each(|evidence| self.latency_us.merge(&evidence.incumbent_us));
+        }
+        self.shadowed = Some(self.latency_us.count());
     }
 
     fn add_device(&mut self, facts: Option<&'f DeviceFacts>, counts: impl Fn(&Evidence) -> bool) {

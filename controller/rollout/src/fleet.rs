@@ -63,10 +63,12 @@ pub struct Evidence {
     pub reports: u32,
     /// Requests by outcome.
     pub requests: RequestCounts,
-    /// Latency of requests served, in microseconds.
+    /// Latency of requests served, in microseconds: of a shadow, how long its model ran.
     pub latency_us: LatencySketch,
     /// The same held against the bundle's latency objectives: [`ObjectiveCounts::share_above`] is a device's exact share of slow requests.
     pub objectives: ObjectiveCounts,
+    /// How long the incumbent's model ran for the same requests, in microseconds; empty where the bundle was no shadow.
+    pub incumbent_us: LatencySketch,
     /// Classes predicted.
     pub predictions: Predictions,
     /// Times the agent found that it had not been stopped in order.

@@ -45,7 +45,7 @@ pub(crate) fn judge(
         checks: vec![
             failures(limits, &canary.summary, targets),
             error_rate(limits, &canary.summary, &control.summary),
-            latency_ratio(limits, &canary.summary, &control.summary),
+            latency_ratio(limits, &canary.summary, control),
             prediction_psi,
             min_reports(limits, &canary.summary),
             min_requests(limits, &canary.summary),
@@ -176,15 +176,20 @@ fn error_rate(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> Che
     }
 }
 
-fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> Check {
+fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &Arm<'_>) -> Check {
+    let (control, shadowed) = (&control.summary, control.shadowed);
+    let timed = shadowed.unwrap_or(control.requests);
     let unjudged = if canary.requests < limits.min_requests {
         Some(format!("latency p99 not judged: {}", too_few(canary.requests, limits.min_requests, "requests")))
     } else if control.devices == 0 {
         Some("latency p99 not compared: no control".to_owned())
-    } else if control.reports < limits.min_reports {
+    } else if let Some(timed) = shadowed.filter(|timed| *timed < limits.min_requests) {
+        let few = too_few(timed, limits.min_requests, "requests");
+        Some(format!("model time p99 not compared: the incumbent's is known of {few}"))
+    } else if shadowed.is_none() && control.reports < limits.min_reports {
         let (have, need) = (u64::from(control.reports), u64::from(limits.min_reports));
         Some(format!("latency p99 not compared: the control has {}", too_few(have, need, "reports")))
-    } else if control.requests < limits.min_requests {
+    } else if timed < limits.min_requests {
         let few = too_few(control.requests, limits.min_requests, "requests");
         Some(format!("latency p99 not compared: the control has {few}"))
     } else {
@@ -198,14 +203,24 @@ fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> 
         (None, None) => (Outcome::Inconclusive, "latency p99 not compared: no latency was reported".to_owned()),
         (None, Some(((new, old), ratio))) => (
             outcome(ratio, limits.max_latency_p99_ratio),
-            format!(
-                "latency p99 {} the control's (canary {} over {}, control {} over {})",
-                comparison(ratio, limits.max_latency_p99_ratio, " ×"),
-                latency(new),
-                counted(canary.requests, "request"),
-                latency(old),
-                count(control.requests),
-            ),
+            match shadowed {
+                None => format!(
+                    "latency p99 {} the control's (canary {} over {}, control {} over {})",
+                    comparison(ratio, limits.max_latency_p99_ratio, " ×"),
+                    latency(new),
+                    counted(canary.requests, "request"),
+                    latency(old),
+                    count(control.requests),
+                ),
+                Some(timed) => format!(
+                    "model time p99 {} the incumbent's for the same requests (shadow {} over {}, incumbent {} over {})",
+                    comparison(ratio, limits.max_latency_p99_ratio, " ×"),
+                    latency(new),
+                    counted(canary.requests, "request"),
+                    latency(old),
+                    count(timed),
+                ),
+            },
         ),
     };
     Check {
@@ -214,7 +229,7 @@ fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> 
         measured,
         limit: limits.max_latency_p99_ratio,
         canary_samples: canary.requests,
-        control_samples: control.requests,
+        control_samples: timed,
         sentence,
     }
 }

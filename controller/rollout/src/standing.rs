@@ -78,7 +78,8 @@ fn told(target: &Target, facts: &DeviceFacts) -> Standing {
         | UpdateState::Verified
         | UpdateState::Beside
         | UpdateState::Trial
-        | UpdateState::Committed => None,
+        | UpdateState::Committed
+        | UpdateState::Other => None,
     };
     if let Some(how) = failed {
         return Standing::Failed(words(how, report.update.reason.as_deref()));
@@ -107,7 +108,8 @@ fn told(target: &Target, facts: &DeviceFacts) -> Standing {
         | UpdateState::Trial
         | UpdateState::Committed
         | UpdateState::Reverted
-        | UpdateState::Failed => Standing::Working,
+        | UpdateState::Failed
+        | UpdateState::Other => Standing::Working,
     }
 }
 
@@ -152,7 +154,8 @@ pub(crate) fn settled_generation(facts: &DeviceFacts, manifest: Digest) -> Optio
         | UpdateState::Beside
         | UpdateState::Trial
         | UpdateState::Reverted
-        | UpdateState::Failed => false,
+        | UpdateState::Failed
+        | UpdateState::Other => false,
     };
     let committed = report.committed.as_ref().is_some_and(|bundle| bundle.manifest == manifest);
     let running = report.running.as_ref().filter(|bundle| bundle.manifest == manifest)?;

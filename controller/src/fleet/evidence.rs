@@ -34,6 +34,7 @@ impl Observation {
             requests: RequestCounts::default(),
             latency_us: LatencySketch::default(),
             objectives: ObjectiveCounts::default(),
+            incumbent_us: LatencySketch::default(),
             predictions: Predictions::new(),
             crashes: 0,
         };
@@ -67,6 +68,9 @@ impl Observation {
         observation.seen.requests = window.requests;
         observation.seen.latency_us = window.latency_us.clone();
         observation.seen.objectives = window.objectives.clone();
+        if let Some(comparison) = &window.comparison {
+            observation.seen.incumbent_us = comparison.incumbent_us.clone();
+        }
         observation
     }
 
@@ -116,6 +120,7 @@ fn add(sum: &mut Evidence, more: &Evidence) {
     sum.requests.merge(&more.requests);
     sum.latency_us.merge(&more.latency_us);
     sum.objectives.merge(&more.objectives);
+    sum.incumbent_us.merge(&more.incumbent_us);
     for (column, counts) in &more.predictions {
         let column = sum.predictions.entry(column.clone()).or_default();
         for (class, n) in counts {

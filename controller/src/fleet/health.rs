@@ -37,7 +37,8 @@ impl DeviceHealth {
             | UpdateState::Verified
             | UpdateState::Trial
             | UpdateState::Beside
-            | UpdateState::Committed => false,
+            | UpdateState::Committed
+            | UpdateState::Other => false,
         });
         Self {
             id: entry.record.id.clone(),

@@ -176,5 +176,6 @@ const fn event_name(kind: DeviceEventKind) -> &'static str {
         DeviceEventKind::Withdrawn => "withdrawn",
         DeviceEventKind::StaleMetadata => "stale-metadata",
         DeviceEventKind::Alarm => "alarm",
+        DeviceEventKind::Other => "other",
     }
 }

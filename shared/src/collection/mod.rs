@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::batch::{Batch, BatchError, FRAME_HEAD_BYTES};
 pub use self::progress::{CollectionProgress, CollectionStage, SamplesReport};
 pub use self::recipient::{RecipientError, RecipientKey, RecipientSecret};
-pub use self::sample::{Sample, SampleError, SampleTensor, UNSEEN_FLAG};
+pub use self::sample::{DISAGREES_FLAG, Sample, SampleError, SampleTensor};
 pub use self::views::{
     BatchStored, CloseCollection, Closing, CollectionDevice, CollectionStatus, CollectionView, CreateCollection,
     SampleBatch, SampleLabel, SampleLabels,
@@ -44,7 +44,8 @@ pub enum Rule {
     },
     /// Those with a value that the reference never had: outside its range, or of no known class.
     Outlier {},
-    /// Those on which the model beside disagrees.
+    /// Those on which a shadow disagreed with the answer: another class or, where no classes are predicted, a number that is off by a spread of
+    /// the reference or more.
     ShadowDisagreement {},
 }
 

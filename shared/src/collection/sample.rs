@@ -9,8 +9,8 @@ use crate::limits::MAX_SAMPLE_BYTES;
 /// The version this one writes and reads.
 const VERSION: u8 = 1;
 
-/// What a flag begins with that names a column with a value which the reference never had.
-pub const UNSEEN_FLAG: &str = "unseen:";
+/// What a flag begins with that names a column in which a shadow disagreed. The other flags are those of outliers, as an answer bears them.
+pub const DISAGREES_FLAG: &str = "shadow-disagrees ";
 
 /// A tensor as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,7 +42,7 @@ fn sample() -> Sample {
         ],
         outputs: vec![tensor("y", DataType::Int64, &[1], &[7, 0, 0, 0, 0, 0, 0, 0])],
         confidence: vec![0.5],
-        flags: vec!["unseen:x0".into()],
+        flags: vec!["range x0".into()],
     }
 }
 

@@ -14,7 +14,7 @@ mod report;
 pub use concept::{
     Baseline, ClassBaseline, ConceptDrift, MIN_ACCURACY_DROP, MIN_ERROR_RISE, TargetBaseline, concept_drift,
 };
-pub use estimate::{Estimate, mean_estimate, share_estimate};
+pub use estimate::{Estimate, difference_estimate, mean_estimate, share_estimate};
 pub use limit::{AgainstLimit, Metric, against_limit, share_above};
 pub use metrics::{
     ClassQuality, ClassificationQuality, ReliabilityBin, TargetQuality, calibration_error, device_score,

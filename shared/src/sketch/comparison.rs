@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::column::MergeError;
 use super::counts::{add_all, total};
 use super::latency::LatencySketch;
+use super::outcomes::LabelOutcomes;
 use crate::ids::Digest;
 use crate::limits::{MAX_COLUMNS, MAX_LABEL_BYTES};
 
@@ -66,6 +67,9 @@ pub enum ColumnComparison {
     Classes(ClassPairs),
     /// A number.
     Numbers(Differences),
+    /// Something this version has no word for.
+    #[serde(other)]
+    Other,
 }
 
 /// How a candidate answered beside the incumbent.
@@ -83,13 +87,17 @@ pub struct Comparison {
     /// Requests that the candidate failed and the incumbent answered.
     #[serde(default)]
     pub failed: u64,
-    /// How long the incumbent's model took for those that both answered, in microseconds. The candidate's time is in its window.
+    /// How long the incumbent's model took for the requests that were run on a shadow, in microseconds. The candidate's time for the very
+    /// same requests is in its window.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<u64>))]
     pub incumbent_us: LatencySketch,
     /// Columns that both have, by name.
     #[serde(default)]
     pub columns: BTreeMap<String, ColumnComparison>,
+    /// Labels of both models' answers; none where none came, or the two declare no labels of one kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Box<LabelOutcomes>>,
 }
 
 impl ClassPairs {
@@ -154,6 +162,17 @@ impl Differences {
         total(&self.cells)
     }
 
+    /// Whether a row is off by a spread or more, or lacks one of the two numbers.
+    fn has_far(&self) -> bool {
+        let (first, last) = DIFFERENCE_EDGES
+            .iter()
+            .position(|edge| *edge >= -1.0)
+            .zip(DIFFERENCE_EDGES.iter().position(|edge| *edge >= 1.0))
+            .unwrap_or((0, CELLS));
+        let is_far = |at: usize| at <= first || at > last;
+        self.untold > 0 || self.cells.iter().enumerate().any(|(at, n)| *n > 0 && is_far(at))
+    }
+
     /// The mean difference, in spreads; none without rows.
     #[must_use]
     pub fn mean(&self) -> Option<f64> {
@@ -192,7 +211,8 @@ impl ColumnComparison {
         match (self, other) {
             (Self::Classes(mine), Self::Classes(theirs)) => mine.merge(theirs),
             (Self::Numbers(mine), Self::Numbers(theirs)) => mine.merge(theirs),
-            (Self::Classes(_), Self::Numbers(_)) | (Self::Numbers(_), Self::Classes(_)) => return Err(MergeError),
+            (Self::Other, Self::Other) => {}
+            (Self::Classes(_) | Self::Numbers(_) | Self::Other, _) => return Err(MergeError),
         }
         Ok(())
     }
@@ -209,13 +229,26 @@ impl Comparison {
             failed: 0,
             incumbent_us: LatencySketch::default(),
             columns: BTreeMap::new(),
+            labels: None,
         }
     }
 
     /// Whether nothing was counted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        (self.compared, self.skipped, self.failed) == (0, 0, 0)
+        (self.compared, self.skipped, self.failed) == (0, 0, 0) && self.labels.is_none()
+    }
+
+    /// The columns in which the two models disagree somewhere, whatever else agrees. Where classes were compared, that is another class;
+    /// else a number that is off by a spread of the reference or more, or that only one of the two gave.
+    pub fn disagreeing(&self) -> impl Iterator<Item = &str> {
+        let has_classes = self.columns.values().any(|column| matches!(column, ColumnComparison::Classes(_)));
+        let disagrees = move |column: &ColumnComparison| match column {
+            ColumnComparison::Classes(classes) => classes.disagreed > 0,
+            ColumnComparison::Numbers(numbers) => !has_classes && numbers.has_far(),
+            ColumnComparison::Other => false,
+        };
+        self.columns.iter().filter(move |(_, column)| disagrees(column)).map(|(name, _)| name.as_str())
     }
 
     /// Whether it keeps the bounds of one that a device makes.
@@ -223,13 +256,14 @@ impl Comparison {
     pub fn fits(&self) -> bool {
         let is_name = |name: &String| name.len() <= MAX_LABEL_BYTES;
         let is_bounded = |column: &ColumnComparison| match column {
-            ColumnComparison::Numbers(_) => true,
+            ColumnComparison::Numbers(_) | ColumnComparison::Other => true,
             ColumnComparison::Classes(classes) => {
                 classes.pairs.values().map(BTreeMap::len).sum::<usize>() <= MAX_PAIRS + 1
                     && classes.pairs.iter().all(|(name, row)| is_name(name) && row.keys().all(is_name))
             }
         };
         self.columns.len() <= MAX_COLUMNS
+            && self.labels.as_deref().is_none_or(LabelOutcomes::fits)
             && self.columns.iter().all(|(name, column)| is_name(name) && is_bounded(column))
     }
 
@@ -250,7 +284,14 @@ impl Comparison {
                 None => return Err(MergeError),
             }
         }
+        let mut labels = self.labels.clone();
+        match (&mut labels, &other.labels) {
+            (Some(mine), Some(theirs)) => mine.merge(theirs)?,
+            (None, Some(theirs)) => labels = Some(theirs.clone()),
+            (_, None) => {}
+        }
         self.columns = columns;
+        self.labels = labels;
         self.compared = self.compared.saturating_add(other.compared);
         self.skipped = self.skipped.saturating_add(other.skipped);
         self.failed = self.failed.saturating_add(other.failed);
@@ -321,6 +362,36 @@ mod tests {
         assert_eq!((differences.above, differences.below, differences.squares), (3_000_000, 500_000, 6_750_000));
         assert_eq!((differences.rows(), differences.untold), (4, 1));
         assert_eq!(differences.mean(), Some(0.625));
+    }
+
+    #[test]
+    fn the_columns_that_disagree_are_named() {
+        let names = |rows: &[Row]| counted(rows).disagreeing().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(
+            names(&[(Some("a"), Some("a"), Some(0.0), Some(9.0))]),
+            [""; 0],
+            "classes are what counts where there are some"
+        );
+        assert_eq!(names(&[(Some("a"), Some("a"), None, None), (Some("a"), None, None, None)]), ["class"]);
+        // In spreads of a half.
+        for (difference, disagrees) in [(0.49, false), (0.5, true), (-0.49, false), (-0.51, true), (9.0, true)] {
+            let mut comparison = counted(&[(None, None, Some(1.0), Some(1.0 + difference))]);
+            comparison.columns.remove("class");
+            assert_eq!(comparison.disagreeing().next().is_some(), disagrees, "{difference}");
+        }
+    }
+
+    #[test]
+    fn what_a_later_device_compares_is_no_reason_to_lose_the_rest() {
+        let mut value = serde_json::to_value(counted(&[(Some("a"), Some("b"), None, None)])).unwrap();
+        value["columns"]["y"] = serde_json::json!({"kind": "rankings", "swaps": [1, 2]});
+        value["labels"] = serde_json::json!({"kind": "rankings"});
+        let read: Comparison = serde_json::from_value(value).unwrap();
+        assert_eq!((read.compared, &read.columns["y"]), (1, &ColumnComparison::Other));
+        let mut sum = read.clone();
+        sum.merge(&read).unwrap();
+        assert_eq!(sum.compared, 2);
+        assert!(sum.fits());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod counts;
 mod labels;
 mod latency;
 mod objectives;
+mod outcomes;
 mod outliers;
 mod quality;
 mod quantiles;
@@ -33,6 +34,7 @@ pub use labels::{
 };
 pub use latency::{LATENCY_RELATIVE_ERROR, LatencySketch};
 pub use objectives::{LatencyCount, ObjectiveCounts};
+pub use outcomes::{Arm, ClassOutcomes, ErrorSums, LabelOutcomes, Labelled, RightCounts, TargetOutcomes};
 pub use outliers::OutlierCounts;
 pub use quality::{Cause, QualitySketch};
 pub use quantiles::{QuantileSketch, QuantileSketchError, QuantileSketches, SHOWN_RANKS};

@@ -105,6 +105,7 @@ fn group_text(report: &ComparisonReport, group: &ComparisonGroup) -> String {
         ],
     );
     let parts = [title, figures].into_iter().chain(group.columns.iter().map(column_text));
+    let parts = parts.chain(group.labels.as_ref().map(super::labels::text));
     parts.collect::<Vec<_>>().join("\n")
 }
 
@@ -171,6 +172,7 @@ mod tests {
                 agreement: Some(Estimate { value: 0.92, low: Some(0.85), high: Some(0.96) }),
                 pairs: pairs.into(),
             }],
+            labels: None,
         };
         let report = ComparisonReport {
             bundle: "digits@1.1.0".parse().unwrap(),

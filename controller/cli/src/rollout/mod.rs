@@ -2,6 +2,7 @@
 
 mod compare;
 mod create;
+mod labels;
 mod show;
 mod spec;
 mod stage;

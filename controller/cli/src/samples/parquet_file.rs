@@ -359,7 +359,7 @@ mod tests {
             inputs: vec![image, text],
             outputs: vec![class],
             confidence: vec![0.25],
-            flags: vec!["unseen:a".into(), "unseen:b".into()],
+            flags: vec!["range a".into(), "category b".into()],
         }
     }
 

@@ -164,6 +164,7 @@ impl World {
             requests: RequestCounts { served: served.requests, failed: served.errors, ..RequestCounts::default() },
             latency_us,
             objectives: Default::default(),
+            incumbent_us: Default::default(),
             predictions,
             crashes: 0,
         });

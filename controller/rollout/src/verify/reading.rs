@@ -93,7 +93,11 @@ pub(super) fn says_back(target: &Target, facts: &DeviceFacts) -> bool {
         let heard = report.generation.max(report.update.generation) >= target.generation;
         let rests = match report.update.state {
             UpdateState::Idle | UpdateState::Committed | UpdateState::Reverted | UpdateState::Failed => true,
-            UpdateState::Fetching | UpdateState::Verified | UpdateState::Beside | UpdateState::Trial => false,
+            UpdateState::Fetching
+            | UpdateState::Verified
+            | UpdateState::Beside
+            | UpdateState::Trial
+            | UpdateState::Other => false,
         };
         heard && rests && runs(report, target)
     })

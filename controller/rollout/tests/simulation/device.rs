@@ -80,7 +80,8 @@ impl Device {
             | UpdateState::Beside
             | UpdateState::Committed
             | UpdateState::Reverted
-            | UpdateState::Failed => {}
+            | UpdateState::Failed
+            | UpdateState::Other => {}
         }
     }
 
@@ -98,6 +99,7 @@ impl Device {
             requests: RequestCounts { served: 4, failed: if bad { 4 } else { 0 }, ..RequestCounts::default() },
             latency_us,
             objectives: Default::default(),
+            incumbent_us: Default::default(),
             predictions: BTreeMap::from([("class".to_owned(), BTreeMap::from([(class.to_owned(), 4)]))]),
             crashes: u32::from(chance.percent(scenario.crashes_percent)),
         })
