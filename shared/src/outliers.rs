@@ -321,7 +321,7 @@ mod tests {
     /// y follows x: a row in which it does not is odd, though both numbers are ordinary.
     #[test]
     fn a_row_that_breaks_a_correlation_is_far() {
-        let (x, noise) = (normal(1_000, 3.0), normal(1_000, 40.0));
+        let (x, noise) = (normal(1_000, 50.0), normal(1_000, 65.0));
         let y: Vec<f64> = x.iter().zip(&noise).map(|(x, noise)| 5.0 * x + 0.5 * noise).collect();
         let distance = fit(&[(0, &x), (1, &y)], None, 0.99).unwrap();
         let ready = distance.ready();
@@ -333,7 +333,7 @@ mod tests {
         let threshold = f64::from(distance.threshold);
         assert!(squared([Some(1.5), Some(7.5)]) < threshold && squared([Some(-1.5), Some(-7.5)]) < threshold);
         assert!(squared([Some(1.5), Some(-7.5)]) > 5.0 * threshold);
-        // Without the other value each alone is ordinary, and what is missing adds 1.
+        // Without the other value each alone is ordinary: what is missing is taken as it goes with the rest, and adds 1.
         let alone = squared([Some(1.5), None]);
         assert!(alone > 1.0 && alone < threshold + 1.0, "{alone}");
         assert!(squared([Some(1e300), Some(-1e300)]) > threshold);
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn a_column_that_hardly_ever_moves_does_not_outweigh_the_others() {
         let rows = 500;
-        let columns: Vec<Vec<f64>> = (0..8).map(|k| weyl(rows, (2.0 + f64::from(k)).sqrt())).collect();
+        let columns: Vec<Vec<f64>> = (0..8).map(|k| weyl(rows, (2.0 + f64::from(k * k)).sqrt())).collect();
         let rare: Vec<f64> = (0..rows).map(|row| f64::from(u8::from(row == 250))).collect();
         let mut given: Vec<(u16, &[f64])> = (0..).zip(&columns).map(|(at, values)| (at, values.as_slice())).collect();
         given.push((8, &rare));
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn more_columns_than_are_whitened_have_variances_of_their_own() {
-        let columns: Vec<Vec<f64>> = (0u8..130).map(|k| weyl(60, (2.0 + f64::from(k)).sqrt())).collect();
+        let columns: Vec<Vec<f64>> = (0u16..130).map(|k| weyl(60, (2.0 + f64::from(k * k)).sqrt())).collect();
         let given: Vec<(u16, &[f64])> = (0..).zip(&columns).map(|(at, values)| (at, values.as_slice())).collect();
         let distance = fit(&given, None, 0.999).unwrap();
         assert!(distance.whitening.is_empty() && distance.centres[0].variance.len() == 130);

@@ -9,6 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::{Profile, ProfileError, Reference, Side, refuse};
 use crate::limits::{MAX_CENTRES, MAX_DISTANCE_NUMBERS, MAX_WHITENED_COLUMNS};
 
+/// Sweeps over the missing values of a row.
+const SWEEPS: usize = 8;
+/// A squared distance that shrinks by less in a sweep is found.
+const ENOUGH: f64 = 1e-3;
+
 /// What is flagged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -117,6 +122,13 @@ impl ReadyDistance {
         self.centres.first().map_or(0, |centre| centre.mean.len()).min(MAX_WHITENED_COLUMNS)
     }
 
+    /// Column `column` of W, from its diagonal on.
+    fn weights_of(&self, column: usize) -> &[f64] {
+        let width = self.width();
+        let before = column * (2 * width + 1 - column) / 2;
+        self.whitening.get(before..before + (width - column)).unwrap_or_default()
+    }
+
     /// W times `away`, whose first elements are the columns.
     fn whiten(&self, away: &[f64; MAX_WHITENED_COLUMNS]) -> [f64; MAX_WHITENED_COLUMNS] {
         let (mut whitened, width) = ([0.0; MAX_WHITENED_COLUMNS], self.width());
@@ -187,7 +199,7 @@ impl RowDistance<'_> {
         self.squared() > self.of.threshold
     }
 
-    /// What is missing is taken to be where the centre is.
+    /// What is missing is at first taken to be where the centre is.
     fn away_from(&self, centre: &Centre) -> [f64; MAX_WHITENED_COLUMNS] {
         let mut away = [0.0; MAX_WHITENED_COLUMNS];
         for (away, (value, mean)) in away.iter_mut().zip(self.values.iter().zip(&centre.mean)) {
@@ -196,8 +208,28 @@ impl RowDistance<'_> {
         away
     }
 
+    /// The least squared distance to `centre` over all values that those missing could have, found one column after the other (Gauss and
+    /// Seidel): in one sweep where one is missing, and from above in a few where more are.
     fn squared_to(&self, centre: &Centre) -> f64 {
-        self.of.whiten(&self.away_from(centre)).iter().map(|z| z * z).sum()
+        let mut whitened = self.of.whiten(&self.away_from(centre));
+        for _ in 0..SWEEPS {
+            let mut nearer = 0.0;
+            for column in (0..self.of.width()).filter(|column| self.values[*column].is_nan()) {
+                let (weights, rest) = (self.of.weights_of(column), &mut whitened[column..]);
+                let (dot, norm) = weights
+                    .iter()
+                    .zip(rest.iter())
+                    .fold((0.0, 0.0), |(dot, norm), (weight, z)| (dot + weight * z, norm + weight * weight));
+                if norm > 0.0 {
+                    rest.iter_mut().zip(weights).for_each(|(z, weight)| *z -= weight * dot / norm);
+                    nearer += dot * dot / norm;
+                }
+            }
+            if nearer < ENOUGH {
+                break;
+            }
+        }
+        whitened.iter().map(|z| z * z).sum()
     }
 }
 
