@@ -61,6 +61,12 @@ pub(crate) async fn measure(binaries: &Binaries, folder: &Path, requests: u32) -
     Ok(tables)
 }
 
+/// Forests alone, which need no program of ours.
+pub(crate) fn forests(folder: &Path) -> anyhow::Result<Vec<Table>> {
+    let Some(python) = std::env::var_os(PYTHON) else { bail!("{PYTHON} names no Python that can export forests") };
+    Ok(forests::measure(folder, Path::new(&python))?.into_iter().collect())
+}
+
 fn measure_in_turns(
     address: SocketAddr,
     images: &[Image],

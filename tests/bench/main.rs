@@ -5,6 +5,7 @@
 //! [`report`] is the only one that prints.
 
 mod agent;
+mod around;
 mod controller;
 mod crowd;
 mod delivery;
@@ -68,6 +69,8 @@ enum Part {
     Agent,
     /// Inference over HTTP beside the engine alone and onnxruntime.
     Inference,
+    /// Forests of 100 trees beside onnxruntime, the engine alone; also a part of inference.
+    Forests,
     /// The controller with many devices.
     Controller,
     /// Bundles on their way to 1, 100 and many devices, beside mosquitto.
@@ -109,6 +112,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         Part::Drift => Some(drift::measure(arguments.devices)?),
         Part::FalseAlarms => Some(drift::false_alarms(arguments.requests)?),
         Part::Monitoring => Some(monitoring::measure(tempfile::tempdir()?.path())?),
+        Part::Forests => Some(inference::forests(tempfile::tempdir()?.path())?),
         Part::Agent | Part::Inference | Part::Controller | Part::Delivery | Part::Flash | Part::Verify | Part::All => {
             None
         }
@@ -162,6 +166,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 Part::Monitoring => monitoring::measure(&place),
                 Part::Verify => verify::measure(&binaries, &place).await,
                 Part::Drift | Part::FalseAlarms => drift::measure(arguments.devices),
+                Part::Forests => inference::forests(&place),
                 Part::Flash => flash::measure(&binaries, &place, window).await,
             }
         });

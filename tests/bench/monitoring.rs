@@ -13,6 +13,7 @@ use muster_shared::profile::{Column, Probe, Profile, Reference, Side, SliceBy, S
 use muster_shared::reference;
 use serde::Deserialize;
 
+use crate::around;
 use crate::report::{self, Table};
 use crate::samples::Samples;
 
@@ -221,5 +222,5 @@ pub(crate) fn measure(folder: &Path) -> anyhow::Result<Vec<Table>> {
         }
         None => report::line(&format!("{MOBILENET} names no ONNX file: the image stands alone")),
     }
-    Ok(vec![table])
+    Ok(vec![table, around::measure()?])
 }

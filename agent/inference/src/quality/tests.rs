@@ -182,3 +182,30 @@ proptest! {
         prop_assert!(found <= (2 * rows + texts.len()) as u64);
     }
 }
+
+/// A value counts for one cause, the first that holds, however many rules it breaks; and what is missing neither ends nor begins a run.
+#[test]
+fn a_value_that_breaks_several_rules_counts_once() {
+    let time = FeatureRule { is_time: true, stuck_after: Some(2), min: Some(0.0), ..of("time", "x", 0) };
+    let gate = gate(vec![time], None);
+    let mut sketch = gate.sketch();
+    let mut see = |value: f32| {
+        let findings = gate.check(&[x(&[[value, 0.0, 0.0]])]).findings;
+        findings.add_to(&mut sketch, false);
+        let counts: Vec<(Cause, u64)> = findings.counts().map(|(_, cause, count)| (cause, count)).collect();
+        counts
+    };
+    assert_eq!(see(5.0), []);
+    assert_eq!(see(5.0), []);
+    // Missing between two equal values: the third of them is the third in a row.
+    assert_eq!(see(f32::NAN), [(Cause::Missing, 1)]);
+    assert_eq!(see(5.0), [(Cause::Stuck, 1)]);
+    assert_eq!(see(5.0), [(Cause::Stuck, 1)]);
+    // Before the time before it, and below the least: below the least.
+    assert_eq!(see(-1.0), [(Cause::BelowMin, 1)]);
+    assert_eq!(see(4.0), []);
+    assert_eq!(see(3.0), [(Cause::OutOfOrder, 1)]);
+    assert_eq!(see(f32::INFINITY), [(Cause::Infinite, 1)]);
+    assert_eq!(sketch.rows, 9);
+    assert_eq!(sketch.counts().map(|(_, _, count)| count).sum::<u64>(), 6);
+}

@@ -69,9 +69,15 @@ pub(super) struct Forest<V> {
     roots: Vec<u32>,
     /// The target of every leaf, where each has one weight and all the same target.
     only_target: Option<usize>,
+    /// The weights of every leaf, one for each target, where each has as many.
+    dense: Vec<V>,
+    /// Targets of such a leaf; 0 where leaves differ.
+    dense_targets: usize,
     /// Otherwise: where each node's weights lie.
     spans: Vec<(u32, u32)>,
     weights: Vec<(u32, V)>,
+    /// Nodes before the first leaf.
+    branches: usize,
     /// Whether every test is "at most" and none lets NaN pass.
     is_plain: bool,
     pub(super) features: usize,
@@ -142,12 +148,20 @@ impl<V: Float> Forest<V> {
         let only_target = draft.leaves.first().and_then(|leaf| leaf.first()).map(|(target, _)| *target);
         let only_target = only_target
             .filter(|target| draft.leaves.iter().all(|leaf| matches!(leaf[..], [(own, _)] if own == *target)));
+        let targets = draft.leaves.first().map_or(0, Vec::len);
+        let is_dense = |leaf: &Vec<(usize, f64)>| {
+            leaf.len() == targets && leaf.iter().enumerate().all(|(at, (target, _))| at == *target)
+        };
+        let dense_targets = if targets > 1 && draft.leaves.iter().all(is_dense) { targets } else { 0 };
         let mut forest = Self {
             nodes: Vec::with_capacity(size + draft.leaves.len()),
             roots: Vec::new(),
             only_target,
+            dense: Vec::with_capacity(dense_targets * draft.leaves.len()),
+            dense_targets,
             spans: Vec::new(),
             weights: Vec::new(),
+            branches: size,
             is_plain: true,
             features: features + 1,
         };
@@ -228,7 +242,9 @@ impl<V: Float> Forest<V> {
         let here = place(self.nodes.len());
         let value = weights.first().map_or(0.0, |(_, weight)| *weight);
         self.push(0, value, false, false, [here, here]);
-        if self.only_target.is_none() {
+        if self.dense_targets > 0 {
+            self.dense.extend(weights.iter().map(|(_, weight)| V::from(*weight).unwrap_or_else(V::nan)));
+        } else if self.only_target.is_none() {
             // Spans are kept by node; branches have none.
             self.spans.resize(self.nodes.len(), (0, 0));
             let from = place(self.weights.len());
@@ -240,6 +256,7 @@ impl<V: Float> Forest<V> {
 
     pub(super) fn memory_bytes(&self) -> usize {
         size_of_val(self.nodes.as_slice())
+            + size_of_val(self.dense.as_slice())
             + size_of_val(self.spans.as_slice())
             + size_of_val(self.weights.as_slice())
             + size_of_val(self.roots.as_slice())
@@ -293,6 +310,9 @@ impl<V: Float> Forest<V> {
         }
         if let Some(target) = self.only_target {
             scores.is_set.chunks_exact_mut(targets).for_each(|row| row[target] = true);
+        }
+        if self.dense_targets > 0 && !self.roots.is_empty() {
+            scores.is_set.chunks_exact_mut(targets).for_each(|row| row[..self.dense_targets].fill(true));
         }
         if aggregate == Aggregate::Average
             && let Some(trees) = <X as NumCast>::from(self.roots.len())
@@ -351,6 +371,16 @@ impl<V: Float> Forest<V> {
             *score = *score + <X as From<V>>::from(self.nodes[leaf].value);
             return;
         }
+        let width = self.dense_targets;
+        let dense = (leaf - self.branches) * width;
+        if width > 0 && is_sum {
+            let weights = &self.dense[dense..dense + width];
+            let scores = &mut scores.values[row * targets..row * targets + width];
+            for (score, weight) in scores.iter_mut().zip(weights) {
+                *score = *score + <X as From<V>>::from(*weight);
+            }
+            return;
+        }
         let mut take = |target: usize, weight: V| {
             let (at, weight) = (row * targets + target, <X as From<V>>::from(weight));
             let score = &mut scores.values[at];
@@ -376,6 +406,10 @@ impl<V: Float> Forest<V> {
         };
         match self.only_target {
             Some(target) => take(target, self.nodes[leaf].value),
+            None if width > 0 => {
+                let weights = &self.dense[dense..dense + width];
+                weights.iter().enumerate().for_each(|(target, weight)| take(target, *weight));
+            }
             None => {
                 let (from, to) = self.spans[leaf];
                 for (target, weight) in &self.weights[from as usize..to as usize] {
