@@ -2,6 +2,7 @@
 
 mod card;
 mod drift;
+mod inputs;
 
 use std::collections::BTreeMap;
 
@@ -14,9 +15,10 @@ use crate::trust::{Envelope, PublicKey, Stage};
 
 pub use card::{LatencyCard, LiveCard, ModelCard, RolloutCard};
 pub use drift::{
-    CellChange, ColumnDrift, ColumnQuantiles, DeviceDrift, DriftExplanation, DriftGroup, DriftKind, DriftReport,
-    GroupQuantiles, QuantileExport, ScoreName, Subject, WindowCounts, WindowExport,
+    CellChange, ColumnDrift, ColumnQuantiles, ConceptBasis, DeviceDrift, DriftExplanation, DriftGroup, DriftKind,
+    DriftReport, GroupQuantiles, QuantileExport, ScoreName, Subject, WindowCounts, WindowExport,
 };
+pub use inputs::{DataFault, DataQuality, FaultCause, MissingLimit, OutlierCause, OutlierRate, OutlierRates};
 
 /// An error, as RFC 9457 has it (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

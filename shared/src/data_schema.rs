@@ -12,6 +12,7 @@ use crate::bundle::{DataType, ModelSignature};
 use crate::ids::Digest;
 use crate::limits::{MAX_COLUMNS, MAX_LABEL_BYTES, MAX_TEXT_BYTES};
 use crate::pipeline::Categories;
+use crate::sketch::Cause;
 
 /// Rows a device remembers by a hash to recognise duplicates.
 pub const MAX_REMEMBERED_ROWS: u32 = 1_024;
@@ -99,6 +100,31 @@ pub enum OnViolation {
     /// Another value takes the place of a missing, infinite, out-of-range or unknown one, and the answer says so. Other
     /// violations are flagged.
     Impute,
+}
+
+/// What happens to values that break a rule, as reports tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Handling {
+    /// Nothing: no rule forbids it.
+    Counted,
+    /// The request was answered, and the answer said so.
+    Flagged,
+    /// Another value took its place.
+    Imputed,
+    /// The request was not answered.
+    Rejected,
+}
+
+impl From<OnViolation> for Handling {
+    fn from(on_violation: OnViolation) -> Self {
+        match on_violation {
+            OnViolation::Reject => Self::Rejected,
+            OnViolation::Flag => Self::Flagged,
+            OnViolation::Impute => Self::Imputed,
+        }
+    }
 }
 
 /// A value to put in.
@@ -196,6 +222,16 @@ impl FeatureRule {
             is_time: false,
             on_violation: OnViolation::Flag,
             impute: None,
+        }
+    }
+
+    /// What a device does about a value with this cause.
+    #[must_use]
+    pub fn handling(&self, cause: Cause) -> Handling {
+        match self.on_violation {
+            _ if cause == Cause::Missing && self.may_be_missing => Handling::Counted,
+            OnViolation::Impute if matches!(cause, Cause::Stuck | Cause::OutOfOrder) => Handling::Flagged,
+            OnViolation::Reject | OnViolation::Flag | OnViolation::Impute => self.on_violation.into(),
         }
     }
 

@@ -6,9 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use muster_shared::api::{DriftExplanation, DriftKind, DriftReport, FaultCause, OutlierCause};
+use muster_shared::data_schema::Handling;
 use muster_shared::rollout::RolloutStatus;
 use muster_tests::fixtures;
-use muster_tests::fleet::Fleet;
+use muster_tests::fleet::{Fleet, PATIENCE};
+use muster_tests::wait;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
@@ -117,6 +120,87 @@ fn raw_measurements_and_words_are_answered_and_held_against_the_schema() {
         );
         let (status, answer) = ask(&url, body(&with("bmi", json!("NaN"))), None).await?;
         ensure!(status == StatusCode::OK, "a missing value is imputed by the pipeline: {answer}");
+        Ok(())
+    });
+}
+
+/// `inputs` of one row as `rows` rows that are all alike, the input `name` holding `value`.
+fn many(inputs: &Value, rows: usize, name: &str, value: &Value) -> Value {
+    let mut all = inputs.clone();
+    for input in all.as_array_mut().into_iter().flatten() {
+        let held = if input["name"] == name { value.clone() } else { input["data"][0].clone() };
+        input["data"] = vec![held; rows].into();
+        input["shape"] = json!([rows, 1]);
+    }
+    all
+}
+
+#[test]
+fn what_was_wrong_or_odd_with_inputs_stands_in_the_drift_report() {
+    stage::run(async |binaries, folder| {
+        let fleet = stage::fleet(&binaries, &folder, 1).await?;
+        let description = with_schema(&fleet, &folder.join("diabetes")).await?;
+        fleet.release("diabetes", &description).await?;
+        let (inputs, _) = example("diabetes-golden.json")?;
+        let body = |inputs: &Value| json!({ "inputs": inputs }).to_string().into_bytes();
+        bring(&fleet, "diabetes@1.0.0", "diabetes", body(&inputs), None).await?;
+
+        let url = format!("{}/v2/models/diabetes/infer", fleet.devices[0].inference_url);
+        // So much is missing that what was asked meanwhile does not matter: the sample suggests 15.8 % at most.
+        let (refused, missing, answered) = (StatusCode::BAD_REQUEST, json!("NaN"), StatusCode::OK);
+        for (rows, name, value, expected) in [
+            (30, "age", json!(230.0), refused),
+            (20, "sex", json!("unknown"), answered),
+            (10, "bmi", json!(500.0), answered),
+            (1_000, "bmi", missing.clone(), answered),
+            (1_000, "bmi", missing.clone(), answered),
+            (1_000, "bmi", missing, answered),
+        ] {
+            let (status, answer) = ask(&url, body(&many(&inputs, rows, name, &value)), None).await?;
+            ensure!(status == expected, "{name} {value}: {answer}");
+        }
+        let mut misshapen = inputs.clone();
+        misshapen[0]["shape"] = json!([1, 1, 1]);
+        let (status, answer) = ask(&url, body(&misshapen), None).await?;
+        ensure!(status == refused, "{answer}");
+
+        let show = ["drift", "show", "diabetes@1.0.0"];
+        let (quality, outliers) = wait::until("every fault is in the report", PATIENCE, async || {
+            let mut report: DriftReport = fleet.operator.json(&show).await?;
+            let group = report.groups.pop().context("a group")?;
+            let told = group.quality.zip(group.outliers);
+            Ok(told.filter(|(quality, _)| quality.faults.iter().any(|fault| fault.cause == FaultCause::Malformed)))
+        })
+        .await?;
+        let told: Vec<_> = quality
+            .faults
+            .iter()
+            .map(|fault| (fault.feature.as_deref(), fault.cause, fault.count, fault.handling))
+            .collect();
+        let expected = [
+            (Some("bmi"), FaultCause::Missing, 3_000, Handling::Counted),
+            (Some("age"), FaultCause::AboveMax, 30, Handling::Rejected),
+            (Some("sex"), FaultCause::UnknownCategory, 20, Handling::Flagged),
+            (Some("bmi"), FaultCause::AboveMax, 10, Handling::Flagged),
+            (None, FaultCause::Malformed, 1, Handling::Rejected),
+        ];
+        ensure!(told == expected, "{told:?}");
+        ensure!((quality.rejected, quality.flagged) == (1, 2), "{quality:?}");
+        ensure!(quality.rows > 3_060, "{quality:?}");
+        let limit = quality.exceeded("bmi").context("more is missing than may be")?;
+        let off = (limit.share - 3_000.0 / quality.rows as f64).abs().max((limit.limit - 0.158).abs());
+        ensure!(off < 1e-12, "{limit:?}");
+        let of = |cause: OutlierCause| outliers.rates.iter().find(|rate| rate.cause == cause).map(|rate| rate.count);
+        // The reference has rows without bmi, so that they are nothing odd.
+        ensure!(of(OutlierCause::Range) == Some(10) && of(OutlierCause::Missing) == Some(0), "{outliers:?}");
+
+        let table = fleet.operator.run(&show).await?;
+        for line in ["unknown-category", "max-missing-share", "outliers of the reference"] {
+            ensure!(table.contains(line), "{table}");
+        }
+        let explained: Vec<DriftExplanation> =
+            fleet.operator.json(&["drift", "explain", "diabetes@1.0.0", "--column", "bmi"]).await?;
+        ensure!(explained.iter().all(|found| found.kind == DriftKind::Quality), "{explained:?}");
         Ok(())
     });
 }

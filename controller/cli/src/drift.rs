@@ -3,6 +3,7 @@
 mod answers;
 mod explain;
 mod export;
+mod inputs;
 mod score;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -139,6 +140,10 @@ fn group_text(report: &DriftReport, group: &DriftGroup) -> String {
     if report.by_window {
         name = format!("{name}, {} to {}", output::time(group.start_ms), output::time(group.end_ms));
     }
+    if group.suppressed {
+        let k_min = report.k_min;
+        return output::clean(&format!("{name}: kept back (fewer than {k_min} rows, or needed to hide such a slice)"));
+    }
     let title = format!("{name}: {} device(s), {} window(s)", group.devices, group.windows);
     let mut text = if group.columns.is_empty() {
         output::clean(&format!("{title}, no column to show"))
@@ -148,7 +153,8 @@ fn group_text(report: &DriftReport, group: &DriftGroup) -> String {
     for part in [quantiles_text(&group.quantiles), objectives_text(&group.objectives)].into_iter().flatten() {
         text = format!("{text}\n{part}");
     }
-    text
+    let inputs = [group.quality.as_ref().map(inputs::quality), group.outliers.as_ref().map(inputs::outliers)];
+    std::iter::once(text).chain(inputs.into_iter().flatten()).collect::<Vec<_>>().join("\n\n")
 }
 
 fn quantiles_text(columns: &[ColumnQuantiles]) -> Option<String> {

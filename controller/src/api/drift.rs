@@ -62,6 +62,7 @@ fn wish(group_by: Option<String>, by: Option<By>, since_ms: Option<u64>) -> ApiR
         since_ms: since_ms.unwrap_or(0),
         by_window: by == Some(By::Window),
         by_slice: by == Some(By::Slice),
+        ..Wish::default()
     })
 }
 

@@ -1,13 +1,13 @@
 //! Adds up windows from the store, group by group, in memory that grows with groups and not with devices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use muster_shared::drift::DeviceGroups;
+use muster_shared::drift::{DeviceGroups, InputCounts};
 use muster_shared::ids::{BundleRef, DeviceId};
 use muster_shared::messages::WindowKey;
 use muster_shared::profile::{Profile, SliceName};
-use muster_shared::sketch::{ColumnSketch, QuantileSketches, SketchWindow};
+use muster_shared::sketch::{ColumnSketch, LabelCounts, QuantileSketches, SketchWindow, SliceSketch};
 use muster_shared::suppression::{K_MIN, suppressed};
 
 use super::{DriftError, MAX_GROUPS, Wish};
@@ -17,6 +17,9 @@ use crate::windows::{self, ReportError, SketchSeen, Sketches};
 
 /// Steps of time told apart; when windows reach further, steps become longer.
 pub(super) const MAX_STEPS: usize = 48;
+
+/// Clusters of devices whose labels are kept apart in a step of time.
+const LABEL_CLUSTERS: usize = 32;
 
 /// A group of devices in a step of time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +47,12 @@ pub(super) struct Sums {
     pub(super) counts: DeviceGroups,
     /// Raw values, of the columns of which the profile wants them; none of slices.
     pub(super) quantiles: QuantileSketches,
+    /// What was wrong or odd with their inputs; not of slices.
+    pub(super) inputs: InputCounts,
+    /// Their labels, by cluster of devices; where they were asked for.
+    pub(super) labels: BTreeMap<usize, LabelCounts>,
+    /// It is a slice that is not to be shown.
+    pub(super) suppressed: bool,
 }
 
 /// What all groups counted of a bundle.
@@ -67,19 +76,39 @@ impl Sums {
         self.end_ms = self.end_ms.max(end_ms);
     }
 
-    fn add(&mut self, device: &DeviceId, key: &WindowKey, rows: u64, columns: &[ColumnSketch]) {
+    fn count(&mut self, device: &DeviceId, key: &WindowKey, columns: &[ColumnSketch]) {
         self.span(key.start_ms, key.start_ms.saturating_add(key.duration_ms));
         self.windows += 1;
-        self.rows = self.rows.saturating_add(rows);
         self.counts.add(device.as_str(), columns);
     }
 
-    fn merge(&mut self, other: &Self) {
+    fn add_slice(&mut self, device: &DeviceId, key: &WindowKey, slice: &SliceSketch) {
+        self.count(device, key, &slice.columns);
+        self.rows = self.rows.saturating_add(slice.rows);
+    }
+
+    fn add(&mut self, device: &DeviceId, window: &SketchWindow) {
+        self.count(device, &window.key, &window.columns);
+        self.inputs.add(device.as_str(), window);
+        self.add_quantiles(&window.quantiles);
+    }
+
+    fn add_labels(&mut self, cluster: usize, counts: &LabelCounts) {
+        match self.labels.get_mut(&cluster) {
+            // They fit the same profile, so they can be added.
+            Some(sum) => drop(sum.merge(counts)),
+            None => drop(self.labels.insert(cluster, counts.clone())),
+        }
+    }
+
+    pub(super) fn merge(&mut self, other: &Self) {
         self.span(other.start_ms, other.end_ms);
         self.windows += other.windows;
         self.rows = self.rows.saturating_add(other.rows);
         self.counts.merge(&other.counts);
+        self.inputs.merge(&other.inputs);
         self.add_quantiles(&other.quantiles);
+        other.labels.iter().for_each(|(cluster, counts)| self.add_labels(*cluster, counts));
     }
 
     /// What comes on top of 2^53 values is left out: no fleet sees as many, and devices that say so are not believed.
@@ -144,13 +173,15 @@ pub(crate) struct Tally {
     slices: Vec<SliceName>,
     steps: Steps,
     groups: BTreeMap<Key, Sums>,
+    /// Of each group the number of each device that has labels, in the order in which they were met.
+    numbers: BTreeMap<String, HashMap<DeviceId, usize>>,
 }
 
 impl Tally {
     /// Nothing yet of `listed`.
     pub(crate) fn new(listed: Arc<Listed>, wish: Wish) -> Self {
         let slices = listed.manifest.profile.slice_names();
-        Self { wish, listed, slices, steps: Steps::new(), groups: BTreeMap::new() }
+        Self { wish, listed, slices, steps: Steps::new(), groups: BTreeMap::new(), numbers: BTreeMap::new() }
     }
 
     /// Adds a window of a device in `group` that fits the bundle and that `wish` asks for.
@@ -164,13 +195,20 @@ impl Tally {
             for (number, slice) in window.slices.iter().filter(|(_, slice)| !slice.columns.is_empty()) {
                 let Some(name) = self.slices.get(usize::from(number)) else { continue };
                 let key = Key { group: group.clone(), slice: Some(name.to_string()), step_ms };
-                self.groups.entry(key).or_default().add(device, &window.key, slice.rows, &slice.columns);
+                self.groups.entry(key).or_default().add_slice(device, &window.key, slice);
             }
         }
-        let key = Key { group, slice: None, step_ms };
-        let sums = self.groups.entry(key).or_default();
-        sums.add(device, &window.key, 0, &window.columns);
-        sums.add_quantiles(&window.quantiles);
+        let labels = window.labels.as_ref().filter(|labels| self.wish.labels && labels.all.total() > 0);
+        let number = labels.map(|_| {
+            let numbers = self.numbers.entry(group.clone()).or_default();
+            let next = numbers.len();
+            *numbers.entry(device.clone()).or_insert(next)
+        });
+        let sums = self.groups.entry(Key { group, slice: None, step_ms }).or_default();
+        sums.add(device, window);
+        if let Some((labels, number)) = labels.zip(number) {
+            sums.add_labels(number % LABEL_CLUSTERS, &labels.all);
+        }
         if self.groups.len() > known && self.wish.by_window {
             self.steps.coarsen(&mut self.groups);
         }
@@ -203,7 +241,7 @@ pub(super) async fn collect(app: &App, bundle: &BundleRef, wish: &Wish) -> Resul
     Ok(tally(app, bundle, wish).await?.into_parts().1)
 }
 
-/// Keeps back slices with too few rows, and what would give them away.
+/// Marks slices with too few rows, and what would give them away.
 fn suppress(groups: &mut BTreeMap<Key, Sums>, slices: &[SliceName]) {
     /// The rows of each slice of one slicing, in one group and step.
     type Cells = Vec<(Key, u64)>;
@@ -218,8 +256,8 @@ fn suppress(groups: &mut BTreeMap<Key, Sums>, slices: &[SliceName]) {
     for table in tables.into_values() {
         let rows: Vec<u64> = table.iter().map(|(_, rows)| *rows).collect();
         for ((key, _), hidden) in table.iter().zip(suppressed(&rows, K_MIN)) {
-            if hidden {
-                groups.remove(key);
+            if let Some(sums) = groups.get_mut(key) {
+                sums.suppressed = hidden;
             }
         }
     }

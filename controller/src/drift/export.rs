@@ -20,7 +20,7 @@ pub(crate) async fn export(app: &App, bundle: &BundleRef, wish: Wish) -> Result<
         .columns
         .iter()
         .map(|column| (column.name.clone(), cell_names(column).into_iter().zip(column.reference.cells()).collect()));
-    let windows = collected.groups.iter().flat_map(|(key, sums)| {
+    let windows = collected.groups.iter().filter(|(_, sums)| !sums.suppressed).flat_map(|(key, sums)| {
         let totals = profile.columns.iter().zip(sums.counts.totals(profile));
         totals.map(|(column, counts)| WindowCounts {
             group: key.group.clone(),

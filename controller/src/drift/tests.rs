@@ -2,23 +2,31 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use muster_shared::api::DriftKind;
-use muster_shared::ids::DeviceId;
+use muster_shared::api::{ConceptBasis, DriftKind};
+use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::labels::{LabelSpec, LabelTask, Prediction, Truth};
 use muster_shared::messages::{Position, RequestCounts, Resources, Sequenced, Stream, TelemetryWindow, WindowKey};
-use muster_shared::profile::{Objectives, Profile};
-use muster_shared::sketch::{LatencySketch, ObjectiveCounts, QuantileSketches, SketchWindow};
+use muster_shared::profile::{Objectives, Profile, SliceBy, SliceSet, Slicing};
+use muster_shared::quality::{Baseline, ClassBaseline};
+use muster_shared::sketch::{
+    LabelSketch, LatencySketch, ObjectiveCounts, QuantileSketches, SketchWindow, SliceSketch, SliceSketches,
+};
 
 use super::*;
 use crate::store::records::{WindowRecord, window_key};
 use crate::store::{Expect, Records, Table};
 use crate::testing::TestApp;
 
-/// A window of 100 rows in which the model's class was `class`, and that started at `start_ms`.
-async fn store(test: &TestApp, manifest: muster_shared::ids::Digest, device: &DeviceId, start_ms: u64, class: f64) {
-    let profile = crate::testing::profile();
+/// A window of `profile` that started at `start_ms`, with what `fill` counts.
+async fn store_of(
+    test: &TestApp,
+    profile: &Profile,
+    (manifest, device, start_ms): (Digest, &DeviceId, u64),
+    fill: impl FnOnce(&mut SketchWindow),
+) {
     let key = WindowKey { manifest, generation: 1, start_ms, duration_ms: 1_000 };
-    let mut window = SketchWindow::empty(key, &profile);
-    (0..100).for_each(|_| window.columns[1].add(&profile.columns[1], class));
+    let mut window = SketchWindow::empty(key, profile);
+    fill(&mut window);
     let position = Position { epoch: 1, sequence: start_ms, oldest: 1 };
     let received_at_ms = start_ms + 5_000;
     let record = WindowRecord {
@@ -33,6 +41,15 @@ async fn store(test: &TestApp, manifest: muster_shared::ids::Digest, device: &De
     let at = window_key(received_at_ms, device, Stream::Sketch, &position);
     let change = Records::put(Table::Windows, at, Expect::Absent, &record).unwrap();
     test.app.records.commit(vec![change]).await.unwrap();
+}
+
+/// A window of 100 rows in which the model's class was `class`, and that started at `start_ms`.
+async fn store(test: &TestApp, manifest: Digest, device: &DeviceId, start_ms: u64, class: f64) {
+    let profile = crate::testing::profile();
+    store_of(test, &profile, (manifest, device, start_ms), |window| {
+        (0..100).for_each(|_| window.columns[1].add(&profile.columns[1], class));
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -91,11 +108,26 @@ async fn a_drift_is_explained_by_cells_devices_and_time() {
     assert_eq!(cells, 5_000);
     let change: f64 = explained.cells.iter().map(|cell| cell.change).sum();
     assert!(change.abs() < 1e-9);
+    // 3,800 of one class and 1,200 of the other, against 60 and 40; figures by numpy.
+    let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
+    close(explained.column.psi.unwrap(), 0.119_554_304_293);
+    for (cell, (change, psi)) in
+        explained.cells.iter().zip([(0.16, 0.037_822_204_490), (-0.16, 0.081_732_099_803), (0.0, 0.0), (0.0, 0.0)])
+    {
+        close(cell.change, change);
+        close(cell.psi, psi);
+    }
     // The one that saw both as before hides the drift of the others.
     let hides = explained.contributors.last().unwrap();
-    assert!(hides.device.as_str() == "device-0" && hides.contribution < 0.0, "{:?}", explained.contributors);
+    assert_eq!((hides.device.as_str(), hides.n), ("device-0", 500));
+    close(hides.psi, 0.162_186_043_243);
+    close(hides.psi_without.unwrap(), 0.196_165_850_602);
+    close(hides.contribution, 1.0 - 0.196_165_850_602 / 0.119_554_304_293);
+    let most = &explained.contributors[0];
+    close(most.psi_without.unwrap(), 0.112_466_689_021);
+    assert!(explained.contributors.windows(2).all(|pair| pair[0].contribution >= pair[1].contribution));
     let kind = if explained.column.drifted { DriftKind::Prediction } else { DriftKind::None };
-    assert_eq!(explained.kind, kind);
+    assert_eq!((explained.kind, explained.concept_basis), (kind, ConceptBasis::Nothing));
     assert!(explained.sentence.contains(&profile.columns[1].name), "{}", explained.sentence);
 
     let late = Question { wish: Wish { since_ms: 3_000, ..Wish::default() }, column: None };
@@ -110,6 +142,132 @@ async fn a_drift_is_explained_by_cells_devices_and_time() {
     let rows: Vec<u64> = of_class.map(|window| window.counts.iter().sum()).collect();
     assert_eq!(rows, [1_000; 5]);
     assert!(exported.cells.values().flatten().any(|(cell, _)| cell == "(missing)"));
+}
+
+/// The class as in the reference, or one of them only; `right` of 100 labels agree.
+fn counted(profile: &Profile, one_only: bool, right: u64) -> impl FnOnce(&mut SketchWindow) {
+    let (columns, spec) = (profile.columns.clone(), profile.labels.clone());
+    move |window| {
+        for row in 0..100 {
+            window.columns[1].add(&columns[1], f64::from(u8::from(!one_only && row % 10 >= 6)));
+        }
+        let Some(spec) = spec else { return };
+        let mut labels = LabelSketch::empty(&spec);
+        for row in 0..100 {
+            let answer = Prediction::Class(Some((u16::from(row >= right), 0.9)));
+            labels.join(&spec, (&answer, &Truth::Class(0)), SliceSet::default(), 60_000);
+        }
+        window.labels = Some(labels);
+    }
+}
+
+#[tokio::test]
+async fn what_differed_from_the_first_windows_on_is_skew() {
+    let test = crate::testing::app().await;
+    let profile = crate::testing::profile();
+    let now_ms = crate::clock::now_ms() / 1_000 * 1_000;
+    for (version, drifts_from) in [("1.0.0", 1), ("1.0.1", 4)] {
+        let manifest = test.bundle("digits", version, 10).await;
+        let digest = crate::testing::digest_of(&manifest);
+        for n in 0..10 {
+            let device = test.enrol(&format!("{version}-{n}"), &[]).await;
+            for step in 1..=6 {
+                let at = (digest, &device, now_ms - 60_000 + step * 1_000);
+                store_of(&test, &profile, at, counted(&profile, step >= drifts_from, 0)).await;
+            }
+        }
+        let question = |since_ms| Question { wish: Wish { since_ms, ..Wish::default() }, column: Some("class".into()) };
+        let found = explain(&test.app, &manifest.bundle(), question(0)).await.unwrap().remove(0);
+        let kind = if drifts_from == 1 { DriftKind::Skew } else { DriftKind::Prediction };
+        assert!(found.column.drifted && found.kind == kind, "{found:?}");
+        assert_eq!(found.since_ms, Some(now_ms - 60_000 + drifts_from * 1_000));
+        // Without the first windows nobody can tell.
+        let later = explain(&test.app, &manifest.bundle(), question(now_ms - 57_000)).await.unwrap().remove(0);
+        assert_eq!(later.kind, DriftKind::Prediction);
+    }
+}
+
+#[tokio::test]
+async fn concept_drift_is_told_from_labels_where_there_are_any() {
+    let test = crate::testing::app().await;
+    let half = ClassBaseline { support: 500, predicted: 500, right: 475 };
+    let baseline = Baseline::Classification { rows: 1_000, right: 950, classes: vec![half; 2], ece: None };
+    let task = LabelTask::Classification { classes: vec!["cat".to_owned(), "dog".to_owned()] };
+    for (version, baseline, right, expected, basis) in [
+        ("1.0.0", Some(baseline.clone()), [80, 80], DriftKind::Concept, ConceptBasis::LabelsAgainstReference),
+        ("1.0.1", Some(baseline), [95, 95], DriftKind::None, ConceptBasis::LabelsAgainstReference),
+        ("1.0.2", None, [95, 80], DriftKind::Concept, ConceptBasis::LabelsAgainstEarlier),
+        ("1.0.3", None, [80, 80], DriftKind::None, ConceptBasis::LabelsAgainstEarlier),
+    ] {
+        let labels = Some(LabelSpec { tensor: "y".into(), task: task.clone(), baseline });
+        let profile = Profile { labels, ..crate::testing::profile() };
+        let manifest = test.bundle_with("pets", version, profile.clone()).await;
+        let digest = crate::testing::digest_of(&manifest);
+        for n in 0..8 {
+            let device = test.enrol(&format!("{version}-{n}"), &[]).await;
+            for step in 0..4 {
+                let right = right[step / 2] + n % 2;
+                let at = (digest, &device, (step as u64 + 1) * 1_000);
+                store_of(&test, &profile, at, counted(&profile, false, right)).await;
+            }
+        }
+        let question = Question { wish: Wish::default(), column: None };
+        let found = explain(&test.app, &manifest.bundle(), question).await.unwrap().remove(0);
+        assert_eq!((found.kind, found.concept_basis), (expected, basis), "{version}: {found:?}");
+        // Half of the devices have one more right.
+        let current = (right[1] as f64 + 0.5) / 100.0;
+        assert!((found.concept[0].current - current).abs() < 1e-9, "{version}: {:?}", found.concept);
+    }
+}
+
+#[tokio::test]
+async fn slices_come_worst_first_and_small_ones_are_kept_back() {
+    let test = crate::testing::app().await;
+    let by = SliceBy::Range { tensor: "x".into(), index: 0, edges: vec![0.5, 1.0, 1.5] };
+    let slices = vec![Slicing { name: "x".into(), by }];
+    let profile = Profile { slices, ..crate::testing::profile() };
+    profile.validate().unwrap();
+    let manifest = test.bundle_with("digits", "1.0.0", profile.clone()).await;
+    let digest = crate::testing::digest_of(&manifest);
+    for n in 0..8 {
+        let device = test.enrol(&format!("device-{n}"), &[]).await;
+        store_of(&test, &profile, (digest, &device, 1_000), |window| {
+            let mut counted = vec![SliceSketch::empty(&profile); profile.slice_count()];
+            // Rows of each slice; in the second one of the classes is all there is, and of the last there are 16 rows in all.
+            for (slice, rows, one_only) in
+                [(0, 100, false), (1, 100, true), (2, 50, false), (3, 100, false), (4, 2, true)]
+            {
+                let slice = &mut counted[slice];
+                slice.rows = rows;
+                for row in 0..rows {
+                    let class = f64::from(u8::from(!one_only && row % 10 >= 6));
+                    slice.columns[1].add(&profile.columns[1], class);
+                    window.columns[1].add(&profile.columns[1], class);
+                }
+            }
+            window.slices = SliceSketches::of_counted(counted);
+        })
+        .await;
+    }
+    let by_slice = || Wish { by_slice: true, ..Wish::default() };
+    let found = report(&test.app, &manifest.bundle(), by_slice()).await.unwrap();
+    let told: Vec<_> = found.groups.iter().map(|group| (group.slice.as_deref(), group.suppressed)).collect();
+    let expected = [
+        (None, false),
+        (Some("x=0.5 to 1"), false),
+        (Some("x=< 0.5"), false),
+        (Some("x=>= 1.5"), false),
+        (Some("x=(missing)"), true),
+        (Some("x=1 to 1.5"), true),
+    ];
+    assert_eq!(told, expected, "the next smallest hides the smallest");
+    assert!(found.groups[1].columns[1].drifted && !found.groups[2].columns[1].drifted);
+    let hidden = &found.groups[4..];
+    assert!(hidden.iter().all(|group| group.columns.is_empty() && group.devices == 0 && group.windows == 0));
+    let exported = export(&test.app, &manifest.bundle(), by_slice()).await.unwrap();
+    let slices: std::collections::BTreeSet<_> =
+        exported.windows.iter().filter_map(|window| window.slice.as_deref()).collect();
+    assert_eq!(slices.into_iter().collect::<Vec<_>>(), ["x=0.5 to 1", "x=< 0.5", "x=>= 1.5"]);
 }
 
 #[tokio::test]

@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::inputs::{DataQuality, OutlierRates};
 use crate::drift::{ChiSquare, Clustering, Score};
 use crate::ids::{BundleRef, DeviceId, Digest};
 use crate::profile::{Column, Reference, Side, Source};
+use crate::quality::ConceptDrift;
 use crate::sketch::LatencyCount;
 
 /// What a column tells about.
@@ -154,8 +156,17 @@ pub struct DriftGroup {
     pub devices: u32,
     /// Windows they reported.
     pub windows: u64,
+    /// It is kept back: a slice of fewer rows than `k_min`, or one without which such a slice could be found by subtraction.
+    #[serde(default)]
+    pub suppressed: bool,
     /// One entry a column, in the profile's order.
     pub columns: Vec<ColumnDrift>,
+    /// What was wrong with the inputs; none of slices, and where nothing was looked at.
+    #[serde(default)]
+    pub quality: Option<DataQuality>,
+    /// Rows unlike those of the reference; none of slices, and where the profile flags none.
+    #[serde(default)]
+    pub outliers: Option<OutlierRates>,
     /// Of the columns of which the bundle wants quantiles; none of slices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quantiles: Vec<ColumnQuantiles>,
@@ -197,7 +208,10 @@ pub struct DriftReport {
     pub min_effect: f64,
     /// Windows that start before this are left out, in milliseconds since the Unix epoch.
     pub since_ms: u64,
-    /// One entry a group.
+    /// Rows a slice needs at least to be shown.
+    #[serde(default)]
+    pub k_min: u64,
+    /// One entry a group; its slices follow it, the worst first.
     pub groups: Vec<DriftGroup>,
 }
 
@@ -208,14 +222,32 @@ pub struct DriftReport {
 pub enum DriftKind {
     /// Nothing beyond chance, or nothing that matters.
     None,
-    /// The inputs are distributed otherwise.
+    /// The inputs have come to be distributed otherwise.
     Data,
-    /// The answers are distributed otherwise.
+    /// The answers have come to be distributed otherwise: label shift, where inputs of a class look as before.
     Prediction,
-    /// The model is less (or more) sure of its answers, as when what it learned holds no more.
+    /// What the model learned holds no more: labels say that it errs more often; without labels, it is less (or more) sure of its answers.
     Concept,
     /// Values are missing or impossible.
     Quality,
+    /// Training and serving differ: it was so from the first windows on.
+    Skew,
+}
+
+/// What is said of concept drift rests on this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ConceptBasis {
+    /// There are neither labels nor a certainty to go by.
+    #[default]
+    Nothing,
+    /// How sure the model is of its answers; there are no labels, or too few.
+    Certainty,
+    /// Labels against those of the reference sample.
+    LabelsAgainstReference,
+    /// The reference sample had no labels: those of the later half of the windows against those of the earlier half.
+    LabelsAgainstEarlier,
 }
 
 /// One cell of a column on both sides.
@@ -268,6 +300,12 @@ pub struct DriftExplanation {
     pub kind: DriftKind,
     /// That in one sentence.
     pub sentence: String,
+    /// What labels say of the whole group: one comparison for a classifier, one for each target of a regression; none without enough labels.
+    #[serde(default)]
+    pub concept: Vec<ConceptDrift>,
+    /// On what it rests whether there is concept drift.
+    #[serde(default)]
+    pub concept_basis: ConceptBasis,
     /// Every cell, in order.
     pub cells: Vec<CellChange>,
     /// The devices that contribute most, at most ten.

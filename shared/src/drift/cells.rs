@@ -15,7 +15,16 @@ pub(super) fn merged(layout: &Layout, reference: &[u64], current: &[u64]) -> (Ve
     let (n_reference, n) = (sum(reference), sum(current));
     let least = n_reference.min(n);
     let at = |counts: &[u64], cell: usize| counts.get(cell).map_or(0.0, |n| *n as f64);
-    let expected = |cell: usize| (at(reference, cell) + at(current, cell)) / (n_reference + n) * least;
+    let pooled = |cell: usize| (at(reference, cell) + at(current, cell)) / (n_reference + n) * least;
+    let found = put_together(layout, pooled);
+    if found.1 > 1 {
+        return found;
+    }
+    // What the smaller side has and the larger has not is too little of both together, and would go untested: weigh both sides alike.
+    put_together(layout, |cell| (at(reference, cell) / n_reference + at(current, cell) / n) / 2.0 * least)
+}
+
+fn put_together(layout: &Layout, expected: impl Fn(usize) -> f64) -> (Vec<Option<usize>>, usize) {
     let stands = |cell: usize| !layout.unexpected().contains(&cell);
     let mut map = vec![None; layout.cells()];
     let mut cells: usize = 0;

@@ -117,6 +117,13 @@ impl Evidence {
         Some(Self { reference, current, pooled, n_reference, n, freedom, variation })
     }
 
+    /// The current side alone, over its own cells: its variances are those of its shares. `None` where it is empty.
+    pub(super) fn alone(current: &[u64], draws: Draws<'_>) -> Option<Self> {
+        let map: Vec<Option<usize>> = (0..current.len()).map(Some).collect();
+        let evidence = Self::new(current, current, draws, &map, current.len())?;
+        Some(Self { n_reference: f64::INFINITY, ..evidence })
+    }
+
     /// The covariance of the weighted sums `a` and `b` of the current shares, as far as it was measured.
     fn measured(&self, a: &[f64], b: &[f64]) -> Option<f64> {
         let Variation::Measured { residuals, scale } = &self.variation else { return None };

@@ -31,6 +31,8 @@ pub struct Proportion {
     pub current: f64,
     /// The chance of a difference at least as large when nothing has changed.
     pub p_value: f64,
+    /// How many independent values the current ones are worth.
+    pub n_effective: f64,
 }
 
 /// Tests the share of `cells`. `None` where a side is empty.
@@ -45,15 +47,17 @@ pub(super) fn test(
     let map: Vec<Option<usize>> = (0..length).map(|cell| Some(usize::from(cells.contains(&cell)))).collect();
     let evidence = Evidence::new(reference, current, draws, &map, 2)?;
     let (p, q) = (evidence.reference[1], evidence.current[1]);
-    let shares = |p_value: f64| Some(Proportion { reference: p, current: q, p_value: p_value.clamp(0.0, 1.0) });
+    let shares = |p_value: f64, n_effective: f64| {
+        Some(Proportion { reference: p, current: q, p_value: p_value.clamp(0.0, 1.0), n_effective })
+    };
     if q <= 0.0 && p <= 0.0 {
-        return shares(1.0);
+        return shares(1.0, evidence.n);
     }
     // By how much the habits of devices swell the variance says what their counts are worth.
     let (variance, freedom) = evidence.variance(&[0.0, 1.0]);
     let row = evidence.pooled[1] * (1.0 - evidence.pooled[1]);
     if row <= 0.0 {
-        return shares(1.0);
+        return shares(1.0, evidence.n);
     }
     let n_r = evidence.n_reference;
     let worth = (row / (variance - row / n_r).max(row / evidence.n)).clamp(1.0, evidence.n);
@@ -72,5 +76,5 @@ pub(super) fn test(
         }
     };
     let normal = if variance > 0.0 { tail::two_sided((q - p) / variance.sqrt(), freedom) } else { 1.0 };
-    shares(exact.max(normal))
+    shares(exact.max(normal), worth)
 }

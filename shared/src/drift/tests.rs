@@ -59,7 +59,17 @@ fn the_same_distribution_has_not_drifted_and_another_has() {
     assert!(drift.drifted && (drift.psi.unwrap() - expected).abs() < 1e-9, "{drift:?} {expected}");
     assert!(drift.kolmogorov_smirnov.unwrap().is_significant() && drift.wasserstein.unwrap().is_significant());
     assert!((drift.kolmogorov_smirnov.unwrap().value - 0.5).abs() < 1e-12);
-    assert_eq!(kind_of(&drift, 0.01, 0.01), crate::api::DriftKind::Data);
+    assert_eq!(kind_of(&drift, &Surroundings::default(), &Criteria::default()), crate::api::DriftKind::Data);
+}
+
+#[test]
+fn a_class_that_is_gone_is_seen_however_much_more_there_is_than_the_reference() {
+    let column = classes();
+    for rows in [50, 5_000, 500_000] {
+        let gone = (0..10).map(|_| sketch(&column, std::iter::repeat_n(0.0, rows))).collect();
+        let drift = scored(&column, gone);
+        assert!(drift.drifted && drift.chi_square.is_some() && drift.critical.is_some(), "{rows}: {drift:?}");
+    }
 }
 
 #[test]
@@ -106,7 +116,7 @@ fn missing_and_unexpected_values_have_their_own_tests() {
     let drift = scored(&column, gaps);
     assert!(drift.drifted && drift.beyond_chance.contains(&crate::api::ScoreName::Missing), "{drift:?}");
     assert!(drift.kolmogorov_smirnov.unwrap().value < 1e-9);
-    assert_eq!(kind_of(&drift, 0.01, 0.01), crate::api::DriftKind::Quality);
+    assert_eq!(kind_of(&drift, &Surroundings::default(), &Criteria::default()), crate::api::DriftKind::Quality);
 
     let unseen = (0..20).map(|_| sketch(&classes(), (0..50).map(|n| f64::from(n % 5)))).collect();
     let drift = scored(&classes(), unseen);

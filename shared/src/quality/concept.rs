@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::estimate::{effective_size, mean_variance, quantile, ratio, tail};
+use super::estimate::{Ratio, effective_size, mean_variance, quantile, ratio, tail};
 use super::metrics::{calibration_error, measure_target};
-use crate::labels::{LabelSpec, LabelTask};
+use crate::labels::{LabelSpec, LabelTarget, LabelTask};
 use crate::limits::{MAX_CLASSES, MAX_LABEL_TARGETS};
 use crate::sketch::LabelCounts;
 
@@ -165,45 +165,59 @@ pub struct ConceptDrift {
 /// between devices and Student's quantile for their number.
 #[must_use]
 pub fn concept_drift(spec: &LabelSpec, devices: &[&LabelCounts]) -> Vec<ConceptDrift> {
-    match (&spec.baseline, &spec.task) {
-        (Some(Baseline::Classification { rows, right, .. }), LabelTask::Classification { .. }) => {
-            accuracy_drop(*rows, *right, devices).into_iter().collect()
+    spec.baseline.as_ref().map_or_else(Vec::new, |baseline| against(spec, baseline, None, devices))
+}
+
+/// The same without a labelled reference: `later` labels against `earlier` ones, by device each. The earlier count for as many labels as
+/// they are worth; that both come from the same devices makes the test more cautious.
+#[must_use]
+pub fn concept_drift_since(spec: &LabelSpec, earlier: &[&LabelCounts], later: &[&LabelCounts]) -> Vec<ConceptDrift> {
+    let Some((first, rest)) = earlier.split_first() else { return Vec::new() };
+    let mut sum = (*first).clone();
+    // They are of one task, so they can be added.
+    rest.iter().for_each(|counts| drop(sum.merge(counts)));
+    Baseline::of(&sum, &spec.task).map_or_else(Vec::new, |baseline| against(spec, &baseline, Some(earlier), later))
+}
+
+/// `devices` against `baseline`, which comes from independent rows or from the devices in `earlier`.
+fn against(
+    spec: &LabelSpec,
+    baseline: &Baseline,
+    earlier: Option<&[&LabelCounts]>,
+    devices: &[&LabelCounts],
+) -> Vec<ConceptDrift> {
+    match (baseline, &spec.task) {
+        (Baseline::Classification { rows, right, .. }, LabelTask::Classification { .. }) if *rows > 0 => {
+            let worth = earlier.and_then(accuracy).map(|share| effective_size(&share));
+            accuracy_drop(*right as f64 / *rows as f64, worth.unwrap_or(*rows as f64), devices).into_iter().collect()
         }
-        (Some(Baseline::Regression { rows, targets }), LabelTask::Regression { targets: declared }) => declared
+        (Baseline::Regression { rows, targets }, LabelTask::Regression { targets: declared }) => declared
             .iter()
             .zip(targets)
             .enumerate()
             .filter_map(|(at, (target, baseline))| {
-                let of_target = |counts: &&LabelCounts| match counts {
-                    LabelCounts::Targets(targets) => targets.get(at).map(|counts| {
-                        let unit = target.unit();
-                        (
-                            counts.absolute_error as f64 * unit,
-                            counts.n as f64,
-                            counts.squared_error as f64 * unit * unit,
-                        )
-                    }),
-                    LabelCounts::Classes(_) => None,
-                };
-                let sums: Vec<_> = devices.iter().filter_map(of_target).collect();
-                error_rise(*rows, baseline, &format!("mae[{}]", target.index), &sums)
+                let worth =
+                    earlier.and_then(|earlier| Errors::of(at, target, earlier)).map(|errors| errors.n_effective);
+                let found = Errors::of(at, target, devices)?;
+                let metric = format!("mae[{}]", target.index);
+                Some(error_rise(worth.unwrap_or(*rows as f64), baseline, metric, &found))
             })
             .collect(),
         _ => Vec::new(),
     }
 }
 
-fn accuracy_drop(rows: u64, right: u64, devices: &[&LabelCounts]) -> Option<ConceptDrift> {
+/// The share of right answers.
+fn accuracy(devices: &[&LabelCounts]) -> Option<Ratio> {
     let of_device = |counts: &&LabelCounts| match counts {
         LabelCounts::Classes(counts) => Some((counts.total_right() as f64, counts.total() as f64)),
         LabelCounts::Targets(_) => None,
     };
-    let share = ratio(&devices.iter().filter_map(of_device).collect::<Vec<_>>())?;
-    let n_reference = rows as f64;
-    if n_reference <= 0.0 {
-        return None;
-    }
-    let reference = right as f64 / n_reference;
+    ratio(&devices.iter().filter_map(of_device).collect::<Vec<_>>())
+}
+
+fn accuracy_drop(reference: f64, n_reference: f64, devices: &[&LabelCounts]) -> Option<ConceptDrift> {
+    let share = accuracy(devices)?;
     let n_effective = effective_size(&share);
     // The variance under "nothing has changed" is that of the common share; devices say how much their labels are worth.
     let common = (reference * n_reference + share.value * n_effective) / (n_reference + n_effective);
@@ -225,42 +239,63 @@ fn accuracy_drop(rows: u64, right: u64, devices: &[&LabelCounts]) -> Option<Conc
     })
 }
 
-/// `devices` are Σ|e|, n and Σe² of each.
-fn error_rise(rows: u64, baseline: &TargetBaseline, metric: &str, devices: &[(f64, f64, f64)]) -> Option<ConceptDrift> {
-    let mean = ratio(&devices.iter().map(|(sum, n, _)| (*sum, *n)).collect::<Vec<_>>())?;
-    let squares: f64 = devices.iter().map(|(_, _, squares)| squares).sum();
-    let independent = mean_variance(&mean, Some(squares));
-    let variance = mean.variance.into_iter().chain(independent).reduce(f64::max);
-    let n_reference = rows as f64;
+/// The mean absolute error of one target, and how sure it is.
+struct Errors {
+    mean: Ratio,
+    variance: Option<f64>,
+    n_effective: f64,
+}
+
+impl Errors {
+    fn of(at: usize, target: &LabelTarget, devices: &[&LabelCounts]) -> Option<Self> {
+        let unit = target.unit();
+        // Σ|e|, n and Σe² of each device.
+        let sums: Vec<(f64, f64, f64)> = devices
+            .iter()
+            .filter_map(|counts| match counts {
+                LabelCounts::Targets(targets) => targets.get(at),
+                LabelCounts::Classes(_) => None,
+            })
+            .map(|counts| {
+                (counts.absolute_error as f64 * unit, counts.n as f64, counts.squared_error as f64 * unit * unit)
+            })
+            .collect();
+        let mean = ratio(&sums.iter().map(|(sum, n, _)| (*sum, *n)).collect::<Vec<_>>())?;
+        let independent = mean_variance(&mean, Some(sums.iter().map(|(_, _, squares)| squares).sum()));
+        let variance = mean.variance.into_iter().chain(independent).reduce(f64::max);
+        let n_effective = match (variance, independent) {
+            (Some(variance), Some(independent)) if variance > 0.0 => (mean.size * independent / variance).max(1.0),
+            _ => mean.size,
+        };
+        Some(Self { mean, variance, n_effective })
+    }
+}
+
+fn error_rise(n_reference: f64, baseline: &TargetBaseline, metric: String, found: &Errors) -> ConceptDrift {
     let reference_variance = (baseline.rmse.powi(2) - baseline.mae.powi(2)).max(0.0) / n_reference.max(1.0);
-    let both = variance.map(|variance| variance + reference_variance);
-    let critical = both.map(|both| quantile(mean.devices, 1.0 - ALPHA) * both.sqrt());
-    let n_effective = match (variance, independent) {
-        (Some(variance), Some(independent)) if variance > 0.0 => (mean.size * independent / variance).max(1.0),
-        _ => mean.size,
-    };
-    let worsening = mean.value - baseline.mae;
+    let both = found.variance.map(|variance| variance + reference_variance);
+    let critical = both.map(|both| quantile(found.mean.devices, 1.0 - ALPHA) * both.sqrt());
+    let worsening = found.mean.value - baseline.mae;
     let min_effect = MIN_ERROR_RISE * baseline.mae;
-    Some(ConceptDrift {
-        metric: metric.to_owned(),
+    ConceptDrift {
+        metric,
         reference: baseline.mae,
-        current: mean.value,
+        current: found.mean.value,
         worsening,
         critical,
-        p_value: both.map(|both| tail(mean.devices, worsening, both)),
+        p_value: both.map(|both| tail(found.mean.devices, worsening, both)),
         min_effect,
-        n_effective,
-        devices: u32::try_from(mean.devices).unwrap_or(u32::MAX),
+        n_effective: found.n_effective,
+        devices: u32::try_from(found.mean.devices).unwrap_or(u32::MAX),
         alpha: ALPHA,
         drifted: worsening > min_effect && critical.is_some_and(|critical| worsening > critical),
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::estimate::tests::Random;
     use super::*;
-    use crate::labels::LabelTarget;
     use crate::profile::SliceSet;
     use crate::sketch::LabelSketch;
 
@@ -305,6 +340,27 @@ mod tests {
         let unlabelled = LabelSpec { baseline: None, ..spec.clone() };
         assert_eq!(concept_drift(&unlabelled, &worse.iter().collect::<Vec<_>>()), []);
         assert_eq!(concept_drift(&spec, &[]), []);
+    }
+
+    #[test]
+    fn without_a_labelled_reference_later_labels_stand_against_earlier_ones() {
+        let bare = LabelSpec { baseline: None, ..spec(1_000, 950) };
+        let devices = |right: u64| (0..10).map(|n| device(&bare, right + n % 3, 100)).collect::<Vec<_>>();
+        fn refs(counts: &[LabelCounts]) -> Vec<&LabelCounts> {
+            counts.iter().collect()
+        }
+        let (before, worse) = (devices(94), devices(80));
+        let found = concept_drift_since(&bare, &refs(&before), &refs(&worse)).remove(0);
+        // 949 and 809 of 1,000 by hand.
+        assert!((found.reference - 0.949).abs() < 1e-12 && (found.current - 0.809).abs() < 1e-12, "{found:?}");
+        assert!(found.drifted, "{found:?}");
+        assert!(!concept_drift_since(&bare, &refs(&worse), &refs(&before))[0].drifted);
+        // Devices of which half are always wrong are no firm ground.
+        let split: Vec<_> = (0..10).map(|n| device(&bare, if n % 2 == 0 { 100 } else { 70 }, 100)).collect();
+        let unsure = concept_drift_since(&bare, &refs(&split), &refs(&worse)).remove(0);
+        assert!(unsure.critical > found.critical, "{unsure:?} {found:?}");
+        assert_eq!(concept_drift_since(&bare, &[], &refs(&worse)), []);
+        assert_eq!(concept_drift_since(&bare, &refs(&before), &[]), []);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod report;
 
 pub use concept::{
     Baseline, ClassBaseline, ConceptDrift, MIN_ACCURACY_DROP, MIN_ERROR_RISE, TargetBaseline, concept_drift,
+    concept_drift_since,
 };
 pub use estimate::{Estimate, difference_estimate, mean_estimate, share_estimate};
 pub use limit::{AgainstLimit, Metric, against_limit, share_above};

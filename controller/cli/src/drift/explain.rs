@@ -1,7 +1,7 @@
 //! `muster drift explain`: reference and current side by side, who contributes, since when.
 
 use clap::Args;
-use muster_shared::api::{CellChange, DriftExplanation};
+use muster_shared::api::{CellChange, ConceptBasis, DriftExplanation};
 use muster_shared::ids::BundleRef;
 
 use super::columns_table;
@@ -62,6 +62,26 @@ fn bars(cells: &[CellChange]) -> String {
     output::table(&["cell", "reference", "", "current", "", "change"], rows)
 }
 
+/// The cells that moved most, with the change of their share.
+fn moved_most(cells: &[CellChange]) -> String {
+    let mut moved: Vec<&CellChange> = cells.iter().filter(|cell| cell.psi > 0.0).collect();
+    moved.sort_by(|a, b| b.psi.total_cmp(&a.psi));
+    let named = moved.iter().take(MOVED_MOST).map(|cell| format!("{} {:+.1} %", cell.cell, cell.change * 100.0));
+    let named: Vec<String> = named.collect();
+    if named.is_empty() { "nothing".to_owned() } else { named.join(", ") }
+}
+
+fn basis(explanation: &DriftExplanation) -> &'static str {
+    match explanation.concept_basis {
+        ConceptBasis::Nothing => "nothing: there are no labels, or too few, and the profile has no certainty",
+        ConceptBasis::Certainty => "the model's certainty alone: there are no labels, or too few",
+        ConceptBasis::LabelsAgainstReference => "labels, against those of the reference sample",
+        ConceptBasis::LabelsAgainstEarlier => {
+            "labels, those of the later half of the windows against those of the earlier half"
+        }
+    }
+}
+
 fn text(explanation: &DriftExplanation) -> String {
     let mut parts = vec![
         format!(
@@ -70,9 +90,12 @@ fn text(explanation: &DriftExplanation) -> String {
             output::group_name(explanation.group_by.as_deref(), &explanation.group),
             explanation.devices
         ),
+        format!("kind of drift: {}", output::word(&explanation.kind)),
         explanation.sentence.clone(),
+        format!("whether the model errs more often rests on {}", basis(explanation)),
         columns_table([&explanation.column]),
         bars(&explanation.cells),
+        format!("moved most: {}", moved_most(&explanation.cells)),
     ];
     if let Some(since_ms) = explanation.since_ms {
         parts.push(format!("drifted without a break since {}", output::time(since_ms)));

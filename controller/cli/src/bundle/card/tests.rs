@@ -85,6 +85,7 @@ fn idle() -> LiveCard {
             alpha: 0.01,
             min_effect: 0.1,
             since_ms: 0,
+            k_min: 20,
             groups: vec![],
         },
         alerts: vec![],
@@ -168,7 +169,10 @@ fn figures_from_the_field_are_told_the_worst_slice_first() {
         end_ms: 1,
         devices: 3,
         windows: 9,
+        suppressed: false,
         columns: vec![still, moved],
+        quality: None,
+        outliers: None,
         quantiles: Vec::new(),
         objectives: Vec::new(),
     }];
