@@ -10,7 +10,8 @@ use muster_shared::ids::Digest;
 use muster_shared::messages::{Position, Sequenced, WindowKey};
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::sketch::{ColumnSketch, SketchWindow};
-use muster_tests::null_draws::{Kind, Random, Setting};
+use muster_tests::null_draws::{Kind, Setting};
+use muster_tests::random::Random;
 
 use crate::report::{self, Table, mebibytes};
 use crate::usage;

@@ -12,6 +12,7 @@ mod delivery;
 mod drift;
 mod flash;
 mod forests;
+mod gate;
 mod http;
 mod inference;
 mod monitoring;
@@ -43,7 +44,7 @@ struct Arguments {
     /// Simulated devices of the controller's, the delivery and the drift part.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     devices: u32,
-    /// Requests of each kind in the inference part; draws of each setting in the false-alarms part.
+    /// Requests of each kind in the inference part; draws of each setting in the false-alarms and gate parts.
     #[arg(long, default_value_t = 6_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
     requests: u32,
     /// How long something is watched at rest, in seconds.
@@ -81,6 +82,8 @@ enum Part {
     Drift,
     /// How often drift is seen where there is none; takes some minutes.
     FalseAlarms,
+    /// How often a rollout's gate is wrong, and sees a loss, beside rules in common use; takes some minutes.
+    Gate,
     /// Checking a bundle's signature and files on one core, beside sha256sum and openssl.
     Verify,
     /// Counting an inference, beside other sketching libraries.
@@ -111,6 +114,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let alone = match arguments.part {
         Part::Drift => Some(drift::measure(arguments.devices)?),
         Part::FalseAlarms => Some(drift::false_alarms(arguments.requests)?),
+        Part::Gate => Some(gate::measure(arguments.requests)?),
         Part::Monitoring => Some(monitoring::measure(tempfile::tempdir()?.path())?),
         Part::Forests => Some(inference::forests(tempfile::tempdir()?.path())?),
         Part::Agent | Part::Inference | Part::Controller | Part::Delivery | Part::Flash | Part::Verify | Part::All => {
@@ -165,7 +169,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 Part::Delivery => pairs::measure(&binaries, &place, &arguments.pairs).await,
                 Part::Monitoring => monitoring::measure(&place),
                 Part::Verify => verify::measure(&binaries, &place).await,
-                Part::Drift | Part::FalseAlarms => drift::measure(arguments.devices),
+                Part::Drift | Part::FalseAlarms | Part::Gate => drift::measure(arguments.devices),
                 Part::Forests => inference::forests(&place),
                 Part::Flash => flash::measure(&binaries, &place, window).await,
             }

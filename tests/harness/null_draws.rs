@@ -8,6 +8,8 @@ use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::reference;
 use muster_shared::sketch::ColumnSketch;
 
+use crate::random::Random;
+
 /// What is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -35,45 +37,7 @@ pub struct Setting {
 const REFERENCE_ROWS: usize = 1_000;
 const SHARES: [f64; 10] = [0.4, 0.2, 0.1, 0.08, 0.07, 0.05, 0.04, 0.03, 0.02, 0.01];
 
-/// Splitmix64 (Steele, Lea and Flood, OOPSLA 2014), and what is drawn with it.
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
 impl Random {
-    /// A generator that gives the same numbers for the same seed.
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / 9_007_199_254_740_992.0 + f64::EPSILON / 4.0
-    }
-
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    /// Marsaglia and Tsang, ACM Transactions on Mathematical Software 26(3), 2000.
-    fn gamma(&mut self, shape: f64) -> f64 {
-        if shape < 1.0 {
-            return self.gamma(shape + 1.0) * self.uniform().powf(1.0 / shape);
-        }
-        let d = shape - 1.0 / 3.0;
-        let c = 1.0 / (9.0 * d).sqrt();
-        loop {
-            let x = self.normal();
-            let v = (1.0 + c * x).powi(3);
-            if v > 0.0 && self.uniform().ln() < 0.5 * x * x + d - d * v + d * v.ln() {
-                return d * v;
-            }
-        }
-    }
-
     fn class(&mut self, shares: &[f64]) -> usize {
         let mut left = self.uniform();
         for (class, share) in shares.iter().enumerate() {

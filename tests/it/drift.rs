@@ -2,7 +2,8 @@
 
 use muster_shared::drift::{Criteria, Draws, Layout, false_discovery_rates, judge};
 use muster_tests::fixtures;
-use muster_tests::null_draws::{Kind, Random, Setting};
+use muster_tests::null_draws::{Kind, Setting};
+use muster_tests::random::Random;
 use serde_json::Value;
 
 /// Of one setting. At a rate of 5 %, more than five false alarms among twenty have a chance of three in ten thousand.

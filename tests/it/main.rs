@@ -12,6 +12,7 @@ mod drift;
 mod feedback;
 mod freshness;
 mod full_disk;
+mod gate;
 mod identity;
 mod main_job;
 mod meddler;

@@ -16,6 +16,7 @@ mod plan;
 mod rollback;
 mod rollout;
 mod standing;
+pub mod statistics;
 mod verify;
 mod view;
 mod wave;

@@ -108,7 +108,7 @@ async fn a_drift_is_explained_by_cells_devices_and_time() {
     assert_eq!(cells, 5_000);
     let change: f64 = explained.cells.iter().map(|cell| cell.change).sum();
     assert!(change.abs() < 1e-9);
-    // 3,800 of one class and 1,200 of the other, against 60 and 40; figures by numpy.
+    // 3,800 of one class and 1,200 of the other, against 60 and 40; figures by the formulas written out in Python.
     let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
     close(explained.column.psi.unwrap(), 0.119_554_304_293);
     for (cell, (change, psi)) in

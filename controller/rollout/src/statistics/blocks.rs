@@ -1,0 +1,59 @@
+//! Which devices are compared with which.
+//!
+//! Devices are ordered by a hash that knows nothing of how they behave, and a wave takes the first of them. So within a
+//! stratum, devices that are alike in what is known of them, every device was as likely to become the canary as any other, and a block
+//! of one canary and some controls of its stratum is a small randomised experiment. Who is in which block rests on the order
+//! alone, never on a score.
+
+use std::collections::{BTreeMap, VecDeque};
+
+/// One canary and its controls: devices first, and when they have been watched, their scores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block<T> {
+    /// The device on the new bundle.
+    pub canary: T,
+    /// Devices of the same stratum on the incumbent.
+    pub controls: Vec<T>,
+}
+
+/// A device that may stand in a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member<T, S> {
+    /// Who.
+    pub device: T,
+    /// What it shares with those it is compared with: hardware, site, labels.
+    pub stratum: S,
+    /// Whether it has the new bundle.
+    pub is_canary: bool,
+}
+
+/// Blocks of one canary and at most `controls` controls of its stratum each. `members` come in the order of the hash by which canaries
+/// were taken. Controls are dealt in turns, so that no canary has two while another of its stratum has none; each stands in one
+/// block. A canary whose stratum has no control left has no block: nothing can be said of it.
+pub fn blocks<T, S: Ord>(members: impl IntoIterator<Item = Member<T, S>>, controls: usize) -> Vec<Block<T>> {
+    struct Stratum<T> {
+        /// Positions of its blocks.
+        blocks: Vec<usize>,
+        controls: VecDeque<T>,
+    }
+    let mut made: Vec<Block<T>> = Vec::new();
+    let mut strata: BTreeMap<S, Stratum<T>> = BTreeMap::new();
+    for Member { device, stratum, is_canary } in members {
+        let stratum =
+            strata.entry(stratum).or_insert_with(|| Stratum { blocks: Vec::new(), controls: VecDeque::new() });
+        if is_canary {
+            stratum.blocks.push(made.len());
+            made.push(Block { canary: device, controls: Vec::new() });
+        } else {
+            stratum.controls.push_back(device);
+        }
+    }
+    for mut stratum in strata.into_values() {
+        for at in std::iter::repeat_n(&stratum.blocks, controls).flatten() {
+            let Some((block, control)) = made.get_mut(*at).zip(stratum.controls.pop_front()) else { break };
+            block.controls.push(control);
+        }
+    }
+    made.retain(|block| !block.controls.is_empty());
+    made
+}

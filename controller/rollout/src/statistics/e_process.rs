@@ -1,0 +1,84 @@
+//! When canaries are worse than their controls.
+//!
+//! Within a block the canary was chosen at random, so if the two bundles are equal its score is as likely to stand at
+//! any place among the block's. Then exp(λ x_c / s) over the mean of exp(λ x_j / s) is on average 1 whatever the scores
+//! are, their products over blocks are a martingale, and so is the mean of these over several λ. It exceeds 1/α at any
+//! time with probability α at most (Ville's inequality; Ramdas, Grünwald, Vovk and Shafer, "Game-theoretic statistics and
+//! safe anytime-valid inference", Statistical Science 38(4), 2023). Nothing is assumed on how scores are distributed, and it may
+//! be looked at after every block.
+
+use super::blocks::Block;
+
+/// How sharply a block is judged: from 0.25, which needs many blocks and sees small differences, to 16.
+const LAMBDAS: usize = 13;
+const LAMBDA_MIN: f64 = 0.25;
+const LAMBDA_MAX: f64 = 16.0;
+
+/// Evidence that canaries score worse than their controls. Each block may be added once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EProcess {
+    scale: f64,
+    /// The logarithm of the product over blocks, for each λ.
+    log_products: [f64; LAMBDAS],
+    blocks: u32,
+}
+
+impl EProcess {
+    /// No evidence yet. `scale` is a spread of scores that was known before the first block, as the standard deviation
+    /// between devices beforehand; it decides how fast evidence grows and not how often it is wrong.
+    ///
+    /// Returns `None` unless `scale` is a finite number above 0.
+    #[must_use]
+    pub fn new(scale: f64) -> Option<Self> {
+        (scale.is_finite() && scale > 0.0).then_some(Self { scale, log_products: [0.0; LAMBDAS], blocks: 0 })
+    }
+
+    /// Adds one block. A block without controls, or with a score that is no finite number, says nothing and is left out.
+    pub fn add(&mut self, block: &Block<f64>) {
+        let scores = || std::iter::once(block.canary).chain(block.controls.iter().copied());
+        if block.controls.is_empty() || !scores().all(f64::is_finite) {
+            return;
+        }
+        // Only differences count; taken from the worst score, none of them is above 0 and no exponential overflows.
+        let worst = scores().fold(f64::NEG_INFINITY, f64::max);
+        for (log_product, lambda) in self.log_products.iter_mut().zip(lambdas()) {
+            let exponent = |score: f64| lambda * ((score - worst) / self.scale);
+            *log_product += exponent(block.canary) - log_mean_exp(|| scores().map(exponent));
+        }
+        self.blocks += 1;
+    }
+
+    /// The evidence so far, as a natural logarithm: 0 for none.
+    #[must_use]
+    pub fn log_e(&self) -> f64 {
+        log_mean_exp(|| self.log_products.iter().copied())
+    }
+
+    /// Whether equal bundles would have brought so much evidence with probability `alpha` at most.
+    #[must_use]
+    pub fn rejects(&self, alpha: f64) -> bool {
+        self.log_e() >= -alpha.ln()
+    }
+
+    /// Blocks that were added.
+    #[must_use]
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+}
+
+/// Geometric from the least to the greatest.
+fn lambdas() -> impl Iterator<Item = f64> {
+    let step = (LAMBDA_MAX / LAMBDA_MIN).powf(1.0 / (LAMBDAS - 1) as f64);
+    std::iter::successors(Some(LAMBDA_MIN), move |lambda| Some(lambda * step)).take(LAMBDAS)
+}
+
+/// ln of the mean of exp(x), where exp(x) itself might overflow. `x` holds at least one number.
+fn log_mean_exp<I: Iterator<Item = f64>>(x: impl Fn() -> I) -> f64 {
+    let greatest = x().fold(f64::NEG_INFINITY, f64::max);
+    if !greatest.is_finite() {
+        return greatest;
+    }
+    let (sum, n) = x().fold((0.0, 0.0), |(sum, n), x| (sum + (x - greatest).exp(), n + 1.0));
+    greatest + (sum / n).ln()
+}

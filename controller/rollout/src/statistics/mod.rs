@@ -1,0 +1,19 @@
+//! What a comparison of devices on two bundles may conclude, and how often it is wrong.
+//!
+//! The device is the statistical unit: requests of one device resemble each other, so every device gives one score a
+//! guardrail, larger being worse, however many requests it served. [`blocks`] matches each canary with controls,
+//! [`EProcess`] says when the canaries are worse, [`Margin`] when they are not worse by more than is allowed, and
+//! [`wave_alpha`] how much of the chance to be wrong a wave may spend. None of them knows a rollout or a clock.
+//! `muster-bench gate` shows the rates.
+
+mod blocks;
+mod e_process;
+mod margin;
+mod spending;
+#[cfg(test)]
+mod tests;
+
+pub use blocks::{Block, Member, blocks};
+pub use e_process::EProcess;
+pub use margin::Margin;
+pub use spending::wave_alpha;

@@ -1,0 +1,170 @@
+//! What must hold of any scores. How often verdicts are wrong is simulated in `tests/it/gate.rs` and `muster-bench gate`.
+
+use proptest::prelude::*;
+
+use super::margin::{MIN_BLOCKS, half_width};
+use super::*;
+
+fn block(canary: f64, controls: &[f64]) -> Block<f64> {
+    Block { canary, controls: controls.to_vec() }
+}
+
+fn member(device: u32, stratum: &str, is_canary: bool) -> Member<u32, String> {
+    Member { device, stratum: stratum.into(), is_canary }
+}
+
+#[test]
+fn waves_spend_what_there_is_and_no_more() {
+    assert!((wave_alpha(0.05, 0, 1) - 0.05).abs() < 1e-12);
+    // 1, 1/4 and 1/9 of 49/36.
+    let three = [0.036_734_69, 0.009_183_67, 0.004_081_63];
+    for (wave, expected) in (0..).zip(three) {
+        assert!((wave_alpha(0.05, wave, 3) - expected).abs() < 1e-8, "{wave}");
+    }
+    // Of very many waves the first gets 6/π² of it, and none more than is left.
+    assert!((wave_alpha(0.05, 0, 100_000) - 0.030_396).abs() < 1e-6);
+    assert!(wave_alpha(0.05, 7, 3) < wave_alpha(0.05, 7, 8) * 1.000_001, "a wave past the last is one more");
+}
+
+#[test]
+fn a_bound_is_what_the_formula_gives_by_hand() {
+    let mut margin = Margin::default();
+    // 50 differences of ±1 around 0.5: the mean is 0.5, the sample's deviation √(50/49).
+    for n in 0..50 {
+        assert_eq!(margin.upper_bound(0.05).is_some(), n >= MIN_BLOCKS);
+        margin.add(&block(if n % 2 == 0 { 2.5 } else { 0.5 }, &[0.0, 2.0]));
+    }
+    // √(2 · 5.5 / (2500 · 0.09) · ln(√5.5 / 0.05)) = √(0.048889 · 3.848105) = 0.433741
+    let expected = 0.5 + (50.0_f64 / 49.0).sqrt() * 0.433_741;
+    assert!((margin.upper_bound(0.05).unwrap() - expected).abs() < 1e-5, "{:?} {expected}", margin.upper_bound(0.05));
+    assert_eq!(margin.blocks_needed(0.05, 0.5), None, "the mean itself is no better");
+    assert_eq!(margin.blocks_needed(0.05, 1.5), Some(50), "there are enough");
+}
+
+#[test]
+fn evidence_is_what_the_formula_gives_by_hand() {
+    assert!([0.0, -1.0, f64::NAN, f64::INFINITY].iter().all(|scale| EProcess::new(*scale).is_none()));
+    let mut process = EProcess::new(1.0).unwrap();
+    assert_eq!((process.log_e(), process.rejects(0.05)), (0.0, false));
+    // However far the one canary stands out, a block of two brings no more than a factor of two for each λ.
+    process.add(&block(1_000.0, &[0.0]));
+    assert!((process.log_e() - 2.0_f64.ln()).abs() < 1e-9);
+    for _ in 0..4 {
+        process.add(&block(1_000.0, &[0.0]));
+    }
+    assert!((process.log_e() - 32.0_f64.ln()).abs() < 1e-9 && process.rejects(0.05) && !process.rejects(0.03));
+}
+
+#[test]
+fn controls_are_dealt_in_turns_within_their_stratum() {
+    let members = [
+        member(1, "lyon", true),
+        member(2, "quito", true),
+        member(3, "lyon", true),
+        member(4, "osaka", true),
+        member(5, "lyon", false),
+        member(6, "quito", false),
+        member(7, "lyon", false),
+        member(8, "lyon", false),
+        member(9, "berne", false),
+    ];
+    let made = blocks(members, 2);
+    let all: Vec<(u32, Vec<u32>)> = made.into_iter().map(|block| (block.canary, block.controls)).collect();
+    assert_eq!(all, [(1, vec![5, 8]), (2, vec![6]), (3, vec![7])], "osaka has no control, berne no canary");
+}
+
+/// Every way to choose one of each block's scores as its canary.
+fn choices(blocks: &[Vec<f64>]) -> Vec<Vec<Block<f64>>> {
+    blocks.iter().fold(vec![Vec::new()], |choices, scores| {
+        let with_block = |choice: Vec<Block<f64>>| {
+            (0..scores.len()).map(move |at| {
+                let mut controls = scores.clone();
+                let canary = controls.remove(at);
+                choice.iter().cloned().chain([Block { canary, controls }]).collect()
+            })
+        };
+        choices.into_iter().flat_map(with_block).collect()
+    })
+}
+
+proptest! {
+    /// What the error rate rests on: whatever devices score, over all ways chance could have chosen canaries the evidence is 1.
+    #[test]
+    fn evidence_is_one_on_average_over_all_choices_of_canaries(
+        scores in prop::collection::vec(prop::collection::vec(-3.0f64..3.0, 2..5), 1..5),
+        scale in 0.2f64..5.0,
+    ) {
+        let choices = choices(&scores);
+        let e = |blocks: &Vec<Block<f64>>| {
+            let mut process = EProcess::new(scale).unwrap();
+            blocks.iter().for_each(|block| process.add(block));
+            process.log_e().exp()
+        };
+        let mean = choices.iter().map(e).sum::<f64>() / choices.len() as f64;
+        prop_assert!((mean - 1.0).abs() < 1e-6, "{mean}");
+    }
+
+    #[test]
+    fn evidence_does_not_depend_on_order_or_unit_and_survives_any_number(
+        scores in prop::collection::vec(prop::collection::vec(any::<f64>(), 1..5), 0..8),
+        unit in 0.01f64..100.0,
+    ) {
+        let run = |blocks: Vec<Block<f64>>, scale: f64| {
+            let mut process = EProcess::new(scale).unwrap();
+            blocks.iter().for_each(|block| process.add(block));
+            (process.log_e(), process.blocks())
+        };
+        let made = |unit: f64| -> Vec<Block<f64>> {
+            scores.iter().map(|s| block(s[0] * unit, &s[1..].iter().map(|x| x * unit).collect::<Vec<_>>())).collect()
+        };
+        let mut reversed = made(1.0);
+        reversed.reverse();
+        let (forward, backward) = (run(made(1.0), 1.0), run(reversed, 1.0));
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs().max(1.0);
+        prop_assert!(close(forward.0, backward.0) && forward.1 == backward.1);
+        let bounded = scores.iter().flatten().all(|x| x.abs() < 1e100);
+        prop_assert!(!bounded || close(forward.0, run(made(unit), unit).0), "{forward:?}");
+    }
+
+    #[test]
+    fn a_bound_lies_above_the_mean_and_falls_with_what_is_spent(
+        differences in prop::collection::vec(-1.0f64..1.0, 10..80),
+    ) {
+        let mut margin = Margin::default();
+        differences.iter().for_each(|d| margin.add(&block(*d, &[0.0])));
+        let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+        let (loose, tight) = (margin.upper_bound(0.2).unwrap(), margin.upper_bound(0.01).unwrap());
+        prop_assert!((margin.mean() - mean).abs() < 1e-12 && mean <= loose && loose <= tight);
+        // The least number that is enough: with one less it is not.
+        if let Some(needed) = margin.blocks_needed(0.05, mean + 0.2) {
+            let deviation = (margin.upper_bound(0.05).unwrap() - mean) / half_width(differences.len() as f64, 0.05);
+            let bound = |n: u32| deviation * half_width(f64::from(n), 0.05);
+            prop_assert!(bound(needed) < 0.2);
+            prop_assert!(needed as usize == differences.len() || bound(needed - 1) >= 0.2);
+        }
+    }
+
+    #[test]
+    fn nobody_is_in_two_blocks_and_each_has_its_own_kind(
+        devices in prop::collection::vec((0u8..4, any::<bool>()), 0..60),
+        controls in 0usize..5,
+    ) {
+        let members = devices.iter().enumerate().map(|(device, (stratum, is_canary))| Member { device, stratum: *stratum, is_canary: *is_canary });
+        let made = blocks(members, controls);
+        let mut seen = std::collections::BTreeSet::new();
+        for block in &made {
+            prop_assert!(devices[block.canary].1 && !block.controls.is_empty() && block.controls.len() <= controls);
+            for device in block.controls.iter().chain([&block.canary]) {
+                prop_assert!(seen.insert(*device));
+                prop_assert_eq!(devices[*device].0, devices[block.canary].0);
+            }
+            prop_assert!(block.controls.iter().all(|device| !devices[*device].1));
+        }
+        // In a stratum, no canary has two controls more than another.
+        for stratum in 0..4u8 {
+            let sizes: Vec<usize> = made.iter().filter(|b| devices[b.canary].0 == stratum).map(|b| b.controls.len()).collect();
+            let spread = sizes.iter().max().unwrap_or(&0) - sizes.iter().min().unwrap_or(&0);
+            prop_assert!(spread <= 1, "{sizes:?}");
+        }
+    }
+}
