@@ -31,6 +31,10 @@ pub struct LabelSpec {
     /// How good the model was on the labelled reference sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Baseline>,
+    /// The output names the class itself, as a text or a whole number, in place of a score for each class: scikit-learn's `label`. Nothing
+    /// is known of confidence then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub names_class: bool,
 }
 
 /// What a label is.
@@ -147,6 +151,9 @@ impl LabelSpec {
                 }
             }
             LabelTask::Regression { targets } => {
+                if self.names_class {
+                    return refuse("a number does not name a class");
+                }
                 if targets.is_empty() || targets.len() > MAX_LABEL_TARGETS {
                     return refuse("1 to 16 elements can be labelled");
                 }
@@ -164,18 +171,25 @@ impl LabelSpec {
         Ok(())
     }
 
-    /// The columns from whose values [`Self::prediction`] is made: the predicted class and its confidence, or the targets. They have no
-    /// reference of their own.
+    /// The columns from whose values [`Self::prediction`] is made: the predicted class and, where there are scores, its confidence, or the
+    /// targets. They have no reference of their own.
     #[must_use]
     pub fn columns(&self) -> Vec<Column> {
         let number = || Reference::Numeric { lower_edges: vec![0.0], max: 0.0, counts: vec![0], missing: 0 };
         let tensor = || self.tensor.clone();
+        let classes_of =
+            |classes: &[String]| Reference::Class { classes: classes.to_vec(), counts: vec![0; classes.len()] };
         match &self.task {
+            LabelTask::Classification { classes } if self.names_class => vec![Column {
+                name: "class".into(),
+                source: Source::Output { tensor: tensor(), index: 0 },
+                reference: classes_of(classes),
+            }],
             LabelTask::Classification { classes } => vec![
                 Column {
                     name: "class".into(),
                     source: Source::PredictedClass { tensor: tensor() },
-                    reference: Reference::Class { classes: classes.clone(), counts: vec![0; classes.len()] },
+                    reference: classes_of(classes),
                 },
                 Column {
                     name: "confidence".into(),
@@ -254,12 +268,17 @@ mod tests {
 
     fn classes(names: &[&str]) -> LabelSpec {
         let classes = names.iter().map(|name| (*name).to_owned()).collect();
-        LabelSpec { tensor: "p".into(), task: LabelTask::Classification { classes }, baseline: None }
+        LabelSpec {
+            tensor: "p".into(),
+            task: LabelTask::Classification { classes },
+            baseline: None,
+            names_class: false,
+        }
     }
 
     fn numbers(count: u32) -> LabelSpec {
         let targets = (0..count).map(|index| LabelTarget { index, scale: 10.0 }).collect();
-        LabelSpec { tensor: "y".into(), task: LabelTask::Regression { targets }, baseline: None }
+        LabelSpec { tensor: "y".into(), task: LabelTask::Regression { targets }, baseline: None, names_class: false }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use muster_shared::bundle::DataType;
+use muster_shared::bundle::{DataType, TensorSpec};
 use muster_shared::feedback::{FeedbackCounts, FeedbackResult};
 use muster_shared::labels::{LabelTarget, LabelTask};
 use muster_shared::messages::Resources;
@@ -26,7 +26,7 @@ fn labelled(version: &str, generation: u64) -> ServedModel {
     let mut model = digits(version, generation);
     let classes = TEN.map(str::to_owned).to_vec();
     let task = LabelTask::Classification { classes };
-    let labels = LabelSpec { tensor: "probabilities".into(), task, baseline: None };
+    let labels = LabelSpec { tensor: "probabilities".into(), task, baseline: None, names_class: false };
     model.profile = Arc::new(Profile { labels: Some(labels), ..(*model.profile).clone() });
     model
 }
@@ -168,7 +168,7 @@ fn numbers_are_labelled_row_by_row() {
     let host = host(100);
     let mut model = scripted(DataType::Fp32, "1.0.0", 1, |_| Ok(Vec::new()));
     let task = LabelTask::Regression { targets: vec![LabelTarget { index: 0, scale: 16.0 }] };
-    let labels = LabelSpec { tensor: "y".into(), task, baseline: None };
+    let labels = LabelSpec { tensor: "y".into(), task, baseline: None, names_class: false };
     model.profile = Arc::new(Profile { labels: Some(labels), ..(*model.profile).clone() });
     let name = model.bundle.name.to_string();
     host.activate(model, 1);
@@ -322,4 +322,42 @@ fn a_shadow_that_has_ended_still_gets_its_labels() {
     let (counts, own) = beside(&host);
     assert_eq!((counts.candidate_right, counts.paired()), (1, 1));
     assert_eq!(own.last().unwrap().results.joined, 1);
+}
+
+/// A model of which an output is the class itself, as scikit-learn's exports have it.
+fn naming(answer: fn(&[&str]) -> Tensor, datatype: DataType, classes: &[&str]) -> ServedModel {
+    let mut model = scripted(DataType::Fp64, "1.0.0", 1, |_| Ok(Vec::new()));
+    let shape = answer(&[]).shape().iter().map(|_| -1).collect();
+    model.signature.outputs = vec![TensorSpec { name: "label".into(), datatype, shape }];
+    let task = LabelTask::Classification { classes: classes.iter().map(|class| (*class).to_owned()).collect() };
+    let labels = LabelSpec { tensor: "label".into(), task, baseline: None, names_class: true };
+    labels.validate().unwrap();
+    model.profile = Arc::new(Profile { labels: Some(labels), ..Profile::default() });
+    model
+}
+
+#[test]
+fn an_output_that_names_the_class_is_labelled_like_any_other() {
+    let texts = |values: &[&str]| Tensor::from_byte_elements("label", vec![values.len()], values).unwrap();
+    let whole = |values: &[&str]| {
+        let numbers: Vec<f64> = values.iter().map(|value| value.parse().unwrap()).collect();
+        Tensor::from_f64("label", DataType::Int64, vec![values.len()], &numbers).unwrap()
+    };
+    for (model, tensor, answers) in [
+        (naming(texts, DataType::Bytes, &["cat", "dog"]), texts(&["cat", "dog", "fox"]), ["cat", "dog", "fox"]),
+        (naming(whole, DataType::Int64, &["3", "7"]), whole(&["3", "7", "9"]), ["3", "7", "9"]),
+    ] {
+        let (host, name) = (host(100), model.bundle.name.to_string());
+        host.activate(model, 1);
+        let labels = host.active().unwrap().labels.clone().unwrap();
+        host.feedback().remember(&labels, "a", (&[], &[tensor]), &Second::None);
+        // Right, wrong, and of no known class, which is right nowhere.
+        let told = labels_of("a", json!([answers[0], answers[0], answers[2]]));
+        let counts = host.feedback().join(&[told], Some(&name), Some(&labels)).counts;
+        assert_eq!(counts.joined, 3);
+        let LabelCounts::Classes(counts) = &counted(&host)[0].1.all else { panic!() };
+        assert_eq!((counts.total_right(), counts.total()), (1, 3));
+        assert_eq!((&counts.predicted, &counts.truth), (&vec![1, 1, 1], &vec![2, 0, 1]));
+        assert!(counts.calibration.iter().all(|bin| bin.n == 0), "nothing is known of confidence");
+    }
 }

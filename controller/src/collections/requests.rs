@@ -332,12 +332,12 @@ pub(crate) async fn put_labels(
     let before = labels(app, id)?.labels;
     let count = brought.labels.len();
     let all = before.into_iter().chain(brought.labels);
-    let all: BTreeMap<(String, Option<DeviceId>), String> =
-        all.map(|label| ((label.id, label.device), label.label)).collect();
+    let all: BTreeMap<(String, Option<DeviceId>, Option<u32>), String> =
+        all.map(|label| ((label.id, label.device, label.row), label.label)).collect();
     if all.len() > MAX_LABELS {
         return Err(CollectionError::TooMany(format!("a collection has at most {MAX_LABELS} labels")));
     }
-    let all = all.into_iter().map(|((id, device), label)| SampleLabel { id, device, label }).collect();
+    let all = all.into_iter().map(|((id, device, row), label)| SampleLabel { id, device, row, label }).collect();
     let labels = SampleLabels { labels: all };
     durable::make_folder(&folder(app, id))?;
     let bytes = serde_json::to_vec(&labels).map_err(|error| CollectionError::Batch(error.to_string()))?;

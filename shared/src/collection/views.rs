@@ -184,6 +184,9 @@ pub struct SampleLabel {
     /// The device that answered; any where none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceId>,
+    /// The row of the inference, counted from 0; every row where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row: Option<u32>,
     /// The truth: a class or a number, in words.
     pub label: String,
 }
@@ -193,6 +196,6 @@ pub struct SampleLabel {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SampleLabels {
-    /// The labels; the last of the same id and device counts.
+    /// The labels; the last of the same id, device and row counts.
     pub labels: Vec<SampleLabel>,
 }

@@ -303,7 +303,12 @@ mod tests {
         let classes = vec!["a".to_owned(), "b".to_owned()];
         let half = ClassBaseline { support: rows / 2, predicted: rows / 2, right: right / 2 };
         let baseline = Baseline::Classification { rows, right, classes: vec![half; 2], ece: None };
-        LabelSpec { tensor: "p".into(), task: LabelTask::Classification { classes }, baseline: Some(baseline) }
+        LabelSpec {
+            tensor: "p".into(),
+            task: LabelTask::Classification { classes },
+            baseline: Some(baseline),
+            names_class: false,
+        }
     }
 
     fn device(spec: &LabelSpec, right: u64, n: u64) -> LabelCounts {
@@ -371,6 +376,7 @@ mod tests {
             tensor: "y".into(),
             task: LabelTask::Regression { targets: vec![target] },
             baseline: Some(Baseline::Regression { rows: 500, targets: vec![baseline] }),
+            names_class: false,
         };
         assert_eq!(spec.validate(), Ok(()));
         let device = |error: f64| {

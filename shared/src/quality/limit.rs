@@ -205,7 +205,12 @@ mod tests {
 
     fn classes() -> LabelSpec {
         let classes = vec!["a".to_owned(), "b".to_owned()];
-        LabelSpec { tensor: "p".into(), task: LabelTask::Classification { classes }, baseline: None }
+        LabelSpec {
+            tensor: "p".into(),
+            task: LabelTask::Classification { classes },
+            baseline: None,
+            names_class: false,
+        }
     }
 
     /// A device with `n` labels of class a, `right` of them answered so.
@@ -268,7 +273,7 @@ mod tests {
     fn errors_are_held_against_their_limit() {
         let target = LabelTarget { index: 3, scale: 10.0 };
         let task = LabelTask::Regression { targets: vec![target] };
-        let spec = LabelSpec { tensor: "y".into(), task, baseline: None };
+        let spec = LabelSpec { tensor: "y".into(), task, baseline: None, names_class: false };
         let device = |error: f64| {
             let mut sketch = LabelSketch::empty(&spec);
             for n in 0..50_u8 {

@@ -171,7 +171,12 @@ mod tests {
 
     fn spec() -> LabelSpec {
         let classes = vec!["a".to_owned(), "b".to_owned()];
-        LabelSpec { tensor: "p".into(), task: LabelTask::Classification { classes }, baseline: None }
+        LabelSpec {
+            tensor: "p".into(),
+            task: LabelTask::Classification { classes },
+            baseline: None,
+            names_class: false,
+        }
     }
 
     fn counts(right: u64, n: u64) -> LabelCounts {

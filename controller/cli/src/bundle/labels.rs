@@ -34,16 +34,13 @@ fn declare(description: &Description, signature: &ModelSignature) -> Result<Opti
         return fault("labels.output", reason);
     };
     let task = match output.kind {
-        OutputKind::ClassProbabilities if !table.elements.is_empty() || table.scale.is_some() => {
-            return fault(
-                "labels.elements",
-                "an output of class probabilities is labelled with a class as a whole".into(),
-            );
+        OutputKind::ClassProbabilities | OutputKind::ClassLabel
+            if !table.elements.is_empty() || table.scale.is_some() =>
+        {
+            return fault("labels.elements", "an output of classes is labelled with a class as a whole".into());
         }
-        OutputKind::ClassProbabilities => LabelTask::Classification { classes: output.classes.clone() },
-        OutputKind::ClassLabel => {
-            let reason = "its answers are labels without probabilities; name an output of class probabilities";
-            return fault("labels.output", reason.into());
+        OutputKind::ClassProbabilities | OutputKind::ClassLabel => {
+            LabelTask::Classification { classes: output.classes.clone() }
         }
         OutputKind::Numeric => {
             let elements = if table.elements.is_empty() { &FIRST_ELEMENT[..] } else { &table.elements };
@@ -52,7 +49,8 @@ fn declare(description: &Description, signature: &ModelSignature) -> Result<Opti
             LabelTask::Regression { targets }
         }
     };
-    let spec = LabelSpec { tensor: table.output.clone(), task, baseline: None };
+    let names_class = output.kind == OutputKind::ClassLabel;
+    let spec = LabelSpec { tensor: table.output.clone(), task, baseline: None, names_class };
     if let Err(error) = spec.validate() {
         return fault("labels", error.to_string());
     }

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::key;
 use super::label::Joiner;
 use super::parquet_file::{self, Schema};
-use super::rows::{Bundle, rows};
+use super::rows::{Bundle, Row, rows};
 use crate::api_client::ApiClient;
 use crate::command::{Context, block_on};
 use crate::disk::{self, Existing, Privacy};
@@ -196,9 +196,11 @@ pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<(), Failure> {
     let mut writer = parquet_file::Writer::new(&schema, &fetched.view, &fetched.bundles)?;
     let mut labelled = 0;
     let pass = fetched.each(|device, sample| {
-        let label = joiner.label(&sample.id, device);
-        labelled += u64::from(label.is_some());
-        writer.add(rows(&sample, device, fetched.bundles.get(&sample.manifest)), label)
+        let rows = rows(&sample, device, fetched.bundles.get(&sample.manifest));
+        let label = |row: &Row| joiner.label(&sample.id, device, u32::try_from(row.row).unwrap_or(u32::MAX));
+        let labels: Vec<Option<String>> = rows.iter().map(label).collect();
+        labelled += u64::from(labels.iter().any(Option::is_some));
+        writer.add(rows, labels)
     })?;
     let (bytes, written) = writer.finish()?;
     disk::write(&args.out, &bytes, Privacy::Secret, existing)?;

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use muster_shared::collection::{SampleLabel, SampleLabels};
+use muster_shared::feedback::{FeedbackFormat, FeedbackItem, FeedbackLine};
 use muster_shared::ids::{CollectionId, DeviceId};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::export::Fetched;
 use super::rows::rows;
@@ -25,36 +27,38 @@ const AT_ONCE: usize = 4_000;
 pub(crate) struct LabelArgs {
     /// The collection.
     id: CollectionId,
-    /// A CSV file with the columns id, label and, if it has one, device.
-    #[arg(value_name = "LABELS.csv")]
+    /// The labels: a .csv file with columns id and label (and row, for one row of several, and device), or a .jsonl file.
+    #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The private key of the collection, to hold the labels against what the model answered.
     #[arg(long, value_name = "KEYFILE")]
     key: Option<PathBuf>,
 }
 
-/// Finds labels by inference and device.
+/// Whose answer a label is about: the inference, and where they are named the device and the row.
+type Place<'a> = (&'a str, Option<&'a DeviceId>, Option<u32>);
+
+/// Finds labels by inference, device and row.
 pub(super) struct Joiner<'a> {
-    exact: BTreeMap<(&'a str, &'a DeviceId), &'a str>,
-    any: BTreeMap<&'a str, &'a str>,
+    labels: BTreeMap<Place<'a>, &'a str>,
 }
 
 impl<'a> Joiner<'a> {
     pub(super) fn new(labels: &'a SampleLabels) -> Self {
-        let mut joiner = Self { exact: BTreeMap::new(), any: BTreeMap::new() };
-        for SampleLabel { id, device, label } in &labels.labels {
-            match device {
-                Some(device) => _ = joiner.exact.insert((id, device), label),
-                None => _ = joiner.any.insert(id, label),
-            }
-        }
-        joiner
+        let place = |label: &'a SampleLabel| (label.id.as_str(), label.device.as_ref(), label.row);
+        Self { labels: labels.labels.iter().map(|label| (place(label), label.label.as_str())).collect() }
     }
 
-    /// The label of inference `id` of `device`: one that names the device goes before one that does not.
-    pub(super) fn label(&self, id: &str, device: &DeviceId) -> Option<String> {
-        let exact = self.exact.get(&(id, device));
-        exact.or_else(|| self.any.get(id)).map(|label| (*label).to_owned())
+    /// The place of the label of this row of inference `id` of `device`: one that names the device goes before one that does not, and then one
+    /// that names the row.
+    fn place<'b>(&self, id: &'b str, device: &'b DeviceId, row: u32) -> Option<Place<'b>> {
+        let places = [Some(device), None].into_iter().flat_map(|device| [(id, device, Some(row)), (id, device, None)]);
+        places.into_iter().find(|place| self.labels.contains_key(place))
+    }
+
+    /// The label of this row of inference `id` of `device`.
+    pub(super) fn label(&self, id: &str, device: &DeviceId, row: u32) -> Option<String> {
+        self.place(id, device, row).and_then(|place| self.labels.get(&place)).map(|label| (*label).to_owned())
     }
 }
 
@@ -103,36 +107,37 @@ struct Joined {
     root_mean_square_error: Option<f64>,
 }
 
-/// The labels in a CSV file, and how many there were twice.
+/// The labels in a file, how many there were, and how many of these twice.
 fn read(path: &Path) -> Result<(SampleLabels, u64, u64), Failure> {
-    let text = disk::read_text(path, MAX_FILE_BYTES)?;
     let fault = |what: String| Failure::input(format!("{}: {what}", path.display()));
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
-    let header = reader.headers().map_err(|error| fault("it has no header".to_owned()).because(error))?.clone();
-    let at = |name: &str| header.iter().position(|column| column == name);
-    let (Some(id_at), Some(label_at)) = (at("id"), at("label")) else {
-        return Err(fault("its first line must name the columns id and label, and may name device".to_owned()));
-    };
-    let device_at = at("device");
-    let mut found: BTreeMap<(String, Option<DeviceId>), String> = BTreeMap::new();
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let format = FeedbackFormat::of(name).ok_or_else(|| fault("labels are in a .csv or a .jsonl file".to_owned()))?;
+    let text = disk::read_text(path, MAX_FILE_BYTES)?;
+    let mut found: BTreeMap<(String, Option<DeviceId>, Option<u32>), String> = BTreeMap::new();
     let (mut in_file, mut duplicates) = (0, 0);
-    for record in reader.records() {
-        let record = record.map_err(|error| fault("a line does not parse".to_owned()).because(error))?;
-        let line = record.position().map_or(0, csv::Position::line);
-        let field = |at: usize| record.get(at).unwrap_or_default();
-        if field(id_at).is_empty() || field(label_at).is_empty() {
-            return Err(fault(format!("line {line}: the id or the label is empty")));
-        }
-        let device = match device_at.map(field).filter(|text| !text.is_empty()) {
-            Some(text) => Some(DeviceId::new(text).map_err(|error| fault(format!("line {line}")).because(error))?),
-            None => None,
+    for line in format.read(text.as_bytes()) {
+        let (number, FeedbackLine { device, item }) = line.map_err(|error| fault(error.to_string()))?;
+        let FeedbackItem { id, row, label, labels } = item;
+        let each: Vec<(Option<u32>, Value)> = match labels {
+            Some(labels) => (0..).map(Some).zip(labels).filter(|(_, label)| !label.is_null()).collect(),
+            None => vec![(row, label)],
         };
-        in_file += 1;
-        if found.insert((field(id_at).to_owned(), device), field(label_at).to_owned()).is_some() {
-            duplicates += 1;
+        for (row, label) in each {
+            let label = match label {
+                Value::String(text) if !text.is_empty() => text,
+                Value::Number(number) => number.to_string(),
+                Value::Bool(flag) => flag.to_string(),
+                Value::Null | Value::String(_) | Value::Array(_) | Value::Object(_) => {
+                    return Err(fault(format!("line {number}: the label is empty, or neither a text nor a number")));
+                }
+            };
+            in_file += 1;
+            if found.insert((id.clone(), device.clone(), row), label).is_some() {
+                duplicates += 1;
+            }
         }
     }
-    let labels = found.into_iter().map(|((id, device), label)| SampleLabel { id, device, label }).collect();
+    let labels = found.into_iter().map(|((id, device, row), label)| SampleLabel { id, device, row, label }).collect();
     Ok((SampleLabels { labels }, in_file, duplicates))
 }
 
@@ -141,14 +146,19 @@ fn join(fetched: &Fetched) -> Result<Joined, Failure> {
     let joiner = Joiner::new(&fetched.labels);
     let mut joined = Joined::default();
     let mut pairs: BTreeMap<(String, String), u64> = BTreeMap::new();
-    let mut met: std::collections::BTreeSet<(String, Option<DeviceId>)> = std::collections::BTreeSet::new();
+    let mut met: std::collections::BTreeSet<(String, Option<DeviceId>, Option<u32>)> =
+        std::collections::BTreeSet::new();
     let (mut right, mut numbers, mut absolute, mut square) = (0_u64, 0_u64, 0.0, 0.0);
     let pass = fetched.each(|device, sample| {
-        let Some(label) = joiner.label(&sample.id, device) else { return Ok(()) };
-        joined.labelled += 1;
-        met.insert((sample.id.clone(), Some(device.clone())));
-        met.insert((sample.id.clone(), None));
+        let mut is_labelled = false;
         for row in rows(&sample, device, fetched.bundles.get(&sample.manifest)) {
+            let at = u32::try_from(row.row).unwrap_or(u32::MAX);
+            // Labels that another goes before are of this sample as well.
+            for place in [(Some(device), Some(at)), (Some(device), None), (None, Some(at)), (None, None)] {
+                met.insert((sample.id.clone(), place.0.cloned(), place.1));
+            }
+            let Some(label) = joiner.label(&sample.id, device, at) else { continue };
+            is_labelled = true;
             if let Some(predicted) = row.predicted {
                 joined.compared += 1;
                 right += u64::from(predicted == label);
@@ -164,10 +174,11 @@ fn join(fetched: &Fetched) -> Result<Joined, Failure> {
                 square += (estimate - truth).powi(2);
             }
         }
+        joined.labelled += u64::from(is_labelled);
         Ok(())
     })?;
     joined.samples = pass.samples;
-    let is_unknown = |label: &&SampleLabel| !met.contains(&(label.id.clone(), label.device.clone()));
+    let is_unknown = |label: &&SampleLabel| !met.contains(&(label.id.clone(), label.device.clone(), label.row));
     joined.unknown_ids = fetched.labels.labels.iter().filter(is_unknown).count() as u64;
     let classified = joined.compared - numbers;
     #[expect(clippy::cast_precision_loss, reason = "counts of samples stay far below 2^53")]
@@ -242,18 +253,21 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             read(&path).map_err(|failure| failure.chain())
         };
-        let (labels, in_file, duplicates) = read_text("label,id,device\n3,a,\n4,a,dev-1\n5, a ,dev-1\n").unwrap();
-        assert_eq!((labels.labels.len(), in_file, duplicates), (2, 3, 1));
+        let (labels, in_file, duplicates) =
+            read_text("label,id,device,row\n3,a,,\n4,a,dev-1,\n5, a ,dev-1,\n6,a,dev-1,2\n").unwrap();
+        assert_eq!((labels.labels.len(), in_file, duplicates), (3, 4, 1));
         let device = DeviceId::new("dev-1").unwrap();
         let joiner = Joiner::new(&labels);
-        assert_eq!(joiner.label("a", &device).as_deref(), Some("5"));
-        assert_eq!(joiner.label("a", &DeviceId::new("dev-2").unwrap()).as_deref(), Some("3"));
-        assert_eq!(joiner.label("b", &device), None);
+        let label = |device: &DeviceId, row| joiner.label("a", device, row);
+        assert_eq!((label(&device, 0).as_deref(), label(&device, 2).as_deref()), (Some("5"), Some("6")));
+        assert_eq!(label(&DeviceId::new("dev-2").unwrap(), 2).as_deref(), Some("3"));
+        assert_eq!(joiner.label("b", &device, 0), None);
         for (bad, words) in [
-            ("", "must name the columns"),
-            ("id,truth\na,1\n", "must name the columns"),
-            ("id,label\na,\n", "line 2"),
-            ("id,label\na,1,2\n", "does not parse"),
+            ("", "no columns id and label"),
+            ("id,truth\na,1\n", "no columns id and label"),
+            ("id,label\na,\n", "line 2: the label is empty"),
+            ("id,label\na,1,2\n", "line: 2"),
+            ("id,label,row\na,1,x\n", "line 2: row \"x\" is no number"),
             ("id,label,device\na,1,No Device\n", "line 2"),
         ] {
             let said = read_text(bad).unwrap_err();

@@ -267,12 +267,12 @@ impl Writer {
         Ok(Self { file, columns, waiting: Vec::new(), rows: 0 })
     }
 
-    /// Adds the rows of one sample, whose label is `label`.
+    /// Adds the rows of one sample with their labels, as many as there are rows.
     ///
     /// # Errors
     /// [`Failure`].
-    pub(super) fn add(&mut self, rows: Vec<Row>, label: Option<String>) -> Result<(), Failure> {
-        self.waiting.extend(rows.into_iter().map(|row| (row, label.clone())));
+    pub(super) fn add(&mut self, rows: Vec<Row>, labels: Vec<Option<String>>) -> Result<(), Failure> {
+        self.waiting.extend(rows.into_iter().zip(labels));
         if self.waiting.len() >= GROUP_ROWS { self.write_group().map_err(failed) } else { Ok(()) }
     }
 
@@ -387,8 +387,11 @@ mod tests {
         }
         assert_eq!(schema.names()[10..], ["input.image", "input.words", "output.class"]);
         let mut writer = Writer::new(&schema, &view(), &BTreeMap::new()).unwrap();
-        writer.add(rows(&samples[0], &device, None), Some("seven".into())).unwrap();
-        writer.add(rows(&samples[1], &device, None), None).unwrap();
+        for (sample, label) in samples.iter().zip([Some("seven".to_owned()), None]) {
+            let rows = rows(sample, &device, None);
+            let labels = vec![label; rows.len()];
+            writer.add(rows, labels).unwrap();
+        }
         let (bytes, count) = writer.finish().unwrap();
         assert_eq!(count, 2);
         let reader = SerializedFileReader::new(Bytes::from(bytes)).unwrap();
