@@ -3,6 +3,7 @@
 //! What fires when is `muster-alerts`' decision; what is measured and who is told, the controller's.
 
 mod rule;
+mod signal;
 mod silence;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::RuleName;
 
-pub use rule::{AlertRule, ApplyRules, BundleFilter, RESERVED_LABELS, RuleError, RuleOrigin, RuleView, Signal, Worse};
+pub use rule::{AlertRule, ApplyRules, BundleFilter, RESERVED_LABELS, RuleError, RuleOrigin, RuleView};
+pub use signal::{Signal, Worse};
 pub use silence::{CreateSilence, Matcher, Silence, SilenceError};
 
 /// Own rules a controller holds at most.
