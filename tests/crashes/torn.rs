@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
+use muster_tests::fleet::PATIENCE;
+use muster_tests::wait;
 
 use crate::Outcome;
 use crate::folder;
@@ -49,7 +51,7 @@ pub(crate) async fn run(mut subject: Subject, times: u64) -> Outcome {
             torn += 1;
             subject.begin(End::Open)?;
             subject.live(Goal::Answer).await.with_context(|| format!("after {damage:?}"))?;
-            damage.ensure_told(&subject).with_context(|| format!("after {damage:?}"))?;
+            damage.ensure_told(&subject).await.with_context(|| format!("after {damage:?}"))?;
         }
         if subject.life.is_none() {
             subject.begin(End::Open)?;
@@ -76,17 +78,25 @@ impl Damage {
         is_of_a_bundle(&self.path)
     }
 
-    fn ensure_told(&self, subject: &Subject) -> anyhow::Result<()> {
+    /// Waits until the log names the file: an agent answers before it has looked at every one.
+    async fn ensure_told(&self, subject: &Subject) -> anyhow::Result<()> {
         let path = self.path.to_string_lossy();
         if !self.changed || !TOLD.contains(&path.as_ref()) {
             return Ok(());
         }
-        let log = fs::read(subject.home.join("agent.log"))?;
         let from = subject.life.as_ref().map_or(0, |life| usize::try_from(life.log_from).unwrap_or_default());
-        let said = String::from_utf8_lossy(log.get(from..).unwrap_or_default()).into_owned();
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        ensure!(said.contains(name.as_ref()), "{} says nothing of {name}: {said}", subject.id);
-        Ok(())
+        let said = || -> anyhow::Result<String> {
+            let log = fs::read(subject.home.join("agent.log"))?;
+            Ok(String::from_utf8_lossy(log.get(from..).unwrap_or_default()).into_owned())
+        };
+        wait::until_explained(
+            &format!("{} names {name}", subject.id),
+            PATIENCE,
+            async || Ok(said()?.contains(name.as_ref()).then_some(())),
+            async || said().unwrap_or_default(),
+        )
+        .await
     }
 }
 
