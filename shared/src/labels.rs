@@ -129,6 +129,12 @@ fn class_text(value: &Value) -> Option<String> {
 }
 
 impl LabelSpec {
+    /// Labels of the output `tensor`, which has a score for each class where they are classes. There is no baseline.
+    #[must_use]
+    pub fn new(tensor: impl Into<String>, task: LabelTask) -> Self {
+        Self { tensor: tensor.into(), task, baseline: None, names_class: false }
+    }
+
     /// Checks every bound that counting relies on.
     ///
     /// # Errors
@@ -268,17 +274,12 @@ mod tests {
 
     fn classes(names: &[&str]) -> LabelSpec {
         let classes = names.iter().map(|name| (*name).to_owned()).collect();
-        LabelSpec {
-            tensor: "p".into(),
-            task: LabelTask::Classification { classes },
-            baseline: None,
-            names_class: false,
-        }
+        LabelSpec::new("p", LabelTask::Classification { classes })
     }
 
     fn numbers(count: u32) -> LabelSpec {
         let targets = (0..count).map(|index| LabelTarget { index, scale: 10.0 }).collect();
-        LabelSpec { tensor: "y".into(), task: LabelTask::Regression { targets }, baseline: None, names_class: false }
+        LabelSpec::new("y", LabelTask::Regression { targets })
     }
 
     #[test]

@@ -26,7 +26,7 @@ fn labelled(version: &str, generation: u64) -> ServedModel {
     let mut model = digits(version, generation);
     let classes = TEN.map(str::to_owned).to_vec();
     let task = LabelTask::Classification { classes };
-    let labels = LabelSpec { tensor: "probabilities".into(), task, baseline: None, names_class: false };
+    let labels = LabelSpec::new("probabilities", task);
     model.profile = Arc::new(Profile { labels: Some(labels), ..(*model.profile).clone() });
     model
 }
@@ -168,7 +168,7 @@ fn numbers_are_labelled_row_by_row() {
     let host = host(100);
     let mut model = scripted(DataType::Fp32, "1.0.0", 1, |_| Ok(Vec::new()));
     let task = LabelTask::Regression { targets: vec![LabelTarget { index: 0, scale: 16.0 }] };
-    let labels = LabelSpec { tensor: "y".into(), task, baseline: None, names_class: false };
+    let labels = LabelSpec::new("y", task);
     model.profile = Arc::new(Profile { labels: Some(labels), ..(*model.profile).clone() });
     let name = model.bundle.name.to_string();
     host.activate(model, 1);

@@ -233,12 +233,7 @@ mod tests {
             }],
         };
         let targets = vec![muster_shared::labels::LabelTarget { index: 2, scale: 8.0 }];
-        let spec = LabelSpec {
-            tensor: "y".into(),
-            task: LabelTask::Regression { targets },
-            baseline: None,
-            names_class: false,
-        };
+        let spec = LabelSpec::new("y", LabelTask::Regression { targets });
         let Some(LabelReport::Numbers { targets }) = report(&outcomes, &[&outcomes], Some(&spec)) else { panic!() };
         let target = &targets[0];
         // 10 scales of 8 over 50 labels, and √(4·64/50).

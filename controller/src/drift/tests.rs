@@ -199,7 +199,7 @@ async fn concept_drift_is_told_from_labels_where_there_are_any() {
         ("1.0.2", None, [95, 80], DriftKind::Concept, ConceptBasis::LabelsAgainstEarlier),
         ("1.0.3", None, [80, 80], DriftKind::None, ConceptBasis::LabelsAgainstEarlier),
     ] {
-        let labels = Some(LabelSpec { tensor: "y".into(), task: task.clone(), baseline, names_class: false });
+        let labels = Some(LabelSpec { baseline, ..LabelSpec::new("y", task.clone()) });
         let profile = Profile { labels, ..crate::testing::profile() };
         let manifest = test.bundle_with("pets", version, profile.clone()).await;
         let digest = crate::testing::digest_of(&manifest);

@@ -20,7 +20,7 @@ pub(crate) fn labelled() -> Profile {
     let task = LabelTask::Classification { classes };
     let by = SliceBy::Range { tensor: "x".into(), index: 0, edges: vec![1.0] };
     let profile = Profile {
-        labels: Some(LabelSpec { tensor: "y".into(), task, baseline: Some(baseline), names_class: false }),
+        labels: Some(LabelSpec { baseline: Some(baseline), ..LabelSpec::new("y", task) }),
         slices: vec![
             Slicing { name: "x".into(), by },
             Slicing { name: "site".into(), by: SliceBy::Label { label: "site".into() } },

@@ -13,17 +13,6 @@ use crate::data_schema::{DataSchema, FeatureRule, Handling};
 use crate::profile::{Outliers, Profile, Side};
 use crate::sketch::{Cause, OutlierCounts, QualitySketch, SketchWindow};
 
-/// Causes by feature, in the order of their counts.
-const CAUSES: [Cause; 7] = [
-    Cause::Missing,
-    Cause::Infinite,
-    Cause::BelowMin,
-    Cause::AboveMax,
-    Cause::UnknownCategory,
-    Cause::Stuck,
-    Cause::OutOfOrder,
-];
-
 /// Places of what is counted of whole windows; features follow, each with its causes.
 mod place {
     pub(super) const ROWS: usize = 0;
@@ -48,12 +37,12 @@ pub struct InputCounts {
 }
 
 fn place_of(feature: usize, cause: Cause) -> Option<usize> {
-    Some(place::FEATURES + feature * CAUSES.len() + CAUSES.iter().position(|known| *known == cause)?)
+    Some(place::FEATURES + feature * Cause::ALL.len() + Cause::ALL.iter().position(|known| *known == cause)?)
 }
 
 fn vector(quality: &QualitySketch, outliers: &OutlierCounts) -> Vec<u64> {
     let last = quality.counts().map(|(feature, _, _)| feature + 1).max().unwrap_or(0);
-    let mut counts = vec![0; place::FEATURES + last * CAUSES.len()];
+    let mut counts = vec![0; place::FEATURES + last * Cause::ALL.len()];
     for (at, count) in [
         (place::ROWS, quality.rows),
         (place::DUPLICATES, quality.duplicates),
@@ -116,7 +105,7 @@ impl InputCounts {
         let mut faults: Vec<DataFault> = features
             .iter()
             .enumerate()
-            .flat_map(|(feature, rule)| CAUSES.map(|cause| (feature, rule, cause)))
+            .flat_map(|(feature, rule)| Cause::ALL.map(|cause| (feature, rule, cause)))
             .filter_map(|(feature, rule, cause)| {
                 let count = at(place_of(feature, cause)?);
                 Some(DataFault {

@@ -294,21 +294,15 @@ fn error_rise(n_reference: f64, baseline: &TargetBaseline, metric: String, found
 
 #[cfg(test)]
 mod tests {
-    use super::super::estimate::tests::Random;
+    use super::super::estimate::tests::{Random, two_classes};
     use super::*;
     use crate::profile::SliceSet;
     use crate::sketch::LabelSketch;
 
     fn spec(rows: u64, right: u64) -> LabelSpec {
-        let classes = vec!["a".to_owned(), "b".to_owned()];
         let half = ClassBaseline { support: rows / 2, predicted: rows / 2, right: right / 2 };
         let baseline = Baseline::Classification { rows, right, classes: vec![half; 2], ece: None };
-        LabelSpec {
-            tensor: "p".into(),
-            task: LabelTask::Classification { classes },
-            baseline: Some(baseline),
-            names_class: false,
-        }
+        LabelSpec { baseline: Some(baseline), ..two_classes() }
     }
 
     fn device(spec: &LabelSpec, right: u64, n: u64) -> LabelCounts {
@@ -373,10 +367,8 @@ mod tests {
         let target = LabelTarget { index: 3, scale: 10.0 };
         let baseline = TargetBaseline { mae: 1.0, rmse: 1.25, bias: 0.0, r2: Some(0.5) };
         let spec = LabelSpec {
-            tensor: "y".into(),
-            task: LabelTask::Regression { targets: vec![target] },
             baseline: Some(Baseline::Regression { rows: 500, targets: vec![baseline] }),
-            names_class: false,
+            ..LabelSpec::new("y", LabelTask::Regression { targets: vec![target] })
         };
         assert_eq!(spec.validate(), Ok(()));
         let device = |error: f64| {

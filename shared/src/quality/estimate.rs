@@ -143,6 +143,25 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::labels::{LabelSpec, LabelTask, Prediction, Truth};
+    use crate::profile::SliceSet;
+    use crate::sketch::{LabelCounts, LabelSketch};
+
+    /// Labels of the classes a and b.
+    pub(in crate::quality) fn two_classes() -> LabelSpec {
+        LabelSpec::new("p", LabelTask::Classification { classes: vec!["a".to_owned(), "b".to_owned()] })
+    }
+
+    /// A device with `n` labels of class a, `right` of them answered so.
+    pub(in crate::quality) fn device(right: u64, n: u64) -> LabelCounts {
+        let spec = two_classes();
+        let mut sketch = LabelSketch::empty(&spec);
+        for row in 0..n {
+            let answer = Prediction::Class(Some((u16::from(row >= right), 0.8)));
+            sketch.join(&spec, (&answer, &Truth::Class(0)), SliceSet::default(), 1);
+        }
+        sketch.all
+    }
 
     /// A small generator, so that simulations have a fixed seed (Vigna's splitmix64).
     pub(in crate::quality) struct Random(pub(in crate::quality) u64);

@@ -197,32 +197,11 @@ fn error(devices: &[TargetLabels], target: &LabelTarget, metric: Metric, limit: 
 
 #[cfg(test)]
 mod tests {
-    use super::super::estimate::tests::Random;
+    use super::super::estimate::tests::{Random, device, two_classes};
     use super::*;
     use crate::labels::{Prediction, Truth};
     use crate::profile::SliceSet;
     use crate::sketch::LabelSketch;
-
-    fn classes() -> LabelSpec {
-        let classes = vec!["a".to_owned(), "b".to_owned()];
-        LabelSpec {
-            tensor: "p".into(),
-            task: LabelTask::Classification { classes },
-            baseline: None,
-            names_class: false,
-        }
-    }
-
-    /// A device with `n` labels of class a, `right` of them answered so.
-    fn device(right: u64, n: u64) -> LabelCounts {
-        let spec = classes();
-        let mut sketch = LabelSketch::empty(&spec);
-        for row in 0..n {
-            let answer = Prediction::Class(Some((u16::from(row >= right), 0.8)));
-            sketch.join(&spec, (&answer, &Truth::Class(0)), SliceSet::default(), 1);
-        }
-        sketch.all
-    }
 
     fn measure(spec: &LabelSpec, devices: &[LabelCounts], metric: Metric, limit: f64) -> Vec<AgainstLimit> {
         against_limit(spec, &devices.iter().collect::<Vec<_>>(), metric, limit, 20)
@@ -231,23 +210,23 @@ mod tests {
     #[test]
     fn a_share_is_held_against_its_limit() {
         // statsmodels.stats.proportion.proportions_ztest(170, 200, value=0.9, prop_var=0.9, alternative="smaller").
-        let [one] = &measure(&classes(), &[device(170, 200)], Metric::Accuracy, 0.9)[..] else { panic!() };
+        let [one] = &measure(&two_classes(), &[device(170, 200)], Metric::Accuracy, 0.9)[..] else { panic!() };
         assert!((one.value - 0.85).abs() < 1e-12 && (one.p_value.unwrap() - 0.009_211).abs() < 1e-5, "{one:?}");
         assert_eq!((one.n, one.devices), (200, 1));
         // Better than the limit is no evidence of worse.
-        assert!(measure(&classes(), &[device(190, 200)], Metric::Accuracy, 0.9)[0].p_value.unwrap() > 0.9);
+        assert!(measure(&two_classes(), &[device(190, 200)], Metric::Accuracy, 0.9)[0].p_value.unwrap() > 0.9);
         // The same labels on devices that disagree say little.
         let apart = [device(95, 100), device(75, 100)];
-        assert!(measure(&classes(), &apart, Metric::Accuracy, 0.9)[0].p_value.unwrap() > 0.2);
-        let [recall] = &measure(&classes(), &[device(170, 200)], Metric::Recall, 0.9)[..] else { panic!() };
+        assert!(measure(&two_classes(), &apart, Metric::Accuracy, 0.9)[0].p_value.unwrap() > 0.2);
+        let [recall] = &measure(&two_classes(), &[device(170, 200)], Metric::Recall, 0.9)[..] else { panic!() };
         assert_eq!((recall.class.as_deref(), recall.n), (Some("a"), 200), "no label is of the other class");
-        let precision = measure(&classes(), &[device(170, 200)], Metric::Precision, 0.9);
+        let precision = measure(&two_classes(), &[device(170, 200)], Metric::Precision, 0.9);
         let shown: Vec<_> = precision.iter().map(|p| (p.class.as_deref().unwrap(), p.value, p.n)).collect();
         assert_eq!(shown, [("a", 1.0, 170), ("b", 0.0, 30)]);
         // 2·170 / (200 + 170).
-        let f1 = measure(&classes(), &[device(170, 200)], Metric::F1, 0.9);
+        let f1 = measure(&two_classes(), &[device(170, 200)], Metric::F1, 0.9);
         assert!((f1[0].value - 340.0 / 370.0).abs() < 1e-12, "{f1:?}");
-        let [gap] = &measure(&classes(), &[device(170, 200)], Metric::CalibrationError, 0.1)[..] else { panic!() };
+        let [gap] = &measure(&two_classes(), &[device(170, 200)], Metric::CalibrationError, 0.1)[..] else { panic!() };
         assert!((gap.value - 0.05).abs() < 1e-3 && gap.p_value.is_none() && gap.n == 200, "{gap:?}");
     }
 
@@ -262,18 +241,18 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_not_measured() {
-        assert_eq!(measure(&classes(), &[], Metric::Accuracy, 0.9), []);
-        assert_eq!(measure(&classes(), &[device(19, 19)], Metric::Accuracy, 0.9), [], "too few labels");
-        assert_eq!(measure(&classes(), &[device(100, 100)], Metric::Mae, 0.9), []);
-        assert_eq!(measure(&classes(), &[device(90, 100)], Metric::Accuracy, 1.0)[0].p_value, Some(0.0));
-        assert_eq!(measure(&classes(), &[device(90, 100)], Metric::Accuracy, 0.0)[0].p_value, Some(1.0));
+        assert_eq!(measure(&two_classes(), &[], Metric::Accuracy, 0.9), []);
+        assert_eq!(measure(&two_classes(), &[device(19, 19)], Metric::Accuracy, 0.9), [], "too few labels");
+        assert_eq!(measure(&two_classes(), &[device(100, 100)], Metric::Mae, 0.9), []);
+        assert_eq!(measure(&two_classes(), &[device(90, 100)], Metric::Accuracy, 1.0)[0].p_value, Some(0.0));
+        assert_eq!(measure(&two_classes(), &[device(90, 100)], Metric::Accuracy, 0.0)[0].p_value, Some(1.0));
     }
 
     #[test]
     fn errors_are_held_against_their_limit() {
         let target = LabelTarget { index: 3, scale: 10.0 };
         let task = LabelTask::Regression { targets: vec![target] };
-        let spec = LabelSpec { tensor: "y".into(), task, baseline: None, names_class: false };
+        let spec = LabelSpec::new("y", task);
         let device = |error: f64| {
             let mut sketch = LabelSketch::empty(&spec);
             for n in 0..50_u8 {

@@ -28,7 +28,7 @@ struct Case {
 impl Case {
     /// Every label, counted in its window, and the windows added up.
     fn counts(&self) -> LabelCounts {
-        let spec = LabelSpec { tensor: "y".into(), task: self.task.clone(), baseline: None, names_class: false };
+        let spec = LabelSpec::new("y", self.task.clone());
         let mut windows = vec![LabelSketch::empty(&spec); WINDOWS];
         for (answer, confidence, label, window) in &self.rows {
             let answer = match answer.as_array() {

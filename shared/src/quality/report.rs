@@ -163,43 +163,22 @@ pub fn quality_of(spec: &LabelSpec, devices: &[&LabelCounts], k_min: u64, detail
 
 #[cfg(test)]
 mod tests {
+    use super::super::estimate::tests::{device, two_classes};
     use super::*;
-    use crate::labels::{Prediction, Truth};
-    use crate::profile::SliceSet;
-    use crate::sketch::LabelSketch;
     use crate::suppression::K_MIN;
-
-    fn spec() -> LabelSpec {
-        let classes = vec!["a".to_owned(), "b".to_owned()];
-        LabelSpec {
-            tensor: "p".into(),
-            task: LabelTask::Classification { classes },
-            baseline: None,
-            names_class: false,
-        }
-    }
-
-    fn counts(right: u64, n: u64) -> LabelCounts {
-        let mut sketch = LabelSketch::empty(&spec());
-        for row in 0..n {
-            let answer = Prediction::Class(Some((u16::from(row >= right), 0.8)));
-            sketch.join(&spec(), (&answer, &Truth::Class(0)), SliceSet::default(), 1);
-        }
-        sketch.all
-    }
 
     #[test]
     fn too_few_labels_show_nothing() {
-        let few = quality_of(&spec(), &[&counts(9, 10), &counts(9, 9)], K_MIN, true);
+        let few = quality_of(&two_classes(), &[&device(9, 10), &device(9, 9)], K_MIN, true);
         assert_eq!((few.labels, few.devices, few.suppressed, few.score), (19, 2, true, None));
         assert!(few.classification.is_none() && few.targets.is_empty());
-        let enough = quality_of(&spec(), &[&counts(9, 10), &counts(9, 10), &counts(0, 0)], K_MIN, true);
+        let enough = quality_of(&two_classes(), &[&device(9, 10), &device(9, 10), &device(0, 0)], K_MIN, true);
         let classification = enough.classification.unwrap();
         assert_eq!((enough.labels, enough.devices, enough.suppressed), (20, 2, false));
         assert!((classification.accuracy.value - 0.9).abs() < 1e-12 && (enough.score.unwrap() - 0.1).abs() < 1e-12);
         assert_eq!(classification.confusions, [("a".to_owned(), "b".to_owned(), 2)]);
-        assert_eq!(quality_of(&spec(), &[], K_MIN, true), Quality::default());
-        let brief = quality_of(&spec(), &[&counts(9, 30)], K_MIN, false).classification.unwrap();
+        assert_eq!(quality_of(&two_classes(), &[], K_MIN, true), Quality::default());
+        let brief = quality_of(&two_classes(), &[&device(9, 30)], K_MIN, false).classification.unwrap();
         assert!(brief.classes.is_empty() && brief.confusions.is_empty() && brief.macro_f1 > 0.0);
     }
 }

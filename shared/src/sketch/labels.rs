@@ -383,17 +383,12 @@ mod tests {
 
     fn classes(count: u16) -> LabelSpec {
         let classes = (0..count).map(|class| format!("c{class}")).collect();
-        LabelSpec {
-            tensor: "p".into(),
-            task: LabelTask::Classification { classes },
-            baseline: None,
-            names_class: false,
-        }
+        LabelSpec::new("p", LabelTask::Classification { classes })
     }
 
     fn targets() -> LabelSpec {
         let targets = vec![LabelTarget { index: 0, scale: 8.0 }, LabelTarget { index: 2, scale: 1e-3 }];
-        LabelSpec { tensor: "y".into(), task: LabelTask::Regression { targets }, baseline: None, names_class: false }
+        LabelSpec::new("y", LabelTask::Regression { targets })
     }
 
     type Row = (Prediction, Truth, u8, u64);

@@ -396,17 +396,12 @@ mod tests {
 
     fn classes(names: &[&str]) -> LabelSpec {
         let classes = names.iter().map(|name| (*name).to_owned()).collect();
-        LabelSpec {
-            tensor: "p".into(),
-            task: LabelTask::Classification { classes },
-            baseline: None,
-            names_class: false,
-        }
+        LabelSpec::new("p", LabelTask::Classification { classes })
     }
 
     fn numbers(scale: f64) -> LabelSpec {
         let targets = vec![LabelTarget { index: 0, scale }, LabelTarget { index: 3, scale: 1.0 }];
-        LabelSpec { tensor: "y".into(), task: LabelTask::Regression { targets }, baseline: None, names_class: false }
+        LabelSpec::new("y", LabelTask::Regression { targets })
     }
 
     fn class(at: Option<u16>) -> Prediction {

@@ -33,6 +33,17 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Every cause, in the order of their positions.
+    pub const ALL: [Self; 7] = [
+        Self::Missing,
+        Self::Infinite,
+        Self::BelowMin,
+        Self::AboveMax,
+        Self::UnknownCategory,
+        Self::Stuck,
+        Self::OutOfOrder,
+    ];
+
     /// Its name in answers and reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -158,26 +169,16 @@ mod tests {
 
     use super::*;
 
-    const CAUSES: [Cause; 7] = [
-        Cause::Missing,
-        Cause::Infinite,
-        Cause::BelowMin,
-        Cause::AboveMax,
-        Cause::UnknownCategory,
-        Cause::Stuck,
-        Cause::OutOfOrder,
-    ];
-
     fn sketch() -> impl Strategy<Value = QualitySketch> {
         let count = || prop_oneof![0..9_u64, Just(u64::MAX), any::<u64>()];
-        let counts = prop::collection::vec((0..4_usize, 0..CAUSES.len(), count()), 0..6);
+        let counts = prop::collection::vec((0..4_usize, 0..Cause::ALL.len(), count()), 0..6);
         let schema = prop_oneof![Just(None), Just(Some(Digest::of(b"one"))), Just(Some(Digest::of(b"other")))];
         (schema, prop::array::uniform6(count()), counts).prop_map(|(schema, whole, counts)| {
             let mut sketch = QualitySketch::empty(schema);
             let [rows, duplicates, malformed, rejected, flagged, imputed] = whole;
             sketch = QualitySketch { rows, duplicates, malformed, rejected, flagged, imputed, ..sketch };
             for (feature, cause, count) in counts {
-                sketch.add(feature, CAUSES[cause], count);
+                sketch.add(feature, Cause::ALL[cause], count);
             }
             sketch
         })
@@ -194,7 +195,7 @@ mod tests {
             prop_assert_eq!(&sum, &merged([&c, &a, &b]));
             let Ok(sum) = sum else { return Ok(()) };
             prop_assert_eq!(sum.rows, a.rows.saturating_add(b.rows).saturating_add(c.rows));
-            for (feature, cause) in (0..4).flat_map(|feature| CAUSES.map(|cause| (feature, cause))) {
+            for (feature, cause) in (0..4).flat_map(|feature| Cause::ALL.map(|cause| (feature, cause))) {
                 let expected = [&a, &b, &c].iter().fold(0, |sum: u64, part| sum.saturating_add(part.count(feature, cause)));
                 prop_assert_eq!(sum.count(feature, cause), expected);
             }

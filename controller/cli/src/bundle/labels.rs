@@ -50,7 +50,7 @@ fn declare(description: &Description, signature: &ModelSignature) -> Result<Opti
         }
     };
     let names_class = output.kind == OutputKind::ClassLabel;
-    let spec = LabelSpec { tensor: table.output.clone(), task, baseline: None, names_class };
+    let spec = LabelSpec { names_class, ..LabelSpec::new(&table.output, task) };
     if let Err(error) = spec.validate() {
         return fault("labels", error.to_string());
     }
