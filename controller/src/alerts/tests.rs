@@ -13,8 +13,9 @@ use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::messages::{
     InstalledBundle, Position, RequestCounts, Resources, Sequenced, StateReport, Stream, TelemetryWindow, WindowKey,
 };
+use muster_shared::profile::Objectives;
 use muster_shared::sketch::{
-    Cause, ClassPairs, ColumnComparison, Comparison, LatencySketch, QualitySketch, SketchWindow,
+    Cause, ClassPairs, ColumnComparison, Comparison, LatencySketch, ObjectiveCounts, QualitySketch, SketchWindow,
 };
 use serde_json::Value;
 
@@ -150,28 +151,36 @@ async fn sketch(test: &TestApp, device: &DeviceId, manifest: Digest, at_ms: u64,
     keep(test, record, Stream::Sketch).await;
 }
 
-async fn telemetry(test: &TestApp, device: &DeviceId, manifest: Digest, at_ms: u64, requests: RequestCounts) {
-    let key = WindowKey { manifest, generation: 1, start_ms: at_ms, duration_ms: 1 };
+/// A quarter of the requests took 50 ms.
+fn telemetry_window(manifest: Digest, at_ms: u64, requests: RequestCounts) -> TelemetryWindow {
     let mut latency_us = LatencySketch::default();
     (0..requests.served).for_each(|n| latency_us.add(if n % 4 == 0 { 50_000 } else { 100 }));
-    let resources = Resources { disk_free_bytes: 5_000, ..Resources::default() };
+    TelemetryWindow {
+        key: WindowKey { manifest, generation: 1, start_ms: at_ms, duration_ms: 1 },
+        requests,
+        latency_us,
+        resources: Resources { disk_free_bytes: 5_000, ..Resources::default() },
+        comparison: None,
+        objectives: ObjectiveCounts::default(),
+    }
+}
+
+async fn keep_telemetry(test: &TestApp, device: &DeviceId, telemetry: TelemetryWindow) {
+    let at_ms = telemetry.key.start_ms;
     let record = WindowRecord {
         device: device.clone(),
         received_at_ms: at_ms,
         position: Position { epoch: 1, sequence: at_ms, oldest: 1 },
-        key,
-        telemetry: Some(TelemetryWindow {
-            key,
-            requests,
-            latency_us,
-            resources,
-            comparison: None,
-            objectives: Default::default(),
-        }),
+        key: telemetry.key,
+        telemetry: Some(telemetry),
         sketch: None,
         crash: false,
     };
     keep(test, record, Stream::Telemetry).await;
+}
+
+async fn telemetry(test: &TestApp, device: &DeviceId, manifest: Digest, at_ms: u64, requests: RequestCounts) {
+    keep_telemetry(test, device, telemetry_window(manifest, at_ms, requests)).await;
 }
 
 async fn only_alert(test: &TestApp) -> Alert {
@@ -406,6 +415,33 @@ async fn a_message_outlasts_a_restart_and_keeps_its_key() {
     is_empty(&again.alerts).await;
     let taken = desk.taken.lock().unwrap();
     assert_eq!((taken.len(), taken[0].1["delivery"].as_str().unwrap()), (1, before.dedup_key.as_str()));
+}
+
+#[tokio::test]
+async fn a_rule_at_a_latency_objective_reads_what_was_counted_there() {
+    let test = controller(|_| {}).await;
+    let manifest = testing::digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let rules = vec![rule(Signal::LatencyShare, serde_json::json!({ "latency_above_us": 10_000, "fire_at": 0.1 }))];
+    apply_rules(&test.app, rules, "ana").await.unwrap();
+    // 10,001 µs lies in the same cell of a sketch as 10,000. An agent of before there were objectives counts 10 of 40 above by its sketch.
+    for (name, latency_us, objectives) in
+        [("new", 10_001, vec![10_000]), ("other", 10_001, vec![9_000]), ("old", 50_000, vec![])]
+    {
+        let device = runs(&test, name, manifest, "lyon").await;
+        let mut telemetry = telemetry_window(manifest, 1_000, RequestCounts { served: 40, ..RequestCounts::default() });
+        telemetry.latency_us = LatencySketch::default();
+        telemetry.objectives = ObjectiveCounts::empty(&Objectives { latency_us: objectives });
+        for n in 0..40 {
+            let latency_us = if n % 4 == 0 { latency_us } else { 100 };
+            telemetry.latency_us.add(latency_us);
+            telemetry.objectives.add(latency_us);
+        }
+        keep_telemetry(&test, &device, telemetry).await;
+    }
+    round::run(&test.app, 1_001).await.unwrap();
+    let alert = only_alert(&test).await;
+    assert!((alert.value - 20.0 / 120.0).abs() < 1e-12, "{alert:?}");
+    assert_eq!((alert.evidence.n, alert.evidence.devices), (Some(120), Some(3)));
 }
 
 #[tokio::test]

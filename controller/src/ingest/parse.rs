@@ -52,7 +52,10 @@ pub(crate) fn parse(kind: Up, payload: &Bytes) -> Result<Said, Unusable> {
         Up::Telemetry => sequenced(Stream::Telemetry, payload).map(Said::Telemetry),
         Up::Sketch => Sequenced::<SketchWindow>::decode(payload)
             .map(|message| Said::Sketch(Box::new(message), payload.clone()))
-            .map_err(|error| Unusable { reason: error.to_string(), position: None }),
+            .map_err(|error| Unusable {
+                reason: error.to_string(),
+                position: Sequenced::<SketchWindow>::position(payload).map(|position| (Stream::Sketch, position)),
+            }),
         Up::Event => sequenced::<DeviceEvent>(Stream::Event, payload).map(|mut message| {
             message.body.detail = bounded_text(&message.body.detail);
             Said::Event(message)
@@ -151,6 +154,9 @@ mod tests {
         report.attributes = (0..=MAX_LABELS).map(|n| (format!("a{n}"), "x".to_owned())).collect();
         assert!(parse(Up::State, &json(&report)).is_err());
         assert_eq!(parse(Up::Sketch, &Bytes::from_static(b"\x09")).unwrap_err().position, None);
+        let later_version = parse(Up::Sketch, &Bytes::from_static(b"\x09\x01\x02\x01whatever comes then")).unwrap_err();
+        assert_eq!(later_version.position, Some((Stream::Sketch, POSITION)));
+        assert!(later_version.reason.contains("version 9 is unknown"), "{}", later_version.reason);
     }
 
     proptest! {

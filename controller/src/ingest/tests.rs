@@ -265,16 +265,29 @@ async fn what_cannot_be_used_is_told_once_and_holds_nothing_up() {
     intake.bytes(&device, Up::Sketch, Sequenced { position: at(1, 1, 1), body: window.clone() }.encode()).await;
     window.key.manifest = Digest::of(b"unknown");
     intake.bytes(&device, Up::Sketch, Sequenced { position: at(1, 2, 1), body: window }.encode()).await;
+    // One of a later version, one that ends half-way, and a good one behind them.
+    let good = |sequence| {
+        let body = SketchWindow::empty(telemetry(manifest, 0).key, &profile());
+        Sequenced { position: at(1, sequence, 1), body }.encode()
+    };
+    let mut later = good(3);
+    later[0] = 9;
+    intake.bytes(&device, Up::Sketch, later).await;
+    let mut half = good(4);
+    half.truncate(half.len() / 2);
+    intake.bytes(&device, Up::Sketch, half).await;
+    intake.bytes(&device, Up::Sketch, good(5)).await;
     intake.say(&device, Up::Event, at(1, 0, 0), event(DeviceEventKind::Started)).await;
     intake.finish().await;
 
     let last: BTreeMap<Stream, u64> = acks(&test.broker.take()).into_iter().map(|(s, _, n)| (s, n)).collect();
-    assert_eq!(last, [(Stream::Telemetry, 2), (Stream::Sketch, 2)].into());
-    assert_eq!(windows(&test).await.len(), 1);
+    assert_eq!(last, [(Stream::Telemetry, 2), (Stream::Sketch, 5)].into());
+    let windows = windows(&test).await;
+    assert_eq!((windows.len(), windows.iter().filter(|window| window.sketch.is_some()).count()), (2, 1));
     let events = history(&test).await;
     assert_eq!(events.iter().map(|e| e.kind.as_str()).collect::<Vec<_>>(), ["device.bad-message"]);
     let scrape = test.app.metrics.render(&crate::metrics::Snapshot::default());
-    assert!(scrape.contains("kind=\"sketch\",outcome=\"refused\"} 8"), "{scrape}");
+    assert!(scrape.contains("kind=\"sketch\",outcome=\"refused\"} 10"), "{scrape}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

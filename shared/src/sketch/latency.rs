@@ -74,14 +74,6 @@ impl LatencySketch {
         self.counts.iter().rposition(|n| *n > 0).map(Self::representative_us)
     }
 
-    /// The share of durations above `edge_us`, cells being counted whole; `None` when empty.
-    #[must_use]
-    pub fn share_above(&self, edge_us: f64) -> Option<f64> {
-        let counted = self.count();
-        let above = total(self.counts.iter().skip(Self::cell(edge_us) + 1));
-        (counted > 0).then(|| above as f64 / counted as f64)
-    }
-
     /// How many durations were at most `edge_us`, cells being counted whole: within [`LATENCY_RELATIVE_ERROR`] of the edge.
     #[must_use]
     pub fn count_up_to(&self, edge_us: f64) -> u64 {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::counts::add;
+use super::latency::LatencySketch;
 use crate::limits::MAX_LATENCY_OBJECTIVES;
 use crate::profile::Objectives;
 
@@ -50,10 +51,7 @@ impl ObjectiveCounts {
     pub fn merge(&mut self, other: &Self) {
         for theirs in &other.0 {
             match self.0.binary_search_by_key(&theirs.edge_us, |count| count.edge_us) {
-                Ok(at) => {
-                    add(&mut self.0[at].served, theirs.served);
-                    add(&mut self.0[at].above, theirs.above);
-                }
+                Ok(at) => self.0[at].merge(theirs),
                 Err(at) if self.0.len() < MAX_LATENCY_OBJECTIVES => self.0.insert(at, *theirs),
                 Err(_) => {}
             }
@@ -85,6 +83,23 @@ impl ObjectiveCounts {
 }
 
 impl LatencyCount {
+    /// The requests of a window held against `edge_us`: as they were counted where `objectives` have that latency; else as `latency_us` has
+    /// them, whose cells are counted whole.
+    #[must_use]
+    pub fn of_window(edge_us: u64, objectives: &ObjectiveCounts, latency_us: &LatencySketch) -> Self {
+        let counted = objectives.iter().find(|count| count.edge_us == edge_us).copied();
+        counted.unwrap_or_else(|| {
+            let served = latency_us.count();
+            Self { edge_us, served, above: served.saturating_sub(latency_us.count_up_to(edge_us as f64)) }
+        })
+    }
+
+    /// Adds what was held against the same latency elsewhere.
+    pub fn merge(&mut self, other: &Self) {
+        add(&mut self.served, other.served);
+        add(&mut self.above, other.above);
+    }
+
     /// The share of requests that took longer; `None` where nothing was served.
     #[must_use]
     pub fn share_above(&self) -> Option<f64> {
@@ -130,6 +145,25 @@ mod tests {
         assert_eq!((counts.share_above(75), counted(&[]).share_above(50)), (None, None));
         assert!(counts.fits(&objectives(&[50, 100])) && !counts.fits(&objectives(&[50])));
         assert!(ObjectiveCounts::default().fits(&objectives(&[50])), "an agent that does not count them says nothing");
+    }
+
+    #[test]
+    fn what_was_counted_goes_before_what_a_sketch_makes_of_it() {
+        let (mut counts, mut sketch) = (ObjectiveCounts::empty(&objectives(&[10_000])), LatencySketch::default());
+        for latency_us in [100, 9_000, 10_001, 10_002, 50_000] {
+            counts.add(latency_us);
+            sketch.add(latency_us);
+        }
+        let exact = LatencyCount::of_window(10_000, &counts, &sketch);
+        assert_eq!(exact, LatencyCount { edge_us: 10_000, served: 5, above: 3 });
+        // 10,001 shares the cell of 10,000.
+        let rough = LatencyCount::of_window(10_000, &ObjectiveCounts::default(), &sketch);
+        assert_eq!(rough, LatencyCount { edge_us: 10_000, served: 5, above: 1 });
+        // No objective is at 1 ms.
+        let mut sum = LatencyCount::of_window(1_000, &counts, &sketch);
+        assert_eq!(sum, LatencyCount { edge_us: 1_000, served: 5, above: 4 });
+        sum.merge(&LatencyCount { edge_us: 1_000, served: u64::MAX, above: 1 });
+        assert_eq!((sum.served, sum.above), (u64::MAX, 5));
     }
 
     #[test]

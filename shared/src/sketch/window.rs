@@ -1,7 +1,8 @@
 //! The monitoring sketches of one closed window, and their compact form on the wire.
 //!
-//! The form is postcard (variable-length integers) behind a version byte. A sketch is only read together with the profile it
-//! claims to be made against; anything that does not fit that profile cell by cell is refused.
+//! The form is postcard (variable-length integers) behind a version byte. Where the window stands in its stream comes first in every
+//! version, so that a window of a version that is not known can be acknowledged and does not come for ever. A sketch is only read together
+//! with the profile it claims to be made against; anything that does not fit that profile cell by cell is refused.
 
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +178,14 @@ impl Sequenced<SketchWindow> {
             out.extend(postcard::to_stdvec(quantiles).unwrap_or_default());
         }
         out
+    }
+
+    /// Where the window in `bytes` stands in its stream, of whatever version it is and whether or not the rest can be read.
+    #[must_use]
+    pub fn position(bytes: &[u8]) -> Option<Position> {
+        let (_version, rest) = bytes.split_first()?;
+        let ((epoch, sequence, oldest), _) = postcard::take_from_bytes::<(u64, u64, u64)>(rest).ok()?;
+        Some(Position { epoch, sequence, oldest })
     }
 
     /// Reads what [`Self::encode`] wrote. The result still has to be held against its profile with
@@ -394,6 +403,19 @@ mod tests {
         let unknown = Sequenced::<SketchWindow>::decode(&[9, 1, 2]).unwrap_err();
         assert_eq!(unknown, WindowError::Version(9));
         assert!(unknown.to_string().contains("version 9 is unknown, 2 or 3 is expected"), "{unknown}");
+    }
+
+    #[test]
+    fn where_a_window_stands_is_read_of_every_version_and_of_damaged_ones() {
+        let sent = window(&profile(3, 4), 5);
+        let mut bytes = sent.encode();
+        let position = Sequenced::<SketchWindow>::position;
+        assert_eq!(position(&bytes), Some(sent.position));
+        bytes[0] = 200;
+        bytes.truncate(bytes.len() / 2);
+        assert!(Sequenced::<SketchWindow>::decode(&bytes).is_err());
+        assert_eq!(position(&bytes), Some(sent.position));
+        assert_eq!((position(&bytes[..3]), position(&[])), (None, None));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use muster_alerts::Observation;
 use muster_shared::alert::{AlertEvidence, AlertRule, Signal};
 use muster_shared::ids::{BundleRef, DeviceId, RuleName};
 use muster_shared::messages::RequestCounts;
-use muster_shared::sketch::LatencySketch;
+use muster_shared::sketch::LatencyCount;
 
 use super::walk::is_of;
 use super::{Measured, bundle_labels, device_observation};
@@ -28,7 +28,8 @@ pub(super) struct Counters {
 #[derive(Default)]
 struct Requests {
     counts: RequestCounts,
-    latency_us: LatencySketch,
+    /// Of rules on latency; held against the rule's.
+    slow: Option<LatencyCount>,
     devices: BTreeSet<DeviceId>,
 }
 
@@ -70,7 +71,10 @@ impl Counters {
         let group = rule.group_by.as_ref().and_then(|label| device.label(label).cloned());
         let sums = self.requests.entry((rule.name.clone(), bundle, group)).or_default();
         sums.counts.merge(&telemetry.requests);
-        sums.latency_us.merge(&telemetry.latency_us);
+        if let Some(edge_us) = rule.latency_above_us {
+            let slow = LatencyCount::of_window(edge_us, &telemetry.objectives, &telemetry.latency_us);
+            sums.slow.get_or_insert(LatencyCount { edge_us, served: 0, above: 0 }).merge(&slow);
+        }
         if telemetry.requests.served > 0 {
             sums.devices.insert(device.id.clone());
         }
@@ -87,8 +91,8 @@ impl Counters {
         for ((name, bundle, group), sums) in &self.requests {
             let Some(rule) = by_name.get(name) else { continue };
             let n = sums.counts.served;
-            let value = match rule.latency_above_us {
-                Some(edge_us) => sums.latency_us.share_above(edge_us as f64),
+            let value = match &sums.slow {
+                Some(slow) => slow.share_above(),
                 None => (n > 0).then(|| sums.counts.errors() as f64 / n as f64),
             };
             let Some(value) = value else { continue };
