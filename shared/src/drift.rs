@@ -28,7 +28,7 @@ pub use evidence::{ASSUMED_CORRELATION, Draws, MIN_DEVICES};
 pub use explain::{Surroundings, cell_changes, cell_names, contribution, kind_of, sentence};
 pub use groups::DeviceGroups;
 pub use homogeneity::{Homogeneity, effective_size, homogeneity};
-pub use inputs::{InputCounts, adjust_inputs};
+pub use inputs::{InputCounts, adjust_inputs, adjust_limits};
 pub use layout::{Layout, Scale};
 pub use limit::{AboveLimit, above_limit};
 pub use proportion::Proportion;

@@ -3,7 +3,9 @@
 mod answers;
 mod explain;
 mod export;
+mod faults;
 mod inputs;
+mod rows;
 mod score;
 
 use clap::{Args, Subcommand, ValueEnum};

@@ -77,6 +77,11 @@ impl InputCounts {
         self.counts.add(device, &vector(&window.quality, &window.outliers));
     }
 
+    /// Adds what was found in inputs of `device` held against the schema alone.
+    pub fn add_quality(&mut self, device: &str, quality: &QualitySketch) {
+        self.counts.add(device, &vector(quality, &OutlierCounts::default()));
+    }
+
     /// Adds what others found against the same schema and profile.
     pub fn merge(&mut self, other: &Self) {
         self.counts.merge(&other.counts);
@@ -219,13 +224,26 @@ fn expectations(expected: &Outliers, reference_rows: u64) -> Vec<(OutlierCause, 
 /// Judges what is tested of the inputs of groups that are looked at together, as [`super::adjust`] does for columns: nothing counts as exceeded whose
 /// false discovery rate over all of it is above `alpha`.
 pub fn adjust_inputs<'g>(groups: impl IntoIterator<Item = &'g mut DriftGroup>, alpha: f64) {
-    let mut tested: Vec<(f64, &mut Option<f64>, &mut bool)> = Vec::new();
+    let mut tested = Vec::new();
     for group in groups {
         let limits = group.quality.iter_mut().flat_map(|quality| &mut quality.missing_limits);
         tested.extend(limits.map(|limit| (limit.p_value, &mut limit.q_value, &mut limit.exceeded)));
         let rates = group.outliers.iter_mut().flat_map(|outliers| &mut outliers.rates);
         tested.extend(rates.map(|rate| (rate.p_value, &mut rate.q_value, &mut rate.exceeded)));
     }
+    limit_false_discoveries(tested, alpha);
+}
+
+/// The same where there is one table and nothing else is tested of its inputs.
+pub fn adjust_limits(quality: &mut DataQuality, alpha: f64) {
+    let limits = quality.missing_limits.iter_mut();
+    limit_false_discoveries(
+        limits.map(|limit| (limit.p_value, &mut limit.q_value, &mut limit.exceeded)).collect(),
+        alpha,
+    );
+}
+
+fn limit_false_discoveries(tested: Vec<(f64, &mut Option<f64>, &mut bool)>, alpha: f64) {
     let p_values: Vec<f64> = tested.iter().map(|(p_value, _, _)| *p_value).collect();
     for ((_, q_value, exceeded), rate) in tested.into_iter().zip(false_discovery_rates(&p_values)) {
         *q_value = Some(rate);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use muster_inference::Tensor;
-use muster_shared::api::ColumnDrift;
+use muster_shared::api::{ColumnDrift, DataQuality};
 use muster_shared::bundle::{DataType, Manifest};
 use muster_shared::drift::{Criteria, DeviceGroups, Draws, adjust, by_devices, cell_names, column_drift};
 use muster_shared::ids::Digest;
@@ -15,7 +15,9 @@ use muster_shared::sketch::ColumnSketch;
 use serde::Serialize;
 
 use super::answers::Answers;
-use super::columns_table;
+use super::faults::{Faults, Seen};
+use super::rows::{NoRequest, Rows};
+use super::{columns_table, inputs};
 use crate::bundle;
 use crate::command::Context;
 use crate::disk;
@@ -99,8 +101,14 @@ struct Report {
     not_numbers: u64,
     /// Why the model's answers are not scored, if they are not.
     answers_left_out: Option<String>,
-    /// Rows the model could not be run on.
+    /// Rows the model could not be run on, other than those that the data schema rejects.
     rows_without_answer: u64,
+    /// What was wrong with the rows by the bundle's data schema, a request each; none where there is no schema.
+    quality: Option<DataQuality>,
+    /// Features of the data schema that the table does not have.
+    unchecked_features: Vec<String>,
+    /// There were too many devices to look for repeated values, duplicates and times that go back between any two rows of one.
+    devices_forgotten: bool,
 }
 
 /// What the table is held against.
@@ -244,16 +252,17 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
         .map(|(column, from_table)| column.is_prediction() && !from_table)
         .collect();
     let wants_answers = from_model.contains(&true);
-    let (mut answers, mut left_out) = (None, None);
-    match &against.bundle {
-        Some((dir, manifest)) if wants_answers && !args.inputs_only => {
-            match Answers::open(dir, manifest, &args.table, table.header())? {
-                Ok(opened) => answers = Some(opened),
-                Err(reason) => left_out = Some(reason),
-            }
+    let (mut answers, mut left_out, mut faults) = (None, None, None);
+    let requests = against.bundle.as_ref().map(|(_, manifest)| Rows::of(manifest, &args.table, table.header()));
+    if let (Some((dir, manifest)), Some(requests)) = (&against.bundle, &requests) {
+        match &requests.lacking {
+            _ if !wants_answers => {}
+            _ if args.inputs_only => left_out = Some("only inputs were asked for".to_owned()),
+            Some(reason) => left_out = Some(reason.clone()),
+            None => answers = Some(Answers::open(dir, manifest, requests)?),
         }
-        Some(_) if wants_answers => left_out = Some("only inputs were asked for".to_owned()),
-        Some(_) | None => {}
+        let by_device = args.device_column.is_some();
+        faults = manifest.schema.as_ref().map(|schema| Faults::new(schema, &manifest.signature, requests, by_device));
     }
 
     if matched.inputs.is_empty() && answers.is_none() {
@@ -263,15 +272,15 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
             args.table.display()
         )));
     }
+    let reader = requests.as_ref().filter(|_| answers.is_some() || faults.is_some());
     let extra = |name: &String| {
-        !answers
-            .as_ref()
-            .is_some_and(|answers| table.header().iter().position(|n| n == name).is_some_and(|at| answers.reads(at)))
+        let at = table.header().iter().position(|n| n == name);
+        !reader.zip(at).is_some_and(|(reader, at)| reader.reads(at))
     };
     let extra_columns: Vec<String> = matched.extra.iter().filter(|name| extra(name)).cloned().collect();
 
     let mut counts = Counts { profile, apart: BTreeMap::new(), groups: DeviceGroups::default() };
-    let mut not_numbers = 0;
+    let (mut not_numbers, mut no_request) = (0, 0);
     let manifest = against.bundle.as_ref().map(|(_, manifest)| manifest);
     let datatypes: Vec<Option<DataType>> = profile.columns.iter().map(|column| datatype_of(column, manifest)).collect();
     let take = |counts: &mut Counts<'_>, device: &str, column: usize, value: Option<f64>| {
@@ -290,10 +299,28 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
             let cell = record.get(*position).unwrap_or_default();
             add(&mut sketches[*column], &profile.columns[*column], datatypes[*column], cell, &mut not_numbers);
         }
-        if let Some(answers) = &mut answers {
-            answers.push(device, record, |device, column, value| take(&mut counts, device, column, value))?;
+        let Some(reader) = reader else { return Ok(()) };
+        let seen = match (reader.tensors(record, answers.is_some()), &mut faults) {
+            (Ok(tensors), Some(faults)) => faults.look_at(device, tensors),
+            (Ok(tensors), None) => Seen::Passed(tensors),
+            (Err(reason), faults) => {
+                if let (NoRequest::Value, Some(faults)) = (reason, faults) {
+                    faults.malformed(device);
+                }
+                no_request += u64::from(answers.is_some());
+                Seen::Rejected
+            }
+        };
+        match (&mut answers, seen) {
+            (Some(answers), Seen::Passed(tensors)) => {
+                answers.push(device, tensors, |device, column, value| take(&mut counts, device, column, value))
+            }
+            (Some(answers), Seen::Rejected) => {
+                answers.pass_over(device);
+                Ok(())
+            }
+            (None, _) => Ok(()),
         }
-        Ok(())
     })?;
     if rows == 0 {
         return Err(Failure::input(format!("{}: it has a header and no row", args.table.display())));
@@ -342,7 +369,10 @@ fn score(args: &ScoreArgs) -> Result<Report, Failure> {
         extra_columns,
         not_numbers,
         answers_left_out: left_out,
-        rows_without_answer: answers.map_or(0, |answers| answers.failed),
+        rows_without_answer: answers.map_or(0, |answers| answers.failed.saturating_add(no_request)),
+        unchecked_features: faults.as_ref().map_or_else(Vec::new, |faults| faults.unchecked.clone()),
+        devices_forgotten: faults.as_ref().is_some_and(|faults| faults.forgot),
+        quality: faults.and_then(|faults| faults.told(&criteria)),
     })
 }
 
@@ -352,7 +382,9 @@ fn text(report: &Report) -> String {
         "{} rows{devices}; * beyond chance ({}); drifted: that among all columns, and psi above {}",
         report.rows, report.alpha, report.min_effect
     );
-    format!("{head}\n{}", columns_table(report.columns.iter().map(|column| &column.drift)))
+    let columns = columns_table(report.columns.iter().map(|column| &column.drift));
+    let faults = report.quality.as_ref().map(inputs::quality);
+    std::iter::once(format!("{head}\n{columns}")).chain(faults).collect::<Vec<_>>().join("\n\n")
 }
 
 fn tell(report: &Report) {
@@ -372,6 +404,18 @@ fn tell(report: &Report) {
     }
     if let Some(reason) = &report.answers_left_out {
         output::note(&format!("answers are not scored: {reason}"));
+    }
+    if !report.unchecked_features.is_empty() {
+        output::warn(&format!(
+            "the data schema has rules for {}, which the table lacks",
+            list(&report.unchecked_features)
+        ));
+    }
+    if report.devices_forgotten {
+        output::warn(
+            "there are too many devices to remember the last rows of each: stuck values, duplicates and times that go back are found between \
+             rows that stand near each other; sort the table by device",
+        );
     }
     if report.rows_without_answer > 0 {
         output::warn(&format!("the model could not be run on {} rows", report.rows_without_answer));

@@ -157,6 +157,110 @@ fn answers_behind_a_pipeline_are_scored_as_they_were_measured() {
     assert_eq!(left_out["answers_left_out"], "the table has no column \"sex\"");
 }
 
+/// The rules of a schema that hold one feature of the diabetes bundle to something.
+fn rule(feature: &str, rules: &str) -> String {
+    let datatype = if feature == "sex" { "BYTES" } else { "FP32" };
+    format!("[[features]]\nname = \"{feature}\"\ntensor = \"{feature}\"\ndatatype = \"{datatype}\"\n{rules}\n")
+}
+
+fn fault<'r>(report: &'r serde_json::Value, feature: Option<&str>, cause: &str) -> &'r serde_json::Value {
+    let faults = report["quality"]["faults"].as_array().unwrap();
+    let found = faults.iter().find(|fault| fault["feature"] == serde_json::json!(feature) && fault["cause"] == cause);
+    found.unwrap_or_else(|| panic!("no {cause} of {feature:?} in {}", report["quality"]))
+}
+
+#[test]
+fn a_table_is_held_against_the_schema_as_devices_hold_requests() {
+    let desk = desk();
+    let rules = [
+        "[duplicates]\namong-last = 8\n".to_owned(),
+        rule("age", "may-be-missing = true\nmax = 120\non-violation = \"reject\""),
+        rule(
+            "bmi",
+            "max = 80\nmay-be-missing = true\nmax-missing-share = 0.1\non-violation = \"impute\"\nimpute = 26.5",
+        ),
+        rule("bp", "stuck-after = 3"),
+        rule("sex", "categories = [\"female\", \"male\"]"),
+    ];
+    desk.write("schema.toml", rules.concat());
+    desk.write("with.toml", format!("schema = \"schema.toml\"\n{}", text(&desk, "diabetes.toml")));
+    desk.ok("bundle build with.toml --out out");
+    let table = text(&desk, "diabetes.csv");
+    let header = table.lines().next().unwrap();
+    let clean: Vec<Vec<&str>> = table.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    let write = |name: &str, header: &str, rows: &[Vec<&str>]| {
+        let rows: Vec<String> = rows.iter().map(|row| row.join(",")).collect();
+        desk.write(name, format!("{header}\n{}\n", rows.join("\n")));
+    };
+    let answers = |report: &serde_json::Value| {
+        let columns = report["columns"].as_array().unwrap();
+        columns.iter().find(|column| column["name"] == "progression").unwrap()["current"].clone()
+    };
+    let mut faulty = clean.clone();
+    faulty[3][0] = "500";
+    faulty[5][1] = "9999";
+    faulty[7][9] = "unknown";
+    faulty[11] = faulty[10].clone();
+    write("faulty.csv", header, &faulty);
+    let report = scored(&desk, "out faulty.csv");
+    let (rejected, imputed) = (fault(&report, Some("age"), "above-max"), fault(&report, Some("bmi"), "above-max"));
+    assert_eq!((rejected["count"].as_u64(), &rejected["handling"]), (Some(1), &"rejected".into()));
+    assert_eq!((imputed["count"].as_u64(), &imputed["handling"]), (Some(1), &"imputed".into()));
+    assert_eq!(fault(&report, Some("sex"), "unknown-category")["handling"], "flagged");
+    assert_eq!(fault(&report, None, "duplicate")["count"], 1);
+    let quality = &report["quality"];
+    assert_eq!((quality["rows"].as_u64(), quality["rejected"].as_u64()), (Some(clean.len() as u64), Some(1)));
+    assert_eq!(report["rows_without_answer"], 0);
+    // The model has seen what it sees on a device: not the row that is rejected, and another value for the one that is imputed.
+    let mut as_seen = faulty.clone();
+    as_seen[5][1] = "26.5";
+    as_seen.remove(3);
+    write("seen.csv", header, &as_seen);
+    assert_eq!(answers(&report), answers(&scored(&desk, "out seen.csv")));
+    let shown = desk.run("drift score out faulty.csv");
+    assert!(
+        shown.stdout.contains("inputs against the data schema") && shown.stdout.contains("(row or request)"),
+        "{}",
+        shown.stdout
+    );
+
+    // A third is missing where a tenth may be: drift by itself, and more than is allowed.
+    let mut lacking = clean.clone();
+    lacking.iter_mut().step_by(3).for_each(|row| row[1] = "");
+    write("lacking.csv", header, &lacking);
+    let ended = desk.run("--output json drift score out lacking.csv");
+    ended.assert(3, &["drifted: \"bmi\""]);
+    let limit = ended.json()["quality"]["missing_limits"][0].clone();
+    assert!(limit["exceeded"] == true && limit["limit"] == 0.1 && limit["q_value"].as_f64() < Some(0.01), "{limit}");
+
+    // Four times the same is stuck where it is one device, and not where it is two.
+    let mut constant: Vec<Vec<&str>> = clean.iter().take(40).cloned().collect();
+    for (at, row) in constant.iter_mut().enumerate() {
+        row[2] = if at % 8 < 4 { "90" } else { "95" };
+        row.push(["left", "right"][at % 2]);
+    }
+    write("constant.csv", &format!("{header},device"), &constant);
+    let stuck = scored(&desk, "out constant.csv --inputs-only");
+    assert_eq!(fault(&stuck, Some("bp"), "stuck")["count"], 10);
+    let apart = scored(&desk, "out constant.csv --inputs-only --device-column device");
+    assert_eq!(
+        apart["quality"]["faults"].as_array().unwrap().iter().filter(|fault| fault["cause"] == "stuck").count(),
+        0
+    );
+
+    // What the table lacks is not looked at, and the rest is.
+    let renamed = header.replace("sex", "gender").replace("bp", "pressure");
+    write("other.csv", &renamed, &faulty);
+    let ended = desk.run("--output json drift score out other.csv");
+    ended.assert(0, &["the data schema has rules for \"bp\", \"sex\", which the table lacks"]);
+    let report = ended.json();
+    assert_eq!(fault(&report, Some("age"), "above-max")["count"], 1);
+    assert_eq!(report["unchecked_features"], serde_json::json!(["bp", "sex"]));
+    // Rows that no request can be made of are counted, too; of a profile alone there is no schema.
+    desk.ok("profile build diabetes.csv --out profile.json");
+    assert_eq!(scored(&desk, "profile.json faulty.csv")["quality"], serde_json::Value::Null);
+}
+
 #[test]
 fn a_sample_of_images_is_a_folder_or_a_table_of_names() {
     let desk = desk();
