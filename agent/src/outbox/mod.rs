@@ -196,13 +196,21 @@ impl Outbox {
     fn keep(&self, state: &mut State, stream: Stream, body: Vec<u8>) {
         let Err(error) = self.drain(state).and_then(|()| self.append(state, stream, &body)) else { return };
         if error.is_about_the_message() {
-            tracing::error!(?stream, %error, "a message could not be kept");
-            return;
+            return self.turn_away(state, stream, &error);
         }
         if let Err(error) = state.backlog.add(stream, body) {
             tracing::error!(?stream, %error, "a message could not be kept");
         }
         self.say(state, &error);
+        self.show(state);
+    }
+
+    /// Counts a message that no outbox takes as given up.
+    fn turn_away(&self, state: &mut State, stream: Stream, error: &OutboxError) {
+        tracing::error!(?stream, %error, "a message could not be kept");
+        if let Some(open) = &mut state.open {
+            open.store.count_given_up(1);
+        }
         self.show(state);
     }
 
@@ -225,9 +233,7 @@ impl Outbox {
             let body = body.to_vec();
             match self.append(state, stream, &body) {
                 Ok(()) => {}
-                Err(error) if error.is_about_the_message() => {
-                    tracing::error!(?stream, %error, "a message could not be kept");
-                }
+                Err(error) if error.is_about_the_message() => self.turn_away(state, stream, &error),
                 Err(error) => return Err(error),
             }
             state.backlog.stored(stream, sequence);

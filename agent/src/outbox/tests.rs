@@ -261,6 +261,10 @@ fn a_full_outbox_gives_up_telemetry_and_counts_it() {
     assert_eq!(outbox.given_up(), given_up);
     assert!(matches!(outbox.event(&event(&"x".repeat(MAX_PACKET_BYTES))), Err(OutboxError::Packet { .. })));
     assert!(matches!(outbox.event(&event(&"x".repeat(3_000))), Err(OutboxError::TooLarge(_))));
+    // Whoever brings such an event still has it; one that is only noted is lost, and counted.
+    assert_eq!(outbox.given_up(), given_up);
+    outbox.note(&event(&"x".repeat(3_000)));
+    assert_eq!(outbox.given_up(), given_up + 1);
 }
 
 #[test]

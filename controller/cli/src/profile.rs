@@ -12,6 +12,7 @@ use muster_shared::sketch::ColumnSketch;
 use crate::command::Context;
 use crate::disk::{self, Existing, Privacy};
 use crate::failure::Failure;
+use crate::image_file;
 use crate::output::{self, cell, number};
 use crate::reference_file::{FORMAT, ReferenceFile};
 use crate::table_file::{TableFile, Value, value};
@@ -136,9 +137,24 @@ fn describe(name: &str, index: usize, seen: Seen, bins: usize) -> Result<(Column
     }
 }
 
+impl Seen {
+    /// Whether its texts are names of images.
+    fn names_images(&self) -> bool {
+        matches!(self, Self::Texts { counts, .. } if !counts.is_empty() && counts.keys().all(|text| image_file::is_named_so(Path::new(text))))
+    }
+}
+
 /// What the table in `path` looks like.
 fn build(path: &Path, bins: usize) -> Result<ReferenceFile, Failure> {
+    let images = "images are profiled as the model sees them: give them to `muster bundle build` as its `reference`, and hold others against the bundle \
+                  with `muster drift score BUNDLE TABLE.csv`";
+    if path.is_dir() {
+        return Err(Failure::input(format!("{} is a folder, and a CSV file is needed; {images}", path.display())));
+    }
     let (header, columns, rows) = read(path)?;
+    for (name, _) in header.iter().zip(&columns).filter(|(_, seen)| seen.names_images()) {
+        output::warn(&format!("column {name:?} names images, and only the names are counted; {images}"));
+    }
     if rows == 0 {
         return Err(Failure::input(format!("{}: it has a header and no row", path.display())));
     }
@@ -163,12 +179,16 @@ fn build(path: &Path, bins: usize) -> Result<ReferenceFile, Failure> {
     Ok(ReferenceFile { format: FORMAT.to_owned(), rows, profile, cells })
 }
 
+fn counted(n: usize, one: &str, more: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { more })
+}
+
 fn summary(file: &ReferenceFile) -> String {
     let rows = file.profile.columns.iter().map(|column| {
         let cells = file.cells_of(column);
         let (kind, parts) = match &column.reference {
-            Reference::Numeric { lower_edges, .. } => ("number", format!("{} bins", lower_edges.len())),
-            Reference::Class { classes, .. } => ("category", format!("{} classes", classes.len())),
+            Reference::Numeric { lower_edges, .. } => ("number", counted(lower_edges.len(), "bin", "bins")),
+            Reference::Class { classes, .. } => ("category", counted(classes.len(), "class", "classes")),
         };
         vec![cell(&column.name), cell(kind), cell(parts), number(cells.last().copied().unwrap_or(0).to_string())]
     });

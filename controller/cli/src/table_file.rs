@@ -49,6 +49,12 @@ impl TableFile {
     /// # Errors
     /// [`Failure`] when it cannot be read, or its header is none.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
+        if path.is_dir() {
+            return Err(Failure::input(format!(
+                "{} is a folder, and a CSV file is needed; of images, one that names their files in a column",
+                path.display()
+            )));
+        }
         let cannot = |error: std::io::Error| Failure::input(format!("cannot read {}", path.display())).because(error);
         let file = File::open(path).map_err(cannot)?;
         let length = file.metadata().map_err(cannot)?.len();
@@ -101,14 +107,18 @@ impl TableFile {
 
 fn fault(path: &Path, error: &csv::Error) -> Failure {
     let line = error.position().map_or_else(String::new, |at| format!(", line {}", at.line()));
-    let reason = if let ErrorKind::UnequalLengths { expected_len, len, .. } = error.kind() {
+    Failure::input(format!("{}{line}: {}", path.display(), reason(error)))
+}
+
+/// What is wrong with a file in CSV, in words.
+pub(crate) fn reason(error: &csv::Error) -> String {
+    if let ErrorKind::UnequalLengths { expected_len, len, .. } = error.kind() {
         format!("the row has {len} values where the header names {expected_len}")
     } else if matches!(error.kind(), ErrorKind::Utf8 { .. }) {
         "this is not UTF-8 text".to_owned()
     } else {
         error.to_string()
-    };
-    Failure::input(format!("{}{line}: {reason}", path.display()))
+    }
 }
 
 #[cfg(test)]

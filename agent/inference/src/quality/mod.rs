@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use muster_shared::bundle::{DataType, ModelSignature};
-use muster_shared::data_schema::{DataSchema, Duplicates, Imputed, OnViolation};
+use muster_shared::data_schema::{DataSchema, Duplicates, Handling, Imputed, OnViolation};
 use muster_shared::ids::Digest;
 use muster_shared::sketch::{Cause, QualitySketch};
 
@@ -141,22 +141,20 @@ impl QualityGate {
                 let remembered = state.as_mut().and_then(|state| state.features.get_mut(rule.feature));
                 let Some(cause) = rule.look_at(value, remembered) else { return };
                 checked.findings.count(rule.feature, cause);
-                if !rule.is_violation(cause) {
-                    return;
-                }
-                match rule.on_violation {
-                    OnViolation::Reject => {
+                match rule.handling(cause) {
+                    Handling::Counted => {}
+                    Handling::Rejected => {
                         checked.rejection.get_or_insert_with(|| Rejection {
                             what: format!("feature {:?} of row {}", self.names[rule.feature], row + 1),
                             broken: rule.words(cause, value),
                         });
                     }
-                    OnViolation::Impute if rule.can_repair(cause) => {
+                    Handling::Imputed => {
                         let element = row * width + rule.index;
                         repairs.push(Repair { tensor: tensor_at, element, rules: rules_at, rule: rule_at });
                         checked.findings.imputed.insert((rule.feature, cause));
                     }
-                    OnViolation::Flag | OnViolation::Impute => {
+                    Handling::Flagged => {
                         checked.findings.flags.insert((rule.feature, cause));
                     }
                 }

@@ -1,6 +1,6 @@
 //! One feature's rules, ready to be held against a value.
 
-use muster_shared::data_schema::{DataSchema, FeatureRule, Imputed, OnViolation};
+use muster_shared::data_schema::{DataSchema, FeatureRule, Handling, Imputed};
 use muster_shared::sketch::Cause;
 
 use super::FeatureState;
@@ -22,11 +22,11 @@ pub(super) struct Rule {
     min: f64,
     max: f64,
     categories: Option<Lookup>,
-    may_be_missing: bool,
     may_be_infinite: bool,
     stuck_after: Option<u32>,
     is_time: bool,
-    pub(super) on_violation: OnViolation,
+    /// By cause.
+    handling: [Handling; Cause::ALL.len()],
     pub(super) impute: Option<Imputed>,
 }
 
@@ -46,11 +46,10 @@ impl Rule {
             min: rule.min.unwrap_or(f64::NEG_INFINITY),
             max: rule.max.unwrap_or(f64::INFINITY),
             categories: rule.categories.as_ref().map(Lookup::new),
-            may_be_missing: rule.may_be_missing,
             may_be_infinite: rule.may_be_infinite,
             stuck_after: rule.stuck_after,
             is_time: rule.is_time,
-            on_violation: rule.on_violation,
+            handling: Cause::ALL.map(|cause| rule.handling(cause)),
             impute: rule.impute.clone(),
         }
     }
@@ -105,14 +104,9 @@ impl Rule {
         }
     }
 
-    /// Whether a cause that is counted also breaks a rule of a single request.
-    pub(super) fn is_violation(&self, cause: Cause) -> bool {
-        cause != Cause::Missing || !self.may_be_missing
-    }
-
-    /// Whether another value can take the place of one with this cause.
-    pub(super) fn can_repair(&self, cause: Cause) -> bool {
-        self.impute.is_some() && !matches!(cause, Cause::Stuck | Cause::OutOfOrder)
+    /// What is done about a value with this cause.
+    pub(super) fn handling(&self, cause: Cause) -> Handling {
+        self.handling[cause as usize]
     }
 
     /// What a value is and what is expected instead, in words.

@@ -90,7 +90,11 @@ pub(super) fn watched(description: &Description, signature: &ModelSignature) -> 
 fn read_labels(path: &Path, columns: &[String]) -> Result<Vec<Vec<String>>, Failure> {
     let refuse = |reason: String| Failure::input(format!("{}: {reason}", path.display()));
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("csv")) {
-        return Err(refuse("labels.label-column needs a reference sample in CSV, where columns have names".into()));
+        return Err(refuse(
+            "labels.label-column needs a reference sample in CSV, where columns have names: write the sample as a .csv file with the labels \
+             beside the inputs, or leave label-column out and live labels are held against earlier ones"
+                .into(),
+        ));
     }
     let mut reader = ReaderBuilder::new().trim(Trim::All).from_path(path).map_err(|error| refuse(error.to_string()))?;
     let header = reader.headers().map_err(|error| refuse(error.to_string()))?.clone();

@@ -315,6 +315,8 @@ pub(super) fn build(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use muster_inference::RunError;
     use muster_shared::labels::{LabelSpec, LabelTask};
     use muster_shared::profile::{Probe, Source};
@@ -430,6 +432,12 @@ mod tests {
             let message = labelled(labels, sample).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
+        let description_of = description(&format!("{TABLES}[labels]\noutput = \"p\"\nlabel-column = \"c\"\n"));
+        let not_csv = labels::measured(&description_of, &sums().signature, Path::new("r.npy"), &[]).unwrap_err();
+        assert!(
+            not_csv.to_string().contains("r.npy: labels.label-column needs a reference sample in CSV"),
+            "{not_csv}"
+        );
         let bare = description("[[outputs]]\nname = \"sum\"\nkind = \"numeric\"\n[labels]\noutput = \"sum\"\n");
         let message = labels::without_reference(&bare, &sums().signature).unwrap_err().to_string();
         assert!(message.contains("labels.scale: without a reference sample"), "{message}");

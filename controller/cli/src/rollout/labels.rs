@@ -6,11 +6,7 @@ use muster_shared::quality::Estimate;
 use crate::output::{self, cell, number};
 
 fn between(estimate: Option<&Estimate>, show: impl Fn(f64) -> String) -> String {
-    let Some(estimate) = estimate else { return "-".to_owned() };
-    match (estimate.low, estimate.high) {
-        (Some(low), Some(high)) => format!("{} (95 %: {} to {})", show(estimate.value), show(low), show(high)),
-        (None, _) | (_, None) => show(estimate.value),
-    }
+    output::optional(estimate, |estimate| output::interval(estimate, &show))
 }
 
 /// A difference with its sign; that of shares in percentage points.
@@ -54,7 +50,7 @@ fn target_text(target: &TargetReport) -> String {
     let measure = if target.scale.is_some() { "" } else { ", in shares of its scale" };
     let mut text = output::clean(&format!("labels of element {}{measure}:\n", target.index));
     text.push_str(&output::table(
-        &["model", "labels", "unanswered", "MAE", "RMSE"],
+        &["model", "labels", "unanswered", "MAE (95 %)", "RMSE"],
         [errors_row("incumbent", &target.incumbent), errors_row("candidate", &target.candidate)],
     ));
     let rows = target.incumbent_closer + target.candidate_closer + target.alike;
@@ -66,7 +62,7 @@ fn target_text(target: &TargetReport) -> String {
     }
     let show = |value: f64| signed(output::significant(value), value);
     text.push_str(&format!(
-        "\nMAE of the candidate less the incumbent's: {}: {}",
+        "\nMAE of the candidate less the incumbent's (95 %): {}: {}",
         between(target.difference.as_ref(), show),
         meaning(target.difference.as_ref(), -1.0)
     ));
@@ -90,12 +86,12 @@ pub(super) fn text(report: &LabelReport) -> String {
     match report {
         LabelReport::Classes { paired, incumbent, candidate, difference } => {
             let table = output::table(
-                &["model", "labels", "right", "accuracy"],
+                &["model", "labels", "right", "accuracy (95 %)"],
                 [accuracy_row("incumbent", incumbent), accuracy_row("candidate", candidate)],
             );
             let basis = if paired.is_some() { "row by row" } else { "between two groups of requests" };
             let last = format!(
-                "accuracy of the candidate less the incumbent's, {basis}: {}: {}",
+                "accuracy of the candidate less the incumbent's (95 %), {basis}: {}: {}",
                 between(difference.as_ref(), points),
                 meaning(difference.as_ref(), 1.0)
             );
@@ -129,7 +125,7 @@ mod tests {
         };
         let pairs = PairedLabels { both_right: 80, incumbent_right: 5, candidate_right: 15, both_wrong: 0 };
         let words = of(estimate(0.1, 0.02), Some(pairs));
-        for part in ["row by row: +10.00 pp (95 %: +8.00 pp to +12.00 pp): the candidate is better", "80", "15"] {
+        for part in ["(95 %), row by row: +10.00 pp (+8.00 pp to +12.00 pp): the candidate is better", "80", "15"] {
             assert!(words.contains(part), "{part:?} is not in {words}");
         }
         assert!(of(estimate(-0.1, 0.02), None).contains("two groups of requests: -10.00 pp"));

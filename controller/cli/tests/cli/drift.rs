@@ -100,7 +100,8 @@ fn what_a_table_lacks_is_said_and_harms_nothing() {
 
     // One bin, and the largest numbers there are.
     desk.write("constant.csv", "x\n5\n5\n5\n");
-    desk.ok("profile build constant.csv --out constant.json --bins 1");
+    let one = desk.ok("profile build constant.csv --out constant.json --bins 1");
+    assert!(one.stdout.contains("1 bin ") && !one.stdout.contains("1 bins"), "{}", one.stdout);
     desk.write("wide.csv", "x\n5\n1e300\n-1e300\ninf\n-inf\n");
     desk.run("drift score constant.json wide.csv").assert(0, &[]);
 
@@ -117,6 +118,12 @@ fn what_a_table_lacks_is_said_and_harms_nothing() {
     }
     desk.run("profile build header.csv").assert(2, &["header.csv", "no row"]);
     desk.run("profile build nowhere.csv").assert(2, &["nowhere.csv"]);
+    // Images need the model that looks at them.
+    fs::create_dir(desk.path("photos")).unwrap();
+    desk.run("profile build photos").assert(2, &["photos is a folder", "bundle build"]);
+    desk.run("drift score profile.json photos").assert(2, &["photos is a folder", "one that names their files"]);
+    desk.write("names.csv", "file,x\na.png,1\nb.JPG,2\n");
+    desk.run("profile build names.csv").assert(0, &["column \"file\" names images, and only the names are counted"]);
     desk.run("profile build reference.csv --bins 0").assert(2, &["1 to 64 bins"]);
     desk.write("text.json", "{}");
     for reference in ["text.json", "reference.csv", "nowhere.json", "."] {

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use csv::{ErrorKind, Position, Reader, ReaderBuilder, StringRecord, Trim};
+use csv::{Position, Reader, ReaderBuilder, StringRecord, Trim};
 use muster_shared::bundle::DataType;
 
 use super::{MAX_TEXTS, MAX_VALUES, Place, SampleError, Texts, Wanted, admit};
+use crate::table_file;
 
 /// Names listed in a message.
 const MAX_LISTED: usize = 5;
@@ -35,14 +36,7 @@ struct Fault {
 
 impl From<csv::Error> for Fault {
     fn from(error: csv::Error) -> Self {
-        let reason = if let ErrorKind::UnequalLengths { expected_len, len, .. } = error.kind() {
-            format!("the row has {len} values where the header names {expected_len}")
-        } else if matches!(error.kind(), ErrorKind::Utf8 { .. }) {
-            "this is not UTF-8 text".to_owned()
-        } else {
-            error.to_string()
-        };
-        Self { start: error.position().map(Position::byte), column: None, reason }
+        Self { start: error.position().map(Position::byte), column: None, reason: table_file::reason(&error) }
     }
 }
 
