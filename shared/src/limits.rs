@@ -76,6 +76,14 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_LABEL_BYTES: usize = 128;
 /// Waves one rollout may have.
 pub const MAX_WAVES: usize = 32;
+/// Guardrails of one gate.
+pub const MAX_GUARDRAILS: usize = 16;
+/// Labels or attributes that the devices of a block must share.
+pub const MAX_GATE_KEYS: usize = 8;
+/// Controls one canary is compared with.
+pub const MAX_GATE_CONTROLS: u32 = 8;
+/// Blocks of one wave; canaries beyond are watched without being compared.
+pub const MAX_GATE_BLOCKS: usize = 500;
 /// Collections of samples a device is told of at once.
 pub const MAX_COLLECTIONS: usize = 8;
 /// Bundles whose inferences one of them counts.

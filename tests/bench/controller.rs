@@ -143,6 +143,7 @@ pub(crate) async fn roll_out(fleet: &Fleet, client: &reqwest::Client) -> anyhow:
         selector: Selector::all(),
         waves: vec![wave],
         limits: Limits::default(),
+        gate: None,
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,

@@ -3,7 +3,10 @@
 //! Every device serves the same number of requests, spread over [`WINDOWS`] windows of time, and fails each with a probability of
 //! its own, drawn from a beta distribution. The functions that decide are the production's; beside them stand three rules in common use.
 
-use muster_rollout::statistics::{Block, EProcess, Margin, Member, blocks, wave_alpha};
+use muster_rollout::statistics::{Member, blocks, wave_alpha};
+use muster_rollout::{Gate, scales};
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{Block, GateSpec, Guardrail, Metric, Outcome, ScoredDevice};
 
 use crate::random::Random;
 
@@ -77,37 +80,50 @@ fn device(random: &mut Random, setting: &Setting, rate: f64, broken: f64) -> Win
 /// One rollout: `alpha` is the chance of a false rollback over all waves, `margin` by how much the error rate may rise.
 ///
 /// # Errors
-/// When devices of the time before do not differ at all, so that scores have no scale.
+/// Never; the name of a device is one.
 pub fn draw(random: &mut Random, setting: &Setting, alpha: f64, margin: f64) -> anyhow::Result<Drawn> {
     let mut drawn = Drawn { promoted: true, ..Drawn::default() };
     let (mut canaries, mut controls): (Vec<Windows>, Vec<Windows>) = (Vec::new(), Vec::new());
+    let gate = GateSpec {
+        alpha,
+        controls: u32::try_from(setting.controls)?,
+        match_on: Vec::new(),
+        guardrails: vec![Guardrail { metric: Metric::ErrorRate, margin: Some(margin), above_us: None }],
+    };
+    let name = DeviceId::new("d")?;
+    let requests = f64::from(setting.requests) * WINDOWS as f64;
+    let scored = |windows: &Windows| ScoredDevice {
+        device: name.clone(),
+        silent: false,
+        scores: vec![Some(f64::from(windows.iter().sum::<u32>()) / requests)],
+    };
     for wave in 0..setting.waves {
-        let requests = f64::from(setting.requests) * WINDOWS as f64;
-        let score = |windows: &Windows| f64::from(windows.iter().sum::<u32>()) / requests;
         let size = setting.canaries * (setting.controls + 1);
-        let before: Vec<f64> = (0..size).map(|_| score(&device(random, setting, setting.incumbent, 0.0))).collect();
-        let mut process = EProcess::new(deviation(&before))
-            .ok_or_else(|| anyhow::anyhow!("devices do not differ before the wave: more requests, or a higher rate"))?;
-        let mut bounds = Margin::default();
         let members = (0..size).map(|at| {
             let is_canary = at < setting.canaries;
             let (rate, broken) = if is_canary { (setting.candidate, setting.broken) } else { (setting.incumbent, 0.0) };
             Member { device: device(random, setting, rate, broken), stratum: (), is_canary }
         });
         let made = blocks(members.collect::<Vec<_>>(), setting.controls);
-        for (seen, block) in made.iter().enumerate() {
-            let scored = Block { canary: score(&block.canary), controls: block.controls.iter().map(score).collect() };
-            process.add(&scored);
-            bounds.add(&scored);
-            if process.rejects(wave_alpha(alpha, wave, setting.waves)) && !drawn.rolled_back {
+        let scored = |block: &Block<Windows>| Block {
+            canary: scored(&block.canary),
+            controls: block.controls.iter().map(scored).collect(),
+        };
+        let all: Vec<Block<ScoredDevice>> = made.iter().map(scored).collect();
+        let alpha = wave_alpha(alpha, wave, setting.waves);
+        let mut process = Gate::new(&gate, alpha, &scales(&gate, &all), u32::try_from(all.len())?);
+        for (seen, block) in all.iter().enumerate() {
+            process.add(block);
+            if process.log_e() >= -alpha.ln() && !drawn.rolled_back {
                 drawn.rolled_back = true;
                 drawn.blocks_seen = Some(seen + 1);
             }
+        }
+        drawn.promoted &= !drawn.rolled_back && process.report(false).outcome == Outcome::Successful;
+        for block in made {
             canaries.push(block.canary);
             controls.extend(&block.controls);
         }
-        let bound = bounds.upper_bound(wave_alpha(alpha, wave, setting.waves));
-        drawn.promoted &= !drawn.rolled_back && bound.is_some_and(|bound| bound < margin);
     }
     let each = f64::from(setting.requests);
     let rates = |devices: &[Windows]| -> Vec<f64> {
@@ -125,11 +141,6 @@ pub fn draw(random: &mut Random, setting: &Setting, alpha: f64, margin: f64) -> 
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
-}
-
-fn deviation(values: &[f64]) -> f64 {
-    let mean = mean(values);
-    (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (values.len() as f64 - 1.0)).sqrt()
 }
 
 /// Mann and Whitney's U as a standard normal number, above 0 where `new` is larger; ties count half.

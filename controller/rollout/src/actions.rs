@@ -10,7 +10,7 @@ use crate::rollout::Rollout;
 pub enum OperatorAction {
     /// No further device gets the bundle; those that have it keep it.
     Pause,
-    /// Goes on, with the wave's longest duration anew.
+    /// Goes on, with the wave's longest duration anew. Where the comparison of the wave's devices showed neither, this decides that it passes.
     Resume,
     /// Stops at once and for good; devices keep what they have. What runs beside another on them ends, which takes until they say so: that
     /// is on the way back, where another abort waits no longer.
@@ -86,6 +86,10 @@ impl Rollout {
             && wave.started_at_ms.is_some()
         {
             wave.clock_from_ms = Some(now_ms);
+            // More time shows nothing more of the same devices: whoever lets an undecided wave go on decides it.
+            if let Some(gate) = wave.gate.as_mut().filter(|gate| gate.is_undecided()) {
+                gate.waived_by = Some(bounded_text(actor));
+            }
         }
         Ok(next)
     }

@@ -92,6 +92,18 @@ impl<'f> Survey<'f> {
         })
     }
 
+    /// Every device that the wave may take, or counts because it is in.
+    pub(crate) fn wave_candidates(
+        &self,
+        wave: u32,
+        spec: &WaveSpec,
+    ) -> impl Iterator<Item = (&'f DeviceId, &'f DeviceFacts)> {
+        self.candidates
+            .iter()
+            .filter(move |(id, _)| self.is_candidate(id, wave, spec))
+            .map(|(id, candidate)| (*id, candidate.facts))
+    }
+
     /// Candidates without a target.
     pub(crate) fn untouched(
         &self,
@@ -113,7 +125,8 @@ impl<'f> Survey<'f> {
     }
 }
 
-fn hash(rollout: &RolloutId, device: &DeviceId) -> [u8; 32] {
+/// Where a device stands in the order in which waves of this rollout take devices.
+pub(crate) fn hash(rollout: &RolloutId, device: &DeviceId) -> [u8; 32] {
     let mut hasher = Sha256::new();
     hasher.update(rollout.as_str());
     // No identifier holds this byte, so no two pairs read alike.

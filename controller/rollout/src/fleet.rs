@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{RequestCounts, StateReport};
-use muster_shared::sketch::{LatencySketch, ObjectiveCounts};
+use muster_shared::sketch::{LatencySketch, ObjectiveCounts, RightCounts};
 use serde::{Deserialize, Serialize};
 
 /// Predictions counted: by column of the profile, then by class.
@@ -38,6 +38,8 @@ pub struct DeviceFacts {
     pub reported: Option<StateReport>,
     /// What it measured, from windows received at or after [`crate::Rollout::evidence_since_ms`].
     pub evidence: Vec<Evidence>,
+    /// The same from windows received at or after [`crate::Rollout::scored_since_ms`]; empty where there is none.
+    pub soak: Vec<Evidence>,
 }
 
 /// What the store says a device shall run.
@@ -73,4 +75,51 @@ pub struct Evidence {
     pub predictions: Predictions,
     /// Times the agent found that it had not been stopped in order.
     pub crashes: u32,
+    /// Labels of its answers, where they are classes.
+    pub labels: RightCounts,
+    /// How it compared with the incumbent it ran beside; nothing where it ran beside none.
+    pub beside: BesideCounts,
+}
+
+impl Evidence {
+    /// Nothing measured yet.
+    #[must_use]
+    pub fn of(manifest: Digest, generation: u64) -> Self {
+        Self {
+            manifest,
+            generation,
+            reports: 0,
+            requests: RequestCounts::default(),
+            latency_us: LatencySketch::default(),
+            objectives: ObjectiveCounts::default(),
+            incumbent_us: LatencySketch::default(),
+            predictions: Predictions::new(),
+            crashes: 0,
+            labels: RightCounts::default(),
+            beside: BesideCounts::default(),
+        }
+    }
+}
+
+/// How the answers of a bundle compared with those of the incumbent that it ran beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BesideCounts {
+    /// Rows for which both named the same class.
+    pub agreed: u64,
+    /// Rows for which they did not.
+    pub disagreed: u64,
+    /// Labels of the incumbent's answers.
+    pub incumbent: RightCounts,
+    /// Labels of the bundle's own.
+    pub candidate: RightCounts,
+}
+
+impl BesideCounts {
+    /// Adds what another window counted.
+    pub fn merge(&mut self, other: &Self) {
+        self.agreed = self.agreed.saturating_add(other.agreed);
+        self.disagreed = self.disagreed.saturating_add(other.disagreed);
+        self.incumbent.merge(&other.incumbent);
+        self.candidate.merge(&other.candidate);
+    }
 }

@@ -12,6 +12,7 @@ mod cohort;
 mod evidence;
 mod fleet;
 mod gate;
+mod limits;
 mod plan;
 mod rollback;
 mod rollout;
@@ -23,7 +24,8 @@ mod wave;
 mod wording;
 
 pub use actions::{ActionError, OperatorAction};
-pub use fleet::{Desired, DeviceFacts, Evidence, Fleet, Predictions};
+pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Predictions};
+pub use gate::{Gate, GateState, judge, scales};
 pub use plan::{Action, Decision, plan};
 pub use rollout::{BundleFacts, Errand, Rollout, Target, WaveState};
 pub use verify::{Violation, verify};

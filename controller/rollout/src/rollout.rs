@@ -9,6 +9,7 @@ use muster_shared::rollout::{RolloutSpec, RolloutStatus, SpecError, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::Predictions;
+use crate::gate::GateState;
 
 /// Verdicts a rollout remembers; the oldest go first. Only an operator who resumes again and again gets there.
 pub(crate) const MAX_VERDICTS: usize = 128;
@@ -32,7 +33,7 @@ pub struct BundleFacts {
 }
 
 /// How one wave stands.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WaveState {
     /// When it was entered; evidence counts from then on.
@@ -41,6 +42,9 @@ pub struct WaveState {
     pub clock_from_ms: Option<u64>,
     /// When every device of it that could be reached was first seen to have committed; the soak runs from then on.
     pub soak_from_ms: Option<u64>,
+    /// How its devices are compared with others; none before it has any, and where the rollout asks for no comparison.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateState>,
 }
 
 /// What a device of the rollout is about.

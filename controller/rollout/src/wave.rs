@@ -14,14 +14,15 @@ use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
 use crate::cohort::{Survey, new_target};
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
-use crate::gate::{Judgement, judge};
+use crate::gate::{self, Answer, GateState};
+use crate::limits::{Judgement, hold};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
 
 /// Enters the wave `next.current_wave`.
 pub(crate) fn enter(next: &mut Rollout, now_ms: u64) {
     if let Some(wave) = next.waves.get_mut(next.current_wave as usize) {
-        *wave = WaveState { started_at_ms: Some(now_ms), clock_from_ms: Some(now_ms), soak_from_ms: None };
+        *wave = WaveState { started_at_ms: Some(now_ms), clock_from_ms: Some(now_ms), ..WaveState::default() };
     }
 }
 
@@ -42,7 +43,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         take_note(&mut grown, fleet, now_ms);
         let judgement = {
             let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey, fleet));
-            judge(&grown.spec.limits, &canary, &control, &grown.bundle.reference_predictions, &grown.targets)
+            hold(&grown.spec.limits, &canary, &control, &grown.bundle.reference_predictions, &grown.targets)
         };
         if judged && judgement.is_failed() {
             next.conclude(judgement.failed(wave, now_ms));
@@ -51,20 +52,39 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         }
         let census = Census::of(&grown, fleet, survey, &spec);
         let soak_until_ms = soak(&mut grown, &census, &spec, now_ms);
-        let (blocking, aside) = waiting(census, survey, &grown.spec.limits, &judgement, soak_until_ms, now_ms);
+        deal(&mut grown, survey, &spec);
+        let (mut blocking, aside) = waiting(census, survey, &grown.spec.limits, &judgement, soak_until_ms, now_ms);
+        let time_is_up = clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms;
         if judged && blocking.is_empty() {
-            *next = grown;
-            next.conclude(judgement.successful(wave, now_ms));
-            if wave as usize + 1 < next.waves.len() {
-                next.current_wave += 1;
-                enter(next, now_ms);
-                continue;
+            match course(&mut grown, fleet, judgement, now_ms, !time_is_up) {
+                Course::Wait(for_what) => blocking.push(for_what),
+                Course::Back(judgement) => {
+                    *next = grown;
+                    next.conclude(judgement.failed(wave, now_ms));
+                    next.status = RolloutStatus::RollingBack;
+                    return Vec::new();
+                }
+                Course::Undecided(judgement) => {
+                    *next = grown;
+                    next.conclude(judgement.undecided(wave, now_ms));
+                    next.status = RolloutStatus::Paused;
+                    return aside;
+                }
+                Course::Pass(judgement) => {
+                    *next = grown;
+                    let waived_by = next.wave_state().and_then(|state| state.gate.as_ref()?.waived_by.clone());
+                    next.conclude(judgement.successful(wave, now_ms, waived_by.as_deref()));
+                    if wave as usize + 1 < next.waves.len() {
+                        next.current_wave += 1;
+                        enter(next, now_ms);
+                        continue;
+                    }
+                    next.status = RolloutStatus::Completed;
+                    next.status_reason = format!("completed: {}", next.status_reason);
+                    return aside;
+                }
             }
-            next.status = RolloutStatus::Completed;
-            next.status_reason = format!("completed: {}", next.status_reason);
-            return aside;
-        }
-        if clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms {
+        } else if time_is_up {
             let why: Vec<String> = blocking.iter().chain(&aside).map(ToString::to_string).collect();
             next.conclude(judgement.inconclusive(wave, now_ms, clock_from_ms, spec.max_duration_ms, &why));
             next.status = RolloutStatus::Paused;
@@ -72,6 +92,44 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         }
         *next = grown;
         return blocking.into_iter().chain(aside).collect();
+    }
+}
+
+/// What becomes of a wave that nothing but the comparison of its devices can hold up.
+enum Course {
+    Wait(Waiting),
+    Back(Judgement),
+    Undecided(Judgement),
+    Pass(Judgement),
+}
+
+fn course(next: &mut Rollout, fleet: &Fleet, judgement: Judgement, now_ms: u64, may_wait: bool) -> Course {
+    match gate::answer(next, fleet, now_ms, may_wait) {
+        Answer::NotAsked => Course::Pass(judgement),
+        Answer::Wait(for_what) => Course::Wait(for_what),
+        Answer::Judged(report) => {
+            let judgement = judgement.with_gate(report);
+            let dealt = next.wave_state().and_then(|state| state.gate.as_ref());
+            if judgement.is_failed() {
+                Course::Back(judgement)
+            } else if dealt.is_some_and(GateState::is_undecided) {
+                Course::Undecided(judgement)
+            } else {
+                Course::Pass(judgement)
+            }
+        }
+    }
+}
+
+/// Says who is compared with whom, once the wave has devices.
+fn deal(next: &mut Rollout, survey: &Survey<'_>, spec: &WaveSpec) {
+    let Some(gate) = next.spec.gate.as_ref().filter(|_| next.wave_state().is_some_and(|state| state.gate.is_none()))
+    else {
+        return;
+    };
+    let dealt = gate::deal(next, survey, gate, spec);
+    if let Some(state) = next.waves.get_mut(next.current_wave as usize) {
+        state.gate = dealt;
     }
 }
 

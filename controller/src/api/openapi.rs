@@ -44,6 +44,7 @@ use super::{
         rollouts::create,
         rollouts::list,
         rollouts::show,
+        rollouts::evidence,
         rollouts::pause,
         rollouts::resume,
         rollouts::abort,

@@ -8,7 +8,7 @@ use muster_rollout::OperatorAction;
 use muster_shared::api::{ActionReason, CreateRollout, Page, Problem};
 use muster_shared::ids::RolloutId;
 use muster_shared::limits::MAX_TEXT_BYTES;
-use muster_shared::rollout::{RolloutSpec, RolloutView};
+use muster_shared::rollout::{GateEvidence, RolloutSpec, RolloutView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -114,6 +114,23 @@ pub(super) async fn show(
     Segments(rollout): Segments<RolloutId>,
 ) -> ApiResult<axum::Json<RolloutView>> {
     Ok(axum::Json(executor::view(&app, &rollout).await?))
+}
+
+/// Shows what the comparison of each wave with its controls rests on: every score. It is enough to reach the verdicts again elsewhere.
+#[utoipa::path(
+    get, path = "/api/v1/rollouts/{id}/evidence", tag = "rollouts",
+    params(("id" = RolloutId, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The waves that were judged, in order", body = Vec<GateEvidence>),
+        (status = 404, description = "There is no such rollout", body = Problem),
+    ),
+)]
+pub(super) async fn evidence(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Segments(rollout): Segments<RolloutId>,
+) -> ApiResult<axum::Json<Vec<GateEvidence>>> {
+    Ok(axum::Json(executor::evidence(&app, &rollout).await?))
 }
 
 async fn act(

@@ -43,7 +43,10 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
     }
     let now_ms = clock::now_ms();
     if app.schedule.may_tidy(now_ms) {
-        let cuts = rollouts.iter().filter(|r| !r.value.status().is_terminal()).map(|r| r.value.evidence_since_ms());
+        let unfinished =
+            rollouts.iter().map(|rollout| &rollout.value).filter(|rollout| !rollout.status().is_terminal());
+        let cuts =
+            unfinished.flat_map(|rollout| [Some(rollout.evidence_since_ms()), rollout.scored_since_ms()]).flatten();
         app.fleet.compact(cuts.collect(), now_ms);
     }
     // First, so that a device can believe what comes after it.

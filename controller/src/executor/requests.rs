@@ -3,7 +3,7 @@
 use muster_rollout::{BundleFacts, OperatorAction, Rollout, plan};
 use muster_shared::api::RolloutCard;
 use muster_shared::ids::{Digest, RolloutId};
-use muster_shared::rollout::{RolloutSpec, RolloutStatus, RolloutView};
+use muster_shared::rollout::{GateEvidence, RolloutSpec, RolloutStatus, RolloutView};
 use serde::{Deserialize, Serialize};
 
 use super::schedule::number;
@@ -152,6 +152,14 @@ pub(crate) async fn act(
 pub(crate) async fn view(app: &App, id: &RolloutId) -> Result<RolloutView, ExecutorError> {
     let rollout = load(app, id).await?.value;
     show(app, &rollout).await
+}
+
+/// What the comparison of each wave that was judged rests on.
+///
+/// # Errors
+/// [`ExecutorError::UnknownRollout`].
+pub(crate) async fn evidence(app: &App, id: &RolloutId) -> Result<Vec<GateEvidence>, ExecutorError> {
+    Ok(load(app, id).await?.value.all_gate_evidence().cloned().collect())
 }
 
 /// Up to `limit` rollouts after `after`, oldest first.

@@ -29,6 +29,7 @@ fn spec(bundle: &Manifest, selector: &str, waves: &[&str]) -> RolloutSpec {
         bundle: bundle.bundle(),
         selector: selector.parse().unwrap(),
         waves: waves.iter().map(wave).collect(),
+        gate: None,
         limits: Limits { min_reports: 1, min_requests: 1, ..Limits::default() },
         watch: WatchPolicy { probation_ms: 7, ..WatchPolicy::default() },
         delivery: DeliveryPolicy { ignore_quiet_hours: true, ..DeliveryPolicy::default() },

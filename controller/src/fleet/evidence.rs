@@ -6,11 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use muster_rollout::{Evidence, Predictions};
+use muster_rollout::{BesideCounts, Evidence, Predictions};
 use muster_shared::ids::Digest;
 use muster_shared::messages::{RequestCounts, TelemetryWindow, WindowKey};
 use muster_shared::profile::{Profile, Reference};
-use muster_shared::sketch::{ColumnSketch, LatencySketch, ObjectiveCounts, SketchWindow};
+use muster_shared::sketch::{
+    ColumnComparison, ColumnSketch, Comparison, LabelCounts, LabelOutcomes, LatencySketch, ObjectiveCounts,
+    RightCounts, SketchWindow,
+};
 
 /// The name under which predictions of no known class are counted.
 const OTHER_CLASS: &str = "(other)";
@@ -27,17 +30,7 @@ pub(crate) struct Observation {
 
 impl Observation {
     fn nothing(manifest: Digest, generation: u64, received_at_ms: u64) -> Self {
-        let seen = Evidence {
-            manifest,
-            generation,
-            reports: 0,
-            requests: RequestCounts::default(),
-            latency_us: LatencySketch::default(),
-            objectives: ObjectiveCounts::default(),
-            incumbent_us: LatencySketch::default(),
-            predictions: Predictions::new(),
-            crashes: 0,
-        };
+        let seen = Evidence::of(manifest, generation);
         Self { first_received_ms: received_at_ms, last_received_ms: received_at_ms, seen }
     }
 
@@ -70,6 +63,7 @@ impl Observation {
         observation.seen.objectives = window.objectives.clone();
         if let Some(comparison) = &window.comparison {
             observation.seen.incumbent_us = comparison.incumbent_us.clone();
+            observation.seen.beside = beside(comparison);
         }
         observation
     }
@@ -77,6 +71,9 @@ impl Observation {
     /// What a window of sketches showed of predictions. `profile` must be the one it fits.
     pub(crate) fn of_sketch(window: &SketchWindow, profile: &Profile, received_at_ms: u64) -> Self {
         let mut observation = Self::nothing(window.key.manifest, window.key.generation, received_at_ms);
+        if let Some(LabelCounts::Classes(counts)) = window.labels.as_ref().map(|labels| &labels.all) {
+            observation.seen.labels = RightCounts { labels: counts.total(), right: counts.total_right() };
+        }
         for (column, sketch) in profile.columns.iter().zip(&window.columns) {
             let (Reference::Class { classes, .. }, ColumnSketch::Class(sketch)) = (&column.reference, sketch) else {
                 continue;
@@ -114,6 +111,20 @@ impl Observation {
     }
 }
 
+/// Agreement is that of the column in which the two disagree most.
+fn beside(comparison: &Comparison) -> BesideCounts {
+    let classes = comparison.columns.values().filter_map(|column| match column {
+        ColumnComparison::Classes(pairs) => Some((pairs.agreed, pairs.disagreed)),
+        ColumnComparison::Numbers(_) | ColumnComparison::Other => None,
+    });
+    let (agreed, disagreed) = classes.max_by_key(|(_, disagreed)| *disagreed).unwrap_or_default();
+    let (incumbent, candidate) = match comparison.labels.as_deref() {
+        Some(LabelOutcomes::Classes(outcomes)) => (outcomes.incumbent, outcomes.candidate),
+        _ => Default::default(),
+    };
+    BesideCounts { agreed, disagreed, incumbent, candidate }
+}
+
 fn add(sum: &mut Evidence, more: &Evidence) {
     sum.reports = sum.reports.saturating_add(more.reports);
     sum.crashes = sum.crashes.saturating_add(more.crashes);
@@ -121,6 +132,8 @@ fn add(sum: &mut Evidence, more: &Evidence) {
     sum.latency_us.merge(&more.latency_us);
     sum.objectives.merge(&more.objectives);
     sum.incumbent_us.merge(&more.incumbent_us);
+    sum.labels.merge(&more.labels);
+    sum.beside.merge(&more.beside);
     for (column, counts) in &more.predictions {
         let column = sum.predictions.entry(column.clone()).or_default();
         for (class, n) in counts {

@@ -347,6 +347,7 @@ impl FleetIndex {
     ) -> Fleet {
         let inner = self.read();
         let since_ms = rollout.evidence_since_ms();
+        let scored_since_ms = rollout.scored_since_ms();
         let devices = inner
             .devices
             .iter()
@@ -366,6 +367,7 @@ impl FleetIndex {
                     }),
                     reported: entry.report.clone(),
                     evidence: entry.evidence.since(since_ms),
+                    soak: scored_since_ms.map_or_else(Vec::new, |since_ms| entry.evidence.since(since_ms)),
                 };
                 (device.clone(), facts)
             })

@@ -27,6 +27,7 @@ fn rollout(selector: &str) -> Rollout {
         bundle: "digits@1.0.0".parse().unwrap(),
         selector: selector.parse().unwrap(),
         waves: vec![wave],
+        gate: None,
         limits: Limits::default(),
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),

@@ -1,6 +1,7 @@
 //! Words of a rollout that controller, command line and pages share: what is asked for, how it stands, and
 //! what each verdict rests on. How decisions come about is `muster-rollout`'s matter.
 
+mod gate;
 mod spec;
 mod verdict;
 mod waiting;
@@ -10,6 +11,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use gate::{
+    Block, GateError, GateEvidence, GateReport, GateSpec, Guardrail, GuardrailReport, Metric, ScoredDevice,
+};
 pub use spec::{Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};
 pub use waiting::Waiting;

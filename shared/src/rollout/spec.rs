@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::gate::{GateError, GateSpec};
 use crate::ids::BundleRef;
 use crate::limits::MAX_WAVES;
 use crate::selector::Selector;
@@ -138,6 +139,9 @@ pub struct RolloutSpec {
     /// Limits of every wave.
     #[serde(default)]
     pub limits: Limits,
+    /// How devices of a wave are compared with others before it passes; none to hold them against the limits alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateSpec>,
     /// How devices watch the bundle before they commit.
     #[serde(default)]
     pub watch: WatchPolicy,
@@ -164,6 +168,9 @@ pub enum SpecError {
     /// A part that no device can run a bundle in.
     #[error("stage: {0}")]
     Stage(#[from] StageError),
+    /// A gate that cannot be.
+    #[error("gate: {0}")]
+    Gate(#[from] GateError),
     /// A limit that is not a sensible number.
     #[error("limit {field}: {reason}")]
     Limit {
@@ -190,6 +197,7 @@ impl RolloutSpec {
             return Err(SpecError::Duration(at + 1));
         }
         self.stage.validate()?;
+        self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stage))?;
         let limit = |ok: bool, field, reason| {
             if ok { Ok(()) } else { Err(SpecError::Limit { field, reason }) }
         };
@@ -234,6 +242,7 @@ mod tests {
             selector: Selector::all(),
             waves: vec![wave("1"), wave("100%")],
             limits: Limits::default(),
+            gate: None,
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::gate::GateReport;
+
 /// How an analysis ended (Argo Rollouts' words).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -48,6 +50,8 @@ pub enum Rule {
     MinRequests,
     /// [`super::WaveSpec::max_duration_ms`].
     MaxDuration,
+    /// [`super::RolloutSpec::gate`]: evidence and threshold as natural logarithms.
+    Gate,
 }
 
 impl Rule {
@@ -62,6 +66,7 @@ impl Rule {
             Self::MinReports => "min-reports",
             Self::MinRequests => "min-requests",
             Self::MaxDuration => "max-duration",
+            Self::Gate => "gate",
         }
     }
 }
@@ -127,6 +132,9 @@ pub struct Verdict {
     pub canary: ArmSummary,
     /// The concurrent devices of the same selector on the incumbent.
     pub control: ArmSummary,
+    /// What came of the comparison; none where the rollout asks for none, or it was not made yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateReport>,
     /// The verdict in a sentence.
     pub summary: String,
 }

@@ -58,6 +58,11 @@ pub enum Waiting {
         /// Predictions that would settle it, if it stays as it is.
         need: u64,
     },
+    /// Devices that are to be compared have not shown what they are scored by since the soak began.
+    Unscored {
+        /// Which.
+        devices: Vec<DeviceId>,
+    },
     /// Devices belong to another rollout that is not finished.
     HeldByOtherRollout {
         /// Which devices.
@@ -114,6 +119,9 @@ impl fmt::Display for Waiting {
             Self::TooFewRequests { have, need } => write!(f, "{have} of {need} requests"),
             Self::TooFewPredictions { have, need } => {
                 write!(f, "{have} of about {need} predictions that tell a move from chance")
+            }
+            Self::Unscored { devices } => {
+                write!(f, "{} to be compared have yet to report: {}", devices.len(), names(&mut devices.iter()))
             }
             Self::HeldByOtherRollout { devices } => {
                 write!(f, "held by another rollout: {}", names(&mut devices.iter()))

@@ -158,7 +158,8 @@ impl RightCounts {
         self.right = self.right.saturating_add(u64::from(is_right));
     }
 
-    fn merge(&mut self, other: &Self) {
+    /// Adds what was counted elsewhere.
+    pub fn merge(&mut self, other: &Self) {
         self.labels = self.labels.saturating_add(other.labels);
         self.right = self.right.saturating_add(other.right);
     }

@@ -7,6 +7,7 @@ use muster_shared::ids::BundleRef;
 use muster_shared::rollout::{RolloutSpec, RolloutView};
 use muster_shared::selector::Selector;
 
+use super::gate::GateOptions;
 use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
 use super::stage::StageOptions;
 use super::watch::{self, WatchOptions};
@@ -33,7 +34,7 @@ pub(crate) struct CreateArgs {
         "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
-        "stage", "share", "experiment",
+        "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha",
     ])]
     file: Option<PathBuf>,
     /// Follow it, as `muster rollout watch` does.
@@ -43,6 +44,8 @@ pub(crate) struct CreateArgs {
     stage: StageOptions,
     #[command(flatten, next_help_heading = "Limits that stop a wave at once")]
     limits: LimitOptions,
+    #[command(flatten, next_help_heading = "Comparison with devices like them")]
+    gate: GateOptions,
     #[command(flatten, next_help_heading = "On each device")]
     probation: ProbationOptions,
     #[command(flatten, next_help_heading = "Delivery")]
@@ -56,7 +59,7 @@ fn spec(args: &CreateArgs) -> Result<RolloutSpec, Failure> {
             let (bundle, selector) = (bundle.clone(), selector.clone());
             let spec =
                 spec::from_flags(bundle, selector, &args.wave, args.pace, args.limits, args.probation, args.delivery);
-            RolloutSpec { stage: args.stage.stage()?, ..spec }
+            RolloutSpec { stage: args.stage.stage()?, gate: args.gate.gate(), ..spec }
         }
         (None, _, _) => return Err(Failure::input("give --bundle and --selector, or --file")),
     };

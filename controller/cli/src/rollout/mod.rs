@@ -2,12 +2,16 @@
 
 mod compare;
 mod create;
+mod evidence;
+mod gate;
 mod labels;
 mod show;
 mod spec;
 mod stage;
 mod watch;
 mod words;
+
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use muster_shared::api::ActionReason;
@@ -32,6 +36,13 @@ pub(crate) enum RolloutCommand {
     Watch(watch::WatchArgs),
     /// Show how a bundle answers beside the one in service: agreement, differences, times, errors.
     Compare(compare::CompareArgs),
+    /// Write what the comparisons of a rollout's waves rest on, as JSON: every device's scores.
+    Evidence(evidence::EvidenceArgs),
+    /// Reach the verdicts of such a file again, here. Exits with 1 if one comes out otherwise.
+    Replay {
+        /// What `muster rollout evidence` wrote.
+        file: PathBuf,
+    },
     /// Bring the bundle to no further device; those that have it keep it.
     Pause(ActionArgs),
     /// Go on after a pause.
@@ -69,6 +80,8 @@ pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Fail
         RolloutCommand::Show { id } => show::show(context, &id),
         RolloutCommand::Watch(args) => watch::run(context, &args),
         RolloutCommand::Compare(args) => compare::run(context, args),
+        RolloutCommand::Evidence(args) => evidence::write(context, &args),
+        RolloutCommand::Replay { file } => evidence::replay(context, &file),
         RolloutCommand::Pause(args) => act(context, "pause", args),
         RolloutCommand::Resume(args) => act(context, "resume", args),
         RolloutCommand::Abort(args) => act(context, "abort", args),

@@ -11,6 +11,7 @@ use muster_shared::selector::Selector;
 use muster_shared::trust::{DeliveryPolicy, MeteredUse, Stage, WatchPolicy};
 use serde::Deserialize;
 
+use super::gate::GateOptions;
 use super::stage::{Share, StageOptions, StageWord};
 use crate::disk;
 use crate::duration::Millis;
@@ -195,6 +196,7 @@ pub(super) fn from_flags(
         selector,
         waves: waves.iter().map(|wave| pace.wave(wave.size, wave.selector.clone(), Pace::default())).collect(),
         limits: limits.limits(),
+        gate: None,
         watch: probation.policy(),
         delivery: delivery.policy(),
         stage: Stage::Serve,
@@ -212,6 +214,8 @@ struct SpecFile {
     waves: Vec<WaveTable>,
     #[serde(default)]
     limits: LimitOptions,
+    #[serde(default)]
+    gate: GateOptions,
     #[serde(default)]
     watch: ProbationOptions,
     #[serde(default)]
@@ -262,6 +266,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         selector: file.selector,
         waves,
         limits: file.limits.limits(),
+        gate: file.gate.gate(),
         watch: file.watch.policy(),
         delivery: file.delivery.policy(),
         stage: stage.stage()?,
@@ -316,6 +321,19 @@ mod tests {
         let split = read("r.toml", &format!("{base}stage = \"split\"\nshare = \"50%\"\nexperiment = \"warm\"\n"));
         assert_eq!(split.unwrap().stage, Stage::Split { share_bp: 5_000, experiment: "warm".into() });
         assert!(read("r.toml", &format!("{base}share = \"50%\"\n")).unwrap_err().to_string().contains("--stage"));
+    }
+
+    #[test]
+    fn a_file_says_what_canaries_are_compared_by() {
+        let base = "bundle = \"a@1.0.0\"\nselector = \"*\"\n[gate]\n";
+        let text =
+            format!("{base}guardrails = [\"error-rate=3%\", \"failures\"]\nmatch-on = [\"site\"]\ncontrols = 2\n");
+        let spec = read("r.toml", &text).unwrap();
+        let gate = spec.gate.clone().unwrap();
+        assert_eq!((gate.alpha, gate.controls, gate.guardrails.len()), (0.05, 2, 2));
+        assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+        let unknown = read("r.toml", &format!("{base}guardrails = [\"errors\"]\n")).unwrap_err().to_string();
+        assert!(unknown.contains("line 4") && unknown.contains("error-rate"), "{unknown}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         | Waiting::TooFewReports { .. }
         | Waiting::TooFewRequests { .. }
         | Waiting::TooFewPredictions { .. }
+        | Waiting::Unscored { .. }
         | Waiting::HeldByOtherRollout { .. }
         | Waiting::Unsuitable { .. }
         | Waiting::Paused { .. }
@@ -155,6 +156,7 @@ pub(super) mod tests {
                 selector: Selector::all(),
                 waves: vec![wave(WaveSize::Count(2)), wave(WaveSize::Percent(100))],
                 limits: Limits::default(),
+                gate: None,
                 watch: WatchPolicy::default(),
                 delivery: DeliveryPolicy::default(),
                 stage: Stage::Serve,
@@ -196,6 +198,7 @@ pub(super) mod tests {
             }],
             canary: ArmSummary { devices: 2, latency_p99_us: Some(1_234.0), ..ArmSummary::default() },
             control: ArmSummary::default(),
+            gate: None,
             summary: "predictions moved".into(),
         }
     }

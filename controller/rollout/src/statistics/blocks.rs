@@ -7,14 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// One canary and its controls: devices first, and when they have been watched, their scores.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Block<T> {
-    /// The device on the new bundle.
-    pub canary: T,
-    /// Devices of the same stratum on the incumbent.
-    pub controls: Vec<T>,
-}
+use muster_shared::rollout::Block;
 
 /// A device that may stand in a block.
 #[derive(Debug, Clone, PartialEq, Eq)]

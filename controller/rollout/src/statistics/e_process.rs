@@ -7,30 +7,37 @@
 //! safe anytime-valid inference", Statistical Science 38(4), 2023). Nothing is assumed on how scores are distributed, and it may
 //! be looked at after every block.
 
-use super::blocks::Block;
+use muster_shared::rollout::Block;
 
-/// How sharply a block is judged: from 0.25, which needs many blocks and sees small differences, to 16.
-const LAMBDAS: usize = 13;
-const LAMBDA_MIN: f64 = 0.25;
-const LAMBDA_MAX: f64 = 16.0;
+/// How many λ are averaged.
+const LAMBDAS: usize = 5;
+/// The middle of them, where all blocks were one: √n blocks of a spread of 1 add up to one of √n, and 5 is about ln(1/α) and some more.
+const LAMBDA_OF_ONE_BLOCK: f64 = 5.0;
+/// The least and the greatest of them, as parts of the middle.
+const LAMBDA_PARTS: (f64, f64) = (0.5, 3.0);
 
 /// Evidence that canaries score worse than their controls. Each block may be added once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EProcess {
     scale: f64,
+    lambdas: [f64; LAMBDAS],
     /// The logarithm of the product over blocks, for each λ.
     log_products: [f64; LAMBDAS],
     blocks: u32,
 }
 
 impl EProcess {
-    /// No evidence yet. `scale` is a spread of scores that was known before the first block, as the standard deviation
-    /// between devices beforehand; it decides how fast evidence grows and not how often it is wrong.
+    /// No evidence yet. `scale` is a spread of scores that does not depend on who is a canary: one known before the first block, or
+    /// that of the scores within blocks. `expected` is about how many blocks there will be: few are judged sharply, many finely. Both
+    /// decide how fast evidence grows and not how often it is wrong.
     ///
     /// Returns `None` unless `scale` is a finite number above 0.
     #[must_use]
-    pub fn new(scale: f64) -> Option<Self> {
-        (scale.is_finite() && scale > 0.0).then_some(Self { scale, log_products: [0.0; LAMBDAS], blocks: 0 })
+    pub fn new(scale: f64, expected: u32) -> Option<Self> {
+        let middle = LAMBDA_OF_ONE_BLOCK / f64::from(expected.max(1)).sqrt();
+        let step = (LAMBDA_PARTS.1 / LAMBDA_PARTS.0).powf(1.0 / (LAMBDAS - 1) as f64);
+        let lambdas = std::array::from_fn(|at| middle * LAMBDA_PARTS.0 * step.powf(at as f64));
+        (scale.is_finite() && scale > 0.0).then_some(Self { scale, lambdas, log_products: [0.0; LAMBDAS], blocks: 0 })
     }
 
     /// Adds one block. A block without controls, or with a score that is no finite number, says nothing and is left out.
@@ -41,7 +48,7 @@ impl EProcess {
         }
         // Only differences count; taken from the worst score, none of them is above 0 and no exponential overflows.
         let worst = scores().fold(f64::NEG_INFINITY, f64::max);
-        for (log_product, lambda) in self.log_products.iter_mut().zip(lambdas()) {
+        for (log_product, lambda) in self.log_products.iter_mut().zip(self.lambdas) {
             let exponent = |score: f64| lambda * ((score - worst) / self.scale);
             *log_product += exponent(block.canary) - log_mean_exp(|| scores().map(exponent));
         }
@@ -67,14 +74,8 @@ impl EProcess {
     }
 }
 
-/// Geometric from the least to the greatest.
-fn lambdas() -> impl Iterator<Item = f64> {
-    let step = (LAMBDA_MAX / LAMBDA_MIN).powf(1.0 / (LAMBDAS - 1) as f64);
-    std::iter::successors(Some(LAMBDA_MIN), move |lambda| Some(lambda * step)).take(LAMBDAS)
-}
-
 /// ln of the mean of exp(x), where exp(x) itself might overflow. `x` holds at least one number.
-fn log_mean_exp<I: Iterator<Item = f64>>(x: impl Fn() -> I) -> f64 {
+pub(crate) fn log_mean_exp<I: Iterator<Item = f64>>(x: impl Fn() -> I) -> f64 {
     let greatest = x().fold(f64::NEG_INFINITY, f64::max);
     if !greatest.is_finite() {
         return greatest;

@@ -4,10 +4,10 @@
 //! blocks at once with probability 1 − α, so it may be looked at after each (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas,
 //! "Time-uniform central limit theory and asymptotic confidence sequences", Annals of Statistics 52(6), 2024, theorem 2.2).
 
-use super::blocks::Block;
+use muster_shared::rollout::Block;
 
 /// Blocks below which the sequence is not looked at: it holds asymptotically.
-pub(crate) const MIN_BLOCKS: u32 = 10;
+pub const MIN_BLOCKS: u32 = 10;
 /// Where in the number of blocks the sequence is tightest; 0.3 is so for some dozens.
 const RHO: f64 = 0.3;
 

@@ -13,7 +13,8 @@ mod spending;
 #[cfg(test)]
 mod tests;
 
-pub use blocks::{Block, Member, blocks};
+pub use blocks::{Member, blocks};
 pub use e_process::EProcess;
-pub use margin::Margin;
+pub(crate) use e_process::log_mean_exp;
+pub use margin::{MIN_BLOCKS, Margin};
 pub use spending::wave_alpha;

@@ -1,8 +1,9 @@
 //! What must hold of any scores. How often verdicts are wrong is simulated in `tests/it/gate.rs` and `muster-bench gate`.
 
+use muster_shared::rollout::Block;
 use proptest::prelude::*;
 
-use super::margin::{MIN_BLOCKS, half_width};
+use super::margin::half_width;
 use super::*;
 
 fn block(canary: f64, controls: &[f64]) -> Block<f64> {
@@ -43,8 +44,8 @@ fn a_bound_is_what_the_formula_gives_by_hand() {
 
 #[test]
 fn evidence_is_what_the_formula_gives_by_hand() {
-    assert!([0.0, -1.0, f64::NAN, f64::INFINITY].iter().all(|scale| EProcess::new(*scale).is_none()));
-    let mut process = EProcess::new(1.0).unwrap();
+    assert!([0.0, -1.0, f64::NAN, f64::INFINITY].iter().all(|scale| EProcess::new(*scale, 10).is_none()));
+    let mut process = EProcess::new(1.0, 10).unwrap();
     assert_eq!((process.log_e(), process.rejects(0.05)), (0.0, false));
     // However far the one canary stands out, a block of two brings no more than a factor of two for each λ.
     process.add(&block(1_000.0, &[0.0]));
@@ -96,7 +97,7 @@ proptest! {
     ) {
         let choices = choices(&scores);
         let e = |blocks: &Vec<Block<f64>>| {
-            let mut process = EProcess::new(scale).unwrap();
+            let mut process = EProcess::new(scale, 10).unwrap();
             blocks.iter().for_each(|block| process.add(block));
             process.log_e().exp()
         };
@@ -110,7 +111,7 @@ proptest! {
         unit in 0.01f64..100.0,
     ) {
         let run = |blocks: Vec<Block<f64>>, scale: f64| {
-            let mut process = EProcess::new(scale).unwrap();
+            let mut process = EProcess::new(scale, 10).unwrap();
             blocks.iter().for_each(|block| process.add(block));
             (process.log_e(), process.blocks())
         };

@@ -29,15 +29,11 @@ fn runs_beside(world: &mut World, name: &str, errors: u64) {
     let mut incumbent_us = LatencySketch::default();
     (0..100).for_each(|_| incumbent_us.add(900));
     world.facts(name).evidence.push(Evidence {
-        manifest: new(),
-        generation,
         reports: 3,
         requests: RequestCounts { served: 100, failed: errors, ..RequestCounts::default() },
         latency_us,
-        objectives: Default::default(),
         incumbent_us,
-        predictions: Default::default(),
-        crashes: 0,
+        ..Evidence::of(new(), generation)
     });
 }
 

@@ -4,6 +4,7 @@ mod beside;
 mod checker;
 mod cohorts;
 mod failures;
+mod gate;
 mod going_back;
 mod operators;
 mod sentences;

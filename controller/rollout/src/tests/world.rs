@@ -41,6 +41,7 @@ pub(super) fn spec(waves: &[&str]) -> RolloutSpec {
         selector: Selector::all(),
         waves: waves.iter().map(|size| wave(size)).collect(),
         limits: Limits::default(),
+        gate: None,
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
@@ -157,17 +158,17 @@ impl World {
         let classes: BTreeMap<String, u64> = served.classes.iter().map(|(c, n)| ((*c).to_owned(), *n)).collect();
         let predictions =
             if classes.is_empty() { BTreeMap::new() } else { BTreeMap::from([("class".to_owned(), classes)]) };
-        self.facts(name).evidence.push(Evidence {
-            manifest: running.manifest,
-            generation: running.generation,
+        let is_scored = self.rollout.scored_since_ms().is_some();
+        let evidence = Evidence {
             reports: served.reports,
             requests: RequestCounts { served: served.requests, failed: served.errors, ..RequestCounts::default() },
             latency_us,
-            objectives: Default::default(),
-            incumbent_us: Default::default(),
             predictions,
-            crashes: 0,
-        });
+            ..Evidence::of(running.manifest, running.generation)
+        };
+        let facts = self.facts(name);
+        facts.soak.extend(is_scored.then(|| evidence.clone()));
+        facts.evidence.push(evidence);
     }
 
     /// Plans after `ms`, checks the decision and that planning again changes nothing, and stores it.
@@ -185,6 +186,9 @@ impl World {
         let restarted = self.rollout.evidence_since_ms() != decision.next.evidence_since_ms();
         if restarted {
             self.fleet.devices.values_mut().for_each(|facts| facts.evidence.clear());
+        }
+        if self.rollout.scored_since_ms() != decision.next.scored_since_ms() {
+            self.fleet.devices.values_mut().for_each(|facts| facts.soak.clear());
         }
         self.rollout = decision.next.clone();
         decision

@@ -7,6 +7,7 @@
 //! is forgotten who must be.
 
 mod actions;
+mod gate;
 mod history;
 mod promotion;
 mod reading;
@@ -39,6 +40,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.targets();
     case.actions();
     case.promotion();
+    case.gate();
     case.retreat();
     if case.found.is_empty() { Ok(()) } else { Err(case.found) }
 }

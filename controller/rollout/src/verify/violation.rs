@@ -58,6 +58,14 @@ pub enum Violation {
         /// Which limit.
         why: String,
     },
+    /// A comparison of devices is not what it must be.
+    #[error("comparison of wave {wave}: {why}")]
+    Gate {
+        /// Which wave, counted from 0.
+        wave: u32,
+        /// What is wrong.
+        why: String,
+    },
     /// A wave has more devices than its size allows.
     #[error("wave {wave} took devices in up to {have}, its size allows {allowed}")]
     CapExceeded {

@@ -93,15 +93,12 @@ impl Device {
         (0..4).for_each(|_| latency_us.add(1 + chance.below(3)));
         let class = if chance.percent(50) { "0" } else { "1" };
         Some(Evidence {
-            manifest: running.manifest,
-            generation: running.generation,
             reports: 1,
             requests: RequestCounts { served: 4, failed: if bad { 4 } else { 0 }, ..RequestCounts::default() },
             latency_us,
-            objectives: Default::default(),
-            incumbent_us: Default::default(),
             predictions: BTreeMap::from([("class".to_owned(), BTreeMap::from([(class.to_owned(), 4)]))]),
             crashes: u32::from(chance.percent(scenario.crashes_percent)),
+            ..Evidence::of(running.manifest, running.generation)
         })
     }
 }

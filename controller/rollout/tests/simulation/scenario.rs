@@ -122,6 +122,7 @@ impl Scenario {
             bundle: reference(),
             selector: Selector::all(),
             waves,
+            gate: None,
             limits,
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),

@@ -1,4 +1,5 @@
-//! Holds what a wave measured against the rollout's limits, and says so in sentences.
+//! Holds what a wave measured against the rollout's limits, and says so in sentences. How its devices compare with others is
+//! [`crate::gate`]'s matter; here it becomes part of the verdict.
 //!
 //! Limits are absolute: they need no test, and one that is passed stops the wave at once. What cannot be judged, for
 //! want of data or of a control, is `Inconclusive` in its check. The least numbers of reports and requests are needed
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 
 use muster_shared::drift::{homogeneity, psi};
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{ArmSummary, Check, Limits, Outcome, Rule, Verdict};
+use muster_shared::rollout::{ArmSummary, Check, GateReport, Limits, Outcome, Rule, Verdict};
 
 use crate::evidence::{Arm, total};
 use crate::fleet::Predictions;
@@ -19,9 +20,10 @@ use crate::wording::{comparison, count, counted, duration, latency, listed};
 /// predictions a score is large by itself.
 const PREDICTION_ALPHA: f64 = 0.001;
 
-/// What the gate made of one wave at one time.
+/// What is known of one wave at one time.
 pub(crate) struct Judgement {
     checks: Vec<Check>,
+    gate: Option<GateReport>,
     /// What the rollout's devices reported.
     pub(crate) canary: ArmSummary,
     control: ArmSummary,
@@ -30,8 +32,8 @@ pub(crate) struct Judgement {
     pub(crate) predictions_needed: Option<u64>,
 }
 
-/// Judges a wave.
-pub(crate) fn judge(
+/// Holds a wave against its limits.
+pub(crate) fn hold(
     limits: &Limits,
     canary: &Arm<'_>,
     control: &Arm<'_>,
@@ -42,6 +44,7 @@ pub(crate) fn judge(
     let (prediction_psi, predictions_needed) = prediction_psi(limits, canary, control, reference);
     Judgement {
         predictions_needed,
+        gate: None,
         checks: vec![
             failures(limits, &canary.summary, targets),
             error_rate(limits, &canary.summary, &control.summary),
@@ -57,7 +60,22 @@ pub(crate) fn judge(
 }
 
 impl Judgement {
-    /// Whether a limit is passed.
+    /// The same with what came of the comparison of devices.
+    pub(crate) fn with_gate(mut self, report: GateReport) -> Self {
+        self.checks.push(Check {
+            rule: Rule::Gate,
+            outcome: report.outcome,
+            measured: Some(report.log_e),
+            limit: report.log_threshold,
+            canary_samples: u64::from(report.blocks),
+            control_samples: u64::from(report.blocks),
+            sentence: report.sentence.clone(),
+        });
+        self.gate = Some(report);
+        self
+    }
+
+    /// Whether a limit is passed, or canaries are worse.
     pub(crate) fn is_failed(&self) -> bool {
         self.checks.iter().any(|check| check.outcome == Outcome::Failed)
     }
@@ -70,8 +88,8 @@ impl Judgement {
         self.into_verdict(wave, at_ms, Outcome::Failed, summary)
     }
 
-    /// The verdict that the wave passed.
-    pub(crate) fn successful(self, wave: u32, at_ms: u64) -> Verdict {
+    /// The verdict that the wave passed; `waived_by` let it, where the comparison of devices showed neither.
+    pub(crate) fn successful(self, wave: u32, at_ms: u64, waived_by: Option<&str>) -> Verdict {
         let ArmSummary { devices, reporting, reports, requests, .. } = self.canary;
         let basis = format!(
             "{} in {} from {} of {}",
@@ -80,7 +98,10 @@ impl Judgement {
             count(u64::from(reporting)),
             counted(u64::from(devices), "device"),
         );
-        let summary = if self.compared {
+        let summary = if let Some(report) = &self.gate {
+            let by = waived_by.map_or_else(String::new, |actor| format!(", as {actor} decided"));
+            format!("wave {} passed{by}: {}; {basis} within the limits", u64::from(wave) + 1, report.sentence)
+        } else if self.compared {
             format!("wave {} passed: {basis} within every limit", u64::from(wave) + 1)
         } else {
             let why = match self.control.devices {
@@ -93,6 +114,13 @@ impl Judgement {
             format!("wave {} passed, limits only: {why}; {basis} within the limits", u64::from(wave) + 1)
         };
         self.into_verdict(wave, at_ms, Outcome::Successful, summary)
+    }
+
+    /// The verdict that the comparison of devices showed neither.
+    pub(crate) fn undecided(self, wave: u32, at_ms: u64) -> Verdict {
+        let why = self.gate.as_ref().map_or("", |report| report.sentence.as_str());
+        let summary = format!("wave {} is inconclusive: {why}", u64::from(wave) + 1);
+        self.into_verdict(wave, at_ms, Outcome::Inconclusive, summary)
     }
 
     /// The verdict that time ran out; `why` says what was missing.
@@ -114,8 +142,8 @@ impl Judgement {
     }
 
     fn into_verdict(self, wave: u32, at_ms: u64, outcome: Outcome, summary: String) -> Verdict {
-        let Self { checks, canary, control, compared: _, predictions_needed: _ } = self;
-        Verdict { at_ms, wave, outcome, checks, canary, control, summary }
+        let Self { checks, gate, canary, control, compared: _, predictions_needed: _ } = self;
+        Verdict { at_ms, wave, outcome, checks, canary, control, gate, summary }
     }
 }
 

@@ -1,0 +1,117 @@
+//! Compares the canaries of a wave with devices like them that stay on the incumbent.
+//!
+//! [`deal`] says who is compared with whom when the wave takes its devices in, before anything is known of how they fare. When the soak is
+//! over, every device gets one score a guardrail ([`score`]), and [`judge()`] says what the scores prove. More hours of the same devices are
+//! no more evidence about the fleet, so a wave is judged once: where that is inconclusive, people decide. When a wave is ready to be
+//! judged is [`crate::wave`]'s matter.
+
+mod deal;
+mod judge;
+mod score;
+mod wording;
+
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{Block, GateEvidence, GateReport, GateSpec, Outcome, RolloutSpec, Waiting};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use deal::deal;
+pub use judge::{Gate, judge, scales};
+
+use crate::fleet::Fleet;
+use crate::rollout::Rollout;
+use crate::statistics::wave_alpha;
+
+/// How the comparison of one wave stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateState {
+    /// Who is compared with whom.
+    pub blocks: Vec<Block<DeviceId>>,
+    /// What was scored and what came of it, once it was.
+    pub judged: Option<GateEvidence>,
+    /// Who let the wave go on though the comparison was inconclusive.
+    pub waived_by: Option<String>,
+}
+
+impl GateState {
+    /// The comparison was made, showed neither, and nobody has decided since.
+    #[must_use]
+    pub fn is_undecided(&self) -> bool {
+        self.waived_by.is_none() && self.judged.as_ref().is_some_and(|judged| is_open(&judged.report))
+    }
+}
+
+/// Neither shown to be worse nor shown to be good, though there were enough blocks to tell.
+fn is_open(report: &GateReport) -> bool {
+    report.outcome == Outcome::Inconclusive && !report.limits_only
+}
+
+/// What the gate says of a wave that nothing else holds up.
+pub(crate) enum Answer {
+    /// The rollout asks for no comparison.
+    NotAsked,
+    /// Devices have yet to show what they are scored by.
+    Wait(Waiting),
+    /// It is judged.
+    Judged(GateReport),
+}
+
+impl Rollout {
+    /// What the comparison of `wave`, counted from 0, rests on; none before it was made, and where none is asked for.
+    #[must_use]
+    pub fn gate_evidence(&self, wave: u32) -> Option<&GateEvidence> {
+        self.waves.get(wave as usize)?.gate.as_ref()?.judged.as_ref()
+    }
+
+    /// The same of every wave that was judged.
+    pub fn all_gate_evidence(&self) -> impl Iterator<Item = &GateEvidence> {
+        self.waves.iter().filter_map(|state| state.gate.as_ref()?.judged.as_ref())
+    }
+
+    /// Windows received since then are what devices of the current wave are scored by; none when nobody is to be scored.
+    #[must_use]
+    pub fn scored_since_ms(&self) -> Option<u64> {
+        let state = self.wave_state()?;
+        let waits = state.gate.as_ref().is_some_and(|gate| gate.judged.is_none() && !gate.blocks.is_empty());
+        state.soak_from_ms.filter(|_| waits)
+    }
+}
+
+/// The level at which `wave`, counted from 0, is judged. The last wave of a bundle that takes the incumbent's place leaves nobody to compare
+/// with, so it gets no part.
+pub(crate) fn alpha(spec: &RolloutSpec, gate: &GateSpec, wave: u32) -> f64 {
+    let all = u32::try_from(spec.waves.len()).unwrap_or(u32::MAX);
+    wave_alpha(gate.alpha, wave, if spec.stage.is_serve() { all.saturating_sub(1).max(1) } else { all })
+}
+
+/// Judges the current wave, once. As long as `may_wait`, it is not judged before every device of its blocks has been scored.
+pub(crate) fn answer(next: &mut Rollout, fleet: &Fleet, now_ms: u64, may_wait: bool) -> Answer {
+    let wave = next.current_wave;
+    let Some((gate, state)) = next.spec.gate.as_ref().zip(next.wave_state()) else { return Answer::NotAsked };
+    let Some(dealt) = &state.gate else { return Answer::NotAsked };
+    if let Some(judged) = &dealt.judged {
+        return Answer::Judged(judged.report.clone());
+    }
+    let (gate, blocks) = score::score(next, gate, &dealt.blocks, state.soak_from_ms.unwrap_or(now_ms), fleet);
+    let unscored = score::unscored(&blocks);
+    if may_wait && !unscored.is_empty() {
+        return Answer::Wait(Waiting::Unscored { devices: unscored });
+    }
+    let alpha = alpha(&next.spec, &gate, wave);
+    let report = judge(&gate, alpha, &blocks, dealt.blocks.len());
+    let evidence = GateEvidence {
+        rollout: next.id.clone(),
+        bundle: next.bundle.bundle.clone(),
+        wave,
+        at_ms: now_ms,
+        alpha,
+        dealt: dealt.blocks.len(),
+        gate,
+        blocks,
+        report: report.clone(),
+    };
+    if let Some(state) = next.waves.get_mut(wave as usize).and_then(|state| state.gate.as_mut()) {
+        state.judged = Some(evidence);
+    }
+    Answer::Judged(report)
+}

@@ -1,0 +1,187 @@
+//! One score a device and guardrail, from what it measured since the soak began. Canaries and controls are scored over the same time.
+
+use std::collections::BTreeSet;
+
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{Block, GateSpec, Guardrail, Metric, ScoredDevice};
+use muster_shared::sketch::{LatencySketch, RightCounts};
+use muster_shared::trust::Stage;
+
+use crate::fleet::{DeviceFacts, Evidence, Fleet};
+use crate::rollout::{Rollout, Target};
+
+/// The score of a device that was not heard of, or that failed on the bundle.
+const WORST: f64 = 1.0;
+/// Which latency of a wave's devices is slow, where the rollout does not say.
+const SLOW_QUANTILE: f64 = 0.95;
+
+/// What one device measured of the bundle it stands for.
+struct Side<'f> {
+    device: &'f DeviceId,
+    /// It was not heard of since the soak began.
+    silent: bool,
+    /// It failed, reverted or crashed.
+    failed: bool,
+    requests: u64,
+    errors: u64,
+    latency_us: LatencySketch,
+    labels: RightCounts,
+    /// Rows for which a shadow and the incumbent named the same class, and rows for which they did not.
+    agreed: u64,
+    disagreed: u64,
+}
+
+/// Which of two models on one device is meant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Canary,
+    Control,
+}
+
+/// The scores of `blocks`, and the gate with the latencies it took for slow. Devices that another rollout or nobody has any more are left
+/// out, and controls that were told to run the bundle; so are blocks without a canary or a control.
+pub(super) fn score(
+    rollout: &Rollout,
+    gate: &GateSpec,
+    blocks: &[Block<DeviceId>],
+    since_ms: u64,
+    fleet: &Fleet,
+) -> (GateSpec, Vec<Block<ScoredDevice>>) {
+    let side = |id, part| match part {
+        Part::Canary => canary(rollout, id, since_ms, fleet),
+        Part::Control => control(rollout, id, since_ms, fleet),
+    };
+    let seen: Vec<Block<Side<'_>>> = blocks
+        .iter()
+        .filter_map(|block| {
+            let canary = side(&block.canary, Part::Canary)?;
+            let controls: Vec<_> = block.controls.iter().filter_map(|id| side(id, Part::Control)).collect();
+            (!controls.is_empty()).then_some(Block { canary, controls })
+        })
+        .collect();
+    let mut gate = gate.clone();
+    for guardrail in gate.guardrails.iter_mut().filter(|guardrail| guardrail.metric == Metric::LatencyShare) {
+        // Of both sides together: who is a canary must not move what counts as slow.
+        guardrail.above_us = guardrail.above_us.or_else(|| slow_us(&seen));
+    }
+    let device = |side: &Side<'_>, part| ScoredDevice {
+        device: side.device.clone(),
+        silent: side.silent,
+        scores: gate.guardrails.iter().map(|guardrail| side.score(guardrail, part)).collect(),
+    };
+    let scored = seen.iter().map(|block| Block {
+        canary: device(&block.canary, Part::Canary),
+        controls: block.controls.iter().map(|side| device(side, Part::Control)).collect(),
+    });
+    let scored = scored.collect();
+    (gate, scored)
+}
+
+/// Devices that were not heard of, or have nothing to be scored by yet.
+pub(super) fn unscored(blocks: &[Block<ScoredDevice>]) -> Vec<DeviceId> {
+    let devices = blocks.iter().flat_map(|block| std::iter::once(&block.canary).chain(&block.controls));
+    let lacking = devices.filter(|device| device.silent || device.scores.contains(&None));
+    let names: BTreeSet<&DeviceId> = lacking.map(|device| &device.device).collect();
+    names.into_iter().cloned().collect()
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a latency in microseconds fits")]
+fn slow_us(blocks: &[Block<Side<'_>>]) -> Option<u64> {
+    let mut all = LatencySketch::default();
+    for side in blocks.iter().flat_map(|block| std::iter::once(&block.canary).chain(&block.controls)) {
+        all.merge(&side.latency_us);
+    }
+    all.quantile_us(SLOW_QUANTILE).map(|slow_us| slow_us.ceil().max(1.0) as u64)
+}
+
+fn canary<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet) -> Option<Side<'f>> {
+    let target = rollout.targets.get(id)?;
+    let facts = rollout.governed(id, target, fleet)?;
+    let (device, _) = fleet.devices.get_key_value(id)?;
+    let mut side = Side::of(device, facts, since_ms, |evidence| is_canarys(target, evidence));
+    // It may be here and yet never have taken the bundle up.
+    side.silent |= target.done_at_ms.is_none() && target.failure.is_none();
+    side.failed |= target.failure.is_some();
+    if target.beside {
+        for evidence in facts.soak.iter().filter(|evidence| is_canarys(target, evidence)) {
+            side.labels.merge(&evidence.beside.candidate);
+        }
+    }
+    Some(side)
+}
+
+fn control<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet) -> Option<Side<'f>> {
+    let (device, facts) = fleet.devices.get_key_value(id)?;
+    let incumbent = facts.reported.as_ref()?.committed.as_ref()?.manifest;
+    if facts.revoked || incumbent == rollout.bundle.manifest {
+        return None;
+    }
+    let mut side = Side::of(device, facts, since_ms, |evidence| evidence.manifest == incumbent);
+    match rollout.targets.get(id) {
+        None if facts.held_by.is_some() => return None,
+        None => {}
+        Some(target) if !target.beside => return None,
+        Some(target) => {
+            let shadowed = matches!(rollout.spec.stage, Stage::Shadow { .. });
+            if shadowed {
+                // Its model's time for the very requests that the shadow ran.
+                side.latency_us = LatencySketch::default();
+            }
+            for evidence in facts.soak.iter().filter(|evidence| is_canarys(target, evidence)) {
+                side.labels.merge(&evidence.beside.incumbent);
+                if shadowed {
+                    side.latency_us.merge(&evidence.incumbent_us);
+                }
+            }
+        }
+    }
+    Some(side)
+}
+
+fn is_canarys(target: &Target, evidence: &Evidence) -> bool {
+    (Some(evidence.manifest), evidence.generation) == (target.manifest, target.generation)
+}
+
+impl<'f> Side<'f> {
+    fn of(device: &'f DeviceId, facts: &DeviceFacts, since_ms: u64, counts: impl Fn(&Evidence) -> bool) -> Self {
+        let mut side = Self {
+            device,
+            silent: facts.last_seen_ms.is_none_or(|seen_ms| seen_ms < since_ms),
+            failed: false,
+            requests: 0,
+            errors: 0,
+            latency_us: LatencySketch::default(),
+            labels: RightCounts::default(),
+            agreed: 0,
+            disagreed: 0,
+        };
+        for evidence in facts.soak.iter().filter(|evidence| counts(evidence)) {
+            side.requests = side.requests.saturating_add(evidence.requests.served);
+            side.errors = side.errors.saturating_add(evidence.requests.errors());
+            side.latency_us.merge(&evidence.latency_us);
+            side.labels.merge(&evidence.labels);
+            side.agreed = side.agreed.saturating_add(evidence.beside.agreed);
+            side.disagreed = side.disagreed.saturating_add(evidence.beside.disagreed);
+            side.failed |= evidence.crashes > 0;
+        }
+        side
+    }
+
+    fn score(&self, guardrail: &Guardrail, part: Part) -> Option<f64> {
+        let share = |bad: u64, of: u64| (of > 0).then(|| bad as f64 / of as f64);
+        if self.silent || (part == Part::Canary && self.failed) {
+            return Some(WORST);
+        }
+        match guardrail.metric {
+            Metric::ErrorRate => share(self.errors, self.requests),
+            Metric::LatencyShare => {
+                let timed = self.latency_us.count();
+                share(timed.saturating_sub(self.latency_us.count_up_to(guardrail.above_us? as f64)), timed)
+            }
+            Metric::Failures => Some(f64::from(u8::from(self.failed))),
+            Metric::LabelError => share(self.labels.labels.saturating_sub(self.labels.right), self.labels.labels),
+            Metric::Disagreement if part == Part::Control => Some(0.0),
+            Metric::Disagreement => share(self.disagreed, self.agreed.saturating_add(self.disagreed)),
+        }
+    }
+}

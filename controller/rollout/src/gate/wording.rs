@@ -1,0 +1,88 @@
+//! What a comparison showed, in sentences.
+
+use muster_shared::rollout::{GateReport, Guardrail, GuardrailReport, Metric, Outcome};
+
+use crate::statistics::MIN_BLOCKS;
+use crate::wording::{count, counted, latency};
+
+/// Odds above this are not spelt out.
+const LARGE_LOG_ODDS: f64 = 13.8;
+
+fn name(guardrail: &Guardrail) -> String {
+    match (guardrail.metric, guardrail.above_us) {
+        (Metric::LatencyShare, Some(edge_us)) => format!("share of requests above {}", latency(edge_us as f64)),
+        (metric, _) => metric.to_string(),
+    }
+}
+
+/// A share as percentage points, with its sign.
+fn points(share: f64) -> String {
+    format!("{:+.2} points", share * 100.0)
+}
+
+fn odds(log_e: f64) -> String {
+    match log_e {
+        large if large > LARGE_LOG_ODDS => "more than a million to 1".to_owned(),
+        log_e => format!("{:.1} to 1", log_e.exp()),
+    }
+}
+
+/// What one guardrail showed.
+pub(super) fn guardrail(report: &GuardrailReport) -> String {
+    let GuardrailReport { guardrail, outcome, blocks, mean_difference, upper_bound, blocks_needed, .. } = report;
+    let name = name(guardrail);
+    let Some(mean) = mean_difference else { return format!("{name}: nothing to compare") };
+    let basis = format!("{name} {} over {}", points(*mean), counted(u64::from(*blocks), "block"));
+    match (outcome, guardrail.margin, upper_bound) {
+        (Outcome::Failed, _, _) => format!("{basis}, evidence {}", odds(report.log_e)),
+        (_, None, _) => format!("{basis}, evidence of a loss {}", odds(report.log_e)),
+        (_, Some(_), None) => format!("{basis}, {MIN_BLOCKS} needed to rule anything out"),
+        (Outcome::Successful, Some(margin), Some(bound)) => {
+            format!("{basis}, at most {}, {} allowed", points(*bound), points(margin))
+        }
+        (_, Some(margin), Some(bound)) => {
+            let enough = match blocks_needed {
+                Some(needed) if needed > blocks => {
+                    format!("{} more canaries like these would tell, or", count(u64::from(needed - blocks)))
+                }
+                Some(_) | None => "what would tell is".to_owned(),
+            };
+            // The next tenth of a point that the bound lies below.
+            let wider = (bound * 1_000.0).floor() / 1_000.0 + 0.001;
+            format!(
+                "{basis}, up to {} is not ruled out, {} allowed: {enough} a margin of {:.1} points",
+                points(*bound),
+                points(margin),
+                wider * 100.0
+            )
+        }
+    }
+}
+
+/// What the whole showed.
+pub(super) fn report(report: &GateReport) -> String {
+    let sentences = |wanted: &dyn Fn(&GuardrailReport) -> bool| {
+        let all = report.guardrails.iter().filter(|report| wanted(report)).map(|report| report.sentence.as_str());
+        all.collect::<Vec<_>>().join("; ")
+    };
+    match report.outcome {
+        Outcome::Failed => format!(
+            "canaries are worse than their controls, evidence {} where {} is enough: {}",
+            odds(report.log_e),
+            odds(report.log_threshold),
+            sentences(&|report| report.outcome == Outcome::Failed)
+        ),
+        Outcome::Successful => format!("canaries are not worse than allowed: {}", sentences(&|_| true)),
+        Outcome::Inconclusive | Outcome::Error if report.limits_only => match report.blocks {
+            0 => "limits only, nobody is left to compare with".to_owned(),
+            blocks => format!(
+                "limits only, {} of canaries and controls, {MIN_BLOCKS} needed to compare",
+                counted(u64::from(blocks), "block")
+            ),
+        },
+        Outcome::Inconclusive | Outcome::Error => {
+            let open = sentences(&|report| report.outcome != Outcome::Successful);
+            format!("it is not shown that canaries are not worse: {open}")
+        }
+    }
+}

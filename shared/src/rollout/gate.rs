@@ -1,0 +1,314 @@
+//! How canaries are compared with controls: what is asked for, what was scored, and what came of it.
+//!
+//! The device is the statistical unit: each gives one score a guardrail, larger being worse. How scores come about and what they prove is
+//! `muster-rollout`'s matter.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::verdict::Outcome;
+use crate::ids::{BundleRef, DeviceId, RolloutId};
+use crate::limits::{MAX_GATE_CONTROLS, MAX_GATE_KEYS, MAX_GUARDRAILS, MAX_LABEL_BYTES};
+use crate::trust::Stage;
+
+/// What a device is scored by: a share of something bad, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Metric {
+    /// Share of served requests that the model failed.
+    ErrorRate,
+    /// Share of served requests that took longer than [`Guardrail::above_us`].
+    LatencyShare,
+    /// 1 where the device failed, reverted or crashed, 0 where it did not.
+    Failures,
+    /// Share of labelled answers that were wrong.
+    LabelError,
+    /// Share of rows for which a shadow names another class than the bundle in service.
+    Disagreement,
+}
+
+impl Metric {
+    /// The metric as the API spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ErrorRate => "error-rate",
+            Self::LatencyShare => "latency-share",
+            Self::Failures => "failures",
+            Self::LabelError => "label-error",
+            Self::Disagreement => "disagreement",
+        }
+    }
+
+    /// Whether a larger score than the controls' is a loss by itself. Another answer than the incumbent's may be the better one, so a
+    /// disagreement only has to stay below its margin.
+    #[must_use]
+    pub const fn is_loss(self) -> bool {
+        match self {
+            Self::ErrorRate | Self::LatencyShare | Self::Failures | Self::LabelError => true,
+            Self::Disagreement => false,
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One thing that must not become worse.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Guardrail {
+    /// What devices are scored by.
+    pub metric: Metric,
+    /// By how much canaries may be worse than their controls, as a share from 0 to 1: a wave passes only when more is ruled out. Without
+    /// it the guardrail can roll back, and holds no wave up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// With `latency-share`, which latency is slow, in microseconds. Without it, the 95th percentile of the controls' from the start of
+    /// the wave to that of the soak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub above_us: Option<u64>,
+}
+
+/// How the devices of a wave are compared with others before it passes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GateSpec {
+    /// The chance that a bundle equal to the incumbent is rolled back, over all waves together; and that one which is worse by a margin
+    /// passes.
+    #[serde(default = "default_alpha")]
+    pub alpha: f64,
+    /// Controls that each canary is compared with at most.
+    #[serde(default = "default_controls")]
+    pub controls: u32,
+    /// Labels or attributes that a canary and its controls must share, as `site`. That they ran the same bundle before is asked always.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub match_on: Vec<String>,
+    /// What must not become worse.
+    pub guardrails: Vec<Guardrail>,
+}
+
+const fn default_alpha() -> f64 {
+    0.05
+}
+
+const fn default_controls() -> u32 {
+    4
+}
+
+/// Why a gate as asked for is not valid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GateError {
+    /// A level that is none.
+    #[error("alpha: above 0 and at most 0.5, as 0.05")]
+    Alpha,
+    /// Too few controls, or too many.
+    #[error("controls: from 1 to {MAX_GATE_CONTROLS}")]
+    Controls,
+    /// Names that no label or attribute can have, or too many.
+    #[error("match_on: at most {MAX_GATE_KEYS} names of labels or attributes, each once")]
+    MatchOn,
+    /// None, or too many.
+    #[error("guardrails: from 1 to {MAX_GUARDRAILS}")]
+    Guardrails,
+    /// The same twice.
+    #[error("guardrail {0}: it is there twice")]
+    Twice(Metric),
+    /// A field that does not go with the metric.
+    #[error("guardrail {metric}: {reason}")]
+    Guardrail {
+        /// Which.
+        metric: Metric,
+        /// What is expected.
+        reason: &'static str,
+    },
+    /// Nothing that a wave would have to prove.
+    #[error("guardrails: give at least one of them a margin, or every wave would pass without proof")]
+    NoMargin,
+}
+
+impl GateSpec {
+    /// A gate with these guardrails, and for the rest as it is without being asked for.
+    #[must_use]
+    pub fn of(guardrails: Vec<Guardrail>) -> Self {
+        Self { alpha: default_alpha(), controls: default_controls(), match_on: Vec::new(), guardrails }
+    }
+
+    /// Checks what the types alone do not express. `stage` is the part in which the rollout's devices run the bundle.
+    ///
+    /// # Errors
+    /// [`GateError`] with the first fault found.
+    pub fn validate(&self, stage: &Stage) -> Result<(), GateError> {
+        let expect = |holds: bool, error: GateError| if holds { Ok(()) } else { Err(error) };
+        expect(self.alpha > 0.0 && self.alpha <= 0.5, GateError::Alpha)?;
+        expect((1..=MAX_GATE_CONTROLS).contains(&self.controls), GateError::Controls)?;
+        let is_key = |(at, key): (usize, &String)| {
+            (1..=MAX_LABEL_BYTES).contains(&key.len()) && !self.match_on[..at].contains(key)
+        };
+        let keys = self.match_on.len() <= MAX_GATE_KEYS && self.match_on.iter().enumerate().all(is_key);
+        expect(keys, GateError::MatchOn)?;
+        expect((1..=MAX_GUARDRAILS).contains(&self.guardrails.len()), GateError::Guardrails)?;
+        for (at, guardrail) in self.guardrails.iter().enumerate() {
+            let Guardrail { metric, margin, above_us } = *guardrail;
+            let is_same = |other: &Guardrail| (other.metric, other.above_us) == (metric, above_us);
+            expect(!self.guardrails[..at].iter().any(is_same), GateError::Twice(metric))?;
+            let fault = |reason| GateError::Guardrail { metric, reason };
+            expect(margin.is_none_or(|margin| margin > 0.0 && margin <= 1.0), fault("its margin is a share above 0"))?;
+            let edge = above_us.is_none_or(|edge_us| metric == Metric::LatencyShare && edge_us > 0);
+            expect(edge, fault("above_us is a latency above 0, of latency-share alone"))?;
+            match metric {
+                // A few devices without a failure prove little, and their scores do not spread: no bound would say so.
+                Metric::Failures => expect(margin.is_none(), fault("a device fails or does not: it has no margin"))?,
+                Metric::Disagreement => {
+                    expect(margin.is_some(), fault("it needs a margin"))?;
+                    expect(matches!(stage, Stage::Shadow { .. }), fault("it needs a rollout that runs as shadow"))?;
+                }
+                Metric::ErrorRate | Metric::LatencyShare | Metric::LabelError => {}
+            }
+        }
+        expect(self.guardrails.iter().any(|guardrail| guardrail.margin.is_some()), GateError::NoMargin)
+    }
+}
+
+/// One canary and its controls: devices first, and when they have been watched, their scores.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Block<T> {
+    /// The device on the new bundle.
+    pub canary: T,
+    /// Devices like it on the incumbent. Where the bundle runs beside the incumbent, the device itself.
+    pub controls: Vec<T>,
+}
+
+/// One device of a block, as the gate saw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ScoredDevice {
+    /// Which.
+    pub device: DeviceId,
+    /// It was not heard of while it was to be watched, so it scores worst.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
+    /// One for each guardrail, in order; none where there was nothing to score.
+    pub scores: Vec<Option<f64>>,
+}
+
+/// What one guardrail showed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GuardrailReport {
+    /// What was asked for.
+    pub guardrail: Guardrail,
+    /// `Successful` when canaries are shown to be worse by less than the margin, and where there is none to show.
+    pub outcome: Outcome,
+    /// Blocks with a score of the canary and of a control.
+    pub blocks: u32,
+    /// By what differences of scores were divided; none where scores do not differ within any block.
+    pub scale: Option<f64>,
+    /// Evidence that canaries are worse, as a natural logarithm: 0 for none.
+    pub log_e: f64,
+    /// Mean difference of scores, canary less control.
+    pub mean_difference: Option<f64>,
+    /// By how much canaries are worse at most, at the level of the wave.
+    pub upper_bound: Option<f64>,
+    /// Blocks that would show it, if they are like those so far.
+    pub blocks_needed: Option<u32>,
+    /// All of it in a sentence.
+    pub sentence: String,
+}
+
+/// What a gate made of one wave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GateReport {
+    /// `Failed` when canaries are worse, `Successful` when every margin is kept, else `Inconclusive`.
+    pub outcome: Outcome,
+    /// Fewer blocks than can show anything: the wave rests on its limits alone.
+    pub limits_only: bool,
+    /// The wave's part of [`GateSpec::alpha`].
+    pub alpha: f64,
+    /// Blocks compared.
+    pub blocks: u32,
+    /// Evidence that canaries are worse, the mean over guardrails, as a natural logarithm.
+    pub log_e: f64,
+    /// From where on it is enough to roll back.
+    pub log_threshold: f64,
+    /// Every guardrail with its numbers.
+    pub guardrails: Vec<GuardrailReport>,
+    /// All of it in a sentence.
+    pub sentence: String,
+}
+
+/// Everything that the verdict of a gate rests on: with it, the verdict can be reached again elsewhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GateEvidence {
+    /// Which rollout.
+    pub rollout: RolloutId,
+    /// The bundle it brings.
+    pub bundle: BundleRef,
+    /// Which wave, counted from 0.
+    pub wave: u32,
+    /// When it was judged, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// What was asked for, with the latencies that were taken for slow.
+    pub gate: GateSpec,
+    /// The wave's part of its α.
+    pub alpha: f64,
+    /// Blocks that were dealt, those left out since included.
+    pub dealt: usize,
+    /// The scores.
+    pub blocks: Vec<Block<ScoredDevice>>,
+    /// What came of them.
+    pub report: GateReport,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(guardrails: &[(Metric, Option<f64>)]) -> GateSpec {
+        let guardrail =
+            |(metric, margin): &(Metric, Option<f64>)| Guardrail { metric: *metric, margin: *margin, above_us: None };
+        GateSpec { match_on: vec!["site".into()], ..GateSpec::of(guardrails.iter().map(guardrail).collect()) }
+    }
+
+    #[test]
+    fn a_gate_must_be_able_to_prove_something() {
+        let good = gate(&[(Metric::ErrorRate, Some(0.03)), (Metric::LatencyShare, None), (Metric::Failures, None)]);
+        assert_eq!(good.validate(&Stage::Serve), Ok(()));
+        let with = |change: &dyn Fn(&mut GateSpec)| {
+            let mut gate = good.clone();
+            change(&mut gate);
+            gate.validate(&Stage::Serve).unwrap_err()
+        };
+        assert_eq!(with(&|g| g.alpha = 0.0), GateError::Alpha);
+        assert_eq!(with(&|g| g.alpha = f64::NAN), GateError::Alpha);
+        assert_eq!(with(&|g| g.controls = 0), GateError::Controls);
+        assert_eq!(with(&|g| g.match_on.push("site".into())), GateError::MatchOn);
+        assert_eq!(with(&|g| g.guardrails.clear()), GateError::Guardrails);
+        assert_eq!(with(&|g| g.guardrails[0].margin = None), GateError::NoMargin);
+        assert_eq!(with(&|g| g.guardrails[1].metric = Metric::ErrorRate), GateError::Twice(Metric::ErrorRate));
+        for (at, change) in
+            [(0, (Some(1.5), None)), (0, (Some(0.1), Some(5))), (1, (None, Some(0))), (2, (Some(0.1), None))]
+        {
+            let error = with(&|g| (g.guardrails[at].margin, g.guardrails[at].above_us) = change);
+            assert!(matches!(error, GateError::Guardrail { .. }), "{at} {change:?}: {error}");
+        }
+        let disagrees = gate(&[(Metric::Disagreement, Some(0.1))]);
+        assert!(disagrees.validate(&Stage::Serve).unwrap_err().to_string().contains("shadow"));
+        assert_eq!(disagrees.validate(&Stage::Shadow { share_bp: 10_000 }), Ok(()));
+    }
+}
