@@ -144,9 +144,11 @@ fn column_quantiles(sums: &Sums, profile: &Profile) -> Vec<ColumnQuantiles> {
 /// [`DriftError`].
 pub(crate) async fn report(app: &App, bundle: &BundleRef, wish: Wish) -> Result<DriftReport, DriftError> {
     let listed = windows::find(app, bundle).await?;
-    let mut report = score(collect::tally(app, bundle, &wish).await?).await?;
+    let mut counts = objectives::Counts::new(&listed);
+    let tally = collect::tally(app, &listed, &wish, |window| counts.add(app, &wish, window)).await?;
+    let mut objectives = counts.into_groups()?;
+    let mut report = score(tally).await?;
     if !wish.by_window {
-        let mut objectives = objectives::of(app, &listed, &wish).await?;
         for group in report.groups.iter_mut().filter(|group| group.slice.is_none()) {
             group.objectives = objectives.remove(&group.group).unwrap_or_default().into();
         }

@@ -143,10 +143,22 @@ impl<'a> Sketches<'a> {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn next(&mut self) -> Result<Option<SketchSeen>, StoreError> {
+        self.next_beside(|_| {}).await
+    }
+
+    /// The next one. Counters of the bundle's requests that come before it are shown to `counters`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn next_beside(
+        &mut self,
+        mut counters: impl FnMut(&WindowRecord),
+    ) -> Result<Option<SketchSeen>, StoreError> {
         while let Some((key, window)) = self.windows.next().await? {
             if window.key.manifest != self.listed.digest || time_of(&window, self.retention_ms) < self.since_ms {
                 continue;
             }
+            counters(&window);
             match SketchSeen::read(window, self.listed, self.retention_ms) {
                 Ok(Some(seen)) => return Ok(Some(seen)),
                 // Counters and crashes come in windows as well.

@@ -13,6 +13,7 @@ use muster_shared::suppression::{K_MIN, suppressed};
 use super::{DriftError, MAX_GROUPS, Wish};
 use crate::content::Listed;
 use crate::state::App;
+use crate::store::records::WindowRecord;
 use crate::windows::{self, ReportError, SketchSeen, Sketches};
 
 /// Steps of time told apart; when windows reach further, steps become longer.
@@ -122,10 +123,22 @@ pub(super) async fn each(
     app: &App,
     listed: &Listed,
     wish: &Wish,
+    visit: impl FnMut(String, &DeviceId, SketchWindow) -> Result<(), DriftError>,
+) -> Result<(), DriftError> {
+    each_beside(app, listed, wish, |_| {}, visit).await
+}
+
+/// The same, with counters of requests shown to `counters`.
+async fn each_beside(
+    app: &App,
+    listed: &Listed,
+    wish: &Wish,
+    mut counters: impl FnMut(&WindowRecord),
     mut visit: impl FnMut(String, &DeviceId, SketchWindow) -> Result<(), DriftError>,
 ) -> Result<(), DriftError> {
     let mut sketches = Sketches::of(app, listed, wish.since_ms);
-    while let Some(SketchSeen { device, at_ms, mut sketch }) = sketches.next().await.map_err(ReportError::from)? {
+    while let Some(seen) = sketches.next_beside(&mut counters).await.map_err(ReportError::from)? {
+        let SketchSeen { device, at_ms, mut sketch } = seen;
         let label = wish.group_by.as_deref().and_then(|label| app.fleet.label(&device, label));
         sketch.key.start_ms = at_ms;
         visit(label.unwrap_or_default(), &device, sketch)?;
@@ -222,23 +235,28 @@ impl Tally {
     }
 }
 
-/// Adds up everything that `wish` asks for.
+/// Adds up everything that `wish` asks for of `listed`. Counters of requests are shown to `counters`.
 ///
 /// # Errors
 /// [`DriftError`].
-pub(super) async fn tally(app: &App, bundle: &BundleRef, wish: &Wish) -> Result<Tally, DriftError> {
-    let listed = windows::find(app, bundle).await?;
-    let mut tally = Tally::new(Arc::clone(&listed), wish.clone());
-    each(app, &listed, wish, |group, device, window| tally.add(group, device, &window)).await?;
+pub(super) async fn tally(
+    app: &App,
+    listed: &Arc<Listed>,
+    wish: &Wish,
+    counters: impl FnMut(&WindowRecord),
+) -> Result<Tally, DriftError> {
+    let mut tally = Tally::new(Arc::clone(listed), wish.clone());
+    each_beside(app, listed, wish, counters, |group, device, window| tally.add(group, device, &window)).await?;
     Ok(tally)
 }
 
-/// The same, ready to be scored.
+/// What `wish` asks for, ready to be scored.
 ///
 /// # Errors
 /// [`DriftError`].
 pub(super) async fn collect(app: &App, bundle: &BundleRef, wish: &Wish) -> Result<Collected, DriftError> {
-    Ok(tally(app, bundle, wish).await?.into_parts().1)
+    let listed = windows::find(app, bundle).await?;
+    Ok(tally(app, &listed, wish, |_| {}).await?.into_parts().1)
 }
 
 /// Marks slices with too few rows, and what would give them away.

@@ -135,8 +135,11 @@ fn labels_say(surroundings: &Surroundings<'_>) -> String {
 pub fn sentence(column: &ColumnDrift, kind: DriftKind, surroundings: &Surroundings<'_>, devices: u32) -> String {
     let name = &column.name;
     let psi = column.psi.map_or_else(|| "-".to_owned(), |psi| format!("{psi:.3}"));
-    let critical = column.critical.map_or_else(|| "unknown".to_owned(), |critical| format!("{critical:.3}"));
-    let evidence = format!("PSI {psi}, by chance up to {critical}; {} rows of {devices} device(s)", column.n);
+    let chance = column.critical.map_or_else(
+        || "too few values to say what chance makes of it".to_owned(),
+        |critical| format!("by chance up to {critical:.3}"),
+    );
+    let evidence = format!("PSI {psi}, {chance}; {} rows of {devices} device(s)", column.n);
     let labels = labels_say(surroundings);
     match kind {
         DriftKind::None if column.n == 0 => format!("{name} has not been counted yet."),
@@ -268,6 +271,8 @@ mod tests {
                 Skew => "from the first windows on",
             };
             assert!(sentence.contains(says), "{sentence}");
+            // Nothing here says what chance makes of these columns.
+            assert!(sentence.contains("too few values to say"), "{sentence}");
         }
     }
 }

@@ -25,10 +25,15 @@ fn verdict(exceeded: bool, is_above: bool) -> Cell {
 
 /// Faults by feature and cause, and features whose missing values have a limit.
 pub(super) fn quality(quality: &DataQuality) -> String {
-    let head = format!(
-        "inputs against the data schema: {} row(s); requests: {} rejected, {} flagged, {} imputed",
-        quality.rows, quality.rejected, quality.flagged, quality.imputed
-    );
+    // Without a schema there are only requests that were not of the model's types and shapes.
+    let head = if quality.rows == 0 {
+        "inputs: no row was held against a data schema".to_owned()
+    } else {
+        format!(
+            "inputs against the data schema: {} row(s); requests: {} rejected, {} flagged, {} imputed",
+            quality.rows, quality.rejected, quality.flagged, quality.imputed
+        )
+    };
     let mut parts = vec![head];
     let rows = quality.faults.iter().map(|fault| {
         vec![
