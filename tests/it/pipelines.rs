@@ -223,6 +223,17 @@ fn a_png_is_answered_with_its_digit() {
         let url = format!("{}/v2/models/digit-images/infer", fleet.devices[0].inference_url);
         let (status, answer) = ask(&url, body, Some(head.len())).await?;
         ensure!(status == StatusCode::OK && answer["outputs"][1]["data"][0] == digit.trim(), "{answer}");
+        // Scaling and softmax were carried out inside the model; callers see neither its input nor its output.
+        let shown = fleet.operator.run(&["bundle", "show", "digit-images@1.0.0"]).await?;
+        ensure!(shown.contains("6 steps, 2 folded into the model (pre 3 scale, post 1 softmax)"), "{shown}");
+        let probabilities = answer["outputs"][0]["data"].as_array().context("probabilities")?;
+        let sum: f64 = probabilities.iter().filter_map(Value::as_f64).sum();
+        ensure!(probabilities.len() == 10 && (sum - 1.0).abs() < 1e-5, "{answer}");
+        let metadata: Value = Client::new().get(url.trim_end_matches("/infer")).send().await?.json().await?;
+        ensure!(
+            metadata["inputs"][0]["name"] == "png" && metadata["outputs"][0]["name"] == "probabilities",
+            "{metadata}"
+        );
         let broken = [&7_u32.to_le_bytes()[..], b"no PNG!"].concat();
         let parameters = json!({"binary_data_size": broken.len()});
         let input = json!({"name": "png", "datatype": "BYTES", "shape": [1], "parameters": parameters});

@@ -24,6 +24,37 @@ pub struct LoadOptions {
     /// About how many bytes all prepared shapes together may take; each is taken to need as much as the ONNX file. One
     /// shape besides the one from loading is always allowed.
     pub max_prepared_bytes: usize,
+    /// What is done to what comes in before the model's inputs get it. A runtime that cannot do it refuses the model.
+    pub inputs: Vec<Border>,
+    /// What is done to what the model's outputs give before it goes out.
+    pub outputs: Vec<Border>,
+}
+
+/// What a runtime does at one input or output of a model, as a part of the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Border {
+    /// The input or output, which is `FP32` in the model.
+    pub tensor: String,
+    /// Its name outside.
+    pub name: String,
+    /// The element type outside: of what comes in, which is cast first, or of what goes out, `FP32`.
+    pub outside: DataType,
+    /// What is done, in this order.
+    pub nodes: Vec<BorderNode>,
+}
+
+/// Arithmetic in 32-bit floating point that keeps shapes. Lists hold a number for each position of the last dimension, or one for all.
+/// NaN stays NaN.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BorderNode {
+    /// Takes these away.
+    Subtract(Vec<f32>),
+    /// Multiplies by these.
+    Multiply(Vec<f32>),
+    /// Adds these.
+    Add(Vec<f32>),
+    /// `exp(x) / Σ exp(x)` over the last dimension.
+    Softmax,
 }
 
 impl Default for LoadOptions {
@@ -33,6 +64,8 @@ impl Default for LoadOptions {
             time_limit: Duration::from_secs(120),
             max_prepared_shapes: 8,
             max_prepared_bytes: 64 * 1024 * 1024,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
         }
     }
 }

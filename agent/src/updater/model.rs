@@ -71,6 +71,7 @@ pub(super) fn load(
     let model: Arc<dyn Model> =
         pipeline::load(&TractRuntime, &onnx, &manifest.signature, manifest.pipeline.as_ref(), &golden)
             .map_err(|error| fault(format!("the model cannot be loaded: {error}")))?
+            .model
             .into();
     drop(onnx);
     check_signature(&manifest.signature, model.signature()).map_err(fault)?;

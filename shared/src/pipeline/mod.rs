@@ -6,7 +6,8 @@
 //! the manifest's signature names. Here is what a pipeline may say and whether it fits together, type by type; carrying it out is
 //! the device's matter.
 //!
-//! **Numbers** are 64-bit floating point between the steps and rounded once, where the model or the caller gets them.
+//! **Numbers** are 64-bit floating point between the steps and rounded once, where the model or the caller gets them; 32-bit in steps that a
+//! device carries out inside the model.
 //! **Columns** are the positions of a value's last dimension; a value of shape `[-1]` has one. **Rows** are counted by the first.
 
 mod check;

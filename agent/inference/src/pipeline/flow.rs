@@ -26,6 +26,8 @@ struct Ready {
     indices: Option<usize>,
     operation: Operation,
     lookups: Vec<Lookup>,
+    /// Whether it is carried out inside the model, so that here its value only changes its name.
+    is_folded: bool,
 }
 
 /// The values at one moment, by place.
@@ -63,7 +65,23 @@ impl Flow {
             Some(categories) => categories.iter().map(Lookup::new).collect(),
             None => Vec::new(),
         };
-        self.steps.push(Ready { sources, target, indices, operation: step.operation.clone(), lookups });
+        self.steps.push(Ready {
+            sources,
+            target,
+            indices,
+            operation: step.operation.clone(),
+            lookups,
+            is_folded: false,
+        });
+    }
+
+    /// Leaves the steps at `places` to the model.
+    pub(super) fn fold(&mut self, places: &[usize]) {
+        for place in places {
+            if let Some(step) = self.steps.get_mut(*place) {
+                step.is_folded = true;
+            }
+        }
     }
 
     /// The values before any step.
@@ -100,7 +118,7 @@ impl Flow {
             value.ok_or("it reads what is not there")
         });
         let value = side_by_side(read.collect::<Result<_, _>>()?)?;
-        let (result, indices) = apply(step, value)?;
+        let (result, indices) = if step.is_folded { (value, None) } else { apply(step, value)? };
         for (place, value) in [(Some(step.target), Some(result)), (step.indices, indices.map(Value::Numbers))] {
             if let Some(place) = place.and_then(|place| values.get_mut(place)) {
                 *place = value;

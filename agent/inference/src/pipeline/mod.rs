@@ -1,24 +1,27 @@
 //! Pipelines around models: a model that takes what callers send and gives what they get.
 //!
 //! The agent and `muster bundle build` both load a model through [`load`], so that what golden examples and the reference sample
-//! went through before release is what requests go through on a device. What a pipeline may say is
-//! [`muster_shared::pipeline`]'s to decide; it has been validated there before anything here runs.
+//! went through before release is what requests go through on a device. Steps at the border of the model are carried out inside it
+//! ([`fold`]). What a pipeline may say is [`muster_shared::pipeline`]'s to decide; it has been validated there before anything here runs.
 
 mod columns;
 mod encode;
 mod fit;
 mod flow;
+mod fold;
 mod image;
 mod value;
 
 use std::collections::BTreeMap;
 
 use muster_shared::bundle::{ModelSignature, TensorSpec};
-use muster_shared::pipeline::{Half, Pipeline, Step, shape_fits};
+use muster_shared::pipeline::{Half, Pipeline, PipelineError, Step, shape_fits};
 
 pub(crate) use self::encode::Lookup;
 pub use self::fit::{Draft, DraftStep, Fit, FitError, fit};
 use self::flow::Flow;
+use self::fold::{FoldedHalf, Folding};
+pub use self::fold::{FoldedStep, folded_steps};
 use crate::golden::GoldenSet;
 use crate::runtime::{LoadError, LoadOptions, Model, RunError, Runtime};
 use crate::tensor::Tensor;
@@ -27,10 +30,20 @@ use crate::tensor::Tensor;
 struct Pipelined {
     /// What callers send and get.
     outer: ModelSignature,
-    pre: Flow,
+    /// None where the model takes what callers send.
+    pre: Option<Flow>,
     model: Box<dyn Model>,
-    post: Flow,
+    /// None where callers get what the model gives.
+    post: Option<Flow>,
     parameter_bytes: u64,
+}
+
+/// A model as callers meet it, and how its pipeline is carried out.
+pub struct Loaded {
+    /// The model.
+    pub model: Box<dyn Model>,
+    /// The steps that are carried out inside it.
+    pub folded: Vec<FoldedStep>,
 }
 
 /// Loads the model of a bundle as callers meet it: prepared for the shapes of the first golden example, and inside its pipeline
@@ -44,44 +57,60 @@ pub fn load(
     signature: &ModelSignature,
     pipeline: Option<&Pipeline>,
     golden: &GoldenSet,
-) -> Result<Box<dyn Model>, LoadError> {
+) -> Result<Loaded, LoadError> {
     let Some(pipeline) = pipeline else {
-        return load_bare(runtime, onnx, golden.sample_shapes());
+        let options = LoadOptions { sample_shapes: golden.sample_shapes(), ..LoadOptions::default() };
+        return Ok(Loaded { model: runtime.load(onnx, &options)?, folded: Vec::new() });
     };
-    let model = load_bare(runtime, onnx, sample_shapes(&signature.inputs, &pipeline.pre, golden))?;
-    surround(model, signature, pipeline)
+    pipeline.validate(signature)?;
+    let with = |folding: &Folding| {
+        let options = LoadOptions {
+            sample_shapes: sample_shapes(&signature.inputs, &pipeline.pre, folding, golden),
+            inputs: folding.pre.borders(),
+            outputs: folding.post.borders(),
+            ..LoadOptions::default()
+        };
+        let model = enclose(runtime.load(onnx, &options)?, signature, pipeline, folding)?;
+        Ok(Loaded { model, folded: folding.steps(pipeline) })
+    };
+    let folding = Folding::of(pipeline, signature);
+    match with(&folding) {
+        // What the runtime does not take with steps in it, it may take without.
+        Err(LoadError::Refused { .. } | LoadError::Panicked { .. }) if !folding.is_empty() => with(&Folding::default()),
+        loaded => loaded,
+    }
 }
 
-/// Loads a model without its pipeline, whose steps before the model are `pre` and take `inputs`.
+/// What a model takes and gives by itself, without its pipeline, whose steps before the model are `pre` and take `inputs`.
 ///
 /// # Errors
 /// [`LoadError`] when the runtime cannot run the model.
-pub fn load_inner(
+pub fn inner_signature(
     runtime: &dyn Runtime,
     onnx: &[u8],
     inputs: &[TensorSpec],
     pre: &[Step],
     golden: &GoldenSet,
-) -> Result<Box<dyn Model>, LoadError> {
-    load_bare(runtime, onnx, sample_shapes(inputs, pre, golden))
-}
-
-fn load_bare(
-    runtime: &dyn Runtime,
-    onnx: &[u8],
-    sample_shapes: BTreeMap<String, Vec<usize>>,
-) -> Result<Box<dyn Model>, LoadError> {
-    runtime.load(onnx, &LoadOptions { sample_shapes, ..LoadOptions::default() })
+) -> Result<ModelSignature, LoadError> {
+    let sample_shapes = sample_shapes(inputs, pre, &Folding::default(), golden);
+    let model = runtime.load(onnx, &LoadOptions { sample_shapes, ..LoadOptions::default() })?;
+    Ok(model.signature().clone())
 }
 
 /// The shapes that the first golden example has when it comes to the model. None where a step fails: the golden check tells why.
-fn sample_shapes(inputs: &[TensorSpec], pre: &[Step], golden: &GoldenSet) -> BTreeMap<String, Vec<usize>> {
+fn sample_shapes(
+    inputs: &[TensorSpec],
+    pre: &[Step],
+    folding: &Folding,
+    golden: &GoldenSet,
+) -> BTreeMap<String, Vec<usize>> {
     let Some(example) = golden.examples.first() else { return BTreeMap::new() };
-    let Ok(flow) = Flow::new(Half::Pre, inputs, pre) else { return BTreeMap::new() };
+    let Ok(mut flow) = Flow::new(Half::Pre, inputs, pre) else { return BTreeMap::new() };
+    flow.fold(&folding.pre.places());
     flow.shapes(&example.inputs).unwrap_or_default()
 }
 
-/// Puts `model` inside `pipeline`, so that it takes and gives what `outer` says.
+/// Puts `model` inside `pipeline`, all of whose steps stay outside it, so that it takes and gives what `outer` says.
 ///
 /// # Errors
 /// [`LoadError::Pipeline`] when they do not fit together, [`LoadError::Tensor`] when the model is not the one that the pipeline
@@ -92,8 +121,18 @@ pub fn surround(
     pipeline: &Pipeline,
 ) -> Result<Box<dyn Model>, LoadError> {
     pipeline.validate(outer)?;
-    let found = model.signature();
-    for (promised, found) in [(&pipeline.model.inputs, &found.inputs), (&pipeline.model.outputs, &found.outputs)] {
+    enclose(model, outer, pipeline, &Folding::default())
+}
+
+/// Puts `model`, in which what `folding` says is done already, inside the other steps of `pipeline`.
+fn enclose(
+    model: Box<dyn Model>,
+    outer: &ModelSignature,
+    pipeline: &Pipeline,
+    folding: &Folding,
+) -> Result<Box<dyn Model>, LoadError> {
+    let (promised, found) = (folding.signature(&pipeline.model), model.signature());
+    for (promised, found) in [(&promised.inputs, &found.inputs), (&promised.outputs, &found.outputs)] {
         let alike = |one: &TensorSpec, other: &TensorSpec| {
             one.name == other.name && one.datatype == other.datatype && shape_fits(&one.shape, &other.shape)
         };
@@ -106,11 +145,19 @@ pub fn surround(
             });
         }
     }
+    let flow = |half: Half, specs: &[TensorSpec], steps: &[Step], folded: &FoldedHalf| {
+        if folded.is_whole {
+            return Ok(None);
+        }
+        let mut flow = Flow::new(half, specs, steps)?;
+        flow.fold(&folded.places());
+        Ok::<_, PipelineError>(Some(flow))
+    };
     let parameter_bytes = serde_json::to_vec(pipeline).map_or(0, |json| json.len() as u64);
     Ok(Box::new(Pipelined {
         outer: outer.clone(),
-        pre: Flow::new(Half::Pre, &outer.inputs, &pipeline.pre)?,
-        post: Flow::new(Half::Post, &model.signature().outputs, &pipeline.post)?,
+        pre: flow(Half::Pre, &outer.inputs, &pipeline.pre, &folding.pre)?,
+        post: flow(Half::Post, &model.signature().outputs, &pipeline.post, &folding.post)?,
         model,
         parameter_bytes,
     }))
@@ -126,14 +173,22 @@ impl Model for Pipelined {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
-        check(&self.outer.inputs, inputs)?;
-        let prepared = self.pre.run(inputs, &self.model.signature().inputs)?;
-        let answered = self.model.run(&prepared).map_err(|error| match error {
-            // The caller has never heard of the model's own inputs.
-            error if error.is_request_fault() => RunError::Unpreparable { reason: error.to_string() },
-            error => error,
-        })?;
-        self.post.run(&answered, &self.outer.outputs)
+        let answered = match &self.pre {
+            None => self.model.run(inputs)?,
+            Some(pre) => {
+                check(&self.outer.inputs, inputs)?;
+                let prepared = pre.run(inputs, &self.model.signature().inputs)?;
+                self.model.run(&prepared).map_err(|error| match error {
+                    // The caller has never heard of the model's own inputs.
+                    error if error.is_request_fault() => RunError::Unpreparable { reason: error.to_string() },
+                    error => error,
+                })?
+            }
+        };
+        match &self.post {
+            None => Ok(answered),
+            Some(post) => post.run(&answered, &self.outer.outputs),
+        }
     }
 }
 

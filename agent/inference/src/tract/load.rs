@@ -6,11 +6,12 @@ use std::time::Duration;
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::limits::bounded_text;
 use tract_onnx::pb::ModelProto;
-use tract_onnx::prelude::{Framework, InferenceModel, TractError};
+use tract_onnx::prelude::{Framework, TractError};
 
+use super::border::Borders;
 use super::model::TractModel;
 use super::onnx::{Described, Dimension, Input, Output, describe};
-use super::plan::{OutputFact, Plan};
+use super::plan::{Graph, OutputFact, Plan};
 use super::prepared::{Prepared, Unprepared};
 use super::{NAME, convert, ml};
 use crate::guard::{self, Stopped};
@@ -21,7 +22,7 @@ const SIZES: [usize; 8] = [1, 2, 8, 16, 32, 64, 128, 224];
 
 /// A model that has been prepared for one set of shapes.
 struct Loaded {
-    model: InferenceModel,
+    graph: Graph,
     shapes: Vec<Vec<usize>>,
     plan: Plan,
     memory_bytes: u64,
@@ -46,11 +47,13 @@ enum Failed {
 pub(super) fn load(onnx: &[u8], options: &LoadOptions) -> Result<TractModel, LoadError> {
     let mut framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     ml::register(&mut framework);
-    let Described { proto, inputs, outputs, missing_operators } = describe(&framework, onnx)?;
+    let Described { proto, inputs: own_inputs, outputs, missing_operators } = describe(&framework, onnx)?;
+    let borders = Borders::find(&own_inputs, &outputs, options)?;
+    let (inputs, outputs) = (borders.inputs_outside(&own_inputs), borders.outputs_outside(&outputs));
     let work = {
         let candidates = candidates(&inputs, options);
-        let (inputs, outputs) = (inputs.clone(), outputs.clone());
-        move || prepare_first(&framework, proto, &inputs, &outputs, &candidates)
+        let outputs = outputs.clone();
+        move || prepare_first(&framework, proto, own_inputs, &outputs, borders, &candidates)
     };
     let loaded = guard::on_thread(options.time_limit, work).map_err(Failed::Stopped).and_then(|result| result);
     let loaded = loaded.map_err(|failed| match failed {
@@ -85,7 +88,7 @@ pub(super) fn load(onnx: &[u8], options: &LoadOptions) -> Result<TractModel, Loa
         signature,
         inputs,
         // Without a free dimension there is nothing left to prepare, and the graph only takes memory.
-        source: has_free.then(|| Arc::new(loaded.model)),
+        source: has_free.then(|| Arc::new(loaded.graph)),
         prepared: Prepared::new(loaded.shapes, loaded.plan, max_others),
         time_limit: options.time_limit,
         memory_bytes: loaded.memory_bytes.saturating_add(graph_bytes),
@@ -129,8 +132,9 @@ fn candidates(inputs: &[Input], options: &LoadOptions) -> Vec<Vec<Vec<usize>>> {
 fn prepare_first(
     framework: &tract_onnx::Onnx,
     proto: ModelProto,
-    inputs: &[Input],
+    inputs: Vec<Input>,
     outputs: &[Output],
+    borders: Borders,
     candidates: &[Vec<Vec<usize>>],
 ) -> Result<Loaded, Failed> {
     let model = framework.model_for_proto_model(&proto).map_err(|error| Failed::Refused(words(&error)))?;
@@ -138,12 +142,13 @@ fn prepare_first(
     if (model.inputs.len(), model.outputs.len()) != (inputs.len(), outputs.len()) {
         return Err(Failed::Refused("an initializer or output is named twice".into()));
     }
+    let graph = Graph { model, inputs, borders };
     let mut first_error = None;
     for shapes in candidates {
-        match attempt(&model, inputs, shapes) {
+        match attempt(&graph, shapes) {
             Ok(Attempt { plan, outputs: facts, memory_bytes }) => {
-                let others = others(&model, inputs, outputs, shapes);
-                return Ok(Loaded { model, shapes: shapes.clone(), plan, memory_bytes, outputs: facts, others });
+                let others = others(&graph, outputs, shapes);
+                return Ok(Loaded { graph, shapes: shapes.clone(), plan, memory_bytes, outputs: facts, others });
             }
             Err(error) => _ = first_error.get_or_insert(error),
         }
@@ -151,9 +156,9 @@ fn prepare_first(
     Err(first_error.unwrap_or_else(|| Failed::Refused("there is no shape to prepare it for".into())))
 }
 
-fn attempt(model: &InferenceModel, inputs: &[Input], shapes: &[Vec<usize>]) -> Result<Attempt, Failed> {
+fn attempt(graph: &Graph, shapes: &[Vec<usize>]) -> Result<Attempt, Failed> {
     let prepare = || {
-        let plan = Plan::prepare(model, inputs, shapes)?;
+        let plan = Plan::prepare(graph, shapes)?;
         let (outputs, memory_bytes) = (plan.outputs()?, plan.memory_bytes()?);
         Ok(Attempt { plan, outputs, memory_bytes })
     };
@@ -169,12 +174,8 @@ fn attempt(model: &InferenceModel, inputs: &[Input], shapes: &[Vec<usize>]) -> R
 
 /// The outputs when every free dimension is one larger, if the declared ones leave a size open or look as if an exporter had
 /// fixed the batch by mistake.
-fn others(
-    model: &InferenceModel,
-    inputs: &[Input],
-    outputs: &[Output],
-    shapes: &[Vec<usize>],
-) -> Option<Vec<OutputFact>> {
+fn others(graph: &Graph, outputs: &[Output], shapes: &[Vec<usize>]) -> Option<Vec<OutputFact>> {
+    let inputs = &graph.inputs;
     let free_batch = inputs.iter().any(|input| matches!(input.dimensions.first(), Some(Dimension::Free(_))));
     let in_doubt = outputs.iter().any(|output| {
         output.dimensions.as_ref().is_none_or(|dimensions| {
@@ -188,7 +189,7 @@ fn others(
             *size += usize::from(matches!(dimension, Dimension::Free(_)));
         }
     }
-    (in_doubt && larger != shapes).then(|| attempt(model, inputs, &larger).ok().map(|other| other.outputs)).flatten()
+    (in_doubt && larger != shapes).then(|| attempt(graph, &larger).ok().map(|other| other.outputs)).flatten()
 }
 
 /// The signature's outputs: what the model declares where tract agrees, otherwise what tract found.
@@ -218,15 +219,14 @@ fn output_specs(inputs: &[Input], outputs: &[Output], loaded: &Loaded) -> Result
     outputs.iter().zip(&loaded.outputs).enumerate().map(spec).collect()
 }
 
-/// Prepares `model` for further shapes.
+/// Prepares `graph` for further shapes.
 pub(super) fn prepare_more(
-    model: &Arc<InferenceModel>,
-    inputs: &[Input],
+    graph: &Arc<Graph>,
     shapes: Vec<Vec<usize>>,
     time_limit: Duration,
 ) -> Result<Plan, Unprepared> {
-    let (model, inputs) = (Arc::clone(model), inputs.to_vec());
-    guard::on_thread(time_limit, move || Plan::prepare(&model, &inputs, &shapes))
+    let graph = Arc::clone(graph);
+    guard::on_thread(time_limit, move || Plan::prepare(&graph, &shapes))
         .map_err(Unprepared::Stopped)?
         .map_err(|error| Unprepared::Refused(words(&error)))
 }

@@ -1,9 +1,10 @@
 //! The runtime on tract.
 //!
-//! A model is read once ([`onnx`]), prepared for concrete shapes ([`plan`]), and kept for a bounded number of them
-//! ([`prepared`]). tract runs a model whose batch is left symbolic up to 18 times slower, or not at all, so no shape is ever left
+//! A model is read once ([`onnx`]), prepared for concrete shapes ([`plan`]) with what is done at its [`border`], and kept for a
+//! bounded number of them ([`prepared`]). tract runs a model whose batch is left symbolic up to 18 times slower, or not at all, so no shape is ever left
 //! open: a request of another shape gets a plan of its own.
 
+mod border;
 mod convert;
 mod load;
 mod ml;
@@ -12,7 +13,7 @@ mod onnx;
 mod plan;
 mod prepared;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::runtime::{LoadError, LoadOptions, Model, Runtime};
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_shared::bundle::{DataType, ModelSignature};
-use tract_onnx::prelude::InferenceModel;
 
 use super::convert;
 use super::load::{milliseconds, prepare_more, words};
 use super::ml::NotTaken;
 use super::onnx::{Dimension, Input};
+use super::plan::Graph;
 use super::prepared::{Prepared, Unprepared};
 use crate::guard::{self, Stopped};
 use crate::runtime::{Model, RunError};
@@ -18,9 +18,10 @@ use crate::tensor::Tensor;
 #[derive(Debug)]
 pub(super) struct TractModel {
     pub(super) signature: ModelSignature,
+    /// What comes in, by the names of the model's inputs.
     pub(super) inputs: Vec<Input>,
     /// What further shapes are prepared from; `None` when the model has only one.
-    pub(super) source: Option<Arc<InferenceModel>>,
+    pub(super) source: Option<Arc<Graph>>,
     pub(super) prepared: Prepared,
     pub(super) time_limit: Duration,
     pub(super) memory_bytes: u64,
@@ -38,7 +39,7 @@ impl Model for TractModel {
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
         let inputs = in_order(&self.inputs, inputs)?;
         let found = self.prepared.find(inputs.iter().map(|tensor| tensor.shape()), |shapes| match &self.source {
-            Some(source) => prepare_more(source, &self.inputs, shapes, self.time_limit),
+            Some(source) => prepare_more(source, shapes, self.time_limit),
             None => Err(Unprepared::Refused("the model takes one shape only".into())),
         });
         let plan = found.plan().map_err(|unprepared| match unprepared {

@@ -9,6 +9,7 @@ use tract_onnx::prelude::{
 };
 use tract_onnx::tract_core::ops::konst::Const;
 
+use super::border::Borders;
 use super::convert;
 use super::ml::MlOp;
 use super::onnx::Input;
@@ -16,6 +17,15 @@ use crate::tensor::Tensor;
 
 /// Run states kept for the next runs; more runs than this at once make their own.
 const MAX_IDLE: usize = 8;
+
+/// A model as the file has it, and what is done at its border.
+#[derive(Debug)]
+pub(super) struct Graph {
+    pub(super) model: InferenceModel,
+    /// The model's own inputs.
+    pub(super) inputs: Vec<Input>,
+    pub(super) borders: Borders,
+}
 
 /// A plan of tract's.
 #[derive(Debug)]
@@ -43,14 +53,16 @@ fn bytes(size: &TDim) -> u64 {
 }
 
 impl Plan {
-    /// Prepares `model` for `inputs` of `shapes`.
-    pub(super) fn prepare(model: &InferenceModel, inputs: &[Input], shapes: &[Vec<usize>]) -> TractResult<Self> {
-        let mut model = model.clone();
-        for (at, (input, shape)) in inputs.iter().zip(shapes).enumerate() {
+    /// Prepares `graph` for inputs of `shapes`.
+    pub(super) fn prepare(graph: &Graph, shapes: &[Vec<usize>]) -> TractResult<Self> {
+        let mut model = graph.model.clone();
+        for (at, (input, shape)) in graph.inputs.iter().zip(shapes).enumerate() {
             let datum = convert::to_tract_type(input.datatype);
             model.set_input_fact(at, InferenceFact::dt_shape(datum, shape.as_slice()))?;
         }
-        let mut model = model.into_typed()?.into_decluttered()?;
+        let mut model = model.into_typed()?;
+        graph.borders.wire(&mut model)?;
+        let mut model = model.into_decluttered()?;
         // Counted now: optimising moves weights into operators, where nothing can look.
         let weights = model.nodes().iter().filter(|node| is_constant(node)).flat_map(|node| &node.outputs);
         let weights_bytes = weights.map(|outlet| bytes(&outlet.fact.mem_size())).fold(0, u64::saturating_add);

@@ -14,14 +14,14 @@ use crate::runtime::RunError;
 use crate::tensor::Tensor;
 
 /// A declared dimension: a size, a name, or nothing.
-pub(super) enum Size {
+pub(crate) enum Size {
     Of(i64),
     Named(&'static str),
     Unknown,
 }
 use Size::{Named, Of, Unknown};
 
-pub(super) fn value(name: &str, datatype: OnnxType, sizes: &[Size]) -> ValueInfoProto {
+pub(crate) fn value(name: &str, datatype: OnnxType, sizes: &[Size]) -> ValueInfoProto {
     let dim = |size: &Size| OnnxDimension {
         value: match size {
             Of(size) => Some(DimensionValue::DimValue(*size)),
@@ -39,7 +39,7 @@ fn typed(name: &str, datatype: OnnxType, shape: Option<TensorShapeProto>) -> Val
     ValueInfoProto { name: name.into(), r#type: Some(r#type), ..ValueInfoProto::default() }
 }
 
-pub(super) fn node(operator: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+pub(crate) fn node(operator: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
     NodeProto {
         op_type: operator.into(),
         input: inputs.iter().map(|name| (*name).into()).collect(),
@@ -60,7 +60,7 @@ fn weight(name: &str, dims: &[i64], value: f32) -> TensorProto {
     }
 }
 
-pub(super) fn model(graph: GraphProto) -> Vec<u8> {
+pub(crate) fn model(graph: GraphProto) -> Vec<u8> {
     let opset = OperatorSetIdProto { domain: String::new(), version: 17 };
     let model = ModelProto { ir_version: 8, opset_import: vec![opset], graph: Some(graph), ..ModelProto::default() };
     model.encode_to_vec()
@@ -329,4 +329,38 @@ fn operators_missing_in_a_branch_are_named() {
     });
     let error = refused(&onnx);
     assert_eq!(error, LoadError::UnsupportedOperators { runtime: NAME, operators: vec!["Frobnicate".into()] });
+}
+
+#[test]
+fn nodes_at_a_border_need_a_tensor_of_32_bit_numbers() {
+    use crate::runtime::{Border, BorderNode};
+    let onnx =
+        doubler(value("x", OnnxType::Float, &[Named("N"), Of(2)]), value("y", OnnxType::Float, &[Named("N"), Of(2)]));
+    let border = |tensor: &str, numbers: &[f32]| {
+        vec![Border {
+            tensor: tensor.into(),
+            name: tensor.into(),
+            outside: DataType::Fp32,
+            nodes: vec![BorderNode::Multiply(numbers.to_vec())],
+        }]
+    };
+    let load = |onnx: &[u8], inputs, outputs| {
+        TractRuntime.load(onnx, &LoadOptions { inputs, outputs, ..LoadOptions::default() })
+    };
+    let model = load(&onnx, border("x", &[2.0, 3.0]), border("y", &[10.0])).unwrap();
+    assert_eq!(model.signature(), loaded(&onnx).signature());
+    for rows in [1, 2] {
+        let answers = model.run(&[Tensor::from_f32("x", vec![rows, 2], &vec![1.0; 2 * rows]).unwrap()]).unwrap();
+        assert_eq!(answers[0].values().collect::<Vec<_>>(), [40.0, 60.0].repeat(rows));
+    }
+    let refused = |loaded: Result<Box<dyn Model>, LoadError>| loaded.err().unwrap();
+    assert!(
+        matches!(refused(load(&onnx, border("z", &[2.0]), Vec::new())), LoadError::Tensor { tensor, .. } if tensor == "z")
+    );
+    assert!(matches!(refused(load(&onnx, Vec::new(), border("x", &[2.0]))), LoadError::Tensor { .. }));
+    assert!(matches!(refused(load(&onnx, border("x", &[1.0, 2.0, 3.0]), Vec::new())), LoadError::Refused { .. }));
+    let column = doubler(value("x", OnnxType::Float, &[Of(1), Of(1)]), value("y", OnnxType::Float, &[Of(1), Of(1)]));
+    assert!(matches!(refused(load(&column, Vec::new(), border("y", &[1.0, 2.0]))), LoadError::Refused { .. }));
+    let whole = doubler(value("x", OnnxType::Int64, &[Of(1)]), value("y", OnnxType::Int64, &[Of(1)]));
+    assert!(matches!(refused(load(&whole, Vec::new(), border("y", &[2.0]))), LoadError::Tensor { .. }));
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use muster_inference::golden::{self, MAX_GOLDEN_BYTES};
+use muster_inference::pipeline::{FoldedStep, Loaded};
 use muster_inference::{GoldenError, GoldenReport, GoldenSet, Model};
 use muster_shared::bundle::{BundleFile, GOLDEN_PATH, MODEL_PATH, Manifest, ModelSignature, TensorSpec};
 use muster_shared::ids::{BundleRef, Digest};
@@ -14,7 +15,7 @@ use serde::Serialize;
 
 use super::description::Description;
 use super::new_folder::NewFolder;
-use super::pipeline::{Assembled, assemble};
+use super::pipeline::{Assembled, assemble, steps_text};
 use super::{labels, profile, schema};
 use crate::command::Context;
 use crate::disk;
@@ -96,6 +97,8 @@ struct Built<'a> {
     manifest_digest: Digest,
     dir: &'a Path,
     total_bytes: u64,
+    pipeline_steps: usize,
+    folded_steps: Vec<FoldedStepView>,
     columns: usize,
     contains_raw_values: Vec<String>,
     reference_rows: usize,
@@ -103,6 +106,20 @@ struct Built<'a> {
     golden_max_abs_difference: f64,
     golden_median_us: u64,
     memory_bytes: u64,
+}
+
+/// A step of the pipeline that is carried out inside the model. Steps are counted from 1 in their half.
+#[derive(Serialize)]
+struct FoldedStepView {
+    half: String,
+    number: usize,
+    operation: &'static str,
+}
+
+impl From<&FoldedStep> for FoldedStepView {
+    fn from(step: &FoldedStep) -> Self {
+        Self { half: step.half.to_string(), number: step.number, operation: step.operation }
+    }
 }
 
 /// How the manifest describes `files`: cut where the next version is likely to be cut too, so that it shares chunks with this one;
@@ -134,13 +151,16 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
     let created_at_ms = created_at_ms()?;
     let description = Description::read(description)?;
     let (onnx, golden_bytes, golden) = read_model(&description)?;
-    let Assembled { model, pipeline } = assemble(&description, &onnx, &golden)?;
+    let Assembled { loaded: Loaded { model, folded }, pipeline } = assemble(&description, &onnx, &golden)?;
     output::note(&format!(
         "model      {}, {} of memory to run: {}",
         output::bytes(onnx.len() as u64),
         output::bytes(model.memory_bytes()),
         signature_text(model.signature())
     ));
+    if let Some(pipeline) = &pipeline {
+        output::note(&format!("pipeline   {}", steps_text(pipeline, &folded)));
+    }
     if let Some(limit) = description.budgets().max_memory_bytes.filter(|limit| model.memory_bytes() > *limit) {
         return Err(description.origin.whole_fault(format!(
             "budgets.max-memory-bytes: the model needs {} bytes, more than the {limit} allowed: every device would refuse it",
@@ -228,6 +248,8 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         manifest_digest: Digest::of(&payload),
         dir: out,
         total_bytes: manifest.total_bytes(),
+        pipeline_steps: manifest.pipeline.as_ref().map_or(0, |pipeline| pipeline.pre.len() + pipeline.post.len()),
+        folded_steps: folded.iter().map(FoldedStepView::from).collect(),
         columns: manifest.profile.columns.len(),
         contains_raw_values: manifest.profile.quantile_columns().map(ToOwned::to_owned).collect(),
         reference_rows,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use muster_inference::pipeline::folded_steps;
 use muster_shared::api::BundleView;
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::{BundleRef, Digest};
@@ -9,6 +10,7 @@ use serde::Serialize;
 
 use super::build::signature_text;
 use super::folder::Folder;
+use super::pipeline::steps_text;
 use crate::command::{Context, block_on};
 use crate::failure::Failure;
 use crate::output::{self, cell, number};
@@ -59,6 +61,9 @@ fn manifest_pairs(manifest: &Manifest) -> Vec<(&'static str, String)> {
         ("expires", output::time(manifest.expires_ms)),
         ("model", signature_text(&manifest.signature)),
     ];
+    if let Some(pipeline) = &manifest.pipeline {
+        pairs.push(("pipeline", steps_text(pipeline, &folded_steps(pipeline, &manifest.signature))));
+    }
     let architectures: Vec<&str> = requirements.architectures.iter().map(String::as_str).collect();
     let mut needs = format!("architecture {}", or_any(architectures.join(", ")));
     if requirements.min_memory_bytes > 0 {

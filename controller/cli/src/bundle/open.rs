@@ -33,5 +33,6 @@ pub(crate) fn model(dir: &Path, manifest: &Manifest) -> Result<Box<dyn Model>, F
     let (model_path, onnx) = read(MODEL_PATH)?;
     let golden = read_golden(&golden_path, &golden)?;
     pipeline::load(&TractRuntime, &onnx, &manifest.signature, manifest.pipeline.as_ref(), &golden)
+        .map(|loaded| loaded.model)
         .map_err(|error| Failure::unmet(format!("{} cannot be loaded", model_path.display())).because(error))
 }

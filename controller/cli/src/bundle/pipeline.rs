@@ -1,7 +1,7 @@
 //! From a description's `[pipeline]` to a model inside its pipeline, fitted on the reference sample where that is asked for.
 
-use muster_inference::pipeline::{Draft, DraftStep, Fit, fit, load_inner, surround};
-use muster_inference::{GoldenSet, LoadError, Model, TractRuntime};
+use muster_inference::pipeline::{self, Draft, DraftStep, Fit, FoldedStep, Loaded};
+use muster_inference::{GoldenSet, LoadError, TractRuntime};
 use muster_shared::bundle::{ModelSignature, TensorSpec};
 use muster_shared::pipeline::{Operation, Pipeline, Step, outputs_after};
 use serde::Deserialize;
@@ -49,10 +49,19 @@ impl PipelineTable {
     }
 }
 
-/// A model as callers meet it.
+/// A model as callers meet it, and the pipeline around it.
 pub(super) struct Assembled {
-    pub(super) model: Box<dyn Model>,
+    pub(super) loaded: Loaded,
     pub(super) pipeline: Option<Pipeline>,
+}
+
+/// How many steps `pipeline` has, and which of them are carried out inside the model, for people.
+pub(super) fn steps_text(pipeline: &Pipeline, folded: &[FoldedStep]) -> String {
+    let steps = pipeline.pre.len() + pipeline.post.len();
+    let step = |step: &FoldedStep| format!("{} {} {}", step.half, step.number, step.operation);
+    let names = folded.iter().map(step).collect::<Vec<_>>().join(", ");
+    let names = if names.is_empty() { names } else { format!(" ({names})") };
+    format!("{steps} steps, {} folded into the model{names}", folded.len())
 }
 
 fn draft(description: &Description, step: &Spanned<StepTable>) -> Result<DraftStep, Failure> {
@@ -103,11 +112,13 @@ fn cannot_load(description: &Description, error: LoadError) -> Failure {
 /// # Errors
 /// [`Failure`] of bad input with the runtime's reason, or the step that is wrong.
 pub(super) fn assemble(description: &Description, onnx: &[u8], golden: &GoldenSet) -> Result<Assembled, Failure> {
+    let load = |signature: &ModelSignature, pipeline: Option<&Pipeline>| {
+        pipeline::load(&TractRuntime, onnx, signature, pipeline, golden)
+            .map_err(|error| cannot_load(description, error))
+    };
     let Some(table) = &description.pipeline else {
-        let nothing = ModelSignature { inputs: Vec::new(), outputs: Vec::new() };
-        let model = muster_inference::pipeline::load(&TractRuntime, onnx, &nothing, None, golden)
-            .map_err(|error| cannot_load(description, error))?;
-        return Ok(Assembled { model, pipeline: None });
+        let loaded = load(&ModelSignature { inputs: Vec::new(), outputs: Vec::new() }, None)?;
+        return Ok(Assembled { loaded, pipeline: None });
     };
     let drafts = table.pre.iter().map(|step| draft(description, step)).collect::<Result<Vec<_>, _>>()?;
     let post = table.post.iter().map(|step| post_step(description, step)).collect::<Result<Vec<_>, _>>()?;
@@ -116,14 +127,13 @@ pub(super) fn assemble(description: &Description, onnx: &[u8], golden: &GoldenSe
         Some(reference) if is_fitted => Some(profile::sample_tensors(description, reference, &table.inputs)?),
         Some(_) | None => None,
     };
-    let pre = fit(&table.inputs, &drafts, sample.as_deref())
+    let pre = pipeline::fit(&table.inputs, &drafts, sample.as_deref())
         .map_err(|error| description.origin.whole_fault(error.to_string()))?;
-    let model = load_inner(&TractRuntime, onnx, &table.inputs, &pre, golden)
+    let model = pipeline::inner_signature(&TractRuntime, onnx, &table.inputs, &pre, golden)
         .map_err(|error| cannot_load(description, error))?;
-    let outputs = outputs_after(model.signature(), &post, &table.outputs)
+    let outputs = outputs_after(&model, &post, &table.outputs)
         .map_err(|error| description.origin.whole_fault(error.to_string()))?;
-    let outer = ModelSignature { inputs: table.inputs.clone(), outputs };
-    let pipeline = Pipeline { model: model.signature().clone(), pre, post };
-    let model = surround(model, &outer, &pipeline).map_err(|error| cannot_load(description, error))?;
-    Ok(Assembled { model, pipeline: Some(pipeline) })
+    let pipeline = Pipeline { model, pre, post };
+    let loaded = load(&ModelSignature { inputs: table.inputs.clone(), outputs }, Some(&pipeline))?;
+    Ok(Assembled { loaded, pipeline: Some(pipeline) })
 }

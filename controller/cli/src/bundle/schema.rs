@@ -181,7 +181,7 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
     }
     let (onnx, _, golden) = build::read_model(&description)?;
     let assembled = assemble(&description, &onnx, &golden)?;
-    let signature = assembled.model.signature();
+    let signature = assembled.loaded.model.signature();
     let sample = profile::sample_tensors(&description, reference, &signature.inputs)?;
     let schema = infer(&description, signature, &sample);
     schema.validate(signature).map_err(|error| description.origin.whole_fault(error.to_string()))?;

@@ -95,7 +95,8 @@ fn check_model(folder: &Folder, local: &LocalManifest) -> Result<GoldenReport, S
         let golden = read_golden(&golden_path, &golden)?;
         let Manifest { signature, pipeline, .. } = &local.manifest;
         let model = pipeline::load(&TractRuntime, &onnx, signature, pipeline.as_ref(), &golden)
-            .map_err(|error| Failure::unmet(format!("{} cannot be loaded", model_path.display())).because(error))?;
+            .map_err(|error| Failure::unmet(format!("{} cannot be loaded", model_path.display())).because(error))?
+            .model;
         if model.signature() != signature {
             return Err(Failure::unmet("the model takes or gives other tensors than the manifest says"));
         }
