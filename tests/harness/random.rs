@@ -11,14 +11,39 @@ impl Random {
         Self(seed)
     }
 
-    /// A number above 0 and up to 1, each as likely.
-    #[must_use]
-    pub fn uniform(&mut self) -> f64 {
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / 9_007_199_254_740_992.0 + f64::EPSILON / 4.0
+        z ^ (z >> 31)
+    }
+
+    /// A number above 0 and up to 1, each as likely.
+    #[must_use]
+    pub fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / 9_007_199_254_740_992.0 + f64::EPSILON / 4.0
+    }
+
+    /// A whole number below `bound`; 0 when that is 0.
+    #[must_use]
+    pub fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % (bound.max(1) as u64)).unwrap_or_default()
+    }
+
+    /// True in `percent` of 100 cases.
+    #[must_use]
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    /// One of `items`.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len())]
     }
 
     /// A standard normal number.

@@ -40,13 +40,16 @@ impl<'f> Arm<'f> {
     }
 
     /// The devices the rollout means but has not reached, on what they have committed. Those that run the bundle
-    /// already are no control for it. Where the bundle runs beside another, the devices that have it are their own control: both models
+    /// already, or were told to by another rollout, are no control for it. Where the bundle runs beside another, the devices that have it are their own control: both models
     /// see the same device at the same time, so what sets devices apart cancels.
     pub(crate) fn control(rollout: &Rollout, survey: &Survey<'f>, fleet: &'f Fleet) -> Self {
         let mut arm = Self::default();
+        let bundle = Some(rollout.bundle.manifest);
         let beside = rollout.targets.iter().filter(|(_, target)| target.beside);
         let beside = beside.filter_map(|(id, target)| rollout.governed(id, target, fleet));
-        for facts in beside.chain(survey.untouched(&rollout.targets).map(|(_, facts)| facts)) {
+        let untouched = survey.untouched(&rollout.targets).map(|(_, facts)| facts);
+        let untold = untouched.filter(|facts| facts.desired.as_ref().is_none_or(|desired| desired.manifest != bundle));
+        for facts in beside.chain(untold) {
             let incumbent = facts.reported.as_ref().and_then(|report| report.committed.as_ref());
             if let Some(incumbent) = incumbent.filter(|incumbent| incumbent.manifest != rollout.bundle.manifest) {
                 arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent.manifest);

@@ -114,7 +114,9 @@ async fn carry_out(
     let Decision { next, actions, .. } = decision;
     let assigned = assign(app, &next, actions, now_ms).await?;
     let mut changes: Vec<Change> = Vec::new();
-    if next != rollout.value {
+    // Also where only devices' records change: an operator who stopped the rollout meanwhile must not be overtaken.
+    let rollout_changes = next != rollout.value || !assigned.changed.is_empty();
+    if rollout_changes {
         changes.push(put(&next, rollout.version)?);
     }
     for record in &assigned.changed {
@@ -122,7 +124,6 @@ async fn carry_out(
         changes.push(Records::put(Table::Devices, key, Expect::Version(record.version), &record.value)?);
     }
     if !changes.is_empty() {
-        let rollout_changes = next != rollout.value;
         let told: Vec<DeviceId> = assigned.changed.iter().map(|record| record.value.id.clone()).collect();
         commit(app, changes, history::entries(&rollout.value, &next, &told)).await?;
         if rollout_changes {
@@ -168,9 +169,8 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
         let known = now.is_some_and(|d| (d.manifest, d.generation, &d.rollout) == (manifest, generation, &rollout.id));
         if !known {
             if record.is_revoked() || now.is_some_and(|desired| desired.generation >= generation) {
-                // Somebody was faster. The next plan sees it.
-                tracing::debug!(%device, rollout = %rollout.id, generation, "assignment overtaken");
-                continue;
+                // Somebody was faster: a rollout must not take in a device that another one has by now.
+                return Err(StoreError::Conflict { table: Table::Devices, key: device.as_str().into() });
             }
             let (delivery, stage) = (rollout.delivery(&device), rollout.stage(&device));
             record.assign(Desired {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use muster_shared::bundle::Requirements;
 use muster_shared::rollout::Waiting;
 
-use super::world::{MAX_MS, World, device, spec, told, waits_for, wave};
-use crate::{Rollout, plan};
+use super::world::{MAX_MS, Served, World, device, last_verdict, new, spec, told, waits_for, wave};
+use crate::{Desired, Rollout, plan};
 
 fn names(n: usize) -> Vec<String> {
     (0..n).map(|i| format!("dev-{i}")).collect()
@@ -196,4 +196,17 @@ fn waves_to_come_are_shown_as_they_would_be_taken() {
     for (wave, devices) in (0u32..).zip(&shown) {
         assert_eq!(world.cohort(wave), devices.iter().map(|id| id.as_str()).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn a_device_that_another_rollout_told_to_run_the_bundle_is_no_control() {
+    let mut world = World::new(spec(&["1", "100%"]), &["a", "b", "c"]);
+    world.tick(0);
+    let first = world.first(0);
+    let told = ["a", "b", "c"].into_iter().find(|name| *name != first).unwrap();
+    world.facts(told).desired = Some(Desired { manifest: Some(new()), generation: 2, rollout: "r0".parse().unwrap() });
+    ["a", "b", "c"].iter().filter(|name| **name != first).for_each(|name| world.serves(name, Served::default()));
+    world.pass_wave();
+    let control = last_verdict(&world.rollout).control;
+    assert_eq!((control.devices, control.requests), (1, 100));
 }

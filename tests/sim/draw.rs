@@ -1,0 +1,155 @@
+//! What a run is about: devices, bundles, wishes, and how much goes wrong. Everything comes from the seed.
+
+use std::sync::OnceLock;
+
+use muster_agent_core::record::Record;
+use muster_rollout::{BundleFacts, Rollout};
+use muster_shared::bundle::Requirements;
+use muster_shared::ids::{DeviceId, RolloutId};
+use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
+use muster_shared::selector::Selector;
+use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
+use muster_tests::random::Random;
+
+use crate::device::{Bundle, Device, Nature};
+use crate::store::Told;
+
+/// Which kinds of trouble a run has, in percent of the events that could be trouble; 0 where a run has none of the kind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trouble {
+    /// Messages lost, and brought twice, in percent.
+    pub(crate) lost: usize,
+    pub(crate) twice: usize,
+    /// Messages that overtake others, in percent.
+    pub(crate) reordered: usize,
+    /// Weights of events.
+    pub(crate) vanish: usize,
+    pub(crate) crash: usize,
+    pub(crate) restore: usize,
+    pub(crate) lie: usize,
+    pub(crate) restart: usize,
+    pub(crate) clock: usize,
+    pub(crate) operator: usize,
+    pub(crate) relabel: usize,
+    pub(crate) revoke: usize,
+    /// Two controllers instead of one.
+    pub(crate) two_controllers: bool,
+    /// Bundles that do harm, in percent of devices.
+    pub(crate) bad_bundles: usize,
+}
+
+impl Trouble {
+    /// Some runs have none of a kind and some have much of it: what hides behind one kind of trouble shows without it.
+    pub(crate) fn draw(random: &mut Random) -> Self {
+        let mut weight = |most: usize| if random.chance(50) { random.below(most + 1) } else { 0 };
+        Self {
+            lost: weight(40),
+            twice: weight(30),
+            reordered: weight(60),
+            vanish: weight(6),
+            crash: weight(6),
+            restore: weight(3),
+            lie: weight(4),
+            restart: weight(8),
+            clock: weight(3),
+            operator: weight(4),
+            relabel: weight(3),
+            revoke: weight(2),
+            two_controllers: random.chance(30),
+            bad_bundles: *random.pick(&[0, 0, 10, 30, 60]),
+        }
+    }
+}
+
+/// The bundle that devices have from the beginning.
+pub(crate) fn incumbent() -> Bundle {
+    Bundle::named("incumbent", 1, 0)
+}
+
+/// Bundles that rollouts bring. The last one bars the way back to what is older.
+pub(crate) fn candidates() -> [Bundle; 3] {
+    [Bundle::named("candidate", 2, 0), Bundle::named("another", 3, 0), Bundle::named("barring", 4, 4)]
+}
+
+/// What devices were told before the rollouts came.
+pub(crate) fn first_told() -> Told {
+    Told {
+        manifest: Some(incumbent().digest()),
+        generation: 1,
+        rollout: RolloutId::new("r0").expect("an id"),
+        watch: WatchPolicy { probation_ms: 0, max_error_rate: 1.0, min_requests: 0 },
+        stage: Stage::Serve,
+    }
+}
+
+/// A device that runs the incumbent for good.
+pub(crate) fn installed(id: DeviceId, arch: &'static str) -> Device {
+    static AFTER: OnceLock<Record> = OnceLock::new();
+    let record = AFTER.get_or_init(|| {
+        let mut device = Device::new(DeviceId::new("first").expect("an id"), "x86_64");
+        device.receive(&first_told(), Some(&incumbent()), 0);
+        (0..32).for_each(|_| device.turn(0));
+        device.record().clone()
+    });
+    Device::with_record(id, arch, record.clone())
+}
+
+/// What `bundle` does on a device.
+pub(crate) fn nature(random: &mut Random, bad_percent: usize) -> Nature {
+    if !random.chance(bad_percent) {
+        return Nature::Good;
+    }
+    *random.pick(&[Nature::FailsTest, Nature::FailsTrial, Nature::Errs, Nature::Crashes, Nature::Slow])
+}
+
+/// A wish.
+pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
+    let shapes: [&[&str]; 6] =
+        [&["1", "100%"], &["1", "50%", "100%"], &["25%", "100%"], &["100%"], &["2", "100%"], &["1", "2", "3", "100%"]];
+    let sizes = *random.pick(&shapes);
+    let last = sizes.len() - 1;
+    let mut waves: Vec<WaveSpec> = Vec::new();
+    for (at, size) in sizes.iter().enumerate() {
+        let soak_ms = 50 + random.below(800) as u64;
+        let narrowed = at < last && random.chance(15);
+        waves.push(WaveSpec {
+            size: size.parse().expect("a size"),
+            selector: narrowed.then(|| "site=a".parse().expect("a selector")),
+            soak_ms,
+            max_duration_ms: soak_ms + 500 + random.below(15_000) as u64,
+        });
+    }
+    let selector = match random.below(6) {
+        0 => "site=a".parse().expect("a selector"),
+        1 => "site!=b".parse().expect("a selector"),
+        _ => Selector::all(),
+    };
+    RolloutSpec {
+        bundle: bundle.manifest.bundle.clone(),
+        selector,
+        waves,
+        limits: Limits {
+            max_error_rate: 0.1,
+            max_failures: u32::try_from(random.below(3)).unwrap_or_default(),
+            min_reports: u32::try_from(1 + random.below(3)).unwrap_or_default(),
+            min_requests: 5 + random.below(40) as u64,
+            ..Limits::default()
+        },
+        watch: WatchPolicy { probation_ms: random.below(300) as u64, max_error_rate: 0.2, min_requests: 3 },
+        delivery: DeliveryPolicy::default(),
+        stage: if random.chance(20) { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
+    }
+}
+
+/// A rollout of `spec`, named by its number.
+pub(crate) fn rollout(number: usize, spec: RolloutSpec, bundle: &Bundle, x86_only: bool, now_ms: u64) -> Rollout {
+    let architectures = if x86_only { vec!["x86_64".to_owned()] } else { Vec::new() };
+    let facts = BundleFacts {
+        manifest: bundle.digest(),
+        bundle: bundle.manifest.bundle.clone(),
+        requirements: Requirements { architectures: architectures.into_iter().collect(), ..Requirements::default() },
+        reference_predictions: Default::default(),
+    };
+    let id = RolloutId::new(format!("r{number}")).expect("an id");
+    Rollout::new(id, spec, facts, now_ms).expect("a valid wish")
+}

@@ -1,0 +1,361 @@
+//! What must hold after every event, whatever happened: written from what rollouts promise, without a word of the planner's
+//! or the checker's code.
+
+use std::collections::BTreeMap;
+
+use muster_rollout::{Action, Decision, DeviceFacts, Errand, Fleet, Rollout, Target, verify};
+use muster_shared::ids::{DeviceId, Digest, RolloutId};
+use muster_shared::rollout::{Outcome, RolloutStatus, Verdict, WaveSpec};
+use muster_shared::trust::Stage;
+
+use crate::controller::Planner;
+use crate::device::Device;
+use crate::store::{Commit, Store, Told};
+use crate::tally::Tally;
+
+/// What was given to devices so far, and when waves were entered.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    /// The number of the event that happens now.
+    pub(crate) event: u64,
+    pub(crate) tally: Tally,
+    /// Whether `muster_rollout::verify` is asked, too.
+    pub(crate) asks_verify: bool,
+    /// A clock went back, so times of receipt no longer tell what came before a wave and what after.
+    pub(crate) clock_went_back: bool,
+    given: BTreeMap<DeviceId, BTreeMap<u64, Given>>,
+    /// The event at which the plan was made that entered the current wave.
+    entered: BTreeMap<RolloutId, u64>,
+}
+
+/// What a generation of a device means: what to run, for which rollout, in which part.
+type Given = (Option<Digest>, RolloutId, Stage);
+
+fn holds(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if condition { Ok(()) } else { Err(otherwise()) }
+}
+
+impl Ledger {
+    pub(crate) fn new(asks_verify: bool) -> Self {
+        Self {
+            event: 0,
+            tally: Tally::default(),
+            asks_verify,
+            clock_went_back: false,
+            given: BTreeMap::new(),
+            entered: BTreeMap::new(),
+        }
+    }
+
+    /// Notes what a device was given before the rollouts came.
+    pub(crate) fn gave(&mut self, device: &DeviceId, told: &Told) {
+        let given = (told.manifest, told.rollout.clone(), told.stage.clone());
+        self.given.entry(device.clone()).or_default().insert(told.generation, given);
+    }
+
+    /// A decision was made.
+    pub(crate) fn planned(
+        &mut self,
+        before: &Rollout,
+        decision: &Decision,
+        fleet: &Fleet,
+        now_ms: u64,
+        planner: Planner,
+    ) -> Result<(), String> {
+        self.tally.plans += 1;
+        let checked = |before: &Rollout, decision: &Decision| {
+            let violations = verify(before, decision, fleet, now_ms).err().unwrap_or_default();
+            let words: Vec<String> = violations.iter().map(ToString::to_string).collect();
+            holds(words.is_empty(), || format!("verify: {}", words.join("; ")))
+        };
+        if self.asks_verify {
+            checked(before, decision)?;
+        }
+        orders(before, decision, fleet)?;
+        caps(before, &decision.next, fleet)?;
+        let new = decision.next.verdicts.len().checked_sub(before.verdicts.len()).filter(|new| *new > 0);
+        if let Some(verdict) = new.and_then(|_| decision.next.verdicts.last()) {
+            control(before, &decision.next, verdict, fleet)?;
+        }
+        let again = planner(&decision.next, fleet, now_ms);
+        holds(again.next == decision.next && again.actions == decision.actions, || {
+            format!("replanning is not idempotent: {:?} became {:?}", decision.actions, again.actions)
+        })?;
+        if self.asks_verify {
+            checked(&decision.next, &again)?;
+        }
+        Ok(())
+    }
+
+    /// A controller stored what it had planned at the event `planned_at`.
+    pub(crate) fn committed(
+        &mut self,
+        before: &Rollout,
+        commit: &Commit,
+        planned_at: u64,
+        store: &Store,
+    ) -> Result<(), String> {
+        let Some(next) = commit.rollouts.first().map(|stored| &stored.value) else { return Ok(()) };
+        kept(before, next)?;
+        controllers_step(before, next)?;
+        let advanced = next.current_wave > before.current_wave;
+        let completed = next.status != before.status && next.status == RolloutStatus::Completed;
+        if advanced || completed {
+            self.heard_enough(before, next, planned_at, store)?;
+        }
+        if advanced || before.status == RolloutStatus::Ready {
+            self.entered.insert(next.id.clone(), planned_at);
+        }
+        for (device, record) in &commit.devices {
+            let Some(told) = &record.value.desired else { continue };
+            self.given_new(device, told)?;
+            holds(!record.value.revoked, || format!("{device} is revoked and was given a generation"))?;
+        }
+        alone(before, next, store)?;
+        self.tally.step(before, next);
+        Ok(())
+    }
+
+    /// An operator changed a rollout.
+    pub(crate) fn operated(&mut self, before: &Rollout, next: &Rollout) -> Result<(), String> {
+        kept(before, next)?;
+        holds(before.targets == next.targets && before.verdicts == next.verdicts, || {
+            format!("{} was rewritten by an operator's action", next.id)
+        })
+    }
+
+    /// A message left for a device.
+    pub(crate) fn sent(&mut self, device: &DeviceId, told: &Told) -> Result<(), String> {
+        self.tally.sent += 1;
+        let given = self.given.get(device).and_then(|given| given.get(&told.generation));
+        let same = given.is_some_and(|given| *given == (told.manifest, told.rollout.clone(), told.stage.clone()));
+        holds(same, || format!("{device} was sent what the store never said: {told:?}"))
+    }
+
+    /// What a device runs, it was given under that very generation.
+    pub(crate) fn device(&self, device: &Device) -> Result<(), String> {
+        let Some(running) = &device.running else { return Ok(()) };
+        let given = self.given.get(&device.id).and_then(|given| given.get(&running.generation));
+        holds(given.is_some_and(|(manifest, ..)| *manifest == Some(running.manifest)), || {
+            format!("{} runs {} under generation {}, which nobody gave", device.id, running.bundle, running.generation)
+        })
+    }
+
+    /// Generations grow, and none is given twice.
+    fn given_new(&mut self, device: &DeviceId, told: &Told) -> Result<(), String> {
+        self.tally.given += 1;
+        let last = self.given.get(device).and_then(|given| given.keys().next_back().copied());
+        holds(last.is_none_or(|last| told.generation > last), || {
+            format!("{device} was given generation {} after {}", told.generation, last.unwrap_or_default())
+        })?;
+        self.gave(device, told);
+        Ok(())
+    }
+
+    /// Silence never promotes: what the wave's devices sent since it was entered is as much as was asked for, and one of them said
+    /// that it has the bundle.
+    fn heard_enough(&self, before: &Rollout, next: &Rollout, planned_at: u64, store: &Store) -> Result<(), String> {
+        let wave = before.current_wave;
+        let since = self.entered.get(&next.id).copied().filter(|_| !self.clock_went_back).unwrap_or(0);
+        let (mut reports, mut requests, mut arrived) = (0, 0, false);
+        for (id, target) in next.targets.iter().filter(|(_, target)| target.wave <= wave) {
+            let Some(heard) = store.heard.get(id) else { continue };
+            for received in heard.windows.values().filter(|r| (since..=planned_at).contains(&r.event)) {
+                let evidence = &received.evidence;
+                if (Some(evidence.manifest), evidence.generation) == (target.manifest, target.generation) {
+                    reports += evidence.reports;
+                    requests += evidence.requests.served;
+                }
+            }
+            arrived |= target.done_at_ms.is_some() && target.failure.is_none();
+        }
+        let limits = &next.spec.limits;
+        let enough = reports >= limits.min_reports && requests >= limits.min_requests;
+        holds(enough && arrived, || {
+            format!("{} passed wave {wave} on {requests} requests in {reports} reports, arrived: {arrived}", next.id)
+        })
+    }
+}
+
+/// Nothing is rewritten, whoever changes a rollout.
+fn kept(before: &Rollout, next: &Rollout) -> Result<(), String> {
+    let id = &next.id;
+    holds((&before.spec, &before.bundle) == (&next.spec, &next.bundle), || format!("{id}: the wish changed"))?;
+    for (device, old) in &before.targets {
+        let new = next.targets.get(device).ok_or_else(|| format!("{id} dropped {device}"))?;
+        holds(new.wave == old.wave, || format!("{id}: {device} changed its wave"))?;
+        holds(new.generation >= old.generation, || format!("{id}: the generation of {device} fell"))?;
+        let turned_again = old.errand == Errand::Back && new.errand != Errand::Back;
+        holds(!turned_again, || format!("{id}: {device} was on its way back and is not"))?;
+    }
+    Ok(())
+}
+
+/// The ways a rollout may go without an operator. What absorbs is not left, and a stop stops all of it.
+fn controllers_step(before: &Rollout, next: &Rollout) -> Result<(), String> {
+    use RolloutStatus::{
+        Completed, Draft, Paused, Ready, RolledBack, RollingBack, Running, Stopped, WaitingForApproval,
+    };
+    let allowed = match before.status {
+        Ready => &[Running, Paused][..],
+        Running => &[Running, Paused, RollingBack, RolledBack, Completed],
+        Paused => &[Paused],
+        RollingBack => &[RollingBack, RolledBack],
+        Completed => &[Completed],
+        RolledBack => &[RolledBack],
+        Stopped | Draft | WaitingForApproval => &[],
+    };
+    let (id, from, to) = (&next.id, before.status, next.status);
+    // Where only devices' records are stored, the rollout comes along as it was.
+    holds(allowed.contains(&to) || before == next, || format!("{id} went from {from} to {to} by itself"))?;
+    let grew = next.targets.len() > before.targets.len();
+    let may_grow = matches!(to, Running | Completed) && matches!(from, Ready | Running);
+    holds(!grew || may_grow, || format!("{id} took devices in on its way from {from} to {to}"))?;
+    let later = next.current_wave.saturating_sub(before.current_wave);
+    holds(next.current_wave >= before.current_wave && later <= 1, || format!("{id} skipped a wave"))?;
+    holds(later == 0 || (from, to) == (Running, Running), || format!("{id} went on while {from}"))
+}
+
+/// Whether the store says that the device is this rollout's to tell.
+fn has_say(rollout: &RolloutId, target: &Target, facts: &DeviceFacts) -> bool {
+    if facts.revoked {
+        return false;
+    }
+    match &facts.desired {
+        Some(desired) if desired.rollout == *rollout => true,
+        Some(desired) if target.errand == Errand::Keep => {
+            facts.held_by.is_none() && desired.manifest == target.manifest
+        }
+        Some(desired) => facts.held_by.is_none() && desired.generation < target.generation,
+        None => facts.held_by.is_none(),
+    }
+}
+
+/// Devices are told what the rollout as it stands wants of them, and only those that are its own.
+fn orders(before: &Rollout, decision: &Decision, fleet: &Fleet) -> Result<(), String> {
+    let next = &decision.next;
+    if before.status == RolloutStatus::Stopped {
+        return holds(next == before && decision.actions.is_empty(), || format!("{} was stopped and goes on", next.id));
+    }
+    for Action::Assign { device, manifest, generation } in &decision.actions {
+        let wrong = |why: &str| format!("{}: {device} is told generation {generation}, but {why}", next.id);
+        let facts = fleet.devices.get(device).ok_or_else(|| wrong("it does not exist"))?;
+        let target = next.targets.get(device).ok_or_else(|| wrong("it is not in"))?;
+        let newest = facts.desired.as_ref().map_or(0, |desired| desired.generation);
+        let again = facts.desired.as_ref().is_some_and(|desired| {
+            (&desired.rollout, desired.generation, desired.manifest) == (&next.id, *generation, *manifest)
+        });
+        holds(again || *generation > newest, || wrong("the store has a newer one"))?;
+        holds(has_say(&next.id, target, facts), || wrong("it is another rollout's, or shut out"))?;
+        holds((target.manifest, target.generation) == (*manifest, *generation), || wrong("its target differs"))?;
+        let back = matches!(next.status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
+        let right = if back { target.previous } else { Some(next.bundle.manifest) };
+        holds(*manifest == right && (target.errand == Errand::Back) == back, || wrong("that is the other way"))?;
+        let fresh = !again && next.status == RolloutStatus::Paused;
+        holds(!fresh, || wrong("the rollout is paused"))?;
+    }
+    Ok(())
+}
+
+/// Whether a wave is meant for the device, and the device can run the bundle.
+fn may_come_in(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
+    let selected =
+        |selector: &muster_shared::selector::Selector| selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+    let architectures = &rollout.bundle.requirements.architectures;
+    let fits = architectures.is_empty() || facts.attributes.get("arch").is_some_and(|a| architectures.contains(a));
+    let has_own = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
+    let highest = facts.reported.as_ref().map_or(0, |report| report.generation);
+    !facts.revoked
+        && facts.held_by.is_none()
+        && selected(&rollout.spec.selector)
+        && wave.selector.as_ref().is_none_or(selected)
+        && fits
+        && (rollout.spec.stage == Stage::Serve || has_own)
+        && highest < u64::MAX
+}
+
+/// A wave that takes devices in never has more of those it may have than its size says, and takes nobody it may not have.
+fn caps(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
+    let new = |id: &&DeviceId| !before.targets.contains_key(*id);
+    for wave in before.current_wave..=next.current_wave {
+        let came: Vec<&DeviceId> =
+            next.targets.iter().filter(|(_, t)| t.wave == wave).map(|(id, _)| id).filter(new).collect();
+        let (false, Some(spec)) = (came.is_empty(), next.spec.waves.get(wave as usize)) else { continue };
+        let (mut all, mut have) = (0, 0);
+        for (id, facts) in &fleet.devices {
+            let member = next.targets.get(id).filter(|target| target.wave <= wave);
+            let in_selector =
+                spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes));
+            let counts = match member {
+                Some(target) => has_say(&next.id, target, facts) && (target.wave == wave || in_selector),
+                None => may_come_in(next, spec, id, facts),
+            };
+            all += usize::from(counts);
+            have += usize::from(counts && member.is_some());
+        }
+        let size = spec.size.of(all);
+        holds(have <= size, || format!("{}: wave {wave} has {have} devices of {all}, its size is {size}", next.id))?;
+        for id in came {
+            let fits = fleet.devices.get(id).is_some_and(|facts| may_come_in(next, spec, id, facts));
+            holds(fits, || format!("{}: {id} came in with wave {wave} and must not", next.id))?;
+        }
+    }
+    Ok(())
+}
+
+/// Nobody counts as control whom the store says to run the bundle, who runs it, or who is in; and what the verdict counts is what
+/// the others measured of their own bundles.
+fn control(before: &Rollout, next: &Rollout, verdict: &Verdict, fleet: &Fleet) -> Result<(), String> {
+    let bundle = next.bundle.manifest;
+    let everywhere = next.spec.waves.last().ok_or("a rollout without waves")?;
+    let (mut devices, mut requests) = (0, 0);
+    for (id, facts) in &fleet.devices {
+        let own = facts.reported.as_ref().and_then(|report| report.committed.as_ref()).map(|own| own.manifest);
+        let Some(own) = own.filter(|own| *own != bundle) else { continue };
+        // As it was judged: a rollout that turns back has told its devices by now.
+        let judged = before.targets.get(id).or_else(|| next.targets.get(id));
+        let pure = match judged.filter(|target| target.wave <= verdict.wave) {
+            // A second model beside the first leaves the first a control.
+            Some(target) => target.beside && has_say(&next.id, target, facts),
+            // Where the wave does not go on, it was judged with those that were about to join it.
+            None => {
+                let told = facts.desired.as_ref().is_some_and(|desired| desired.manifest == Some(bundle));
+                let may_join = verdict.outcome != Outcome::Successful && next.spec.stage != Stage::Serve;
+                may_come_in(next, everywhere, id, facts) && (!told || may_join)
+            }
+        };
+        if pure {
+            devices += 1;
+            let served = facts.evidence.iter().filter(|e| e.manifest == own).map(|e| e.requests.served);
+            requests += served.sum::<u64>();
+        }
+    }
+    let counted = (verdict.control.devices, verdict.control.requests);
+    let right = match verdict.outcome {
+        Outcome::Successful => counted == (devices, requests),
+        Outcome::Failed | Outcome::Error | Outcome::Inconclusive => counted.0 <= devices && counted.1 <= requests,
+    };
+    holds(right, || {
+        format!(
+            "{}: the control of a verdict {:?} counts {counted:?} devices and requests, pure are {:?}",
+            next.id,
+            verdict.outcome,
+            (devices, requests)
+        )
+    })
+}
+
+/// A device that comes in is no other unfinished rollout's, as far as the store knew when this was stored.
+fn alone(before: &Rollout, next: &Rollout, store: &Store) -> Result<(), String> {
+    for (id, target) in next.targets.iter().filter(|(id, _)| !before.targets.contains_key(*id)) {
+        let Some(record) = store.devices.get(id) else { continue };
+        let desired = record.value.desired.as_ref();
+        // A device that had the bundle is told nothing, so no record of it says whose it is.
+        let other = desired.filter(|told| target.errand == Errand::Forward && told.rollout != next.id);
+        let other = other.and_then(|told| store.rollouts.get(&told.rollout));
+        let unfinished =
+            other.is_some_and(|other| !other.value.status().is_terminal() && other.value.targets.contains_key(id));
+        holds(!unfinished, || format!("{id} is in {} and in another rollout", next.id))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! What happened in many runs, counted: a simulation in which nothing ever happens proves nothing.
+
+use muster_rollout::Rollout;
+use muster_shared::rollout::RolloutStatus;
+
+/// How often what happened.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tally {
+    pub(crate) runs: u64,
+    pub(crate) events: u64,
+    pub(crate) plans: u64,
+    pub(crate) given: u64,
+    pub(crate) sent: u64,
+    pub(crate) lost: u64,
+    pub(crate) dropped_plans: u64,
+    pub(crate) restarts: u64,
+    pub(crate) promoted: u64,
+    pub(crate) completed: u64,
+    pub(crate) rolled_back: u64,
+    pub(crate) turned_back: u64,
+    pub(crate) paused: u64,
+    pub(crate) operated: u64,
+    pub(crate) quiet_rounds: u64,
+}
+
+impl Tally {
+    pub(crate) fn step(&mut self, before: &Rollout, next: &Rollout) {
+        self.promoted += u64::from(next.current_wave > before.current_wave);
+        if next.status == before.status {
+            return;
+        }
+        match next.status {
+            RolloutStatus::Completed => self.completed += 1,
+            RolloutStatus::RolledBack => self.rolled_back += 1,
+            RolloutStatus::RollingBack => self.turned_back += 1,
+            RolloutStatus::Paused => self.paused += 1,
+            RolloutStatus::Draft
+            | RolloutStatus::WaitingForApproval
+            | RolloutStatus::Ready
+            | RolloutStatus::Running
+            | RolloutStatus::Stopped => {}
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.counts_mut().into_iter().zip(other.clone().counts_mut()) {
+            *mine += *theirs;
+        }
+    }
+
+    fn counts_mut(&mut self) -> [&mut u64; 15] {
+        [
+            &mut self.runs,
+            &mut self.events,
+            &mut self.plans,
+            &mut self.given,
+            &mut self.sent,
+            &mut self.lost,
+            &mut self.dropped_plans,
+            &mut self.restarts,
+            &mut self.promoted,
+            &mut self.completed,
+            &mut self.rolled_back,
+            &mut self.turned_back,
+            &mut self.paused,
+            &mut self.operated,
+            &mut self.quiet_rounds,
+        ]
+    }
+}
