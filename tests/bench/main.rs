@@ -17,6 +17,7 @@ mod http;
 mod inference;
 mod monitoring;
 mod pairs;
+mod planner;
 mod programs;
 mod report;
 mod samples;
@@ -84,6 +85,8 @@ enum Part {
     FalseAlarms,
     /// How often a rollout's gate is wrong, and sees a loss, beside rules in common use; takes some minutes.
     Gate,
+    /// One tick of the planner over 1,000 to 1,000,000 devices, and of 100 rollouts at once.
+    Planner,
     /// Checking a bundle's signature and files on one core, beside sha256sum and openssl.
     Verify,
     /// Counting an inference, beside other sketching libraries.
@@ -115,6 +118,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         Part::Drift => Some(drift::measure(arguments.devices)?),
         Part::FalseAlarms => Some(drift::false_alarms(arguments.requests)?),
         Part::Gate => Some(gate::measure(arguments.requests)?),
+        Part::Planner => Some(planner::measure()?),
         Part::Monitoring => Some(monitoring::measure(tempfile::tempdir()?.path())?),
         Part::Forests => Some(inference::forests(tempfile::tempdir()?.path())?),
         Part::Agent | Part::Inference | Part::Controller | Part::Delivery | Part::Flash | Part::Verify | Part::All => {
@@ -169,7 +173,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 Part::Delivery => pairs::measure(&binaries, &place, &arguments.pairs).await,
                 Part::Monitoring => monitoring::measure(&place),
                 Part::Verify => verify::measure(&binaries, &place).await,
-                Part::Drift | Part::FalseAlarms | Part::Gate => drift::measure(arguments.devices),
+                Part::Drift | Part::FalseAlarms | Part::Gate | Part::Planner => drift::measure(arguments.devices),
                 Part::Forests => inference::forests(&place),
                 Part::Flash => flash::measure(&binaries, &place, window).await,
             }

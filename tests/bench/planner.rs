@@ -1,0 +1,229 @@
+//! What one tick of a rollout costs, by the size of the fleet and by what the rollout is about: `muster_rollout::plan` and the checker
+//! of plans, on one core. Facts of devices and their windows lie in memory, as the controller has them.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::ensure;
+use muster_rollout::{
+    Action, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout, plan, verify,
+};
+use muster_shared::bundle::Requirements;
+use muster_shared::ids::{DeviceId, Digest, RolloutId};
+use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
+use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, WaveSpec};
+use muster_shared::selector::Selector;
+use muster_shared::sketch::LatencySketch;
+use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
+
+use crate::report::{self, Table};
+
+const FLEETS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
+/// The fleet for which the goal holds, and the goal.
+const GOAL_DEVICES: usize = 100_000;
+const GOAL_MS: f64 = 200.0;
+/// Rollouts at once, over how many devices, and the goal for a tick of all of them.
+const ROLLOUTS: usize = 100;
+const SHARED_DEVICES: usize = 10_000;
+const SHARED_GOAL_MS: f64 = 1_000.0;
+const START_MS: u64 = 1_000_000;
+const SOAK_MS: u64 = 60_000;
+const ROUNDS: usize = 3;
+
+fn incumbent() -> Digest {
+    Digest::of(b"incumbent")
+}
+
+fn device(number: usize) -> anyhow::Result<DeviceId> {
+    Ok(DeviceId::new(format!("press-{number:07}"))?)
+}
+
+/// A device that has run the incumbent since generation 1, and what it measured in the last hour.
+fn facts(number: usize) -> anyhow::Result<DeviceFacts> {
+    let own = InstalledBundle { manifest: incumbent(), bundle: "digits@1.0.0".parse()?, generation: 1 };
+    Ok(DeviceFacts {
+        labels: [("site", number % ROLLOUTS), ("line", number % 7)]
+            .map(|(key, n)| (key.to_owned(), n.to_string()))
+            .into(),
+        attributes: [("arch", "aarch64"), ("os", "linux"), ("agent-version", "0.1.0"), ("memory-bytes", "1073741824")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+        online: !number.is_multiple_of(50),
+        last_seen_ms: Some(START_MS),
+        desired: Some(Desired { manifest: Some(incumbent()), generation: 1, rollout: "r0".parse()? }),
+        reported: Some(StateReport {
+            generation: 1,
+            update: UpdateReport {
+                state: UpdateState::Committed,
+                generation: 1,
+                manifest: Some(incumbent()),
+                ..UpdateReport::default()
+            },
+            running: Some(own.clone()),
+            committed: Some(own),
+            ..StateReport::default()
+        }),
+        evidence: vec![measured(number, incumbent(), 1)],
+        ..DeviceFacts::default()
+    })
+}
+
+fn measured(number: usize, manifest: Digest, generation: u64) -> Evidence {
+    let mut latency_us = LatencySketch::default();
+    (0..60u64).for_each(|n| latency_us.add(2_000 + n * 37 + number as u64 % 500));
+    let classes = (0..10u64).map(|class| (class.to_string(), 6 + (class + number as u64) % 3)).collect();
+    Evidence {
+        manifest,
+        generation,
+        reports: 1,
+        requests: RequestCounts { served: 60, ..RequestCounts::default() },
+        latency_us,
+        objectives: Default::default(),
+        incumbent_us: LatencySketch::default(),
+        predictions: BTreeMap::from([("class".to_owned(), classes)]),
+        crashes: 0,
+    }
+}
+
+fn fleet(devices: usize) -> anyhow::Result<Fleet> {
+    let devices = (0..devices).map(|number| Ok((device(number)?, facts(number)?))).collect::<anyhow::Result<_>>()?;
+    Ok(Fleet { devices })
+}
+
+fn rollout(number: usize, selector: Selector, waves: &[&str]) -> anyhow::Result<Rollout> {
+    let wave = |size: &&str| -> anyhow::Result<WaveSpec> {
+        Ok(WaveSpec { size: size.parse()?, selector: None, soak_ms: SOAK_MS, max_duration_ms: 10 * SOAK_MS })
+    };
+    let spec = RolloutSpec {
+        bundle: "digits@1.2.0".parse()?,
+        selector,
+        waves: waves.iter().map(wave).collect::<anyhow::Result<_>>()?,
+        limits: Limits::default(),
+        watch: WatchPolicy::default(),
+        delivery: DeliveryPolicy::default(),
+        stage: Stage::Serve,
+    };
+    let bundle = BundleFacts {
+        manifest: Digest::of(format!("candidate {number}").as_bytes()),
+        bundle: spec.bundle.clone(),
+        requirements: Requirements { architectures: ["aarch64".to_owned()].into(), ..Requirements::default() },
+        reference_predictions: BTreeMap::new(),
+    };
+    Ok(Rollout::new(RolloutId::new(format!("r{}", number + 1))?, spec, bundle, START_MS)?)
+}
+
+/// The devices have it in the store, and have committed it and measured it.
+fn comply(fleet: &mut Fleet, rollout: &Rollout, actions: &[Action], commits: bool) -> anyhow::Result<()> {
+    for (number, Action::Assign { device, manifest, generation }) in actions.iter().enumerate() {
+        let Some(facts) = fleet.devices.get_mut(device) else { continue };
+        facts.desired = Some(Desired { manifest: *manifest, generation: *generation, rollout: rollout.id.clone() });
+        let (Some(report), Some(manifest)) = (facts.reported.as_mut().filter(|_| commits), *manifest) else { continue };
+        let bundle = InstalledBundle { manifest, bundle: "digits@1.2.0".parse()?, generation: *generation };
+        report.generation = *generation;
+        report.update.generation = *generation;
+        report.update.manifest = Some(manifest);
+        report.running = Some(bundle.clone());
+        report.committed = Some(bundle);
+        facts.evidence.push(measured(number, manifest, *generation));
+    }
+    Ok(())
+}
+
+/// How long planning and checking take, in milliseconds, the quickest of a few rounds; and what was decided.
+fn timed(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> anyhow::Result<(f64, f64, Decision)> {
+    let (mut planning, mut checking, mut last) = (f64::INFINITY, f64::INFINITY, None);
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        let decision = plan(rollout, fleet, now_ms);
+        planning = planning.min(start.elapsed().as_secs_f64() * 1e3);
+        let start = Instant::now();
+        let verdict = verify(rollout, &decision, fleet, now_ms);
+        checking = checking.min(start.elapsed().as_secs_f64() * 1e3);
+        ensure!(verdict.is_ok(), "the checker refuses the plan: {verdict:?}");
+        last = Some(decision);
+    }
+    let decision = last.ok_or_else(|| anyhow::anyhow!("no round"))?;
+    Ok((planning, checking, decision))
+}
+
+/// One rollout over `devices`, in each situation.
+fn one(devices: usize, table: &mut Table) -> anyhow::Result<()> {
+    let mut fleet = fleet(devices)?;
+    let mut rollout = rollout(0, Selector::all(), &["10%", "100%"])?;
+    let mut say = |situation: &str, (planning, checking, _): &(f64, f64, Decision)| {
+        let what = format!("{devices} devices, {situation}");
+        if devices == GOAL_DEVICES {
+            table.goal(&what, *planning, GOAL_MS, "ms")
+        } else {
+            table.figure(&what, *planning, "ms")
+        }
+        let each = |ms: f64| ms * 1e6 / devices as f64;
+        table.text(
+            "  of that a device; the checker a device",
+            &format!("{:.0} ns; {:.0} ns", each(*planning), each(*checking)),
+        );
+    };
+    let start = timed(&rollout, &fleet, START_MS)?;
+    say("a wave of 10 % begins", &start);
+    ensure!(start.2.actions.len() == devices / 10, "the wave has another size");
+    comply(&mut fleet, &rollout, &start.2.actions, false)?;
+    rollout = start.2.next;
+    say("its devices are told again", &timed(&rollout, &fleet, START_MS + 1)?);
+    let actions: Vec<Action> = start.2.actions;
+    comply(&mut fleet, &rollout, &actions, true)?;
+    let soaking = timed(&rollout, &fleet, START_MS + 2)?;
+    ensure!(soaking.2.next.status == RolloutStatus::Running, "the wave is over");
+    rollout = soaking.2.next;
+    say("it soaks, with reports of all devices", &timed(&rollout, &fleet, START_MS + 3)?);
+    let passed = timed(&rollout, &fleet, START_MS + 3 + SOAK_MS)?;
+    ensure!(passed.2.next.current_wave == 1, "the wave has not passed");
+    say("it passes and 90 % begin", &passed);
+    comply(&mut fleet, &passed.2.next, &passed.2.actions, true)?;
+    let back = passed.2.next.apply(OperatorAction::Rollback, "alice", None, START_MS + SOAK_MS)?;
+    let turning = timed(&back, &fleet, START_MS + 2 * SOAK_MS)?;
+    ensure!(turning.2.next.status == RolloutStatus::RollingBack, "nobody goes back");
+    say("all go back", &turning);
+    say("all are on their way back", &timed(&turning.2.next, &fleet, START_MS + 3 * SOAK_MS)?);
+    Ok(())
+}
+
+/// Many rollouts, each over its part of the fleet and each looking at those devices it means, as the controller shows them.
+fn many(table: &mut Table) -> anyhow::Result<()> {
+    let whole = fleet(SHARED_DEVICES)?;
+    for (what, narrow) in [("each over its own site", true), ("all over the whole fleet", false)] {
+        let (mut planning, mut checking) = (0.0, 0.0);
+        let mut held_by: BTreeMap<DeviceId, RolloutId> = BTreeMap::new();
+        for number in 0..ROLLOUTS {
+            let selector = if narrow { format!("site={number}").parse()? } else { Selector::all() };
+            let rollout = rollout(number, selector, &["1%", "100%"])?;
+            let mut seen = Fleet::default();
+            for (id, facts) in &whole.devices {
+                if rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
+                    let facts = DeviceFacts { held_by: held_by.get(id).cloned(), ..facts.clone() };
+                    seen.devices.insert(id.clone(), facts);
+                }
+            }
+            let begun = plan(&rollout, &seen, START_MS);
+            held_by.extend(begun.next.targets.keys().map(|id| (id.clone(), rollout.id.clone())));
+            comply(&mut seen, &rollout, &begun.actions, true)?;
+            let (plan_ms, check_ms, _) = timed(&begun.next, &seen, START_MS + 1)?;
+            planning += plan_ms;
+            checking += check_ms;
+        }
+        table.goal(&format!("{ROLLOUTS} rollouts, {SHARED_DEVICES} devices, {what}"), planning, SHARED_GOAL_MS, "ms");
+        table.figure("  the checker", checking, "ms");
+    }
+    Ok(())
+}
+
+/// The curve, and many rollouts at once.
+pub(crate) fn measure() -> anyhow::Result<Vec<Table>> {
+    let mut curve = Table::new("Planning one tick of a rollout, one core");
+    for devices in FLEETS {
+        one(devices, &mut curve)?;
+        report::line(&format!("{devices} devices: done"));
+    }
+    let mut crowd = Table::new("Planning one tick of many rollouts, one core");
+    many(&mut crowd)?;
+    Ok(vec![curve, crowd])
+}
