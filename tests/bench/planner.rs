@@ -73,15 +73,11 @@ fn measured(number: usize, manifest: Digest, generation: u64) -> Evidence {
     (0..60u64).for_each(|n| latency_us.add(2_000 + n * 37 + number as u64 % 500));
     let classes = (0..10u64).map(|class| (class.to_string(), 6 + (class + number as u64) % 3)).collect();
     Evidence {
-        manifest,
-        generation,
         reports: 1,
         requests: RequestCounts { served: 60, ..RequestCounts::default() },
         latency_us,
-        objectives: Default::default(),
-        incumbent_us: LatencySketch::default(),
         predictions: BTreeMap::from([("class".to_owned(), classes)]),
-        crashes: 0,
+        ..Evidence::of(manifest, generation)
     }
 }
 
@@ -102,6 +98,7 @@ fn rollout(number: usize, selector: Selector, waves: &[&str]) -> anyhow::Result<
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
+        gate: None,
     };
     let bundle = BundleFacts {
         manifest: Digest::of(format!("candidate {number}").as_bytes()),

@@ -353,17 +353,7 @@ impl Device {
 
 /// Evidence of nothing, about a bundle.
 fn nothing(installed: &InstalledBundle) -> Evidence {
-    Evidence {
-        manifest: installed.manifest,
-        generation: installed.generation,
-        reports: 0,
-        requests: RequestCounts::default(),
-        latency_us: LatencySketch::default(),
-        objectives: Default::default(),
-        incumbent_us: LatencySketch::default(),
-        predictions: BTreeMap::new(),
-        crashes: 0,
-    }
+    Evidence::of(installed.manifest, installed.generation)
 }
 
 /// What a liar says that it runs: a bundle that there is.

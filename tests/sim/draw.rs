@@ -137,6 +137,7 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         },
         watch: WatchPolicy { probation_ms: random.below(300) as u64, max_error_rate: 0.2, min_requests: 3 },
         delivery: DeliveryPolicy::default(),
+        gate: None,
         stage: if random.chance(20) { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
     }
 }

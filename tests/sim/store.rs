@@ -119,6 +119,7 @@ impl Store {
                 }),
                 reported: report,
                 evidence: heard.map_or_else(Vec::new, |heard| sums(heard, since_ms)),
+                soak: heard.zip(rollout.scored_since_ms()).map_or_else(Vec::new, |(heard, at_ms)| sums(heard, at_ms)),
             };
             devices.insert(id.clone(), facts);
         }
