@@ -32,7 +32,7 @@ const TOLD: usize = 60;
 fn run(seed: u64, planner: Planner, asks_verify: bool, tells: bool) -> (World, Result<(), String>) {
     let mut world = World::new(seed, planner, asks_verify, tells);
     let result = (|| {
-        for _ in 0..60 + seed % 120 {
+        for _ in 0..40 + seed % 100 {
             world.step()?;
         }
         quiet::finish(&mut world)

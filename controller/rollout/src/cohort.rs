@@ -15,8 +15,10 @@ use sha2::{Digest as _, Sha256};
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{fresh_generation, is_taken, newest_generation, settled_generation};
+use crate::walk::side_by_side;
 
 struct Candidate<'f> {
+    id: &'f DeviceId,
     facts: &'f DeviceFacts,
     /// The wave with which it came in, if it had when the survey was made.
     wave: Option<u32>,
@@ -25,13 +27,14 @@ struct Candidate<'f> {
 /// The devices meant by a rollout, sorted by whether it can have them.
 pub(crate) struct Survey<'f> {
     rollout: RolloutId,
-    candidates: BTreeMap<&'f DeviceId, Candidate<'f>>,
+    /// In the order of their names.
+    candidates: Vec<Candidate<'f>>,
     /// Those that another rollout has.
     pub(crate) held: Vec<DeviceId>,
     /// Those that cannot run the bundle, and why.
     pub(crate) unsuitable: BTreeMap<DeviceId, String>,
-    /// Candidates that were not in when a wave first had room, in the order in which waves take them.
-    order: OnceCell<Vec<&'f DeviceId>>,
+    /// Places of the candidates that were not in at first, in the order in which waves take them.
+    order: OnceCell<Vec<usize>>,
 }
 
 impl<'f> Survey<'f> {
@@ -39,23 +42,24 @@ impl<'f> Survey<'f> {
     pub(crate) fn of(rollout: &Rollout, fleet: &'f Fleet) -> Self {
         let mut survey = Self {
             rollout: rollout.id.clone(),
-            candidates: BTreeMap::new(),
+            candidates: Vec::new(),
             held: Vec::new(),
             unsuitable: BTreeMap::new(),
             order: OnceCell::new(),
         };
-        for (id, facts) in fleet.devices.iter().filter(|(_, facts)| !facts.revoked) {
+        let devices = fleet.devices.iter().filter(|(_, facts)| !facts.revoked);
+        for (id, facts, target) in side_by_side(devices, &rollout.targets) {
             // Who is in stays in, whatever its labels say now: it has the bundle, so it takes up room.
-            if let Some(target) = rollout.targets.get(id) {
+            if let Some(target) = target {
                 if is_taken(&rollout.id, target, facts) {
                     survey.held.push(id.clone());
                 } else {
-                    survey.candidates.insert(id, Candidate { facts, wave: Some(target.wave) });
+                    survey.candidates.push(Candidate { id, facts, wave: Some(target.wave) });
                 }
             } else if rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
                 match suitability(rollout, facts) {
                     _ if facts.held_by.is_some() => survey.held.push(id.clone()),
-                    Suitability::Suitable => drop(survey.candidates.insert(id, Candidate { facts, wave: None })),
+                    Suitability::Suitable => survey.candidates.push(Candidate { id, facts, wave: None }),
                     Suitability::Unsuitable(why) => drop(survey.unsuitable.insert(id.clone(), why)),
                     Suitability::NotKnownYet => {}
                 }
@@ -64,32 +68,37 @@ impl<'f> Survey<'f> {
         survey
     }
 
-    /// The devices that the wave takes in beyond those that are in already, which count towards its size.
-    pub(crate) fn additions(&self, wave: u32, spec: &WaveSpec, is_in: impl Fn(&DeviceId) -> bool) -> Vec<&'f DeviceId> {
-        let (mut all, mut members) = (0, 0);
-        for id in self.candidates.keys().filter(|id| self.is_candidate(id, wave, spec)) {
-            all += 1;
-            members += usize::from(is_in(id));
+    /// The devices that the wave takes in beyond the `members`, which count towards its size.
+    pub(crate) fn additions<T>(
+        &self,
+        wave: u32,
+        spec: &WaveSpec,
+        members: &BTreeMap<DeviceId, T>,
+    ) -> Vec<(&'f DeviceId, &'f DeviceFacts)> {
+        let (mut all, mut have, mut free) = (0, 0, vec![false; self.candidates.len()]);
+        let candidates =
+            self.candidates.iter().zip(&mut free).map(|(candidate, free)| (candidate.id, (candidate, free)));
+        for (_, (candidate, free), member) in side_by_side(candidates, members) {
+            let counts = candidate.is_for(wave, spec);
+            *free = counts && member.is_none();
+            all += usize::from(counts);
+            have += usize::from(counts && member.is_some());
         }
-        let room = spec.size.of(all).saturating_sub(members);
+        let room = spec.size.of(all).saturating_sub(have);
         if room == 0 {
             return Vec::new();
         }
-        self.order(&is_in)
-            .iter()
-            .filter(|id| !is_in(id) && self.is_candidate(id, wave, spec))
-            .take(room)
-            .copied()
+        let free = self.order().iter().filter(|at| free.get(**at) == Some(&true));
+        free.take(room)
+            .filter_map(|at| self.candidates.get(*at))
+            .map(|candidate| (candidate.id, candidate.facts))
             .collect()
     }
 
     /// Whether the wave may take this device, or counts it because it is in.
     pub(crate) fn is_candidate(&self, id: &DeviceId, wave: u32, spec: &WaveSpec) -> bool {
-        self.candidates.get(id).is_some_and(|candidate| {
-            let Candidate { facts, wave: came_with } = candidate;
-            *came_with == Some(wave)
-                || spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
-        })
+        let at = self.candidates.binary_search_by(|candidate| candidate.id.cmp(id));
+        at.ok().and_then(|at| self.candidates.get(at)).is_some_and(|candidate| candidate.is_for(wave, spec))
     }
 
     /// Every device that the wave may take, or counts because it is in.
@@ -100,8 +109,8 @@ impl<'f> Survey<'f> {
     ) -> impl Iterator<Item = (&'f DeviceId, &'f DeviceFacts)> {
         self.candidates
             .iter()
-            .filter(move |(id, _)| self.is_candidate(id, wave, spec))
-            .map(|(id, candidate)| (*id, candidate.facts))
+            .filter(move |candidate| candidate.is_for(wave, spec))
+            .map(|candidate| (candidate.id, candidate.facts))
     }
 
     /// Candidates without a target.
@@ -109,19 +118,26 @@ impl<'f> Survey<'f> {
         &self,
         targets: &BTreeMap<DeviceId, Target>,
     ) -> impl Iterator<Item = (&'f DeviceId, &'f DeviceFacts)> {
-        self.candidates
-            .iter()
-            .filter(|(id, _)| !targets.contains_key(**id))
-            .map(|(id, candidate)| (*id, candidate.facts))
+        let candidates = self.candidates.iter().map(|candidate| (candidate.id, candidate.facts));
+        side_by_side(candidates, targets).filter(|(_, _, target)| target.is_none()).map(|(id, facts, _)| (id, facts))
     }
 
-    fn order(&self, is_in: impl Fn(&DeviceId) -> bool) -> &[&'f DeviceId] {
+    fn order(&self) -> &[usize] {
         self.order.get_or_init(|| {
-            let outside = self.candidates.keys().filter(|id| !is_in(id));
-            let mut hashed: Vec<([u8; 32], &DeviceId)> = outside.map(|id| (hash(&self.rollout, id), *id)).collect();
+            let outside = self.candidates.iter().enumerate().filter(|(_, candidate)| candidate.wave.is_none());
+            let mut hashed: Vec<([u8; 32], usize)> =
+                outside.map(|(at, candidate)| (hash(&self.rollout, candidate.id), at)).collect();
             hashed.sort_unstable();
-            hashed.into_iter().map(|(_, id)| id).collect()
+            hashed.into_iter().map(|(_, at)| at).collect()
         })
+    }
+}
+
+impl Candidate<'_> {
+    fn is_for(&self, wave: u32, spec: &WaveSpec) -> bool {
+        let Self { id, facts, wave: came_with } = self;
+        *came_with == Some(wave)
+            || spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
     }
 }
 

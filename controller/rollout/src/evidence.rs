@@ -8,8 +8,9 @@ use muster_shared::sketch::LatencySketch;
 use muster_shared::trust::Stage;
 
 use crate::cohort::Survey;
-use crate::fleet::{DeviceFacts, Evidence, Fleet};
+use crate::fleet::{DeviceFacts, Evidence, Fleet, Predictions};
 use crate::rollout::Rollout;
+use crate::walk::side_by_side;
 
 /// What one side measured.
 #[derive(Debug, Default)]
@@ -18,8 +19,8 @@ pub(crate) struct Arm<'f> {
     pub(crate) summary: ArmSummary,
     /// Classes predicted, by column.
     pub(crate) predictions: BTreeMap<&'f str, BTreeMap<&'f str, u64>>,
-    /// The same of each device alone.
-    pub(crate) predictions_by_device: Vec<BTreeMap<&'f str, BTreeMap<&'f str, u64>>>,
+    /// What they were counted from, by the number of the device.
+    predicted: Vec<(u32, &'f Predictions)>,
     latency_us: LatencySketch,
     /// How many requests the latency rests on, where they are the very ones that the rollout's devices ran on a shadow.
     pub(crate) shadowed: Option<u64>,
@@ -29,9 +30,8 @@ impl<'f> Arm<'f> {
     /// The rollout's devices, on the bundle and under the generation they were given.
     pub(crate) fn canary(rollout: &Rollout, fleet: &'f Fleet) -> Self {
         let mut arm = Self::default();
-        for (id, target) in &rollout.targets {
-            let facts = fleet.devices.get(id).filter(|facts| !facts.revoked);
-            arm.add_device(facts, |evidence| {
+        for (_, target, facts) in side_by_side(&rollout.targets, &fleet.devices) {
+            arm.add_device(facts.filter(|facts| !facts.revoked), |evidence| {
                 evidence.generation == target.generation && Some(evidence.manifest) == target.manifest
             });
             arm.summary.failures += u32::from(target.failure.is_some());
@@ -45,8 +45,7 @@ impl<'f> Arm<'f> {
     pub(crate) fn control(rollout: &Rollout, survey: &Survey<'f>, fleet: &'f Fleet) -> Self {
         let mut arm = Self::default();
         let bundle = Some(rollout.bundle.manifest);
-        let beside = rollout.targets.iter().filter(|(_, target)| target.beside);
-        let beside = beside.filter_map(|(id, target)| rollout.governed(id, target, fleet));
+        let beside = rollout.governed_targets(fleet).filter(|(_, target, _)| target.beside).map(|(_, _, facts)| facts);
         let untouched = survey.untouched(&rollout.targets).map(|(_, facts)| facts);
         let untold = untouched.filter(|facts| facts.desired.as_ref().is_none_or(|desired| desired.manifest != bundle));
         for facts in beside.chain(untold) {
@@ -76,24 +75,17 @@ impl<'f> Arm<'f> {
 
     fn add_device(&mut self, facts: Option<&'f DeviceFacts>, counts: impl Fn(&Evidence) -> bool) {
         let mut reports = 0u32;
-        let mut own: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
         for evidence in facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| counts(evidence)) {
             reports = reports.saturating_add(evidence.reports);
             self.summary.requests = self.summary.requests.saturating_add(evidence.requests.served);
             self.summary.errors = self.summary.errors.saturating_add(evidence.requests.errors());
             self.latency_us.merge(&evidence.latency_us);
             for (column, classes) in &evidence.predictions {
-                for sums in [&mut self.predictions, &mut own] {
-                    let sums = sums.entry(column).or_default();
-                    for (class, n) in classes {
-                        let sum = sums.entry(class).or_default();
-                        *sum = sum.saturating_add(*n);
-                    }
-                }
+                add(self.predictions.entry(column).or_default(), classes);
             }
-        }
-        if !own.is_empty() {
-            self.predictions_by_device.push(own);
+            if !evidence.predictions.is_empty() {
+                self.predicted.push((self.summary.devices, &evidence.predictions));
+            }
         }
         self.summary.devices += 1;
         self.summary.reporting += u32::from(reports > 0);
@@ -103,11 +95,15 @@ impl<'f> Arm<'f> {
     /// How many independent predictions those of `column` are worth, as one device's resemble each other.
     pub(crate) fn effective_predictions(&self, column: &str) -> f64 {
         let Some(all) = self.predictions.get(column) else { return 0.0 };
-        let of_device = |device: &BTreeMap<&str, BTreeMap<&str, u64>>| {
-            let classes = device.get(column);
-            all.keys().map(|class| classes.and_then(|classes| classes.get(class)).copied().unwrap_or(0)).collect()
-        };
-        let devices: Vec<Vec<u64>> = self.predictions_by_device.iter().map(of_device).collect();
+        let mut devices: Vec<Vec<u64>> = Vec::new();
+        for of_device in self.predicted.chunk_by(|(one, _), (other, _)| one == other) {
+            let mut own: BTreeMap<&str, u64> = BTreeMap::new();
+            for (_, predictions) in of_device {
+                predictions.get(column).into_iter().for_each(|classes| add(&mut own, classes));
+            }
+            // Sorted alike, so that the one with fewer classes is found along the other.
+            devices.push(side_by_side(all, &own).map(|(.., n)| n.copied().unwrap_or(0)).collect());
+        }
         effective_size(&devices)
     }
 
@@ -116,6 +112,20 @@ impl<'f> Arm<'f> {
         // Every row gives one prediction a column, so the fullest column counts the rows.
         self.summary.predictions = self.predictions.values().map(total).max().unwrap_or(0);
         self
+    }
+}
+
+/// Adds counts of classes. Those of one column mostly have the same classes, and are then added one by one without looking any up.
+fn add<'f>(sums: &mut BTreeMap<&'f str, u64>, classes: &'f BTreeMap<String, u64>) {
+    if sums.len() == classes.len() && sums.keys().eq(classes.keys()) {
+        for (sum, n) in sums.values_mut().zip(classes.values()) {
+            *sum = sum.saturating_add(*n);
+        }
+        return;
+    }
+    for (class, n) in classes {
+        let sum = sums.entry(class).or_default();
+        *sum = sum.saturating_add(*n);
     }
 }
 

@@ -20,6 +20,7 @@ mod standing;
 pub mod statistics;
 mod verify;
 mod view;
+mod walk;
 mod wave;
 mod wording;
 

@@ -83,12 +83,11 @@ fn assignments(rollout: &Rollout, fleet: &Fleet) -> (Vec<Action>, Vec<DeviceId>)
         }
     };
     let (mut actions, mut away) = (Vec::new(), Vec::new());
-    for (id, target) in rollout.targets.iter().filter(|(_, target)| target.errand == errand) {
+    for (id, target, facts) in rollout.governed_targets(fleet) {
         // On the way back, an earlier failure on the bundle is no reason to stop telling.
-        if errand == Errand::Forward && target.failure.is_some() {
+        if target.errand != errand || errand == Errand::Forward && target.failure.is_some() {
             continue;
         }
-        let Some(facts) = rollout.governed(id, target, fleet) else { continue };
         if standing(target, facts) != Standing::Unheard {
             continue;
         }

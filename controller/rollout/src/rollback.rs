@@ -95,12 +95,10 @@ pub(crate) fn go_back(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Vec<Wai
 
 fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
     let mut retreat = Retreat::default();
-    let mut targets = std::mem::take(&mut next.targets);
-    for (id, target) in &mut targets {
-        let Some(facts) = next.governed(id, target, fleet) else { continue };
+    next.change_governed(fleet, |next, id, target, facts| {
         target.previous = past(target, facts);
         if target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest) {
-            continue;
+            return;
         }
         let attempts = match (target.errand, standing(target, facts)) {
             (Errand::Back, Standing::Astray | Standing::Failed(_)) => Some(target.attempts + 1),
@@ -120,7 +118,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
                 }
                 None => {
                     retreat.stuck.push(id.clone());
-                    continue;
+                    return;
                 }
             }
         }
@@ -133,7 +131,6 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
         } else {
             retreat.away.push(id.clone());
         }
-    }
-    next.targets = targets;
+    });
     retreat
 }

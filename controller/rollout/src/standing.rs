@@ -6,6 +6,7 @@ use muster_shared::messages::{HeldBack, UpdateState};
 
 use crate::fleet::{Desired, DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
+use crate::walk::side_by_side;
 
 /// How a device stands to its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +30,35 @@ impl Rollout {
     /// rollout has taken it. The store's word on whose assignment it has is the last one: two rollouts can claim a device
     /// when one that was finished is told to go back.
     pub(crate) fn governed<'f>(&self, id: &DeviceId, target: &Target, fleet: &'f Fleet) -> Option<&'f DeviceFacts> {
-        let facts = fleet.devices.get(id)?;
-        (!facts.revoked && !is_taken(&self.id, target, facts)).then_some(facts)
+        fleet.devices.get(id).filter(|facts| self.governs(target, facts))
+    }
+
+    fn governs(&self, target: &Target, facts: &DeviceFacts) -> bool {
+        !facts.revoked && !is_taken(&self.id, target, facts)
+    }
+
+    /// The targets that the rollout has a say over, with what is known of their devices.
+    pub(crate) fn governed_targets<'t, 'f>(
+        &'t self,
+        fleet: &'f Fleet,
+    ) -> impl Iterator<Item = (&'t DeviceId, &'t Target, &'f DeviceFacts)> {
+        side_by_side(&self.targets, &fleet.devices)
+            .filter_map(|(id, target, facts)| Some((id, target, facts.filter(|facts| self.governs(target, facts))?)))
+    }
+
+    /// Does `change` to every target that the rollout has a say over.
+    pub(crate) fn change_governed<'f>(
+        &mut self,
+        fleet: &'f Fleet,
+        mut change: impl FnMut(&Self, &DeviceId, &mut Target, &'f DeviceFacts),
+    ) {
+        let mut targets = std::mem::take(&mut self.targets);
+        for (id, target, facts) in side_by_side(&mut targets, &fleet.devices) {
+            if let Some(facts) = facts.filter(|facts| self.governs(target, facts)) {
+                change(self, id, target, facts);
+            }
+        }
+        self.targets = targets;
     }
 }
 

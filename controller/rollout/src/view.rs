@@ -1,6 +1,6 @@
 //! A rollout as the API shows it. Waves that have not come are shown with the devices they would take as things are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{DeviceProgress, RolloutStatus, RolloutView, Waiting, WaveView};
@@ -62,13 +62,14 @@ impl Rollout {
             | RolloutStatus::Paused => {}
         }
         let survey = Survey::of(self, fleet);
-        let mut taken: BTreeSet<&DeviceId> = self.targets.keys().collect();
+        let mut taken: BTreeMap<DeviceId, ()> = self.targets.keys().map(|id| (id.clone(), ())).collect();
         let mut to_come = Vec::new();
         for (wave, (spec, state)) in (0u32..).zip(self.spec.waves.iter().zip(&self.waves)) {
             if state.started_at_ms.is_none() {
-                let ids = survey.additions(wave, spec, |id| taken.contains(id));
-                to_come.push((wave, ids.iter().map(|id| (*id).clone()).collect()));
-                taken.extend(ids);
+                let added = survey.additions(wave, spec, &taken);
+                let ids: Vec<DeviceId> = added.into_iter().map(|(id, _)| id.clone()).collect();
+                taken.extend(ids.iter().map(|id| (id.clone(), ())));
+                to_come.push((wave, ids));
             }
         }
         to_come

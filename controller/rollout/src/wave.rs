@@ -39,8 +39,9 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
 
         // Judged as it will be with those that join now; they join only if the wave goes on.
         let mut grown = next.clone();
-        take_in(&mut grown, survey, fleet, &spec, now_ms);
-        take_note(&mut grown, fleet, now_ms);
+        if take_in(&mut grown, survey, &spec, now_ms) {
+            take_note(&mut grown, fleet, now_ms);
+        }
         let judgement = {
             let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey, fleet));
             hold(&grown.spec.limits, &canary, &control, &grown.bundle.reference_predictions, &grown.targets)
@@ -164,12 +165,13 @@ fn rewind(next: &mut Rollout, now_ms: u64) -> (u64, u64) {
 /// Brings targets up to date with what devices report: what they would go back to, a new generation for those that know a
 /// newer one than theirs, as after a restored store, and the bundle for those that had it and lost it.
 fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
-    let mut targets = std::mem::take(&mut next.targets);
-    for (id, target) in targets.iter_mut().filter(|(_, target)| target.failure.is_none()) {
-        let Some(facts) = next.governed(id, target, fleet) else { continue };
+    next.change_governed(fleet, |next, _, target, facts| {
+        if target.failure.is_some() {
+            return;
+        }
         target.previous = past(target, facts);
         if standing(target, facts) != Standing::Astray {
-            continue;
+            return;
         }
         let attempts = target.attempts + 1;
         match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
@@ -183,15 +185,15 @@ fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
             }
             None => target.failure = Some("it claims generations that it was not given".to_owned()),
         }
-    }
-    next.targets = targets;
+    });
 }
 
 /// Marks devices that committed, and devices that failed, reverted or crashed on the bundle. The marks stay.
 fn take_note(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
-    let mut targets = std::mem::take(&mut next.targets);
-    for (id, target) in targets.iter_mut().filter(|(_, target)| target.failure.is_none()) {
-        let Some(facts) = next.governed(id, target, fleet) else { continue };
+    next.change_governed(fleet, |_, _, target, facts| {
+        if target.failure.is_some() {
+            return;
+        }
         let standing = standing(target, facts);
         if standing == Standing::Done && target.done_at_ms.is_none() {
             target.done_at_ms = Some(now_ms);
@@ -202,8 +204,7 @@ fn take_note(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
                 has_crashed(target, facts).then(|| "crashed".to_owned())
             }
         };
-    }
-    next.targets = targets;
+    });
 }
 
 fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
@@ -212,14 +213,15 @@ fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
     })
 }
 
-/// Gives targets to the devices that the wave has room for.
-fn take_in(next: &mut Rollout, survey: &Survey<'_>, fleet: &Fleet, spec: &WaveSpec, now_ms: u64) {
-    for id in survey.additions(next.current_wave, spec, |id| next.targets.contains_key(id)) {
-        let target = fleet.devices.get(id).and_then(|facts| new_target(next, facts, next.current_wave, now_ms));
-        if let Some(target) = target {
+/// Gives targets to the devices that the wave has room for. True when there were any.
+fn take_in(next: &mut Rollout, survey: &Survey<'_>, spec: &WaveSpec, now_ms: u64) -> bool {
+    let before = next.targets.len();
+    for (id, facts) in survey.additions(next.current_wave, spec, &next.targets) {
+        if let Some(target) = new_target(next, facts, next.current_wave, now_ms) {
             next.targets.insert(id.clone(), target);
         }
     }
+    next.targets.len() > before
 }
 
 /// Starts the soak when it is time, and gives its end.
@@ -255,8 +257,7 @@ impl Census {
         let mut held = BTreeMap::new();
         // Devices that came in with this wave, and earlier ones that count towards its size: all, and committed.
         let (mut own, mut earlier) = ((0, 0), (0, 0));
-        for (id, target) in &rollout.targets {
-            let Some(facts) = rollout.governed(id, target, fleet) else { continue };
+        for (id, target, facts) in rollout.governed_targets(fleet) {
             let has_failed = target.failure.is_some();
             let committed = !has_failed && standing(target, facts) == Standing::Done;
             if has_failed {
