@@ -4,6 +4,7 @@ mod acl;
 mod alerts;
 mod bad_input;
 mod beside;
+mod compared;
 mod controller_full_disk;
 mod crashes;
 mod delivery;
