@@ -7,14 +7,15 @@ use crate::failure::Failure;
 use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
 use crate::{
-    alerts, broker, bundle, ca, completions, device, drift, events, feedback, key, quality, rollout, root, samples,
-    token, trust,
+    alerts, broker, bundle, ca, completions, device, drift, events, feedback, gate, key, quality, rollout, root,
+    samples, token, trust,
 };
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
 ///
 /// Exit codes: 0 done; 1 the thing asked for failed (a verification, a rollout that went back); 2 wrong usage or bad local
-/// input; 3 the controller refused, or a scored table has drifted; 4 the controller cannot be reached or failed.
+/// input; 3 the controller refused, or a scored table has drifted; 4 the controller cannot be reached or failed;
+/// 5 scores show neither that a bundle is worse nor that it is not.
 #[derive(Debug, Parser)]
 #[command(name = "muster", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -56,6 +57,9 @@ enum Command {
     /// Bring bundles out to devices, watch, stop, go back.
     #[command(subcommand)]
     Rollout(Box<rollout::RolloutCommand>),
+    /// Judge files of device scores as a rollout's gate does.
+    #[command(subcommand)]
+    Gate(gate::GateCommand),
     /// Show how far live data has moved from the reference, and score tables.
     #[command(subcommand)]
     Drift(Box<drift::DriftCommand>),
@@ -125,6 +129,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Device(command) => device::run(&context, command),
         Command::Token(command) => token::run(&context, command),
         Command::Rollout(command) => rollout::run(&context, *command),
+        Command::Gate(command) => gate::run(&context, command),
         Command::Drift(command) => drift::run(&context, *command),
         Command::Quality(command) => quality::run(&context, command),
         Command::Feedback(command) => feedback::run(&context, command),

@@ -1,7 +1,7 @@
 //! How a command ends badly, and the exit code that tells a script how.
 //!
 //! The codes are a promise: 1 the thing asked for failed, 2 usage or bad local input, 3 the controller refused, or a scored table has drifted,
-//! 4 the controller cannot be reached or failed itself.
+//! 4 the controller cannot be reached or failed itself, 5 scores show neither that a bundle is worse nor that it is not.
 
 use std::error::Error;
 
@@ -12,6 +12,7 @@ enum Kind {
     Refused,
     Unavailable,
     Drifted,
+    Undecided,
     Closed,
 }
 
@@ -50,6 +51,11 @@ impl Failure {
         Self::new(Kind::Drifted, message)
     }
 
+    /// Scores show neither that a bundle is worse nor that it is not.
+    pub(crate) fn undecided(message: impl Into<String>) -> Self {
+        Self::new(Kind::Undecided, message)
+    }
+
     /// The controller could not be reached, failed, or gave an answer that is none.
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(Kind::Unavailable, message)
@@ -73,6 +79,7 @@ impl Failure {
             Kind::Input => 2,
             Kind::Refused | Kind::Drifted => 3,
             Kind::Unavailable => 4,
+            Kind::Undecided => 5,
             Kind::Closed => 0,
         }
     }

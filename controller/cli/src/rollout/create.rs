@@ -29,7 +29,7 @@ pub(crate) struct CreateArgs {
     wave: Vec<WaveFlag>,
     #[command(flatten)]
     pace: Pace,
-    /// Take all of it from a file, TOML in the words of these flags or JSON as the API has it.
+    /// Take all of it from a file, YAML or TOML in the words of these flags or JSON as the API has it.
     #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = [
         "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",

@@ -43,7 +43,7 @@ pub(super) fn write(context: &Context, args: &EvidenceArgs) -> Result<(), Failur
 }
 
 /// One guardrail in a row.
-pub(crate) fn guardrail_row(report: &GuardrailReport) -> Vec<comfy_table::Cell> {
+fn guardrail_row(report: &GuardrailReport) -> Vec<comfy_table::Cell> {
     let points = |share: f64| format!("{:+.2} pp", share * 100.0);
     vec![
         cell(report.guardrail.metric.as_str()),

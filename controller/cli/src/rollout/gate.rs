@@ -11,7 +11,7 @@ use crate::duration::Millis;
 /// A guardrail in a word: `METRIC[:LATENCY][=MARGIN]`, as `error-rate=3%` or `latency-share:50ms=5%`.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct GuardrailWord(Guardrail);
+pub(crate) struct GuardrailWord(Guardrail);
 
 const METRICS: [Metric; 5] =
     [Metric::ErrorRate, Metric::LatencyShare, Metric::Failures, Metric::LabelError, Metric::Disagreement];
@@ -55,7 +55,7 @@ fn share(text: &str) -> Result<f64, String> {
 /// How the devices of a wave are compared with others.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct GateOptions {
+pub(crate) struct GateOptions {
     /// What must not become worse against devices like them: error-rate, latency-share (of requests above a latency, as
     /// latency-share:50ms), failures, label-error, disagreement; with the margin that a wave must rule out, as error-rate=3%.
     /// Once for each.
@@ -74,7 +74,7 @@ pub(super) struct GateOptions {
 
 impl GateOptions {
     /// The gate asked for; none without guardrails.
-    pub(super) fn gate(&self) -> Option<GateSpec> {
+    pub(crate) fn gate(&self) -> Option<GateSpec> {
         let default = GateSpec::of(self.guardrails.iter().map(|word| word.0).collect());
         (!self.guardrails.is_empty()).then(|| GateSpec {
             alpha: self.alpha.unwrap_or(default.alpha),

@@ -18,6 +18,10 @@ use muster_shared::api::ActionReason;
 use muster_shared::ids::RolloutId;
 use muster_shared::rollout::RolloutView;
 
+pub(crate) use evidence::report_text;
+pub(crate) use gate::GateOptions;
+pub(crate) use words::outcome_tone;
+
 use crate::command::{Context, block_on};
 use crate::failure::Failure;
 

@@ -1,5 +1,5 @@
-//! What a rollout is to be, from flags or from a file. Flags and the TOML file share their words; a JSON file holds what
-//! the API takes.
+//! What a rollout is to be, from flags or from a file. Flags and files in YAML or TOML share their words; a JSON file holds
+//! what the API takes.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -13,9 +13,9 @@ use serde::Deserialize;
 
 use super::gate::GateOptions;
 use super::stage::{Share, StageOptions, StageWord};
-use crate::disk;
 use crate::duration::Millis;
 use crate::failure::Failure;
+use crate::{disk, settings_file};
 
 const MAX_SPEC_BYTES: u64 = 1024 * 1024;
 const DEFAULT_SOAK: Millis = Millis(600_000);
@@ -234,7 +234,7 @@ struct WaveTable {
     max_duration: Option<Millis>,
 }
 
-/// The rollout that a file describes: JSON if its name ends so, TOML otherwise.
+/// The rollout that a file describes: JSON or YAML if its name ends so, TOML otherwise.
 ///
 /// # Errors
 /// [`Failure`] with line and field.
@@ -244,10 +244,10 @@ pub(super) fn from_file(path: &Path) -> Result<RolloutSpec, Failure> {
 
 fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
     let fault = |reason: String| Failure::input(format!("{}: {}", path.display(), reason.trim_end()));
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+    if settings_file::is_named(path, &["json"]) {
         return serde_json::from_str(text).map_err(|error| fault(error.to_string()));
     }
-    let file: SpecFile = toml::from_str(text).map_err(|error| fault(error.to_string()))?;
+    let file: SpecFile = settings_file::parse(text, path)?;
     let stage = StageOptions { stage: file.stage, share: file.share, experiment: file.experiment };
     let pace = Pace { soak: file.soak, max_duration: file.max_duration };
     let waves = if file.waves.is_empty() {
@@ -306,6 +306,9 @@ mod tests {
             [limits]\nmax-failures = 1\n[watch]\nprobation = \"2s\"\n\
             [delivery]\nmetered = \"never\"\nmax-download-bytes-per-s = 9000\n";
         assert_eq!(read("r.toml", toml).unwrap(), flags);
+        let yaml = "bundle: digits@1.1.0\nselector: site=lyon\nsoak: 5s\nwaves:\n  - size: '1'\n    selector: ring=canary\n  - size: 100%\n\
+            limits:\n  max-failures: 1\nwatch: {probation: 2s}\ndelivery: {metered: never, max-download-bytes-per-s: 9000}\n";
+        assert_eq!(read("r.yaml", yaml).unwrap(), flags);
         assert_eq!(read("r.JSON", &serde_json::to_string(&flags).unwrap()).unwrap(), flags);
         assert_eq!(flags.validate(), Ok(()));
         assert_eq!(flags.waves[1].max_duration_ms, 3_600_000);
@@ -356,6 +359,8 @@ mod tests {
                 "unknown field `max-erors`",
             ),
             ("r.json", "{\"bundle\": \"a@1.0.0\",\n]", "line 2"),
+            ("r.yaml", "bundle: a@1.0.0\nselector: '*'\nsoaks: 5s\n", "unknown field `soaks`"),
+            ("r.yml", "bundle: a@1.0.0\nselector: '*'\nlimits:\n  max-failures: few\n", "line 4"),
         ] {
             let message = read(name, text).unwrap_err().to_string();
             assert!(message.contains(expected) && message.contains(name), "{message}");
@@ -376,6 +381,7 @@ mod tests {
             let good = "bundle = \"a@1.0.0\"\nselector = \"*\"\n[[waves]]\nsize = \"100%\"\n";
             let _ = parse(&format!("{}{with}{}", &good[..at], &good[at..]), Path::new("r.toml"));
             let _ = parse(&text, Path::new("r.toml"));
+            let _ = parse(&text, Path::new("r.yaml"));
             let _ = parse(&format!("{{\"bundle\":{text}"), Path::new("r.json"));
         }
     }

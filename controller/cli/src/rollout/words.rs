@@ -50,7 +50,7 @@ pub(super) fn status_tone(status: RolloutStatus) -> Tone {
 }
 
 /// How good an outcome is.
-pub(super) fn outcome_tone(outcome: Outcome) -> Tone {
+pub(crate) fn outcome_tone(outcome: Outcome) -> Tone {
     match outcome {
         Outcome::Successful => Tone::Good,
         Outcome::Failed | Outcome::Error => Tone::Bad,

@@ -1,0 +1,169 @@
+//! A file of device scores: one row a device, in blocks.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use csv::StringRecord;
+use jiff::Timestamp;
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{Block, ScoredDevice};
+
+use crate::failure::Failure;
+use crate::table_file::TableFile;
+
+const FIXED: [&str; 4] = ["time", "block", "device", "arm"];
+const SILENT: &str = "silent";
+/// Rows beyond this are no scores of devices.
+const MAX_ROWS: usize = 5_000_000;
+
+/// A block and when its last score came.
+pub(super) struct TimedBlock {
+    pub(super) time: String,
+    pub(super) name: String,
+    pub(super) block: Block<ScoredDevice>,
+}
+
+/// A time as the file has it: a number, or a timestamp.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Time {
+    Number(f64),
+    Stamp(Timestamp),
+}
+
+impl Time {
+    fn parse(text: &str) -> Option<Self> {
+        let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+        number.map(Self::Number).or_else(|| text.parse().ok().map(Self::Stamp))
+    }
+
+    fn order(self, other: Self) -> Ordering {
+        match (self, other) {
+            (Self::Number(a), Self::Number(b)) => a.total_cmp(&b),
+            (Self::Stamp(a), Self::Stamp(b)) => a.cmp(&b),
+            (Self::Number(_), Self::Stamp(_)) => Ordering::Less,
+            (Self::Stamp(_), Self::Number(_)) => Ordering::Greater,
+        }
+    }
+}
+
+struct Rows {
+    time: (Time, String),
+    canary: Option<ScoredDevice>,
+    controls: Vec<ScoredDevice>,
+}
+
+/// The blocks of the file in the order in which they were complete; `guardrails` are the columns wanted.
+///
+/// # Errors
+/// [`Failure`] with file, line and what is expected.
+pub(super) fn read(path: &Path, guardrails: &[String]) -> Result<Vec<TimedBlock>, Failure> {
+    let table = TableFile::open(path)?;
+    let at = |name: &str| {
+        table.header().iter().position(|column| column == name).ok_or_else(|| {
+            let columns = FIXED.iter().copied().chain(guardrails.iter().map(String::as_str)).collect::<Vec<_>>();
+            Failure::input(format!("{}: column {name:?} is missing; needed are {}", path.display(), columns.join(", ")))
+        })
+    };
+    let [time, block, device, arm] = [at(FIXED[0])?, at(FIXED[1])?, at(FIXED[2])?, at(FIXED[3])?];
+    let scores = guardrails.iter().map(|name| at(name)).collect::<Result<Vec<_>, _>>()?;
+    let (mut blocks, mut seen) = (BTreeMap::<String, Rows>::new(), BTreeSet::new());
+    table.each(|row: &StringRecord| {
+        let line = row.position().map_or(0, csv::Position::line);
+        let fault = |reason: String| Failure::input(format!("{}, line {line}: {reason}", path.display()));
+        let text = |at: usize| row.get(at).unwrap_or_default();
+        let when = Time::parse(text(time)).ok_or_else(|| {
+            fault(format!("time {:?} is neither a number nor a timestamp as 2026-01-31T12:00:00Z", text(time)))
+        })?;
+        let device = DeviceId::new(text(device)).map_err(|error| fault(error.to_string()))?;
+        if !seen.insert(device.clone()) {
+            return Err(fault(format!("{device} is there twice: a device has one score and stands in one block")));
+        }
+        if seen.len() > MAX_ROWS {
+            return Err(fault(format!("more than {MAX_ROWS} devices")));
+        }
+        let mut silent = false;
+        let mut cells = Vec::with_capacity(scores.len());
+        for (at, name) in scores.iter().zip(guardrails) {
+            let cell = text(*at);
+            silent |= cell == SILENT;
+            cells.push(match cell {
+                "" => None,
+                SILENT => Some(1.0),
+                cell => Some(cell.parse().ok().filter(|score| (0.0..=1.0).contains(score)).ok_or_else(|| {
+                    fault(format!("{name} {cell:?} is no score: a share from 0 to 1, nothing, or {SILENT}"))
+                })?),
+            });
+        }
+        if silent {
+            cells.iter_mut().for_each(|cell| *cell = Some(1.0));
+        }
+        let rows = blocks.entry(text(block).to_owned()).or_insert_with(|| Rows {
+            time: (when, text(time).to_owned()),
+            canary: None,
+            controls: Vec::new(),
+        });
+        if rows.time.0.order(when).is_lt() {
+            rows.time = (when, text(time).to_owned());
+        }
+        let scored = ScoredDevice { device, silent, scores: cells };
+        match text(arm) {
+            "canary" if rows.canary.is_some() => Err(fault(format!("block {:?} has two canaries", text(block)))),
+            "canary" => {
+                rows.canary = Some(scored);
+                Ok(())
+            }
+            "control" => {
+                rows.controls.push(scored);
+                Ok(())
+            }
+            other => Err(fault(format!("arm {other:?} is neither canary nor control"))),
+        }
+    })?;
+    let mut all = Vec::with_capacity(blocks.len());
+    for (name, rows) in blocks {
+        let fault = |what: &str| Failure::input(format!("{}: block {name:?} has no {what}", path.display()));
+        let canary = rows.canary.ok_or_else(|| fault("canary"))?;
+        if rows.controls.is_empty() {
+            return Err(fault("control"));
+        }
+        all.push((rows.time, name, Block { canary, controls: rows.controls }));
+    }
+    // Those complete at the same time go by name, so that the order is the same again.
+    all.sort_by(|((a, _), a_name, _), ((b, _), b_name, _)| a.order(*b).then_with(|| a_name.cmp(b_name)));
+    Ok(all.into_iter().map(|((_, time), name, block)| TimedBlock { time, name, block }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fails(rows: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.csv");
+        std::fs::write(&path, format!("time,block,device,arm,error-rate\n{rows}")).unwrap();
+        match read(&path, &["error-rate".to_owned()]) {
+            Ok(blocks) => format!("{} blocks", blocks.len()),
+            Err(failure) => failure.to_string(),
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_line_and_what_is_expected() {
+        for (rows, expected) in [
+            ("1,a,c,canary,0.1\n1,a,d,control,0.2\n", "1 blocks"),
+            ("1,a,c,canary,2\n", "line 2: error-rate \"2\" is no score"),
+            ("1,a,c,canary,nan\n", "line 2: error-rate \"nan\" is no score"),
+            ("noon,a,c,canary,0\n", "line 2: time \"noon\""),
+            ("1,a,c,canary,0\n1,b,c,control,0\n", "line 3: c is there twice"),
+            ("1,a,c,canary,0\n1,a,d,canary,0\n", "line 3: block \"a\" has two canaries"),
+            ("1,a,c,canary,0\n", "block \"a\" has no control"),
+            ("1,a,c,control,0\n", "block \"a\" has no canary"),
+            ("1,a,c,treated,0\n", "line 2: arm \"treated\""),
+            ("1,a,c,canary\n", "line 2: the row has 4 values"),
+        ] {
+            let message = fails(rows);
+            assert!(message.contains(expected), "{expected:?} is not in {message:?}");
+        }
+    }
+}
