@@ -18,7 +18,7 @@ use self::scores::TimedBlock;
 use crate::command::Context;
 use crate::failure::Failure;
 use crate::output::{self, cell, number, toned};
-use crate::rollout::{GateOptions, outcome_tone, report_text};
+use crate::rollout::{GateOptions, evidence, outcome_tone, report_text};
 use crate::{disk, settings_file};
 
 const MAX_POLICY_BYTES: u64 = 1024 * 1024;
@@ -117,11 +117,12 @@ fn text(checked: &Checked) -> String {
         .collect();
     let rows = checked.steps.iter().map(|step| {
         let bound = |share: f64| format!("{:+.2} pp", share * 100.0);
-        let each = step.report.guardrails.iter().flat_map(|report| {
-            [number(format!("{:.2}", report.log_e.exp())), number(output::optional(report.upper_bound, bound))]
-        });
+        let each =
+            step.report.guardrails.iter().flat_map(|report| {
+                [number(evidence(report.log_e)), number(output::optional(report.upper_bound, bound))]
+            });
         let verdict = step.report.outcome;
-        [cell(&step.time), cell(&step.block), number(format!("{:.2}", step.report.log_e.exp()))]
+        [cell(&step.time), cell(&step.block), number(evidence(step.report.log_e))]
             .into_iter()
             .chain(each)
             .chain([toned(verdict.to_string(), outcome_tone(verdict))])

@@ -30,16 +30,23 @@ pub(crate) struct EvidenceArgs {
 /// [`Failure`] when there is no such rollout, or the file cannot be written.
 pub(super) fn write(context: &Context, args: &EvidenceArgs) -> Result<(), Failure> {
     let client = context.client()?;
-    let evidence: Vec<GateEvidence> = block_on(client.get(&["rollouts", args.id.as_str(), "evidence"], &[]))?;
-    if evidence.is_empty() {
+    let all: Vec<GateEvidence> = block_on(client.get(&["rollouts", args.id.as_str(), "evidence"], &[]))?;
+    if all.is_empty() {
         output::note("no wave of this rollout was compared with controls so far");
     }
-    let text = serde_json::to_string_pretty(&evidence)
+    let text = serde_json::to_string_pretty(&all)
         .map_err(|error| Failure::unmet("this evidence is no JSON").because(error))?;
     match &args.out {
         Some(path) => disk::write(path, format!("{text}\n").as_bytes(), Privacy::Public, Existing::Keep),
         None => output::print(&text),
     }
+}
+
+/// Evidence of a loss, given as a natural logarithm: how many to 1.
+pub(crate) fn evidence(log_e: f64) -> String {
+    const MOST: f64 = 1e6;
+    let odds = log_e.exp();
+    if odds > MOST { format!("> {MOST}") } else { format!("{odds:.2}") }
 }
 
 /// One guardrail in a row.
@@ -49,7 +56,7 @@ fn guardrail_row(report: &GuardrailReport) -> Vec<comfy_table::Cell> {
         cell(report.guardrail.metric.as_str()),
         toned(report.outcome.to_string(), words::outcome_tone(report.outcome)),
         number(report.blocks.to_string()),
-        number(format!("{:.2}", report.log_e.exp())),
+        number(evidence(report.log_e)),
         number(output::optional(report.mean_difference, points)),
         number(output::optional(report.upper_bound, points)),
         number(output::optional(report.guardrail.margin, points)),

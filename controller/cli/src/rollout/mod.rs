@@ -18,7 +18,7 @@ use muster_shared::api::ActionReason;
 use muster_shared::ids::RolloutId;
 use muster_shared::rollout::RolloutView;
 
-pub(crate) use evidence::report_text;
+pub(crate) use evidence::{evidence, report_text};
 pub(crate) use gate::GateOptions;
 pub(crate) use words::outcome_tone;
 
