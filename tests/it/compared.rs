@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use muster_shared::rollout::{GateEvidence, Metric, Outcome, RolloutStatus};
+use muster_shared::rollout::{Block, GateEvidence, Metric, Outcome, RolloutPreview, RolloutStatus, ScoredDevice};
 use muster_tests::fixtures;
 use muster_tests::traffic::Traffic;
 
@@ -25,11 +25,22 @@ fn canaries_are_compared_with_devices_like_them_and_the_verdict_can_be_reached_a
         let gate = ["--guardrail", "error-rate=3%", "--guardrail", "latency-share:60s=3%", "--guardrail", "failures"];
         let waves = ["--wave", "50%", "--wave", "100%"];
         let create = [&["--bundle", "digits@1.1.0", "--selector", "*"], &waves[..], &gate[..], &EASY[..]].concat();
+        // What it will do is known before: the very devices and blocks.
+        let planned: RolloutPreview = fleet.operator.json(&[&["rollout", "plan"], &create[..]].concat()).await?;
         let good = fleet.roll_out(&create).await?;
         let view = fleet.wait_rollout(&good, RolloutStatus::Completed).await?;
         let report = view.verdicts[0].gate.as_ref().context("the first wave is compared")?;
         ensure!((report.outcome, report.blocks) == (Outcome::Successful, 10), "{report:?}");
         ensure!(report.guardrails.iter().all(|guardrail| guardrail.blocks == 10), "{report:?}");
+        ensure!(planned.waves[0].devices.iter().eq(view.waves[0].devices.keys()), "{planned:?} {view:?}");
+        ensure!(planned.waves[1].devices.iter().eq(view.waves[1].devices.keys()), "{planned:?} {view:?}");
+        let compared: Vec<GateEvidence> = fleet.operator.json(&["rollout", "evidence", &good]).await?;
+        let canaries = |block: &Block<_>| planned.waves[0].blocks.iter().any(|planned| planned == block);
+        let dealt = |block: &Block<ScoredDevice>| Block {
+            canary: block.canary.device.clone(),
+            controls: block.controls.iter().map(|control| control.device.clone()).collect(),
+        };
+        ensure!(compared[0].blocks.iter().map(dealt).all(|block| canaries(&block)), "{planned:?} {compared:?}");
         let last = view.verdicts[1].gate.as_ref().context("the last wave says why it is not")?;
         ensure!(last.limits_only && last.sentence.contains("nobody is left"), "{last:?}");
 

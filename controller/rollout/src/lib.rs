@@ -14,6 +14,7 @@ mod fleet;
 mod gate;
 mod limits;
 mod plan;
+mod preview;
 mod rollback;
 mod rollout;
 mod standing;

@@ -214,7 +214,7 @@ fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
 }
 
 /// Gives targets to the devices that the wave has room for. True when there were any.
-fn take_in(next: &mut Rollout, survey: &Survey<'_>, spec: &WaveSpec, now_ms: u64) -> bool {
+pub(crate) fn take_in(next: &mut Rollout, survey: &Survey<'_>, spec: &WaveSpec, now_ms: u64) -> bool {
     let before = next.targets.len();
     for (id, facts) in survey.additions(next.current_wave, spec, &next.targets) {
         if let Some(target) = new_target(next, facts, next.current_wave, now_ms) {

@@ -80,6 +80,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/bundles/{name}/{version}", get(bundles::show)),
         ("/api/v1/bundles/{name}/{version}/card", get(card::show)),
         ("/api/v1/rollouts", get(rollouts::list).post(rollouts::create)),
+        ("/api/v1/rollouts/preview", post(rollouts::preview)),
         ("/api/v1/rollouts/{id}", get(rollouts::show)),
         ("/api/v1/rollouts/{id}/evidence", get(rollouts::evidence)),
         ("/api/v1/rollouts/{id}/pause", post(rollouts::pause)),

@@ -43,6 +43,7 @@ use super::{
         card::show,
         rollouts::create,
         rollouts::list,
+        rollouts::preview,
         rollouts::show,
         rollouts::evidence,
         rollouts::pause,

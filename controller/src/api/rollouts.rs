@@ -8,7 +8,7 @@ use muster_rollout::OperatorAction;
 use muster_shared::api::{ActionReason, CreateRollout, Page, Problem};
 use muster_shared::ids::RolloutId;
 use muster_shared::limits::MAX_TEXT_BYTES;
-use muster_shared::rollout::{GateEvidence, RolloutSpec, RolloutView};
+use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -68,6 +68,23 @@ pub(super) async fn create(
     let key = idempotency_key(&headers)?;
     let view = executor::create(&app, spec, &caller.name, key).await?;
     Ok((StatusCode::CREATED, axum::Json(view)))
+}
+
+/// Shows what a rollout would do: the devices of every wave, and who would be compared with whom. Nothing is stored.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts/preview", tag = "rollouts", request_body = RolloutSpec,
+    responses(
+        (status = 200, description = "What it would do, as things are", body = RolloutPreview),
+        (status = 400, description = "The wish is not valid", body = Problem),
+        (status = 422, description = "There is no such bundle, or it is not trusted any more", body = Problem),
+    ),
+)]
+pub(super) async fn preview(
+    State(app): State<Arc<App>>,
+    _caller: Viewer,
+    Json(spec): Json<CreateRollout>,
+) -> ApiResult<axum::Json<RolloutPreview>> {
+    Ok(axum::Json(executor::preview(&app, spec).await?))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<&str>> {

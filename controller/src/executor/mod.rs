@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub(crate) use issue::{announce_roots, reissue};
-pub(crate) use requests::{act, create, evidence, rollouts_of, statuses, view, views};
+pub(crate) use requests::{act, create, evidence, preview, rollouts_of, statuses, view, views};
 pub(crate) use schedule::Schedule;
 
 use crate::clock;

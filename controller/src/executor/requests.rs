@@ -1,9 +1,9 @@
 //! What people ask of rollouts: make one, look at them, move one.
 
-use muster_rollout::{BundleFacts, OperatorAction, Rollout, plan};
+use muster_rollout::{BundleFacts, Fleet, OperatorAction, Rollout, plan};
 use muster_shared::api::RolloutCard;
-use muster_shared::ids::{Digest, RolloutId};
-use muster_shared::rollout::{GateEvidence, RolloutSpec, RolloutStatus, RolloutView};
+use muster_shared::ids::{BundleRef, Digest, RolloutId};
+use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutStatus, RolloutView};
 use serde::{Deserialize, Serialize};
 
 use super::schedule::number;
@@ -48,6 +48,36 @@ async fn load(app: &App, id: &RolloutId) -> Result<Stored<Rollout>, ExecutorErro
     found.ok_or_else(|| ExecutorError::UnknownRollout(id.clone()))
 }
 
+/// What must be known of the bundle `reference`, which devices still trust.
+async fn bundle_facts(app: &App, reference: &BundleRef) -> Result<BundleFacts, ExecutorError> {
+    let listed = app.catalogue.find(reference).await?;
+    let listed = listed.ok_or_else(|| ExecutorError::UnknownBundle(reference.clone()))?;
+    // Keys may have changed, or its date passed, since it was pushed: every device would pass the assignment over.
+    if let Some(root) = trust::current(&app.records).await? {
+        root.verify_manifest(&listed.envelope, clock::now_ms())
+            .map_err(|source| ExecutorError::Untrusted { bundle: reference.clone(), source })?;
+    }
+    Ok(BundleFacts {
+        manifest: listed.digest,
+        bundle: listed.bundle.clone(),
+        requirements: listed.manifest.requirements.clone(),
+        reference_predictions: reference_predictions(&listed.manifest.profile),
+    })
+}
+
+/// What a rollout would do if it were created now. Nothing is stored, and nobody told.
+///
+/// # Errors
+/// [`ExecutorError`] with what is wrong with the wish.
+pub(crate) async fn preview(app: &App, spec: RolloutSpec) -> Result<RolloutPreview, ExecutorError> {
+    spec.validate().map_err(ExecutorError::Spec)?;
+    let facts = bundle_facts(app, &spec.bundle).await?;
+    let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?.map_or(0, |last| last.value);
+    let now_ms = clock::now_ms();
+    let rollout = Rollout::new(rollout_id(last + 1)?, spec, facts, now_ms).map_err(ExecutorError::Spec)?;
+    Ok(rollout.preview(&fleet(app, &rollout, now_ms).await?, now_ms))
+}
+
 /// Makes a rollout; it starts at once. The same `idempotency_key` of the same `actor` gives the same rollout.
 ///
 /// # Errors
@@ -73,19 +103,7 @@ pub(crate) async fn create(
                 Err(ExecutorError::KeyReused(rollout))
             };
         }
-        let listed = app.catalogue.find(&spec.bundle).await?;
-        let listed = listed.ok_or_else(|| ExecutorError::UnknownBundle(spec.bundle.clone()))?;
-        // Keys may have changed, or its date passed, since it was pushed: every device would pass the assignment over.
-        if let Some(root) = trust::current(&app.records).await? {
-            root.verify_manifest(&listed.envelope, clock::now_ms())
-                .map_err(|source| ExecutorError::Untrusted { bundle: spec.bundle.clone(), source })?;
-        }
-        let facts = BundleFacts {
-            manifest: listed.digest,
-            bundle: listed.bundle.clone(),
-            requirements: listed.manifest.requirements.clone(),
-            reference_predictions: reference_predictions(&listed.manifest.profile),
-        };
+        let facts = bundle_facts(app, &spec.bundle).await?;
         let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?;
         let (expect, last) = last.map_or((Expect::Absent, 0), |last| (Expect::Version(last.version), last.value));
         let id = rollout_id(last + 1)?;
@@ -225,8 +243,8 @@ pub(crate) async fn rollouts_of(app: &App, manifest: &Digest, most: usize) -> Re
     Ok(cards)
 }
 
-async fn show(app: &App, rollout: &Rollout) -> Result<RolloutView, ExecutorError> {
-    let now_ms = clock::now_ms();
+/// The fleet as `rollout` sees it now.
+async fn fleet(app: &App, rollout: &Rollout, now_ms: u64) -> Result<Fleet, ExecutorError> {
     let mut others = Vec::new();
     if !rollout.status().is_terminal() {
         for id in app.schedule.active().into_iter().filter(|id| *id != rollout.id) {
@@ -235,7 +253,12 @@ async fn show(app: &App, rollout: &Rollout) -> Result<RolloutView, ExecutorError
     }
     let held_by = pass::held_by_others(&others, usize::MAX);
     let heard_since_ms = now_ms.saturating_sub(app.config.rollout.device_timeout_ms);
-    let fleet = app.fleet.facts(rollout, &held_by, heard_since_ms);
+    Ok(app.fleet.facts(rollout, &held_by, heard_since_ms))
+}
+
+async fn show(app: &App, rollout: &Rollout) -> Result<RolloutView, ExecutorError> {
+    let now_ms = clock::now_ms();
+    let fleet = fleet(app, rollout, now_ms).await?;
     let waiting = if rollout.status().is_terminal() { Vec::new() } else { plan(rollout, &fleet, now_ms).waiting };
     Ok(rollout.view(&fleet, &waiting))
 }

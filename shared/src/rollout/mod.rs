@@ -2,6 +2,7 @@
 //! what each verdict rests on. How decisions come about is `muster-rollout`'s matter.
 
 mod gate;
+mod preview;
 mod spec;
 mod verdict;
 mod waiting;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use gate::{
     Block, GateError, GateEvidence, GateReport, GateSpec, Guardrail, GuardrailReport, Metric, ScoredDevice,
 };
+pub use preview::{RolloutPreview, WavePreview};
 pub use spec::{Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};
 pub use waiting::Waiting;

@@ -17,6 +17,16 @@ use crate::output;
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    wish: Wish,
+    /// Follow it, as `muster rollout watch` does.
+    #[arg(long)]
+    watch: bool,
+}
+
+/// What a rollout is to be.
+#[derive(Debug, Args)]
+pub(crate) struct Wish {
     /// The bundle to bring out, as digits@1.1.0.
     #[arg(long, value_name = "NAME@VERSION", required_unless_present = "file")]
     bundle: Option<BundleRef>,
@@ -37,9 +47,6 @@ pub(crate) struct CreateArgs {
         "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha",
     ])]
     file: Option<PathBuf>,
-    /// Follow it, as `muster rollout watch` does.
-    #[arg(long)]
-    watch: bool,
     #[command(flatten, next_help_heading = "Beside the bundle in service")]
     stage: StageOptions,
     #[command(flatten, next_help_heading = "Limits that stop a wave at once")]
@@ -52,7 +59,11 @@ pub(crate) struct CreateArgs {
     delivery: DeliveryOptions,
 }
 
-fn spec(args: &CreateArgs) -> Result<RolloutSpec, Failure> {
+/// The rollout that is wished for.
+///
+/// # Errors
+/// [`Failure`] when it is none.
+pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
     let spec = match (&args.file, &args.bundle, &args.selector) {
         (Some(path), _, _) => spec::from_file(path)?,
         (None, Some(bundle), Some(selector)) => {
@@ -72,7 +83,7 @@ fn spec(args: &CreateArgs) -> Result<RolloutSpec, Failure> {
 /// # Errors
 /// [`Failure`] when the controller refuses or, watching, the rollout does not complete.
 pub(super) fn run(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
-    let spec = spec(args)?;
+    let spec = spec(&args.wish)?;
     let client = context.client()?;
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|error| Failure::unmet("the system gives no random numbers").because(error))?;

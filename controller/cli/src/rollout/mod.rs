@@ -5,6 +5,7 @@ mod create;
 mod evidence;
 mod gate;
 mod labels;
+mod plan;
 mod show;
 mod spec;
 mod stage;
@@ -29,6 +30,8 @@ use crate::failure::Failure;
 pub(crate) enum RolloutCommand {
     /// Create a rollout; it starts at once.
     Create(Box<create::CreateArgs>),
+    /// Show what a rollout would do, and what its gate could tell; nothing is stored, and nobody told.
+    Plan(Box<create::Wish>),
     /// List rollouts.
     List,
     /// Show a rollout: its waves, why it waits, its verdicts with their evidence.
@@ -80,6 +83,7 @@ fn act(context: &Context, action: &str, args: ActionArgs) -> Result<(), Failure>
 pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Failure> {
     match command {
         RolloutCommand::Create(args) => create::run(context, &args),
+        RolloutCommand::Plan(wish) => plan::run(context, &wish),
         RolloutCommand::List => show::list(context),
         RolloutCommand::Show { id } => show::show(context, &id),
         RolloutCommand::Watch(args) => watch::run(context, &args),

@@ -7,7 +7,7 @@
 use muster_shared::rollout::{Block, GateReport, GateSpec, Guardrail, GuardrailReport, Outcome, ScoredDevice};
 
 use super::wording;
-use crate::statistics::{EProcess, MIN_BLOCKS, Margin, log_mean_exp};
+use crate::statistics::{EProcess, MIN_BLOCKS, Margin, log_mean_exp, spread};
 
 /// No evidence is as strong as this; an infinite number could not be stored.
 const MOST_LOG_E: f64 = 1e6;
@@ -43,24 +43,11 @@ pub fn judge(spec: &GateSpec, alpha: f64, blocks: &[Block<ScoredDevice>], dealt:
     gate.report(dealt < MIN_BLOCKS as usize)
 }
 
-/// By what the scores of each guardrail are divided: how far they lie from the mean of their block, as a standard deviation; none where they never
-/// do. It stays the same whoever of a block is the canary, so it may be taken from the very blocks that are judged.
+/// By what the scores of each guardrail are divided: their spread within blocks ([`spread`]).
 #[must_use]
 pub fn scales(spec: &GateSpec, blocks: &[Block<ScoredDevice>]) -> Vec<Option<f64>> {
-    (0..spec.guardrails.len())
-        .map(|at| {
-            let (mut squares, mut freedom) = (0.0, 0.0);
-            for block in blocks.iter().filter_map(|block| scores(block, at, false)) {
-                let n = block.controls.len() as f64 + 1.0;
-                let all = || std::iter::once(block.canary).chain(block.controls.iter().copied());
-                let mean = all().sum::<f64>() / n;
-                squares += all().map(|score| (score - mean).powi(2)).sum::<f64>();
-                freedom += n - 1.0;
-            }
-            let scale = (squares / f64::max(freedom, 1.0)).sqrt();
-            (scale > 0.0 && scale.is_finite()).then_some(scale)
-        })
-        .collect()
+    let of = |at| -> Vec<Block<f64>> { blocks.iter().filter_map(|block| scores(block, at, false)).collect() };
+    (0..spec.guardrails.len()).map(|at| spread(&of(at))).collect()
 }
 
 /// The scores of one guardrail; none without a canary's and a control's.

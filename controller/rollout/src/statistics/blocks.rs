@@ -50,3 +50,18 @@ pub fn blocks<T, S: Ord>(members: impl IntoIterator<Item = Member<T, S>>, contro
     made.retain(|block| !block.controls.is_empty());
     made
 }
+
+/// How far scores lie from the mean of their block, as a standard deviation; none where they never do. It stays the same whoever of a
+/// block is the canary, so it may be taken from the very blocks that are judged.
+pub fn spread<'b>(blocks: impl IntoIterator<Item = &'b Block<f64>>) -> Option<f64> {
+    let (mut squares, mut freedom) = (0.0, 0.0);
+    for block in blocks {
+        let n = block.controls.len() as f64 + 1.0;
+        let all = || std::iter::once(block.canary).chain(block.controls.iter().copied());
+        let mean = all().sum::<f64>() / n;
+        squares += all().map(|score| (score - mean).powi(2)).sum::<f64>();
+        freedom += n - 1.0;
+    }
+    let spread = (squares / f64::max(freedom, 1.0)).sqrt();
+    (spread > 0.0 && spread.is_finite()).then_some(spread)
+}

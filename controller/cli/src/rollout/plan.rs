@@ -1,0 +1,111 @@
+//! `muster rollout plan`: what a rollout would do, and what its gate could tell.
+
+use muster_rollout::statistics::{MIN_BLOCKS, Power, power};
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::{RolloutPreview, WavePreview};
+use serde::Serialize;
+
+use super::create::{self, Wish};
+use super::words;
+use crate::command::{Context, block_on};
+use crate::duration::Millis;
+use crate::failure::Failure;
+use crate::output::{self, cell, number};
+
+/// Devices and blocks of a wave that are named; `--output json` has all.
+const SHOWN: usize = 8;
+
+/// What a wave's comparison could tell.
+#[derive(Debug, Serialize)]
+struct WavePower {
+    blocks: usize,
+    /// Controls of a block, on average and rounded.
+    controls: u32,
+    /// The least loss that would be seen four times in five, in spreads of scores between devices.
+    least_loss: Option<f64>,
+    /// The least margin that an equal bundle would be shown to keep four times in five, in the same spreads.
+    least_margin: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Planned {
+    #[serde(flatten)]
+    preview: RolloutPreview,
+    /// One for each wave; none without a gate.
+    power: Vec<Option<WavePower>>,
+}
+
+fn wave_power(wave: &WavePreview) -> Option<WavePower> {
+    let alpha = wave.alpha?;
+    let (blocks, all) = (wave.blocks.len(), wave.blocks.iter().map(|block| block.controls.len()).sum::<usize>());
+    let rounded = (all + blocks / 2).checked_div(blocks).unwrap_or(0);
+    let controls = u32::try_from(rounded).unwrap_or(u32::MAX);
+    let Power { least_loss, least_margin } = power(u32::try_from(blocks).unwrap_or(u32::MAX), controls, alpha);
+    Some(WavePower { blocks, controls, least_loss, least_margin })
+}
+
+fn names<'d>(devices: impl ExactSizeIterator<Item = &'d DeviceId>) -> String {
+    let more = devices.len().saturating_sub(SHOWN);
+    let mut text = devices.take(SHOWN).map(DeviceId::as_str).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+fn text(planned: &Planned) -> String {
+    let Planned { preview, power } = planned;
+    let waves = preview.waves.iter().zip(power).enumerate().map(|(index, (wave, power))| {
+        let spec = preview.spec.waves.get(index);
+        let spreads = |value: Option<f64>| output::optional(value, |spreads| format!("{spreads:.2} spreads"));
+        let blocks =
+            power.as_ref().map_or_else(|| "-".to_owned(), |power| format!("{} 1:{}", power.blocks, power.controls));
+        vec![
+            cell(words::wave_name(index, preview.waves.len(), spec)),
+            cell(spec.map_or_else(String::new, |spec| Millis(spec.soak_ms).rough())),
+            number(wave.devices.len().to_string()),
+            number(wave.offline.len().to_string()),
+            number(blocks),
+            number(spreads(power.as_ref().and_then(|power| power.least_loss))),
+            number(spreads(power.as_ref().and_then(|power| power.least_margin))),
+            cell(names(wave.devices.iter())),
+        ]
+    });
+    let header = ["wave", "soak", "devices", "away", "blocks", "sees a loss of", "proves a margin of", "which"];
+    let mut parts = vec![output::table(&header, waves)];
+    if power.iter().flatten().next().is_some() {
+        parts.push(format!(
+            "Losses and margins are four times in five, in spreads of scores between devices: where their error rates differ by 2 points, one spread is 2 points. Fewer than {MIN_BLOCKS} blocks prove nothing: such a wave rests on its limits."
+        ));
+    }
+    for (wave, number) in preview.waves.iter().zip(1..).filter(|(wave, _)| !wave.blocks.is_empty()) {
+        let mut blocks: Vec<String> = wave
+            .blocks
+            .iter()
+            .take(SHOWN)
+            .map(|block| format!("  {} beside {}", block.canary, names(block.controls.iter())))
+            .collect();
+        if wave.blocks.len() > SHOWN {
+            blocks.push(format!("  and {} more", wave.blocks.len() - SHOWN));
+        }
+        parts.push(format!("blocks of wave {number}:\n{}", blocks.join("\n")));
+    }
+    if !preview.held.is_empty() {
+        parts.push(format!("held by another rollout: {}", names(preview.held.iter())));
+    }
+    if let Some((_, why)) = preview.unsuitable.iter().next() {
+        parts.push(format!("cannot run the bundle: {} ({why})", names(preview.unsuitable.keys())));
+    }
+    parts.iter().map(|part| output::clean(part)).collect::<Vec<_>>().join("\n\n")
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// [`Failure`] when the controller refuses.
+pub(super) fn run(context: &Context, wish: &Wish) -> Result<(), Failure> {
+    let spec = create::spec(wish)?;
+    let preview: RolloutPreview = block_on(context.client()?.post(&["rollouts", "preview"], &spec))?;
+    let power = preview.waves.iter().map(wave_power).collect();
+    context.output.show(&Planned { preview, power }, text)
+}

@@ -1,0 +1,42 @@
+//! What a rollout would do, by the very functions that do it.
+
+use muster_shared::rollout::{RolloutPreview, WavePreview};
+
+use crate::cohort::Survey;
+use crate::fleet::Fleet;
+use crate::gate;
+use crate::rollout::Rollout;
+use crate::wave::take_in;
+
+impl Rollout {
+    /// Every wave of a rollout that has not started, as things are.
+    #[must_use]
+    pub fn preview(&self, fleet: &Fleet, now_ms: u64) -> RolloutPreview {
+        let survey = Survey::of(self, fleet);
+        let mut planned = self.clone();
+        let mut waves = Vec::new();
+        for (wave, spec) in (0u32..).zip(&self.spec.waves) {
+            planned.current_wave = wave;
+            take_in(&mut planned, &survey, spec, now_ms);
+            let devices: Vec<_> =
+                planned.targets.iter().filter(|(_, target)| target.wave == wave).map(|(id, _)| id.clone()).collect();
+            let is_away = |id: &_| fleet.devices.get(id).is_none_or(|facts| !facts.online);
+            let asked = self.spec.gate.as_ref();
+            let dealt = asked.and_then(|asked| gate::deal(&planned, &survey, asked, spec));
+            waves.push(WavePreview {
+                offline: devices.iter().filter(|id| is_away(id)).cloned().collect(),
+                devices,
+                alpha: asked.map(|asked| gate::alpha(&self.spec, asked, wave)),
+                blocks: dealt.map_or_else(Vec::new, |dealt| dealt.blocks),
+            });
+        }
+        RolloutPreview {
+            id: self.id.clone(),
+            spec: self.spec.clone(),
+            manifest: self.bundle.manifest,
+            waves,
+            held: survey.held,
+            unsuitable: survey.unsuitable,
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! What a rollout would do if it were created now.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::gate::Block;
+use super::spec::RolloutSpec;
+use crate::ids::{DeviceId, Digest, RolloutId};
+
+/// One wave as it would be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WavePreview {
+    /// Devices it would take in beyond those of earlier waves.
+    pub devices: Vec<DeviceId>,
+    /// Of those, the ones that are away now.
+    pub offline: Vec<DeviceId>,
+    /// The wave's part of the gate's α; none without a gate.
+    pub alpha: Option<f64>,
+    /// Who would be compared with whom.
+    pub blocks: Vec<Block<DeviceId>>,
+}
+
+/// A rollout as it would be, as things are: nothing was stored, and nobody told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RolloutPreview {
+    /// The name it would get, from which the order of devices comes.
+    pub id: RolloutId,
+    /// What was asked for.
+    pub spec: RolloutSpec,
+    /// Digest of the bundle's manifest.
+    pub manifest: Digest,
+    /// Its waves.
+    pub waves: Vec<WavePreview>,
+    /// Devices that belong to another rollout that is not finished.
+    pub held: Vec<DeviceId>,
+    /// Devices that cannot run the bundle, and why.
+    pub unsuitable: BTreeMap<DeviceId, String>,
+}
