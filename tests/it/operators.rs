@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use muster_shared::api::BundleView;
-use muster_shared::rollout::RolloutStatus;
+use muster_shared::rollout::{FleetStopView, RolloutStatus};
 use muster_tests::fixtures;
 
 use crate::stage::{self, PACE};
@@ -90,6 +90,44 @@ fn an_operator_pauses_resumes_and_rolls_back_by_hand() {
         fleet.operator.run(&["rollout", "rollback", &id, "--reason", "changed our minds"]).await?;
         fleet.wait_rollout(&id, RolloutStatus::RolledBack).await?;
         fleet.wait_committed("dev-1", "1.0.0").await?;
+        stage::ensure_all_answered(&traffic)
+    });
+}
+
+/// One call ends all there is, across a crash of the controller; devices keep what they have, and no rollout begins before it is lifted.
+#[test]
+fn a_fleet_wide_stop_ends_every_rollout_and_outlives_the_controller() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = stage::fleet(&binaries, &folder, 2).await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+        fleet.release_digits("1.1.0").await?;
+        let long = ["--soak", "5m", "--max-duration", "10m", "--probation", "500ms"];
+        let serving = [&["--bundle", "digits@1.1.0", "--selector", "id=dev-1"], &long[..]].concat();
+        let beside = [&["--bundle", "digits@1.1.0", "--selector", "id=dev-2", "--stage", "shadow"], &long[..]].concat();
+        let (serving, beside) = (fleet.roll_out(&serving).await?, fleet.roll_out(&beside).await?);
+        fleet.wait_committed("dev-1", "1.1.0").await?;
+        let stopped: FleetStopView = fleet.operator.json(&["rollout", "stop-all", "--reason", "smoke"]).await?;
+        ensure!(stopped.rollouts.len() == 2, "{stopped:?}");
+        ensure!(fleet.operator.rollout(&serving).await?.status == RolloutStatus::Stopped, "it goes on");
+        fleet.wait_rollout(&beside, RolloutStatus::RolledBack).await?;
+        fleet.controller.crash_and_restart().await?;
+        fleet.wait_online(2).await?;
+        let refused =
+            fleet.operator.try_run(&["rollout", "create", "--bundle", "digits@1.0.0", "--selector", "*"]).await?;
+        ensure!(refused.status == Some(3), "{refused:?}");
+        for words in ["the fleet is stopped since", "smoke", "lift-stop"] {
+            ensure!(refused.stderr.contains(words), "{words:?} is not said: {refused:?}");
+        }
+        let listed = fleet.operator.try_run(&["rollout", "list"]).await?;
+        ensure!(listed.stderr.contains("the fleet is stopped since"), "{listed:?}");
+        fleet.wait_committed("dev-1", "1.1.0").await?;
+        fleet.operator.run(&["rollout", "lift-stop"]).await?;
+        let next =
+            fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &stage::EASY[..]].concat()).await?;
+        fleet.wait_rollout(&next, RolloutStatus::Completed).await?;
+        let kinds: Vec<String> = fleet.operator.events().await?.into_iter().map(|event| event.kind).collect();
+        ensure!(kinds.iter().any(|kind| kind == "fleet.stopped"), "{kinds:?}");
         stage::ensure_all_answered(&traffic)
     });
 }

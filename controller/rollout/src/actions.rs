@@ -60,6 +60,22 @@ pub struct ActionError {
     pub status: RolloutStatus,
 }
 
+/// Whether a rollout that stands so is planned and told of while the fleet is stopped: the way back alone is, which the stop left or an
+/// operator has ordered since. What has completed brings the bundle to no further device meanwhile.
+#[must_use]
+pub fn goes_on_in_a_stop(status: RolloutStatus) -> bool {
+    match status {
+        RolloutStatus::RollingBack | RolloutStatus::RolledBack => true,
+        RolloutStatus::Draft
+        | RolloutStatus::WaitingForApproval
+        | RolloutStatus::Ready
+        | RolloutStatus::Running
+        | RolloutStatus::Paused
+        | RolloutStatus::Completed
+        | RolloutStatus::Stopped => false,
+    }
+}
+
 impl Rollout {
     /// The rollout after `actor` did `action`.
     ///
@@ -92,6 +108,20 @@ impl Rollout {
             }
         }
         Ok(next)
+    }
+
+    /// The rollout as a fleet-wide stop by `actor` leaves it; none when there is nothing left to stop: it has ended, or devices are
+    /// ending what runs beside another.
+    #[must_use]
+    pub fn halted(&self, actor: &str, reason: Option<&str>, now_ms: u64) -> Option<Self> {
+        if self.status == RolloutStatus::RollingBack && !self.spec.stage.is_serve() {
+            return None;
+        }
+        let why = match reason.map(str::trim).filter(|reason| !reason.is_empty()) {
+            Some(reason) => format!("fleet-wide stop: {reason}"),
+            None => "fleet-wide stop".to_owned(),
+        };
+        self.apply(OperatorAction::Abort, actor, Some(&why), now_ms).ok()
     }
 
     /// Whether any device was told to run the bundle beside another.

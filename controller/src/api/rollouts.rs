@@ -8,7 +8,7 @@ use muster_rollout::OperatorAction;
 use muster_shared::api::{ActionReason, CreateRollout, Page, Problem};
 use muster_shared::ids::RolloutId;
 use muster_shared::limits::MAX_TEXT_BYTES;
-use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutView};
+use muster_shared::rollout::{FleetStopView, GateEvidence, RolloutPreview, RolloutSpec, RolloutView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -30,6 +30,8 @@ impl From<ExecutorError> for ApiError {
             ExecutorError::Root(error) => error.into(),
             ExecutorError::Spec(_) => Self::invalid("invalid-rollout", error),
             ExecutorError::Action(_) => Self::conflict("not-in-this-state", error),
+            ExecutorError::Stopped(_) => Self::conflict("fleet-stopped", error),
+            ExecutorError::NotStopped => Self::conflict("fleet-not-stopped", error),
             ExecutorError::KeyReused(_) => Self::unacceptable("idempotency-key-reused", error),
             ExecutorError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string()),
             ExecutorError::Store(error) => error.into(),
@@ -56,6 +58,7 @@ pub(super) struct ListRollouts {
     responses(
         (status = 201, description = "The rollout", body = RolloutView),
         (status = 400, description = "The wish is not valid", body = Problem),
+        (status = 409, description = "The fleet is stopped", body = Problem),
         (status = 422, description = "There is no such bundle, it is not trusted any more, or the key was used for another wish", body = Problem),
     ),
 )]
@@ -150,6 +153,55 @@ pub(super) async fn evidence(
     Ok(axum::Json(executor::evidence(&app, &rollout).await?))
 }
 
+/// Whether the fleet is stopped, by whom, since when and why.
+#[utoipa::path(
+    get, path = "/api/v1/rollouts/stop", tag = "rollouts",
+    responses((status = 200, description = "The stop, if one stands", body = FleetStopView)),
+)]
+pub(super) async fn stop(State(app): State<Arc<App>>, _caller: Viewer) -> ApiResult<axum::Json<FleetStopView>> {
+    Ok(axum::Json(executor::stop_view(&app).await?))
+}
+
+/// Ends every unfinished rollout and lets none begin, until the stop is lifted. Devices keep what they have; what runs beside another ends.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts/stop-all", tag = "rollouts", request_body = Option<ActionReason>,
+    responses((status = 200, description = "The stop, and the rollouts it ended", body = FleetStopView)),
+)]
+pub(super) async fn stop_all(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    OptionalJson(why): OptionalJson<ActionReason>,
+) -> ApiResult<axum::Json<FleetStopView>> {
+    let reason = bounded(&why)?;
+    Ok(axum::Json(executor::stop_all(&app, &caller.name, reason).await?))
+}
+
+/// Lifts the fleet-wide stop: rollouts may be made again. Those that it ended stay so.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts/lift-stop", tag = "rollouts", request_body = Option<ActionReason>,
+    responses(
+        (status = 200, description = "No stop stands", body = FleetStopView),
+        (status = 409, description = "There was none", body = Problem),
+    ),
+)]
+pub(super) async fn lift_stop(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    OptionalJson(why): OptionalJson<ActionReason>,
+) -> ApiResult<axum::Json<FleetStopView>> {
+    let reason = bounded(&why)?;
+    Ok(axum::Json(executor::lift_stop(&app, &caller.name, reason).await?))
+}
+
+fn bounded(why: &ActionReason) -> ApiResult<Option<&str>> {
+    match why.reason.as_deref() {
+        Some(reason) if reason.len() > MAX_TEXT_BYTES => {
+            Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")))
+        }
+        reason => Ok(reason),
+    }
+}
+
 async fn act(
     app: &App,
     caller: &Caller,
@@ -157,10 +209,8 @@ async fn act(
     action: OperatorAction,
     why: ActionReason,
 ) -> ApiResult<axum::Json<RolloutView>> {
-    if why.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
-        return Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")));
-    }
-    Ok(axum::Json(executor::act(app, rollout, action, &caller.name, why.reason.as_deref()).await?))
+    let reason = bounded(&why)?;
+    Ok(axum::Json(executor::act(app, rollout, action, &caller.name, reason).await?))
 }
 
 macro_rules! action {

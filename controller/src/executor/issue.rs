@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use muster_rollout::goes_on_in_a_stop;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::limits::MAX_PACKET_BYTES;
 use muster_shared::messages::RootDelivery;
@@ -22,7 +23,7 @@ use crate::clock;
 use crate::collections;
 use crate::state::App;
 use crate::store::records::{Desired, RootRecord};
-use crate::store::{StoreError, Table};
+use crate::store::{StoreError, Stored, Table};
 
 /// Devices told side by side.
 const TASKS: usize = 4;
@@ -89,10 +90,13 @@ fn not_told(device: &DeviceId, error: &IssueError) {
     tracing::warn!(%device, %error, cause = ?std::error::Error::source(error), "an assignment was not sent; it is tried again");
 }
 
-/// Whether the rollout was stopped: devices that have not taken up what it wanted must not hear of it any more.
+/// Whether the rollout was stopped, alone or with the fleet: devices that have not taken up what it wanted must not hear of it any more,
+/// or not before the fleet's stop is lifted.
 async fn is_stopped(app: &App, rollout: &RolloutId) -> Result<bool, StoreError> {
     let stored = app.records.get::<StatusOnly>(Table::Rollouts, rollout.as_str()).await?;
-    Ok(stored.is_some_and(|rollout| rollout.value.status == RolloutStatus::Stopped))
+    Ok(stored.is_some_and(|Stored { value: StatusOnly { status }, .. }| {
+        status == RolloutStatus::Stopped || (app.schedule.is_fleet_stopped() && !goes_on_in_a_stop(status))
+    }))
 }
 
 /// Tells devices again that have not accepted what they shall run, whichever rollout it came from.
@@ -123,7 +127,7 @@ pub(super) async fn remind(app: &Arc<App>) {
             Err(error) => tracing::error!(rollout = %desired.rollout, %error, "a rollout cannot be read"),
         }
     }
-    deliver(app, due).await;
+    deliver(app, due, false).await;
 }
 
 /// Renews assignments of connected devices when a quarter of their time has passed: should a message be lost, there are two more
@@ -138,11 +142,12 @@ pub(super) async fn renew(app: &Arc<App>) {
         let desired = app.fleet.desired(&device)?;
         app.schedule.is_untold_for(&device, desired.generation, now_ms, quarter_ms).then_some((device, desired))
     });
-    deliver(app, due.take(RENEWED_AT_ONCE).collect()).await;
+    deliver(app, due.take(RENEWED_AT_ONCE).collect(), false).await;
 }
 
-/// Tells every device of `assignments`, several at once.
-pub(super) async fn deliver(app: &Arc<App>, assignments: Vec<(DeviceId, Desired)>) {
+/// Tells every device of `assignments`, several at once. With `is_forward`, what a rollout wants that goes on: the rest of that is not said
+/// once the fleet is stopped.
+pub(super) async fn deliver(app: &Arc<App>, assignments: Vec<(DeviceId, Desired)>, is_forward: bool) {
     let mut manifests = Manifests::new();
     for digest in assignments.iter().filter_map(|(_, desired)| desired.manifest) {
         if let std::collections::hash_map::Entry::Vacant(entry) = manifests.entry(digest) {
@@ -162,6 +167,9 @@ pub(super) async fn deliver(app: &Arc<App>, assignments: Vec<(DeviceId, Desired)
         let (app, manifests, share) = (Arc::clone(app), Arc::clone(&manifests), share.to_vec());
         tasks.spawn(async move {
             for (device, desired) in share {
+                if is_forward && app.schedule.is_fleet_stopped() {
+                    return;
+                }
                 let manifest = desired.manifest.map(|digest| manifests.get(&digest));
                 // None: it shall run nothing. Some(None): its manifest could not be read, which has been said.
                 if let Some(None) = manifest {

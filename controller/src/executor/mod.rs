@@ -11,13 +11,14 @@ mod pass;
 mod prompts;
 mod requests;
 mod schedule;
+mod stop;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use muster_rollout::ActionError;
 use muster_shared::ids::{BundleRef, RolloutId};
-use muster_shared::rollout::{RolloutStatus, SpecError};
+use muster_shared::rollout::{FleetStop, RolloutStatus, SpecError};
 use muster_shared::trust::TrustError;
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 pub(crate) use issue::{announce_roots, reissue};
 pub(crate) use requests::{act, create, evidence, preview, rollouts_of, statuses, view, views};
 pub(crate) use schedule::Schedule;
+pub(crate) use stop::{lift_stop, stop_all, stop_view};
 
 use crate::clock;
 use crate::state::App;
@@ -73,6 +75,15 @@ pub(crate) enum ExecutorError {
     /// The idempotency key was used for another wish.
     #[error("the idempotency key was used before for another rollout, {0}: use a new key")]
     KeyReused(RolloutId),
+    /// The fleet is stopped.
+    #[error(
+        "the fleet is stopped since {} by {}{}: no rollout begins until `muster rollout lift-stop`",
+        clock::text(.0.since_ms), .0.by, .0.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"))
+    )]
+    Stopped(FleetStop),
+    /// The fleet is not stopped.
+    #[error("the fleet is not stopped: there is nothing to lift")]
+    NotStopped,
     /// Others kept changing the records.
     #[error("the rollout's record is being changed by others all the time: try again")]
     Busy,

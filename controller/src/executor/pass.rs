@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_rollout::{Action, Decision, OperatorAction, Rollout, plan, verify};
+use muster_rollout::{Action, Decision, OperatorAction, Rollout, goes_on_in_a_stop, plan, verify};
 use muster_shared::ids::{DeviceId, RolloutId};
 
-use super::{history, issue, prompts};
+use super::{history, issue, prompts, stop};
 use crate::clock;
 use crate::events::{ACTOR_CONTROLLER, NewEvent};
 use crate::state::App;
@@ -19,12 +19,18 @@ const RETRY_MS: u64 = 50;
 /// Plans, checks, stores and carries out. Returns when to look again at the latest, in milliseconds since the Unix
 /// epoch.
 pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
+    if let Err(error) = stop::end_pending(app).await {
+        tracing::error!(%error, "what a fleet-wide stop has to end cannot be ended; it is tried again");
+    }
     let mut rollouts = load(app).await;
     let mut wake_at_ms: Option<u64> = None;
     for at in 0..rollouts.len() {
         let held_by = held_by_others(&rollouts, at);
         let Some(rollout) = rollouts.get_mut(at) else { continue };
         let id = rollout.value.id.clone();
+        if is_held(app, &rollout.value) {
+            continue;
+        }
         let wake = match step(app, rollout, &held_by).await {
             Ok(wake) => wake,
             Err(StoreError::Conflict { .. }) => {
@@ -84,6 +90,11 @@ pub(super) fn held_by_others(rollouts: &[Stored<Rollout>], except: usize) -> BTr
     held_by
 }
 
+/// Whether a fleet-wide stop keeps the rollout from going on.
+fn is_held(app: &App, rollout: &Rollout) -> bool {
+    app.schedule.is_fleet_stopped() && rollout.needs_planning() && !goes_on_in_a_stop(rollout.status())
+}
+
 /// Moves one rollout on, and puts what it has become into `rollout`.
 async fn step(
     app: &Arc<App>,
@@ -133,7 +144,8 @@ async fn carry_out(
             app.fleet.update_record(&record.value, record.version + 1);
         }
     }
-    issue::deliver(app, assigned.to_tell).await;
+    let is_forward = !goes_on_in_a_stop(rollout.value.status());
+    issue::deliver(app, assigned.to_tell, is_forward).await;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutS
 use serde::{Deserialize, Serialize};
 
 use super::schedule::number;
-use super::{ExecutorError, StatusOnly, history, pass};
+use super::{ExecutorError, StatusOnly, history, pass, stop};
 use crate::clock;
 use crate::fleet::reference_predictions;
 use crate::state::App;
@@ -16,7 +16,7 @@ use crate::store::{Expect, Records, StoreError, Stored, Table};
 use crate::trust;
 
 /// How often a change is tried when others change the same record.
-const ATTEMPTS: usize = 20;
+pub(super) const ATTEMPTS: usize = 20;
 
 /// What an idempotency key was used for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,8 +33,9 @@ fn rollout_id(number: u64) -> Result<RolloutId, StoreError> {
     })
 }
 
-/// Finds the rollouts to be planned after a start.
-pub(super) async fn find_active(app: &App) -> Result<(), StoreError> {
+/// Finds the rollouts to be planned after a start, and ends those that a fleet-wide stop had yet to end.
+pub(super) async fn find_active(app: &App) -> Result<(), ExecutorError> {
+    stop::end_pending(app).await?;
     for (_, rollout) in app.records.all::<Rollout>(Table::Rollouts, "").await? {
         if rollout.value.needs_planning() {
             app.schedule.activate(&rollout.value.id);
@@ -103,8 +104,12 @@ pub(crate) async fn create(
                 Err(ExecutorError::KeyReused(rollout))
             };
         }
-        let facts = bundle_facts(app, &spec.bundle).await?;
+        // Read before the stop is: whoever stops the fleet from now on changes it, and this is tried again.
         let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?;
+        if let Some(stop) = stop::standing(app).await? {
+            return Err(ExecutorError::Stopped(stop));
+        }
+        let facts = bundle_facts(app, &spec.bundle).await?;
         let (expect, last) = last.map_or((Expect::Absent, 0), |last| (Expect::Version(last.version), last.value));
         let id = rollout_id(last + 1)?;
         let rollout = Rollout::new(id.clone(), spec.clone(), facts, clock::now_ms()).map_err(ExecutorError::Spec)?;
@@ -229,18 +234,23 @@ pub(crate) async fn rollouts_of(app: &App, manifest: &Digest, most: usize) -> Re
         else {
             continue;
         };
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        cards.push(RolloutCard {
-            status: rollout.status(),
-            devices: count(rollout.targets.len()),
-            failures: count(rollout.targets.values().filter(|target| target.failure.is_some()).count()),
-            id: rollout.id,
-            status_reason: rollout.status_reason,
-            created_at_ms: rollout.created_at_ms,
-            updated_at_ms: rollout.updated_at_ms,
-        });
+        cards.push(card(rollout));
     }
     Ok(cards)
+}
+
+/// The rollout in brief.
+pub(super) fn card(rollout: Rollout) -> RolloutCard {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    RolloutCard {
+        status: rollout.status(),
+        devices: count(rollout.targets.len()),
+        failures: count(rollout.targets.values().filter(|target| target.failure.is_some()).count()),
+        id: rollout.id,
+        status_reason: rollout.status_reason,
+        created_at_ms: rollout.created_at_ms,
+        updated_at_ms: rollout.updated_at_ms,
+    }
 }
 
 /// The fleet as `rollout` sees it now.

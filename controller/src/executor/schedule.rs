@@ -40,6 +40,8 @@ struct Inner {
     complained_ms: HashMap<RolloutId, u64>,
     tidied_ms: u64,
     renewed_ms: u64,
+    /// Whether the fleet is stopped, and the version of the record that says so.
+    stop: (u64, bool),
 }
 
 /// The number in a rollout's name; names that others made up sort last.
@@ -100,6 +102,17 @@ impl Schedule {
         let mut inner = self.lock();
         inner.active.remove(&(number(rollout), rollout.clone()));
         inner.complained_ms.remove(rollout);
+    }
+
+    /// Notes whether the fleet is stopped, as the record of `version` says. What is older than what is known is left aside.
+    pub(super) fn note_stop(&self, version: u64, is_stopped: bool) {
+        let mut inner = self.lock();
+        inner.stop = inner.stop.max((version, is_stopped));
+    }
+
+    /// Whether the fleet is stopped.
+    pub(super) fn is_fleet_stopped(&self) -> bool {
+        self.lock().stop.1
     }
 
     /// Rollouts to be planned, oldest first.

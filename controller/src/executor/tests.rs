@@ -1,5 +1,7 @@
 //! Rollouts from wish to end, with a broker that remembers.
 
+mod stop;
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
@@ -280,15 +282,21 @@ async fn what_was_stored_and_not_sent_is_sent_after_a_restart() {
     plan_until(&again, &id, is(RolloutStatus::Completed)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_abort_wins_over_a_plan_in_the_making() {
-    let base = app().await;
-    let sled = SledStore::open(&base.folder.path().join("observed")).unwrap();
+/// A controller over a store whose commits can be held up.
+async fn observed() -> (TestApp, Arc<ObservedStore>) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = app().await.app.config.clone();
+    let sled = SledStore::open(&folder.path().join("observed")).unwrap();
     let store = Arc::new(ObservedStore::new(Arc::new(sled)));
     let records = Records::new(Arc::clone(&store) as Arc<dyn Store>);
     let broker = Arc::new(RecordingBroker::default());
-    let opened = open_over(base.app.config.clone(), Arc::clone(&broker), records).await;
-    let test = TestApp { app: Arc::new(opened), broker, folder: tempfile::tempdir().unwrap() };
+    let opened = open_over(config, Arc::clone(&broker), records).await;
+    (TestApp { app: Arc::new(opened), broker, folder }, store)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_wins_over_a_plan_in_the_making() {
+    let (test, store) = observed().await;
     let device = fleet(&test, &["a"]).await.remove(0);
     let bundle = test.bundle("digits", "1.0.0", 10).await;
     let id = create(&test.app, spec(&bundle, "*", &["100%"]), "alice", None).await.unwrap().id;

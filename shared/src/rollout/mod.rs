@@ -4,6 +4,7 @@
 mod gate;
 mod preview;
 mod spec;
+mod stop;
 mod verdict;
 mod waiting;
 
@@ -17,6 +18,7 @@ pub use gate::{
 };
 pub use preview::{RolloutPreview, WavePreview};
 pub use spec::{Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec};
+pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};
 pub use waiting::Waiting;
 

@@ -9,6 +9,7 @@ mod plan;
 mod show;
 mod spec;
 mod stage;
+mod stop;
 mod watch;
 mod words;
 
@@ -58,6 +59,10 @@ pub(crate) enum RolloutCommand {
     Abort(ActionArgs),
     /// Bring every device back to what it ran before.
     Rollback(ActionArgs),
+    /// Stop the whole fleet: every rollout ends at once, and none begins until the stop is lifted. Devices keep what they have.
+    StopAll(stop::StopArgs),
+    /// Lift the stop of the whole fleet. Rollouts that it ended stay so.
+    LiftStop(stop::StopArgs),
 }
 
 #[derive(Debug, Args)]
@@ -94,5 +99,7 @@ pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Fail
         RolloutCommand::Resume(args) => act(context, "resume", args),
         RolloutCommand::Abort(args) => act(context, "abort", args),
         RolloutCommand::Rollback(args) => act(context, "rollback", args),
+        RolloutCommand::StopAll(args) => stop::stop_all(context, args),
+        RolloutCommand::LiftStop(args) => stop::lift(context, args),
     }
 }

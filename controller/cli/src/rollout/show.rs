@@ -3,7 +3,7 @@
 use muster_shared::ids::RolloutId;
 use muster_shared::rollout::{Check, RolloutView, Verdict};
 
-use super::words;
+use super::{stop, words};
 use crate::command::{Context, block_on};
 use crate::duration::Millis;
 use crate::failure::Failure;
@@ -16,6 +16,7 @@ use crate::output::{self, cell, number, toned};
 pub(super) fn list(context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
     let rollouts: Vec<RolloutView> = block_on(client.list(&["rollouts"], &[]))?;
+    stop::note(&client)?;
     if rollouts.is_empty() {
         output::note("no rollout");
     }

@@ -4,6 +4,8 @@ use muster_shared::rollout::RolloutStatus::{
     self, Completed, Draft, Paused, Ready, RolledBack, RollingBack, Running, Stopped, WaitingForApproval,
 };
 
+use muster_shared::trust::Stage;
+
 use super::world::{MAX_MS, World, spec, told};
 use crate::OperatorAction::{Abort, Pause, Resume, Rollback};
 
@@ -34,6 +36,37 @@ fn every_action_in_every_state() {
             }
         }
     }
+}
+
+#[test]
+fn a_fleet_wide_stop_ends_whatever_has_not_ended() {
+    let mut world = World::new(spec(&["1", "100%"]), &["a", "b"]);
+    world.tick(0);
+    for status in ALL {
+        world.rollout.status = status;
+        let halted = world.rollout.halted("alice", Some("smoke"), 7);
+        assert_eq!(halted.is_some(), !status.is_terminal(), "{status}");
+        if let Some(halted) = halted {
+            assert_eq!((halted.status, halted.updated_at_ms), (Stopped, 7), "{status}");
+            assert_eq!(halted.status_reason, "stopped by alice: fleet-wide stop: smoke");
+            assert!(!crate::goes_on_in_a_stop(halted.status));
+        }
+    }
+}
+
+#[test]
+fn a_fleet_wide_stop_ends_what_runs_beside_and_waits_for_it() {
+    let beside = muster_shared::rollout::RolloutSpec { stage: Stage::Shadow { share_bp: 10_000 }, ..spec(&["100%"]) };
+    let mut world = World::new(beside, &["a"]);
+    world.tick(0);
+    world.rollout = world.rollout.halted("alice", None, 7).unwrap();
+    assert_eq!(world.rollout.status, RollingBack);
+    assert_eq!(world.rollout.halted("alice", None, 8), None, "it is being ended");
+    assert!(crate::goes_on_in_a_stop(world.rollout.status));
+    assert_eq!(told(&world.tick(1)), ["a"]);
+    world.commits("a");
+    world.tick(1);
+    assert_eq!(world.rollout.status, RolledBack);
 }
 
 #[test]

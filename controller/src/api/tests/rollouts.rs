@@ -1,7 +1,7 @@
 //! Rollouts as callers see them. How they decide is tested where it is decided.
 
 use muster_shared::api::{BundleView, Page};
-use muster_shared::rollout::{RolloutStatus, RolloutView};
+use muster_shared::rollout::{FleetStopView, RolloutStatus, RolloutView};
 use serde_json::{Value, json};
 
 use super::*;
@@ -51,6 +51,34 @@ async fn a_rollout_is_created_shown_and_steered() {
     let numbers = client.get("/metrics").await;
     let text = String::from_utf8(numbers.body.to_vec()).unwrap();
     assert!(text.contains("muster_controller_rollouts{status=\"stopped\"} 1"), "{text}");
+}
+
+#[tokio::test]
+async fn the_whole_fleet_is_stopped_and_let_go() {
+    let client = with_bundle().await;
+    let view: FleetStopView = client.get("/api/v1/rollouts/stop").await.ok(200);
+    assert_eq!(view, FleetStopView { stop: None, rollouts: Vec::new() });
+    client.post("/api/v1/rollouts/lift-stop", &json!({})).await.problem(409, "fleet-not-stopped");
+    let created: RolloutView = client.post("/api/v1/rollouts", &wish()).await.ok(201);
+    let long = json!({ "reason": "x".repeat(2_000) });
+    client.post("/api/v1/rollouts/stop-all", &long).await.problem(400, "invalid-body");
+    let stopped: FleetStopView =
+        client.post("/api/v1/rollouts/stop-all", &json!({ "reason": "press 7 smells of smoke" })).await.ok(200);
+    let stop = stopped.stop.unwrap();
+    assert_eq!(stop.reason.as_deref(), Some("press 7 smells of smoke"));
+    let ended: Vec<_> = stopped.rollouts.iter().map(|rollout| (&rollout.id, rollout.status)).collect();
+    assert_eq!(ended, [(&created.id, RolloutStatus::Stopped)]);
+    let refused = client.post("/api/v1/rollouts", &wish()).await;
+    let text = String::from_utf8(refused.body.to_vec()).unwrap();
+    for part in ["stopped since 20", &stop.by, "press 7 smells of smoke", "lift-stop"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    refused.problem(409, "fleet-stopped");
+    let again: FleetStopView = client.post("/api/v1/rollouts/stop-all", &json!({ "reason": "again" })).await.ok(200);
+    assert_eq!((again.stop, again.rollouts.len()), (Some(stop), 0), "the first stop stays whose it is");
+    let lifted: FleetStopView = client.post("/api/v1/rollouts/lift-stop", &json!({})).await.ok(200);
+    assert_eq!(lifted.stop, None);
+    let _: RolloutView = client.post("/api/v1/rollouts", &wish()).await.ok(201);
 }
 
 #[tokio::test]
