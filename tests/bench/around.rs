@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use muster_inference::quality::QualityGate;
-use muster_inference::{GoldenSet, LoadOptions, Model, OutlierFinder, Runtime as _, Tensor, TractRuntime, pipeline};
+use muster_inference::{
+    GoldenSet, Images, LoadOptions, Model, OutlierFinder, Runtime as _, Tensor, TractRuntime, pipeline,
+};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::data_schema::{DataSchema, Duplicates, FeatureRule, OnViolation};
 use muster_shared::outliers;
@@ -138,7 +140,7 @@ fn search(table: &mut Table, inputs: &[Tensor]) -> anyhow::Result<()> {
         let outliers = Some(Outliers { expected_share: 0.0, distance });
         let profile = Profile { columns: columns.clone(), outliers, ..Profile::default() };
         let Some(finder) = OutlierFinder::new(&profile, &signature())? else { continue };
-        let row_ns = each_ns(inputs, |input| drop(black_box(finder.find(input))));
+        let row_ns = each_ns(inputs, |input| drop(black_box(finder.find(input, &Images::NONE))));
         table.figure(&format!("outliers of 64 features: {what}"), row_ns / 1e3, "us");
     }
     Ok(())

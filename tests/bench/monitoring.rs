@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use muster_inference::{Counted, LoadOptions, Runtime as _, Tally, Tensor, TractRuntime};
+use muster_inference::{Counted, Images, LoadOptions, Runtime as _, Tally, Tensor, TractRuntime};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::profile::{Column, Probe, Profile, Reference, Side, SliceBy, Slicing, Source};
 use muster_shared::reference;
@@ -137,7 +137,7 @@ fn counting_us(traffic: &Traffic, count: usize) -> anyhow::Result<f64> {
     for _ in 0..ROUNDS {
         let started = Instant::now();
         for (inputs, outputs) in traffic.requests.iter().cycle().take(count) {
-            tally.count(&mut counted, inputs, outputs);
+            tally.count(&mut counted, inputs, &Images::NONE, outputs);
         }
         rounds.push(started.elapsed() / u32::try_from(count)?);
     }

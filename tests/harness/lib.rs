@@ -14,6 +14,7 @@ mod metrics;
 pub mod mosquitto;
 pub mod null_draws;
 pub mod operator;
+pub mod png;
 pub mod process;
 pub mod programs;
 pub mod random;

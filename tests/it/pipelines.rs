@@ -9,9 +9,9 @@ use anyhow::{Context as _, ensure};
 use muster_shared::api::{DriftExplanation, DriftKind, DriftReport, FaultCause, OutlierCause};
 use muster_shared::data_schema::Handling;
 use muster_shared::rollout::RolloutStatus;
-use muster_tests::fixtures;
+use muster_tests::fixtures::{self, Image};
 use muster_tests::fleet::{Fleet, PATIENCE};
-use muster_tests::wait;
+use muster_tests::{png, wait};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
@@ -205,6 +205,79 @@ fn what_was_wrong_or_odd_with_inputs_stands_in_the_drift_report() {
     });
 }
 
+/// Digits as PNG files, of so many parts in sixteen of their brightness.
+fn photos(images: &[Image], sixteenths: f32) -> Vec<Vec<u8>> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels are 0 to 16")]
+    let byte = |pixel: &f32| (pixel * 15.0 * sixteenths / 16.0) as u8;
+    images.iter().map(|image| png::gray(8, &image.pixels.iter().map(byte).collect::<Vec<_>>())).collect()
+}
+
+/// A request for all `files` as tritonclient writes BYTES in the binary extension, each with its length before it, and the length of the JSON at its start.
+fn binary_request(files: &[Vec<u8>]) -> anyhow::Result<(Vec<u8>, usize)> {
+    let mut binary = Vec::new();
+    for file in files {
+        binary.extend(u32::try_from(file.len())?.to_le_bytes());
+        binary.extend(file);
+    }
+    let parameters = json!({"binary_data_size": binary.len()});
+    let input = json!({"name": "png", "datatype": "BYTES", "shape": [files.len()], "parameters": parameters});
+    let head = json!({"inputs": [input]}).to_string();
+    Ok(([head.as_bytes(), &binary].concat(), head.len()))
+}
+
+#[test]
+fn photos_that_become_darker_stand_in_the_drift_report() {
+    stage::run(async |binaries, folder| {
+        let fleet = stage::fleet(&binaries, &folder, 1).await?;
+        let described = folder.join("digit-images");
+        std::fs::create_dir_all(described.join("photos"))?;
+        for file in ["digits-bare.onnx", "digits-golden.json"] {
+            std::fs::copy(fixtures::pipelines().join(file), described.join(file))?;
+        }
+        let images = fixtures::held_out()?;
+        let (reference, usual) = images.split_at(images.len() / 2);
+        for (at, photo) in photos(reference, 16.0).iter().enumerate() {
+            std::fs::write(described.join(format!("photos/{at}.png")), photo)?;
+        }
+        let text = std::fs::read_to_string(fixtures::pipelines().join("digits.toml"))?;
+        let description = described.join("digits.toml");
+        let inputs = "[[inputs]]\nname = \"png\"\nfeatures = [\"file\"]\n";
+        std::fs::write(&description, format!("reference = \"photos\"\n{text}\n{inputs}"))?;
+        fleet.release("digit-images", &description).await?;
+        let (body, head_bytes) = binary_request(&photos(usual, 16.0))?;
+        bring(&fleet, "digit-images@1.0.0", "digit-images", body, Some(head_bytes)).await?;
+
+        let show = ["drift", "show", "digit-images@1.0.0"];
+        let brightness = async || -> anyhow::Result<Option<(f64, bool, u64)>> {
+            let mut report: DriftReport = fleet.operator.json(&show).await?;
+            let Some(group) = report.groups.pop() else { return Ok(None) };
+            let mean = group.columns.iter().find(|column| column.name == "png.mean");
+            let mean = mean.context("images are watched by their mean")?;
+            Ok(mean.psi.map(|psi| (psi, mean.drifted, mean.n)))
+        };
+        let before = wait::until("usual photos are in the report", PATIENCE, brightness).await?;
+        ensure!(before.0 < 0.25, "photos as in the reference: {before:?}");
+        let url = format!("{}/v2/models/digit-images/infer", fleet.devices[0].inference_url);
+        let (body, head_bytes) = binary_request(&photos(usual, 8.0))?;
+        let after = wait::until("dark photos stand out", PATIENCE, async || {
+            let (status, answer) = ask(&url, body.clone(), Some(head_bytes)).await?;
+            ensure!(status == StatusCode::OK, "{answer}");
+            Ok(brightness().await?.filter(|(psi, drifted, _)| *drifted && *psi > 1.0))
+        })
+        .await?;
+        ensure!(after.2 > before.2, "{before:?}, then {after:?}");
+        let table = fleet.operator.run(&show).await?;
+        let line = table.lines().find(|line| line.contains("png.mean")).context("the column is shown")?;
+        ensure!(line.contains("drifted"), "{table}");
+
+        // What is no image is turned away as ever, and no column counts it.
+        let (body, head_bytes) = binary_request(&[b"no PNG!".to_vec()])?;
+        let (status, answer) = ask(&url, body, Some(head_bytes)).await?;
+        ensure!(status == StatusCode::BAD_REQUEST, "{answer}");
+        Ok(())
+    });
+}
+
 #[test]
 fn a_png_is_answered_with_its_digit() {
     stage::run(async |binaries, folder| {
@@ -212,16 +285,11 @@ fn a_png_is_answered_with_its_digit() {
         fleet.release("digit-images", &fixtures::pipelines().join("digits.toml")).await?;
         let png = std::fs::read(fixtures::pipelines().join("digit.png"))?;
         let digit = std::fs::read_to_string(fixtures::pipelines().join("digit.txt"))?;
-        // As tritonclient writes BYTES in the binary extension: each element with its length before it.
-        let binary = [&u32::try_from(png.len())?.to_le_bytes()[..], &png].concat();
-        let parameters = json!({"binary_data_size": binary.len()});
-        let input = json!({"name": "png", "datatype": "BYTES", "shape": [1], "parameters": parameters});
-        let head = json!({"inputs": [input]}).to_string();
-        let body = [head.as_bytes(), &binary].concat();
-        bring(&fleet, "digit-images@1.0.0", "digit-images", body.clone(), Some(head.len())).await?;
+        let (body, head_bytes) = binary_request(&[png])?;
+        bring(&fleet, "digit-images@1.0.0", "digit-images", body.clone(), Some(head_bytes)).await?;
 
         let url = format!("{}/v2/models/digit-images/infer", fleet.devices[0].inference_url);
-        let (status, answer) = ask(&url, body, Some(head.len())).await?;
+        let (status, answer) = ask(&url, body, Some(head_bytes)).await?;
         ensure!(status == StatusCode::OK && answer["outputs"][1]["data"][0] == digit.trim(), "{answer}");
         // Scaling and softmax were carried out inside the model; callers see neither its input nor its output.
         let shown = fleet.operator.run(&["bundle", "show", "digit-images@1.0.0"]).await?;
@@ -234,11 +302,8 @@ fn a_png_is_answered_with_its_digit() {
             metadata["inputs"][0]["name"] == "png" && metadata["outputs"][0]["name"] == "probabilities",
             "{metadata}"
         );
-        let broken = [&7_u32.to_le_bytes()[..], b"no PNG!"].concat();
-        let parameters = json!({"binary_data_size": broken.len()});
-        let input = json!({"name": "png", "datatype": "BYTES", "shape": [1], "parameters": parameters});
-        let head = json!({"inputs": [input]}).to_string();
-        let (status, answer) = ask(&url, [head.as_bytes(), &broken].concat(), Some(head.len())).await?;
+        let (body, head_bytes) = binary_request(&[b"no PNG!".to_vec()])?;
+        let (status, answer) = ask(&url, body, Some(head_bytes)).await?;
         ensure!(status == StatusCode::BAD_REQUEST, "{answer}");
         ensure!(answer["error"].as_str().is_some_and(|error| error.contains("neither PNG nor JPEG")), "{answer}");
         Ok(())

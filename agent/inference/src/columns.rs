@@ -5,14 +5,19 @@
 //!
 //! **Rows.** Where the model leaves a tensor's first dimension free, it is the batch and each of its positions is a row;
 //! otherwise the whole tensor is one row. A row's elements are counted in row-major order.
+//!
+//! **Images.** Of an input of `BYTES` that a pipeline decodes, probes and projections are those of the decoded image: [`ColumnExtractor::measure`]
+//! takes them while the image is there.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::limits::MAX_PROBE_CHANNELS;
 use muster_shared::profile::{Column, Probe, Profile, Reference, Side, Source};
 
 use crate::categories::Categories;
+use crate::images::{Decoded, Images, MAX_IMAGES};
 use crate::tensor::Tensor;
 use crate::wide::{Figures, Wide};
 
@@ -46,7 +51,7 @@ enum Figure {
 #[derive(Debug, Clone)]
 struct Watched {
     side: Side,
-    tensor: String,
+    tensor: Arc<str>,
     batched: bool,
     /// Elements that are numbers.
     elements: Vec<(usize, usize)>,
@@ -83,7 +88,7 @@ impl ColumnExtractor {
                 .find(|spec| spec.name == tensor)
                 .ok_or_else(|| refuse(format!("the model has no {word} {tensor:?}")))?;
             check(column, spec, word).map_err(refuse)?;
-            let known = watched.iter().position(|w| w.side == side && w.tensor == tensor);
+            let known = watched.iter().position(|w| w.side == side && *w.tensor == *tensor);
             let at = known.unwrap_or_else(|| {
                 watched.push(Watched::new(side, spec));
                 watched.len() - 1
@@ -99,22 +104,44 @@ impl ColumnExtractor {
     /// profile expects, a category is NaN or an empty text, or a predicted class cannot be told because a NaN is among the values. What
     /// else is taken from such a row is NaN. Of equal values the first is the predicted class.
     ///
+    /// Of images, `images` holds what [`ColumnExtractor::measure`] took while the model was run; without, they are missing. Past
+    /// [`MAX_IMAGES`] no image is visited.
+    ///
     /// Nothing is allocated.
-    pub fn visit(&self, inputs: &[Tensor], outputs: &[Tensor], visit: impl FnMut(usize, usize, Option<f64>)) {
-        self.visit_rows(inputs, outputs, 0..usize::MAX, visit);
+    pub fn visit(
+        &self,
+        inputs: &[Tensor],
+        images: &Images,
+        outputs: &[Tensor],
+        visit: impl FnMut(usize, usize, Option<f64>),
+    ) {
+        self.visit_rows(inputs, images, outputs, 0..usize::MAX, visit);
+    }
+
+    /// Adds to `images` the figures of those `decoded` that a column asks for, [`MAX_IMAGES`] at most.
+    pub fn measure(&self, decoded: &Decoded<'_>, images: &mut Images) {
+        let is_asked = |watched: &&Watched| {
+            watched.side == Side::Input && *watched.tensor == *decoded.input && !watched.figures.is_empty()
+        };
+        let Some(watched) = self.watched.iter().find(is_asked) else { return };
+        let width = decoded.data.len().checked_div(decoded.rows).unwrap_or(0).max(1);
+        for row in decoded.data.chunks_exact(width).take(MAX_IMAGES) {
+            images.push(&watched.tensor, watched.wide.measure_decoded(row));
+        }
     }
 
     /// As [`ColumnExtractor::visit`], for these rows only.
     pub fn visit_rows(
         &self,
         inputs: &[Tensor],
+        images: &Images,
         outputs: &[Tensor],
         wanted: Range<usize>,
         mut visit: impl FnMut(usize, usize, Option<f64>),
     ) {
         for watched in &self.watched {
             match watched.find(inputs, outputs) {
-                Some(tensor) => watched.visit(tensor, &wanted, &mut visit),
+                Some(tensor) => watched.visit(tensor, images, &wanted, &mut visit),
                 None => {
                     for row in wanted.start..self.rows(inputs, outputs).min(wanted.end) {
                         watched.positions().for_each(|column| visit(row, column, None));
@@ -137,10 +164,14 @@ fn check(column: &Column, spec: &TensorSpec, word: &str) -> Result<(), String> {
     let tensor = &spec.name;
     let is_category = matches!(column.reference, Reference::Class { .. })
         && matches!(column.source, Source::Input { .. } | Source::Output { .. });
+    let width = spec.row_width();
     if spec.datatype == DataType::Bytes && !is_category {
-        return Err(format!("{word} {tensor:?} holds no numbers"));
+        let is_figure =
+            matches!(column.source, Source::Probe { of: Side::Input, .. } | Source::Projection { of: Side::Input, .. });
+        // One image a row; how many numbers there are in it is the pipeline's to say.
+        return if is_figure && width == Some(1) { Ok(()) } else { Err(format!("{word} {tensor:?} holds no numbers")) };
     }
-    let Some(width) = spec.row_width() else { return Ok(()) };
+    let Some(width) = width else { return Ok(()) };
     match (&column.source, &column.reference) {
         (Source::Input { index, .. } | Source::Output { index, .. }, _) if *index as usize >= width => {
             Err(format!("element {index} is past the end of {word} {tensor:?}, whose rows have {width}"))
@@ -161,7 +192,7 @@ impl Watched {
     fn new(side: Side, spec: &TensorSpec) -> Self {
         Self {
             side,
-            tensor: spec.name.clone(),
+            tensor: spec.name.as_str().into(),
             batched: spec.is_batched(),
             elements: Vec::new(),
             categories: Vec::new(),
@@ -215,7 +246,7 @@ impl Watched {
             Side::Input => inputs,
             Side::Output => outputs,
         };
-        tensors.iter().find(|tensor| tensor.name() == self.tensor)
+        tensors.iter().find(|tensor| tensor.name() == &*self.tensor)
     }
 
     fn rows_of(&self, tensor: &Tensor) -> usize {
@@ -230,12 +261,21 @@ impl Watched {
         elements.chain(categories).chain(scores).chain(self.figures.iter().map(|(column, _)| *column))
     }
 
-    fn visit(&self, tensor: &Tensor, wanted: &Range<usize>, visit: &mut impl FnMut(usize, usize, Option<f64>)) {
+    fn visit(
+        &self,
+        tensor: &Tensor,
+        images: &Images,
+        wanted: &Range<usize>,
+        visit: &mut impl FnMut(usize, usize, Option<f64>),
+    ) {
         let rows = self.rows_of(tensor);
         let width = tensor.element_count().checked_div(rows).unwrap_or(0);
         let rows = wanted.start..rows.min(wanted.end);
         match tensor.datatype() {
-            DataType::Bytes => self.visit_texts(tensor, rows, width, visit),
+            DataType::Bytes => {
+                self.visit_images(images, rows.clone(), visit);
+                self.visit_texts(tensor, rows, width, visit);
+            }
             DataType::Fp32 => {
                 let (data, _) = tensor.data().as_chunks::<4>();
                 let get = |at: usize| data.get(at).map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
@@ -285,6 +325,24 @@ impl Watched {
                 for (column, figure) in &self.figures {
                     visit(row, *column, figures.as_ref().map(|figures| figure.of(figures)));
                 }
+            }
+        }
+    }
+
+    /// The figures of images that were decoded; missing where none were.
+    fn visit_images(&self, images: &Images, rows: Range<usize>, visit: &mut impl FnMut(usize, usize, Option<f64>)) {
+        if self.figures.is_empty() {
+            return;
+        }
+        let were_decoded = images.of(&self.tensor).next().is_some();
+        let mut measured = images.of(&self.tensor).skip(rows.start);
+        for row in rows {
+            let figures = measured.next();
+            if figures.is_none() && were_decoded {
+                return;
+            }
+            for (column, figure) in &self.figures {
+                visit(row, *column, figures.map(|figures| figure.of(figures)));
             }
         }
     }

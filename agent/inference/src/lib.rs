@@ -12,6 +12,7 @@ pub mod columns;
 mod elements;
 pub mod golden;
 mod guard;
+pub mod images;
 mod json;
 pub mod outliers;
 pub mod pipeline;
@@ -25,6 +26,7 @@ mod wide;
 
 pub use columns::{ColumnError, ColumnExtractor};
 pub use golden::{GoldenError, GoldenReport, GoldenSet};
+pub use images::{Decoded, Images};
 pub use json::{TensorJson, quote_non_finite};
 pub use outliers::{OutlierFinder, OutliersFound};
 pub use runtime::{LoadError, LoadOptions, Model, RunError, Runtime};

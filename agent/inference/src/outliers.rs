@@ -9,6 +9,7 @@ use muster_shared::profile::{Profile, ReadyDistance, Reference, Side, Source};
 use muster_shared::sketch::OutlierCounts;
 
 use crate::columns::{ColumnError, ColumnExtractor};
+use crate::images::Images;
 use crate::tensor::Tensor;
 
 /// Rows of one request that are looked at.
@@ -107,15 +108,16 @@ impl OutlierFinder {
         Ok(Some(Self { elements: extractor(elements)?, watched, together }))
     }
 
-    /// Looks at a request. Nothing is allocated where nothing is odd.
+    /// Looks at a request, `images` being those of the inputs, as they were measured while the model was run. Nothing is allocated where
+    /// nothing is odd.
     #[must_use]
-    pub fn find(&self, inputs: &[Tensor]) -> OutliersFound {
+    pub fn find(&self, inputs: &[Tensor], images: &Images) -> OutliersFound {
         let mut found = OutliersFound::default();
         let together = self.together.as_ref().map_or(1, |(extractor, _)| extractor.rows(inputs, &[]));
         let rows = self.elements.rows(inputs, &[]).max(together).min(MAX_ROWS);
         let mut causes = [0_u8; MAX_ROWS];
         // All rows at once: texts can only be walked through from the first.
-        self.elements.visit_rows(inputs, &[], 0..rows, |row, at, value| {
+        self.elements.visit_rows(inputs, images, &[], 0..rows, |row, at, value| {
             let (Some(column), Some(causes)) = (self.watched.get(at), causes.get_mut(row)) else { return };
             let Some(cause) = column.cause(value) else { return };
             *causes |= cause.bit();
@@ -125,7 +127,7 @@ impl OutlierFinder {
         if let Some((extractor, distance)) = &self.together {
             for (row, causes) in causes.iter_mut().enumerate().take(rows) {
                 let mut sums = distance.row();
-                extractor.visit_rows(inputs, &[], row..row + 1, |_, place, value| sums.add(place, value));
+                extractor.visit_rows(inputs, images, &[], row..row + 1, |_, place, value| sums.add(place, value));
                 let far = sums.is_far();
                 *causes |= if far { Cause::Distance.bit() } else { 0 };
                 any_far |= far;
@@ -221,7 +223,7 @@ mod tests {
 
     fn found(distance: bool, rows: &[f32]) -> (OutlierCounts, Option<String>) {
         let tensor = Tensor::from_f32("x", vec![rows.len() / 3, 3], rows).unwrap();
-        let found = finder(distance).find(&[tensor]);
+        let found = finder(distance).find(&[tensor], &Images::NONE);
         (found.counts, found.text())
     }
 
@@ -232,7 +234,7 @@ mod tests {
         let odd = [-0.1, f32::INFINITY, 3.0, f32::NAN, 1.0, 5.0, 1.0, 1.0, 4.0];
         let counts = OutlierCounts { rows: 3, flagged: 2, range: 1, category: 1, missing: 1, distance: 0 };
         assert_eq!(found(false, &odd), (counts, Some("range a, range b, missing a, category kind".into())));
-        let nothing = finder(false).find(&[]);
+        let nothing = finder(false).find(&[], &Images::NONE);
         assert_eq!((nothing.counts.rows, nothing.counts.missing), (1, 1));
     }
 

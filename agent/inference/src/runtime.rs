@@ -9,6 +9,7 @@ use std::time::Duration;
 use muster_shared::bundle::{DataType, ModelSignature};
 use muster_shared::pipeline::{Half, PipelineError};
 
+use crate::images::See;
 use crate::tensor::{Tensor, TensorError};
 
 /// How a model is loaded.
@@ -97,6 +98,16 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// [`RunError`]; [`RunError::is_request_fault`] tells a wrong request from a failing model.
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError>;
+
+    /// The same, and shows `see` the images that the model's pipeline decodes, as they are then. Nobody is shown what a run that fails
+    /// before did not come to.
+    ///
+    /// # Errors
+    /// Those of [`Model::run`].
+    fn run_seen(&self, inputs: &[Tensor], see: See<'_>) -> Result<Vec<Tensor>, RunError> {
+        let _ = see;
+        self.run(inputs)
+    }
 }
 
 /// Why a model could not be loaded.

@@ -10,6 +10,7 @@ use muster_shared::profile::{Profile, SliceSet};
 use muster_shared::sketch::{Cell, ColumnSketch, QuantileSketch, SliceSketch};
 
 use crate::columns::{ColumnError, ColumnExtractor};
+use crate::images::{Decoded, Images};
 use crate::slices::SliceFinder;
 use crate::tensor::Tensor;
 
@@ -83,12 +84,17 @@ impl Tally {
         self.slices.slices_of(inputs, row)
     }
 
-    /// Counts every row of a request into `counted`, which was made for the same profile. Without `outputs` the model gave none,
-    /// and what comes from them is missing.
-    pub fn count(&self, counted: &mut Counted, inputs: &[Tensor], outputs: &[Tensor]) {
+    /// Adds to `images` what the profile's columns ask of images that a pipeline has just `decoded`.
+    pub fn measure(&self, decoded: &Decoded<'_>, images: &mut Images) {
+        self.columns.measure(decoded, images);
+    }
+
+    /// Counts every row of a request into `counted`, which was made for the same profile. `images` are those of the inputs, as they were
+    /// measured while the model was run. Without `outputs` the model gave none, and what comes from them is missing.
+    pub fn count(&self, counted: &mut Counted, inputs: &[Tensor], images: &Images, outputs: &[Tensor]) {
         let Counted { columns, slices, quantiles } = counted;
         if self.slices.is_empty() {
-            self.columns.visit(inputs, outputs, |_, at, value| {
+            self.columns.visit(inputs, images, outputs, |_, at, value| {
                 self.count_value(columns, at, value);
                 keep_value(quantiles, at, value);
             });
@@ -109,7 +115,7 @@ impl Tally {
                 slice.rows = slice.rows.saturating_add(1);
             }
         }
-        self.columns.visit(inputs, outputs, |row, at, value| {
+        self.columns.visit(inputs, images, outputs, |row, at, value| {
             self.count_value(columns, at, value);
             keep_value(quantiles, at, value);
             for slice in sets.get(row).copied().unwrap_or_default().iter() {

@@ -133,6 +133,12 @@ impl Wide {
         }
     }
 
+    /// Measures a row of a decoded image, each element as FP32 would hold it.
+    #[expect(clippy::cast_possible_truncation, reason = "rounding to the nearest is what is wanted")]
+    pub(crate) fn measure_decoded(&self, row: &[f64]) -> Figures {
+        self.of(row.len(), |at| row.get(at).map_or(f32::NAN, |value| *value as f32))
+    }
+
     #[inline]
     fn of(&self, n: usize, get: impl Fn(usize) -> f32) -> Figures {
         // Squares are taken about an element of the row, so that they lose nothing to a large mean.

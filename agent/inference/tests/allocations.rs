@@ -3,7 +3,7 @@
 use std::alloc::System;
 use std::sync::Arc;
 
-use muster_inference::{Counted, OutlierFinder, Tally, Tensor};
+use muster_inference::{Counted, Decoded, Images, OutlierFinder, Tally, Tensor};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::profile::{
     Centre, Column, Distance, Outliers, Probe, Profile, Reference, Side, SliceBy, Slicing, Source,
@@ -79,11 +79,31 @@ fn a_request_is_counted_without_allocating() {
 
     let region = Region::new(ALLOCATOR);
     for _ in 0..10 {
-        tally.count(&mut counted, &inputs, &outputs);
-        assert_eq!(finder.find(&inputs).counts.flagged, 0);
+        tally.count(&mut counted, &inputs, &Images::NONE, &outputs);
+        assert_eq!(finder.find(&inputs, &Images::NONE).counts.flagged, 0);
     }
     let taken = region.change();
     assert_eq!((taken.allocations, taken.reallocations), (0, 0));
     assert_eq!(counted.columns[0].total(), 640);
     assert_eq!(counted.slices[2].rows, 640);
+
+    // An image that a pipeline decodes is measured while it is there, and counted later.
+    let probe = |probe| Source::Probe { of: Side::Input, tensor: "photo".into(), probe };
+    let columns = vec![column("photo.mean", probe(Probe::Mean)), column("photo.std", probe(Probe::Std))];
+    let profile = Arc::new(Profile { columns, ..Profile::default() });
+    let signature = ModelSignature { inputs: vec![spec("photo", DataType::Bytes, 1)], outputs: Vec::new() };
+    let tally = Tally::new(Arc::clone(&profile), &signature).unwrap();
+    let inputs = [Tensor::from_byte_elements("photo", vec![1, 1], ["file"]).unwrap()];
+    let data = vec![3.5; 300];
+    let mut counted = Counted::nothing(&profile);
+    let region = Region::new(ALLOCATOR);
+    for _ in 0..10 {
+        let mut images = Images::NONE;
+        tally.measure(&Decoded { input: "photo", rows: 1, data: &data }, &mut images);
+        tally.count(&mut counted, &inputs, &images, &[]);
+    }
+    let taken = region.change();
+    assert_eq!((taken.allocations, taken.reallocations), (0, 0));
+    // Behind what is below the least of the reference.
+    assert_eq!(counted.columns[0].cells()[1 + 3], 10);
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use muster_inference::{Counted, Tally, Tensor};
+use muster_inference::{Counted, Images, Tally, Tensor};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::profile::{Column, Probe, Profile, Reference, Side, SliceBy, Slicing, Source};
 use muster_shared::sketch::ColumnSketch;
@@ -119,7 +119,7 @@ fn count(tally: &Tally, profile: &Profile, rows: &[Row]) -> Counted {
             Tensor::from_f32("p", vec![n, 3], &gather(|row| row.p.to_vec())).unwrap(),
             Tensor::from_f32("y", vec![n, 1], &gather(|row| vec![row.y])).unwrap(),
         ];
-        tally.count(&mut counted, &inputs, &outputs);
+        tally.count(&mut counted, &inputs, &Images::NONE, &outputs);
     }
     counted
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use muster_inference::{OutlierFinder, Tensor};
+use muster_inference::{Images, OutlierFinder, Tensor};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::profile::{Column, Distance, Outliers, Profile, Source};
 use muster_shared::{outliers, reference};
@@ -93,7 +93,7 @@ fn auroc(usual: &[f64], odd: &[f64]) -> f64 {
 fn flagged(finder: &OutlierFinder, rows: &[Vec<f64>]) -> f64 {
     let values: Vec<f64> = rows.iter().flatten().copied().collect();
     let tensor = Tensor::from_f64("x", DataType::Fp64, vec![rows.len(), rows[0].len()], &values).unwrap();
-    let counts = finder.find(&[tensor]).counts;
+    let counts = finder.find(&[tensor], &Images::NONE).counts;
     assert_eq!(counts.rows, rows.len() as u64);
     counts.distance as f64 / counts.rows as f64
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_inference::{ColumnExtractor, Tensor};
+use muster_inference::{ColumnExtractor, Images, Tensor};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::sketch::{ClassPairs, ColumnComparison, Differences, MAX_PAIRS};
@@ -62,7 +62,7 @@ impl Comparer {
         let Some((of_incumbent, of_candidate)) = &self.extractors else { return BTreeMap::new() };
         let values = |extractor: &ColumnExtractor, outputs: &[Tensor]| {
             let mut values: Vec<Vec<Option<f64>>> = vec![Vec::new(); self.columns.len()];
-            extractor.visit(&[], outputs, |_, at, value| {
+            extractor.visit(&[], &Images::NONE, outputs, |_, at, value| {
                 if let Some(column) = values.get_mut(at) {
                     column.push(value);
                 }

@@ -53,8 +53,8 @@ impl Follower {
                 self.feedback.second_answer(place, labels, &answered.inputs, outputs.as_deref());
             }
             if let (Some(samples), false) = (&self.samples, disagreeing.is_empty()) {
-                let Answered { id, at_ms, inputs, outputs, .. } = &answered;
-                let offered = Offered { id, at_ms: *at_ms, inputs, outputs };
+                let Answered { id, at_ms, inputs, images, outputs, .. } = &answered;
+                let offered = Offered { id, at_ms: *at_ms, inputs, images, outputs };
                 samples.offer_disagreement(
                     &self.incumbent.served,
                     &self.candidate.served.manifest,

@@ -15,7 +15,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use muster_agent_core::feedback::Place;
-use muster_inference::Tensor;
+use muster_inference::{Images, Tensor};
 use muster_shared::bundle::{ModelSignature, TensorSpec};
 use muster_shared::ids::Digest;
 use muster_shared::sketch::Arm;
@@ -83,6 +83,8 @@ pub(crate) struct Answered {
     pub(crate) place: Option<Place>,
     /// What was asked.
     pub(crate) inputs: Vec<Tensor>,
+    /// What was measured of the images among it, for the incumbent.
+    pub(crate) images: Images,
     /// What the incumbent answered.
     pub(crate) outputs: Vec<Tensor>,
     /// How long its model took.

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::Duration;
 
-use muster_inference::RunError;
+use muster_inference::{Images, RunError};
 use muster_shared::bundle::DataType;
 use muster_shared::sketch::Comparison;
 
@@ -28,7 +28,8 @@ fn host(limits: BesideLimits) -> ModelHost {
 fn answered(values: &[f64]) -> Answered {
     let doubled: Vec<f64> = values.iter().map(|x| 2.0 * x).collect();
     let (inputs, outputs) = (vec![column_of("x", values)], vec![column_of("y", &doubled)]);
-    Answered { id: "i".into(), at_ms: 1, place: None, inputs, outputs, run: Duration::from_micros(10) }
+    let run = Duration::from_micros(10);
+    Answered { id: "i".into(), at_ms: 1, place: None, inputs, images: Images::NONE, outputs, run }
 }
 
 fn close(host: &ModelHost) -> ClosedWindow {

@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use muster_inference::Tensor;
+use muster_inference::{Images, Tensor};
 use muster_shared::sketch::Comparison;
 
 use super::follower::{Following, Ran};
@@ -79,9 +79,13 @@ impl Worker {
         let checked = model.quality.as_ref().map(|gate| gate.check(&answered.inputs));
         let refused = checked.as_ref().and_then(|checked| checked.rejection.as_ref()).map(ToString::to_string);
         let inputs = checked.as_ref().and_then(|checked| checked.inputs.as_ref()).unwrap_or(&answered.inputs);
+        let mut images = Images::NONE;
         let began = Instant::now();
         let outputs = refused.map_or_else(
-            || catch_unwind(AssertUnwindSafe(|| model.model.run(inputs).map_err(|error| error.to_string()))),
+            || {
+                let run = || watch.run(&*model.model, inputs, &mut images).map_err(|error| error.to_string());
+                catch_unwind(AssertUnwindSafe(run))
+            },
             |refused| Ok(Err(refused)),
         );
         let latency = began.elapsed();
@@ -112,9 +116,9 @@ impl Worker {
         self.metrics.beside_disagreed(!disagreeing.is_empty());
         let now_ms = time::wall_ms();
         let non_finite = answers.iter().any(has_non_finite);
-        let outliers = watch.outliers(&answered.inputs).map(|found| found.counts);
-        let (inputs, failed) = (&answered.inputs, outcome == BesideOutcome::Failed);
-        let served = Served { inputs, outputs: answers, failed, non_finite, latency, outliers, quality: None };
+        let outliers = watch.outliers(&answered.inputs, &images).map(|found| found.counts);
+        let (inputs, images, failed) = (&answered.inputs, &images, outcome == BesideOutcome::Failed);
+        let served = Served { inputs, images, outputs: answers, failed, non_finite, latency, outliers, quality: None };
         monitor.served_beside(watch, now_ms, &served, &comparison);
         passing!(BesideRun);
         (outputs.ok(), disagreeing)

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_agent_core::feedback::{Bounds, Memory, Place};
-use muster_inference::{ColumnExtractor, Tensor};
+use muster_inference::{ColumnExtractor, Images, Tensor};
 use muster_shared::feedback::{FeedbackAnswer, FeedbackDelivery, FeedbackItem, FeedbackReceipt};
 use muster_shared::ids::{BundleName, Digest};
 use muster_shared::labels::{LabelSpec, Prediction};
@@ -64,7 +64,7 @@ impl LabelWatch {
     /// What the model answered, row by row.
     fn predictions(&self, outputs: &[Tensor]) -> Vec<Prediction> {
         let mut values: Vec<f64> = Vec::new();
-        self.extractor.visit(&[], outputs, |row, column, value| {
+        self.extractor.visit(&[], &Images::NONE, outputs, |row, column, value| {
             let end = (row + 1) * self.columns;
             if values.len() < end {
                 values.resize(end, f64::NAN);

@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use muster_inference::Tensor;
 use muster_inference::quality::Findings;
+use muster_inference::{Images, Tensor};
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources};
 use muster_shared::sketch::{Comparison, LabelSketch, OutlierCounts};
@@ -36,6 +36,8 @@ const MAX_ELEMENTS_UNDER_LOCK: usize = 4_096;
 pub(crate) struct Served<'a> {
     /// What was asked.
     pub(crate) inputs: &'a [Tensor],
+    /// What was measured of the images among it.
+    pub(crate) images: &'a Images,
     /// What the model answered; nothing when it failed.
     pub(crate) outputs: &'a [Tensor],
     /// Whether the model gave an error.
@@ -146,7 +148,7 @@ impl Monitor {
         let elements: usize = served.inputs.iter().chain(served.outputs).map(Tensor::element_count).sum();
         let apart = (elements > MAX_ELEMENTS_UNDER_LOCK).then(|| {
             let mut counted = watch.nothing_counted();
-            watch.count(&mut counted, served.inputs, served.outputs);
+            watch.count(&mut counted, served);
             counted
         });
         let counts = RequestCounts {

@@ -23,7 +23,7 @@ fn serve(monitor: &Monitor, watch: &Arc<ModelWatch>, now_ms: u64, values: &[f64]
         outputs: &[column_of("y", &doubled)],
         failed: false,
         latency: Duration::from_micros(100),
-        outliers: watch.outliers(&inputs).map(|found| found.counts),
+        outliers: watch.outliers(&inputs, &Images::NONE).map(|found| found.counts),
         ..Served::default()
     };
     monitor.served(watch, now_ms, &served);

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_inference::quality::QualityGate;
-use muster_inference::{Counted, OutlierFinder, OutliersFound, Tally, Tensor};
+use muster_inference::{Counted, Images, Model, OutlierFinder, OutliersFound, RunError, Tally, Tensor};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Profile, SliceSet};
 use muster_shared::sketch::{Comparison, ObjectiveCounts, QualitySketch};
 
+use super::Served;
 use crate::host::ServedModel;
 
 /// What the requests of one model are counted against.
@@ -98,16 +99,29 @@ impl ModelWatch {
         self.tally.as_ref().map_or_else(SliceSet::default, |tally| tally.slices_of(inputs, row))
     }
 
-    /// Looks for outliers among a request's rows; `None` where none are flagged.
-    pub(crate) fn outliers(&self, inputs: &[Tensor]) -> Option<OutliersFound> {
-        self.outliers.as_ref().map(|finder| finder.find(inputs))
+    /// Runs `model`, which is the one that is watched, and puts into `images` what is to be counted of the images that its pipeline decodes.
+    pub(crate) fn run(
+        &self,
+        model: &dyn Model,
+        inputs: &[Tensor],
+        images: &mut Images,
+    ) -> Result<Vec<Tensor>, RunError> {
+        match &self.tally {
+            Some(tally) => model.run_seen(inputs, &mut |decoded| tally.measure(decoded, images)),
+            None => model.run(inputs),
+        }
     }
 
-    /// Counts every row of a request into `counted`, which is this watch's own. Without `outputs` the model gave none,
-    /// and what comes from them is missing.
-    pub(super) fn count(&self, counted: &mut Counted, inputs: &[Tensor], outputs: &[Tensor]) {
+    /// Looks for outliers among a request's rows; `None` where none are flagged.
+    pub(crate) fn outliers(&self, inputs: &[Tensor], images: &Images) -> Option<OutliersFound> {
+        self.outliers.as_ref().map(|finder| finder.find(inputs, images))
+    }
+
+    /// Counts every row of a request into `counted`, which is this watch's own. Where the model gave no outputs, what comes from them is
+    /// missing.
+    pub(super) fn count(&self, counted: &mut Counted, served: &Served<'_>) {
         if let Some(tally) = &self.tally {
-            tally.count(counted, inputs, outputs);
+            tally.count(counted, served.inputs, served.images, served.outputs);
         }
     }
 }

@@ -94,7 +94,7 @@ impl OpenWindow {
 
     /// Counts the rows of a request that was served.
     pub(super) fn count_rows(&mut self, served: &Served<'_>) {
-        self.watch.count(&mut self.counted, served.inputs, served.outputs);
+        self.watch.count(&mut self.counted, served);
     }
 
     /// Counts rows that are unlike those of the reference.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use muster_inference::Tensor;
+use muster_inference::{Images, Tensor};
 use muster_shared::collection::{CollectionStage, DISAGREES_FLAG, Rule};
 use muster_shared::ids::{CollectionId, Digest};
 
@@ -29,6 +29,8 @@ pub(crate) struct Offered<'a> {
     pub(crate) at_ms: u64,
     /// What was asked, as the caller sent it.
     pub(crate) inputs: &'a [Tensor],
+    /// What was measured of the images among it.
+    pub(crate) images: &'a Images,
     /// What the model answered; nothing when it failed.
     pub(crate) outputs: &'a [Tensor],
 }
@@ -128,7 +130,7 @@ impl Samples {
         if !self.is_open() {
             return;
         }
-        let (manifest, Offered { id, at_ms, inputs, outputs }) = (model.manifest, *offered);
+        let (manifest, Offered { id, at_ms, inputs, images, outputs }) = (model.manifest, *offered);
         let mut hot = self.hot();
         let wanted: Vec<Rule> =
             hot.wanting(&manifest, at_ms, occasion).map(|collection| collection.wanted.rule).collect();
@@ -141,7 +143,7 @@ impl Samples {
         let mut read = None;
         if reads_values {
             drop(hot);
-            read = Some(outlook.read(inputs, outputs));
+            read = Some(outlook.read(inputs, images, outputs));
             hot = self.hot();
         }
         let bytes: usize = inputs.iter().chain(outputs).map(|tensor| tensor.data().len()).sum();
@@ -172,7 +174,7 @@ impl Samples {
         }
         drop(hot);
         // Those whose rule looks at no value are described as well, and only those that are kept.
-        let Read { confidence, mut flags, .. } = read.unwrap_or_else(|| outlook.read(inputs, outputs));
+        let Read { confidence, mut flags, .. } = read.unwrap_or_else(|| outlook.read(inputs, images, outputs));
         flags.extend(occasion.flags());
         let answered =
             Arc::new(Answered { id: id.to_owned(), at_ms, inputs: inputs.to_vec(), outputs: outputs.to_vec() });

@@ -1,6 +1,6 @@
 //! What is noticed about one inference: its confidence, and the flags its caller is told of.
 
-use muster_inference::{ColumnExtractor, OutlierFinder, Tensor};
+use muster_inference::{ColumnExtractor, Images, OutlierFinder, Tensor};
 use muster_shared::profile::{Profile, Source};
 
 use crate::host::ServedModel;
@@ -35,12 +35,12 @@ impl Outlook {
     }
 
     /// Looks at the values that rules ask for.
-    pub(super) fn read(&self, inputs: &[Tensor], outputs: &[Tensor]) -> Read {
+    pub(super) fn read(&self, inputs: &[Tensor], images: &Images, outputs: &[Tensor]) -> Read {
         let mut confidence = Vec::new();
         if let Some(extractor) = self.confidence.as_ref().filter(|_| !outputs.is_empty()) {
-            extractor.visit(&[], outputs, |_, _, value| confidence.push(value.unwrap_or(f64::NAN)));
+            extractor.visit(&[], &Images::NONE, outputs, |_, _, value| confidence.push(value.unwrap_or(f64::NAN)));
         }
-        let found = self.outliers.as_ref().map(|finder| finder.find(inputs));
+        let found = self.outliers.as_ref().map(|finder| finder.find(inputs, images));
         let knows_outliers = found.is_some();
         Read { confidence, knows_outliers, flags: found.map(|found| found.flags().to_vec()).unwrap_or_default() }
     }

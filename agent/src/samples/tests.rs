@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use muster_inference::Tensor;
+use muster_inference::{Images, Tensor};
 use muster_shared::collection::{
     Batch, CollectionStage, Collections, Phase, RecipientSecret, Rule, Sample, SampleLimits, Wanted, seal,
 };
@@ -94,7 +94,10 @@ impl Rig {
     fn offer(&self, model: &ServedModel, id: usize, inputs: Vec<Tensor>) {
         let outputs = model.model.run(&inputs).unwrap();
         let id = format!("req-{id}");
-        self.samples.offer(model, &Offered { id: &id, at_ms: wall_ms(), inputs: &inputs, outputs: &outputs });
+        self.samples.offer(
+            model,
+            &Offered { id: &id, at_ms: wall_ms(), inputs: &inputs, images: &Images::NONE, outputs: &outputs },
+        );
         // The queue is bounded: a test that wants every sample waits until there is room.
         self.until(|hot| hot.queue.is_empty());
     }
@@ -315,7 +318,11 @@ fn rules_choose_what_they_say() {
     assert_eq!(report.collections[0].held, low.len() as u64 + strange_is_low);
     // What is kept for being odd is what the answer calls odd.
     let finder = muster_inference::OutlierFinder::new(&model.profile, &model.signature).unwrap().unwrap();
-    let odd = images.iter().chain([&strange]).filter(|pixels| finder.find(&image(pixels)).text().is_some()).count();
+    let odd = images
+        .iter()
+        .chain([&strange])
+        .filter(|pixels| finder.find(&image(pixels), &Images::NONE).text().is_some())
+        .count();
     assert!((1..=images.len()).contains(&odd));
     assert_eq!(report.collections[1].held, odd as u64);
     // A profile that flags nothing has no outliers, and that is said.
@@ -360,7 +367,7 @@ fn what_a_shadow_disagrees_with_is_kept_for_those_who_ask_for_either_model() {
     }
     let inputs = image(&images()[0]);
     let outputs = model.model.run(&inputs).unwrap();
-    let offered = Offered { id: "req-0", at_ms: wall_ms(), inputs: &inputs, outputs: &outputs };
+    let offered = Offered { id: "req-0", at_ms: wall_ms(), inputs: &inputs, images: &Images::NONE, outputs: &outputs };
     rig.samples.offer_disagreement(&model, &shadow, &offered, &["class".to_owned()]);
     rig.until(|hot| hot.collections.iter().all(|collection| collection.under_way == 0));
     let held: Vec<u64> = rig.samples.report().collections.iter().map(|progress| progress.held).collect();
@@ -479,7 +486,10 @@ fn what_waits_is_bounded_and_what_is_passed_over_is_counted() {
     for id in 0..500 {
         let inputs = image(&images()[0]);
         let id = id.to_string();
-        samples.offer(&model, &Offered { id: &id, at_ms: wall_ms(), inputs: &inputs, outputs: &[] });
+        samples.offer(
+            &model,
+            &Offered { id: &id, at_ms: wall_ms(), inputs: &inputs, images: &Images::NONE, outputs: &[] },
+        );
     }
     let hot = samples.hot();
     let progress = hot.collections[0].progress();

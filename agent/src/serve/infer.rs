@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderName, Request};
 use axum::response::{IntoResponse, Response};
 use muster_agent_core::feedback::Place;
 use muster_inference::quality::Checked;
-use muster_inference::{OutliersFound, RunError, Tensor};
+use muster_inference::{Images, OutliersFound, RunError, Tensor};
 use muster_shared::sketch::{Comparison, OutlierCounts};
 use tokio::sync::oneshot;
 
@@ -155,18 +155,27 @@ struct Counted {
     active: Arc<Active>,
     id: String,
     inputs: Vec<Tensor>,
+    images: Images,
     outputs: Vec<Tensor>,
     failed: bool,
     /// Time from the request's last byte to its answer's first.
     latency: Duration,
     /// How long the model took.
     run: Duration,
-    /// The model that had the request first and failed it, and how long it was at it.
-    failed_before: Option<(Arc<Active>, Duration)>,
+    failed_before: Option<FailedBefore>,
     /// Where the answer is remembered for its label, if it is.
     place: Option<Place>,
     quality: Option<InputQuality>,
     outliers: Option<OutlierCounts>,
+}
+
+/// A model that had a request first and failed it.
+struct FailedBefore {
+    candidate: Arc<Active>,
+    /// How long it was at it.
+    took: Duration,
+    /// What was measured of the images meanwhile.
+    images: Images,
 }
 
 impl Job {
@@ -199,11 +208,12 @@ impl Job {
         if let (Some(instead), Err(error)) = (&instead, &attempt.answer) {
             // The caller gets an answer all the same, and the failure stays with who failed.
             report(instead, error);
-            failed_before = Some((Arc::clone(instead), attempt.run));
+            failed_before =
+                Some(FailedBefore { candidate: Arc::clone(instead), took: attempt.run, images: attempt.images });
             active = &self.active;
             attempt = Attempt::of(active, &request, &id);
         }
-        let Attempt { answer, quality, outliers, run, is_turned_away } = attempt;
+        let Attempt { answer, quality, images, outliers, run, is_turned_away } = attempt;
         let mut place = None;
         if let (Ok((_, outputs)), Some(labels)) = (&answer, &active.labels) {
             // What was to be the second model's and became the incumbent's is no fair part of either's share.
@@ -223,8 +233,20 @@ impl Job {
             }
         };
         let (active, inputs, latency) = (Arc::clone(active), request.inputs, self.received.elapsed());
-        let counted =
-            Counted { active, id, inputs, outputs, failed, latency, run, failed_before, place, quality, outliers };
+        let counted = Counted {
+            active,
+            id,
+            inputs,
+            images,
+            outputs,
+            failed,
+            latency,
+            run,
+            failed_before,
+            place,
+            quality,
+            outliers,
+        };
         Done { response, count: Count::Served(Box::new(counted)) }
     }
 
@@ -238,8 +260,20 @@ impl Job {
             }
             Count::Served(counted) => *counted,
         };
-        let Counted { active, id, inputs, outputs, failed, latency, run, failed_before, place, quality, outliers } =
-            counted;
+        let Counted {
+            active,
+            id,
+            inputs,
+            images,
+            outputs,
+            failed,
+            latency,
+            run,
+            failed_before,
+            place,
+            quality,
+            outliers,
+        } = counted;
         let non_finite = outputs.iter().any(has_non_finite);
         let outcome = match (failed, non_finite) {
             (true, _) => RequestOutcome::Failed,
@@ -249,17 +283,27 @@ impl Job {
         self.app.metrics.request(outcome, Some(latency));
         self.app.metrics.objectives(&active.served.profile.objectives, latency);
         let quality = quality.as_ref();
-        let served = Served { inputs: &inputs, outputs: &outputs, failed, non_finite, latency, outliers, quality };
+        let served = Served {
+            inputs: &inputs,
+            images: &images,
+            outputs: &outputs,
+            failed,
+            non_finite,
+            latency,
+            outliers,
+            quality,
+        };
         active.monitor.served(&active.watch, now_ms, &served);
         if let Some(samples) = self.app.host.open_samples() {
-            let offered = Offered { id: &id, at_ms: now_ms, inputs: &inputs, outputs: &outputs };
+            let offered = Offered { id: &id, at_ms: now_ms, inputs: &inputs, images: &images, outputs: &outputs };
             samples.offer(&active.served, &offered);
         }
         let Some(beside) = &self.beside else { return };
-        if let Some((candidate, took)) = failed_before {
+        if let Some(FailedBefore { candidate, took, images }) = failed_before {
             self.app.metrics.beside(BesideOutcome::Failed, Some(took));
-            let outliers = candidate.watch.outliers(&inputs).map(|found| found.counts);
-            let served = Served { inputs: &inputs, failed: true, latency, outliers, ..Served::default() };
+            let outliers = candidate.watch.outliers(&inputs, &images).map(|found| found.counts);
+            let served =
+                Served { inputs: &inputs, images: &images, failed: true, latency, outliers, ..Served::default() };
             let failed = Comparison { failed: 1, ..Comparison::empty(self.active.served.manifest) };
             candidate.monitor.served_beside(&candidate.watch, now_ms, &served, &failed);
         }
@@ -268,7 +312,7 @@ impl Job {
             passing!(BesideAnswered);
         }
         if !failed && beside.shadows(&id, &active.served.manifest) {
-            beside.run_again(Answered { id, at_ms: now_ms, place, inputs, outputs, run });
+            beside.run_again(Answered { id, at_ms: now_ms, place, inputs, images, outputs, run });
         }
     }
 }
@@ -278,6 +322,8 @@ struct Attempt {
     answer: Result<(Answer, Vec<Tensor>), ApiError>,
     /// What was found wrong with the inputs, where a schema says what to expect.
     quality: Option<InputQuality>,
+    /// What was measured of images.
+    images: Images,
     /// Which rows are unlike the reference, where anybody looked.
     outliers: Option<OutlierCounts>,
     /// How long the model took.
@@ -299,15 +345,23 @@ impl Attempt {
             quality = Some(InputQuality { findings, rejected: rejection.is_some(), malformed: false });
             if let Some(rejection) = rejection {
                 let answer = Err(ApiError::from(rejection));
-                return Self { answer, quality, outliers: None, run: Duration::ZERO, is_turned_away: true };
+                return Self {
+                    answer,
+                    quality,
+                    images: Images::NONE,
+                    outliers: None,
+                    run: Duration::ZERO,
+                    is_turned_away: true,
+                };
             }
         }
         // The monitor sees what came, not what was put in its place.
         let seen = repaired.as_deref().unwrap_or(inputs);
         let ran_from = Instant::now();
-        let outputs = guarded(|| model.model.run(seen).map_err(ApiError::from));
+        let mut images = Images::NONE;
+        let outputs = guarded(|| active.watch.run(&*model.model, seen, &mut images).map_err(ApiError::from));
         let run = ran_from.elapsed();
-        let odd = active.watch.outliers(inputs);
+        let odd = active.watch.outliers(inputs, &images);
         parameters.extend(odd.as_ref().and_then(OutliersFound::text).map(|text| ("muster_outlier", text)));
         let answer = outputs.and_then(|outputs| {
             let write = || Answer::write(model, id, &parameters, &request.outputs, &outputs).map_err(ApiError::from);
@@ -319,7 +373,7 @@ impl Attempt {
             quality.get_or_insert_default().malformed = true;
         }
         let outliers = odd.map(|found| found.counts);
-        Self { answer, quality, outliers, run, is_turned_away }
+        Self { answer, quality, images, outliers, run, is_turned_away }
     }
 }
 

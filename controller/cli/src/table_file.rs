@@ -1,13 +1,15 @@
-//! A CSV table with a header, read row by row however long it is.
+//! A CSV table with a header, read row by row however long it is, or a folder of images in place of one.
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
-use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord, Trim};
-use indicatif::{ProgressBar, ProgressBarIter, ProgressStyle};
+use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord, Trim, WriterBuilder};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::failure::Failure;
+use crate::image_file;
 
 /// Columns a table may have.
 const MAX_COLUMNS: usize = 10_000;
@@ -16,7 +18,7 @@ const MAX_COLUMNS: usize = 10_000;
 pub(crate) struct TableFile {
     path: PathBuf,
     header: Vec<String>,
-    reader: Reader<ProgressBarIter<File>>,
+    reader: Reader<Box<dyn Read>>,
     progress: ProgressBar,
 }
 
@@ -63,7 +65,8 @@ impl TableFile {
             progress.set_style(style);
         }
         progress.set_message(path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()));
-        let mut reader = ReaderBuilder::new().trim(Trim::All).from_reader(progress.wrap_read(file));
+        let mut reader =
+            ReaderBuilder::new().trim(Trim::All).from_reader(Box::new(progress.wrap_read(file)) as Box<dyn Read>);
         let header: Vec<String> =
             reader.headers().map_err(|error| fault(path, &error))?.iter().map(str::to_owned).collect();
         let refuse = |reason: String| Err(Failure::input(format!("{}: {reason}", path.display())));
@@ -78,6 +81,24 @@ impl TableFile {
             return refuse(format!("column {twice:?} is there twice"));
         }
         Ok(Self { path: path.to_owned(), header, reader, progress })
+    }
+
+    /// The images of the folder `path` as a table of one column, `name`, that names them.
+    ///
+    /// # Errors
+    /// [`Failure`] when the folder cannot be read, or there are none.
+    pub(crate) fn of_images(path: &Path, name: &str) -> Result<Self, Failure> {
+        let refuse = |reason: String| Failure::input(format!("{}: {reason}", path.display()));
+        let names = image_file::names(path).map_err(refuse)?;
+        let progress = ProgressBar::new(names.len() as u64);
+        let mut writer = WriterBuilder::new().from_writer(Vec::new());
+        for name in &names {
+            writer.write_record([name]).map_err(|error| refuse(reason(&error)))?;
+        }
+        let table = writer.into_inner().map_err(|error| refuse(error.to_string()))?;
+        let table = progress.wrap_read(Cursor::new(table));
+        let reader = ReaderBuilder::new().has_headers(false).from_reader(Box::new(table) as Box<dyn Read>);
+        Ok(Self { path: path.to_owned(), header: vec![name.to_owned()], reader, progress })
     }
 
     /// The columns' names.

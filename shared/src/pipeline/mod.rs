@@ -237,11 +237,35 @@ impl Pipeline {
         self.pre.iter().any(|step| is_image(step) && step.from.iter().any(|from| from == name))
     }
 
+    /// The step whose images are watched of the callers' input `name`, if it holds any.
+    #[must_use]
+    pub fn image(&self, name: &str) -> Option<&ImageOperation> {
+        let steps = self.pre.iter().map(|step| (step.from.as_slice(), step.to.as_str(), Some(&step.operation)));
+        first_image(name, steps).map(|(_, image)| image)
+    }
+
     /// Whether a request's rows are not the model's, so that answers cannot be told row by row.
     #[must_use]
     pub fn changes_rows(&self) -> bool {
         self.pre.iter().chain(&self.post).any(|step| matches!(step.operation, Operation::Window { .. }))
     }
+}
+
+/// The first of `steps` (what each reads and writes, and what it does if that is known) that decodes the images that callers send as
+/// `input`, with its place. What it gives is what is watched of them.
+pub fn first_image<'a>(
+    input: &str,
+    steps: impl Iterator<Item = (&'a [String], &'a str, Option<&'a Operation>)>,
+) -> Option<(usize, &'a ImageOperation)> {
+    for (at, (from, to, operation)) in steps.enumerate() {
+        match (operation, from) {
+            (Some(Operation::Image(image)), [only]) if only == input => return Some((at, image)),
+            // From here on the name stands for another value.
+            _ if to == input => return None,
+            _ => {}
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -266,6 +266,26 @@ pub struct ImageOperation {
     pub max_pixels: u32,
 }
 
+impl ImageOperation {
+    /// What a byte of channel `channel` becomes, counted in the order of the tensor.
+    #[must_use]
+    pub fn value(&self, byte: u8, channel: usize) -> f64 {
+        let parameter = |list: &[f64], nothing: f64| match list {
+            [] => nothing,
+            [all] => *all,
+            each => each.get(channel).copied().unwrap_or(nothing),
+        };
+        (f64::from(byte) / self.divide_by - parameter(&self.mean, 0.0)) / parameter(&self.std, 1.0)
+    }
+
+    /// The greatest number an image can hold: in most cases what the byte 255 becomes.
+    #[must_use]
+    pub fn greatest(&self) -> f64 {
+        let ends = (0..self.colour.channels()).flat_map(|channel| [0, u8::MAX].map(|byte| self.value(byte, channel)));
+        ends.fold(f64::NEG_INFINITY, f64::max)
+    }
+}
+
 const fn one() -> f64 {
     1.0
 }

@@ -46,7 +46,7 @@ fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
 fn visited(columns: Vec<Column>, inputs: &[Tensor], outputs: &[Tensor]) -> Vec<Vec<f64>> {
     let mut seen = vec![Vec::new(); columns.len()];
     let extractor = ColumnExtractor::new(&Profile { columns, ..Profile::default() }, &signature()).unwrap();
-    extractor.visit(inputs, outputs, |_, column, value| {
+    extractor.visit(inputs, &Images::NONE, outputs, |_, column, value| {
         seen[column].push(value.map_or(-2.0, |value| if value.is_nan() { -1.0 } else { value }));
     });
     seen

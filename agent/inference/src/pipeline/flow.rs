@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use muster_shared::bundle::TensorSpec;
-use muster_shared::pipeline::{Half, Operation, PipelineError, Step, forms_after};
+use muster_shared::pipeline::{Half, Operation, PipelineError, Step, first_image, forms_after};
 
 use super::encode::{self, Lookup};
 use super::value::{Numbers, Value, side_by_side};
 use super::{columns, image};
+use crate::images::{Decoded, See};
 use crate::runtime::RunError;
 use crate::tensor::Tensor;
 
@@ -28,6 +29,8 @@ struct Ready {
     lookups: Vec<Lookup>,
     /// Whether it is carried out inside the model, so that here its value only changes its name.
     is_folded: bool,
+    /// The callers' input whose images it decodes, where they are watched.
+    decodes: Option<String>,
 }
 
 /// The values at one moment, by place.
@@ -48,6 +51,13 @@ impl Flow {
         let mut flow = Self { half, places, steps: Vec::with_capacity(steps.len()) };
         for step in steps {
             flow.push(step);
+        }
+        for spec in specs {
+            let named = steps.iter().map(|step| (step.from.as_slice(), step.to.as_str(), Some(&step.operation)));
+            let image = first_image(&spec.name, named).and_then(|(at, _)| flow.steps.get_mut(at));
+            if let Some(step) = image {
+                step.decodes = Some(spec.name.clone());
+            }
         }
         Ok(flow)
     }
@@ -72,6 +82,7 @@ impl Flow {
             operation: step.operation.clone(),
             lookups,
             is_folded: false,
+            decodes: None,
         });
     }
 
@@ -127,7 +138,7 @@ impl Flow {
         Ok(())
     }
 
-    fn carry_out_all<'a>(&'a self, given: &'a [Tensor]) -> Result<Values<'a>, RunError> {
+    fn carry_out_all<'a>(&'a self, given: &'a [Tensor], see: See<'_>) -> Result<Values<'a>, RunError> {
         let mut values = self.start(given);
         for (at, step) in self.steps.iter().enumerate() {
             self.carry_out(at, &mut values).map_err(|reason| RunError::Step {
@@ -136,23 +147,32 @@ impl Flow {
                 operation: step.operation.name(),
                 reason,
             })?;
+            if let (Some(input), Some(Some(Value::Numbers(images)))) = (&step.decodes, values.get(step.target)) {
+                see(&Decoded { input, rows: images.shape.first().copied().unwrap_or(0), data: &images.data });
+            }
         }
         Ok(values)
     }
 
     /// The shapes of all values after the steps.
     pub(super) fn shapes(&self, given: &[Tensor]) -> Result<BTreeMap<String, Vec<usize>>, RunError> {
-        let values = self.carry_out_all(given)?;
+        let values = self.carry_out_all(given, &mut |_| {})?;
         let shape = |(name, at): (&String, &usize)| Some((name.clone(), values.get(*at)?.as_ref()?.shape().to_vec()));
         Ok(self.places.iter().filter_map(shape).collect())
     }
 
-    /// Carries out every step and gives the values that have the names of `wanted` as tensors of those types.
+    /// Carries out every step, shows `see` the images that are watched, and gives the values that have the names of `wanted` as tensors
+    /// of those types.
     ///
     /// # Errors
     /// [`RunError::Step`] with the first step that fails, [`RunError::Bound`] when a result is none of its type.
-    pub(super) fn run(&self, given: &[Tensor], wanted: &[TensorSpec]) -> Result<Vec<Tensor>, RunError> {
-        let mut values = self.carry_out_all(given)?;
+    pub(super) fn run_seen(
+        &self,
+        given: &[Tensor],
+        wanted: &[TensorSpec],
+        see: See<'_>,
+    ) -> Result<Vec<Tensor>, RunError> {
+        let mut values = self.carry_out_all(given, see)?;
         let tensor = |spec: &TensorSpec| {
             let value = self.places.get(&spec.name).and_then(|at| values.get_mut(*at)).and_then(Option::take);
             let value = value.ok_or_else(|| RunError::Step {
@@ -166,6 +186,14 @@ impl Flow {
                 .map_err(|source| RunError::Bound { half: self.half, source })
         };
         wanted.iter().map(tensor).collect()
+    }
+
+    /// The same without anybody who watches.
+    ///
+    /// # Errors
+    /// Those of [`Flow::run_seen`].
+    pub(super) fn run(&self, given: &[Tensor], wanted: &[TensorSpec]) -> Result<Vec<Tensor>, RunError> {
+        self.run_seen(given, wanted, &mut |_| {})
     }
 }
 

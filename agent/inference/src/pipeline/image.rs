@@ -142,16 +142,8 @@ fn append(operation: &ImageOperation, pixels: &Pixels, out: &mut Vec<f64>) {
         Colour::Bgr => 2 - channel,
         Colour::Rgb | Colour::Gray => channel,
     };
-    let parameter = |list: &[f64], channel: usize, nothing: f64| match list {
-        [] => nothing,
-        [all] => *all,
-        each => each.get(channel).copied().unwrap_or(nothing),
-    };
     // A byte has 256 values, so each is computed once.
-    let table = |channel: usize| -> Vec<f64> {
-        let (mean, std) = (parameter(&operation.mean, channel, 0.0), parameter(&operation.std, channel, 1.0));
-        (0..=u8::MAX).map(|byte| (f64::from(byte) / operation.divide_by - mean) / std).collect()
-    };
+    let table = |channel: usize| -> Vec<f64> { (0..=u8::MAX).map(|byte| operation.value(byte, channel)).collect() };
     let tables: Vec<Vec<f64>> = (0..channels).map(table).collect();
     match operation.layout {
         Layout::Nchw => {

@@ -23,6 +23,7 @@ use self::flow::Flow;
 use self::fold::{FoldedHalf, Folding};
 pub use self::fold::{FoldedStep, folded_steps};
 use crate::golden::GoldenSet;
+use crate::images::See;
 use crate::runtime::{LoadError, LoadOptions, Model, RunError, Runtime};
 use crate::tensor::Tensor;
 
@@ -173,11 +174,15 @@ impl Model for Pipelined {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+        self.run_seen(inputs, &mut |_| {})
+    }
+
+    fn run_seen(&self, inputs: &[Tensor], see: See<'_>) -> Result<Vec<Tensor>, RunError> {
         let answered = match &self.pre {
             None => self.model.run(inputs)?,
             Some(pre) => {
                 check(&self.outer.inputs, inputs)?;
-                let prepared = pre.run(inputs, &self.model.signature().inputs)?;
+                let prepared = pre.run_seen(inputs, &self.model.signature().inputs, see)?;
                 self.model.run(&prepared).map_err(|error| match error {
                     // The caller has never heard of the model's own inputs.
                     error if error.is_request_fault() => RunError::Unpreparable { reason: error.to_string() },

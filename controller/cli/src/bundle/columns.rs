@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use muster_shared::bundle::{DataType, ModelSignature};
 use muster_shared::ids::Digest;
 use muster_shared::limits::{MAX_CLASSES, MAX_PROBE_CHANNELS, PROJECTIONS};
+use muster_shared::pipeline::{ImageOperation, Layout};
 use muster_shared::profile::{Column, MISSING_SLICE, OTHER_SLICE, Probe, Reference, Side, Source};
 use toml::Spanned;
 
@@ -36,10 +37,20 @@ fn channels(row_shape: &[usize]) -> Option<(usize, bool)> {
     }
 }
 
-/// What is watched of a tensor in place of its elements.
-fn probes(description: &Description, of: Side, tensor: &str, row_shape: &[usize]) -> Vec<Column> {
-    // What counts as saturated is the sample's greatest, which is known of inputs only, and not yet.
-    let saturated = Some(("saturated", Probe::Saturated { at: 0.0 })).filter(|_| of == Side::Input);
+/// How many channels a decoded image has, if they are several, and whether they are its last dimension.
+fn image_channels(image: &ImageOperation) -> Option<(usize, bool)> {
+    Some((image.colour.channels(), image.layout == Layout::Nhwc)).filter(|(channels, _)| *channels > 1)
+}
+
+/// What is watched of a tensor in place of its elements. `saturated_at` is what counts as saturated, where that is looked for.
+fn probes(
+    description: &Description,
+    of: Side,
+    tensor: &str,
+    channels: Option<(usize, bool)>,
+    saturated_at: Option<f32>,
+) -> Vec<Column> {
+    let saturated = saturated_at.map(|at| ("saturated", Probe::Saturated { at }));
     let plain = [
         ("mean", Probe::Mean),
         ("std", Probe::Std),
@@ -49,7 +60,7 @@ fn probes(description: &Description, of: Side, tensor: &str, row_shape: &[usize]
         ("roughness", Probe::Roughness),
         ("zeros", Probe::Zeros),
     ];
-    let (count, last) = channels(row_shape).unwrap_or_default();
+    let (count, last) = channels.unwrap_or_default();
     let count = u8::try_from(count).unwrap_or(0);
     let channel = |channel| (format!("channel-{channel}"), Probe::ChannelMean { channel, channels: count, last });
     let named =
@@ -74,12 +85,21 @@ fn probes(description: &Description, of: Side, tensor: &str, row_shape: &[usize]
 /// The columns of an input.
 pub(super) fn of_input(description: &Description, table: &InputTable, layout: &InputLayout) -> Vec<Column> {
     let is_text = layout.datatype == DataType::Bytes;
-    // Of an encoded image nothing can be told before it is decoded.
-    if table.monitor == Monitor::Nothing || layout.is_image {
+    if table.monitor == Monitor::Nothing {
         return Vec::new();
     }
+    if layout.is_image {
+        // Of a file nothing can be told; of what is decoded from it, as of any image.
+        let image = description.pipeline.as_ref().and_then(|pipeline| pipeline.image(&layout.name));
+        let Some(image) = image.filter(|_| layout.width == 1) else { return Vec::new() };
+        #[expect(clippy::cast_possible_truncation, reason = "images are measured as FP32")]
+        let greatest = image.greatest() as f32;
+        return probes(description, Side::Input, &layout.name, image_channels(image), Some(greatest));
+    }
     if !is_text && table.monitor.by_probes(layout.width) {
-        return probes(description, Side::Input, &layout.name, &layout.row_shape);
+        // The sample's greatest, which is not known yet.
+        let saturated_at = Some(0.0);
+        return probes(description, Side::Input, &layout.name, channels(&layout.row_shape), saturated_at);
     }
     let column = |index: usize| {
         let name = table.features.get(index).cloned().unwrap_or_else(|| format!("{}.{index}", table.name));
@@ -159,7 +179,8 @@ pub(super) fn of_output(
             Ok(match table.monitor {
                 Monitor::Nothing => Vec::new(),
                 monitor if monitor.by_probes(width as usize) => {
-                    probes(description, Side::Output, &table.name, &row_shape.unwrap_or_default())
+                    let channels = channels(&row_shape.unwrap_or_default());
+                    probes(description, Side::Output, &table.name, channels, None)
                 }
                 Monitor::Automatic | Monitor::Elements | Monitor::Probes => (0..width).map(column).collect(),
             })
@@ -247,7 +268,7 @@ pub(super) fn with_sample(mut columns: Vec<Column>, layouts: &[InputLayout], sam
                     *classes = categories(texts.iter().map(Option::as_deref));
                     *counts = vec![0; classes.len()];
                 }
-                (Source::Probe { probe: Probe::Saturated { at }, .. }, _) => {
+                (Source::Probe { probe: Probe::Saturated { at }, .. }, _) if !layout.is_image => {
                     let rows = (0..sample.rows()).flat_map(|row| &sample.row(row)[start..start + layout.width]);
                     let greatest = rows.copied().filter(|value| value.is_finite()).fold(f64::MIN, f64::max);
                     #[expect(clippy::cast_possible_truncation, reason = "as the tensor will hold it")]

@@ -3,7 +3,7 @@
 use muster_inference::pipeline::{self, Draft, DraftStep, Fit, FoldedStep, Loaded};
 use muster_inference::{GoldenSet, LoadError, TractRuntime};
 use muster_shared::bundle::{ModelSignature, TensorSpec};
-use muster_shared::pipeline::{Operation, Pipeline, Step, outputs_after};
+use muster_shared::pipeline::{ImageOperation, Operation, Pipeline, Step, first_image, outputs_after};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -46,6 +46,13 @@ impl PipelineTable {
     pub(super) fn takes_images(&self, name: &str) -> bool {
         let is_image = |step: &StepTable| matches!(step.operation, Some(Operation::Image(_)));
         self.pre.iter().map(Spanned::as_ref).any(|step| is_image(step) && step.from.iter().any(|from| from == name))
+    }
+
+    /// The step whose images are watched of the callers' input `name`, if it holds any.
+    pub(super) fn image(&self, name: &str) -> Option<&ImageOperation> {
+        let steps = self.pre.iter().map(Spanned::as_ref);
+        first_image(name, steps.map(|step| (step.from.as_slice(), step.to.as_str(), step.operation.as_ref())))
+            .map(|(_, image)| image)
     }
 }
 

@@ -4,7 +4,7 @@
 //! use, so that reference and live counts cannot be computed differently.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use muster_inference::{ColumnExtractor, Model, Tensor};
+use muster_inference::{ColumnExtractor, Images, Model, Tensor};
 use muster_shared::bundle::{DataType, ModelSignature, TensorSpec};
 use muster_shared::profile::{Column, Profile, Reference};
 use muster_shared::reference::{self, ReferenceError};
@@ -194,12 +194,14 @@ fn measure(
     while start < sample.rows() {
         let rows = start..sample.rows().min(start + step);
         let inputs = tensors(&plan.layouts, sample, rows.clone())?;
-        let outputs = model.run(&inputs).map_err(|error| {
+        let mut images = Images::NONE;
+        let ran = model.run_seen(&inputs, &mut |decoded| extractor.measure(decoded, &mut images));
+        let outputs = ran.map_err(|error| {
             let named =
                 format!("the model cannot be run on rows {} to {} of the reference sample", rows.start + 1, rows.end);
             Failure::unmet(named).because(error)
         })?;
-        extractor.visit(&inputs, &outputs, |_, column, value| values[column].push(value.unwrap_or(f64::NAN)));
+        extractor.visit(&inputs, &images, &outputs, |_, column, value| values[column].push(value.unwrap_or(f64::NAN)));
         start = rows.end;
         progress.set_position(start as u64);
     }

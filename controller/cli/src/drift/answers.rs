@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use muster_inference::{ColumnExtractor, Model, Tensor};
+use muster_inference::{ColumnExtractor, Images, Model, Tensor};
 use muster_shared::bundle::{Manifest, TensorSpec};
 use muster_shared::pipeline::Pipeline;
 
@@ -97,10 +97,12 @@ impl Answers {
     fn run(&self, mut batch: Batch, visit: &mut impl FnMut(&str, usize, Option<f64>)) -> bool {
         let devices = std::mem::take(&mut batch.devices);
         let Some(inputs) = self.tensors(batch) else { return false };
-        let Ok(outputs) = self.model.run(&inputs) else { return false };
+        let mut images = Images::NONE;
+        let ran = self.model.run_seen(&inputs, &mut |decoded| self.extractor.measure(decoded, &mut images));
+        let Ok(outputs) = ran else { return false };
         // Windows have no rows of their own in the table, but the device of its first.
         let device = |row: usize| devices.get(row).filter(|_| self.series.is_none()).or_else(|| devices.first());
-        self.extractor.visit(&inputs, &outputs, |row, column, value| {
+        self.extractor.visit(&inputs, &images, &outputs, |row, column, value| {
             visit(device(row).map_or("", String::as_str), column, value);
         });
         true

@@ -31,12 +31,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Finds the inputs of the bundle of `manifest` in the table in `path`.
+    /// Finds the inputs of the bundle of `manifest` in the table in `path`, or in the folder of images that stands for one.
     pub(super) fn of(manifest: &Manifest, path: &Path, header: &[String]) -> Self {
         let header: HashMap<&str, usize> = header.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
         let mut rows = Self {
             inputs: Vec::new(),
-            folder: path.parent().unwrap_or_else(|| Path::new("")).to_owned(),
+            folder: if path.is_dir() { path } else { path.parent().unwrap_or_else(|| Path::new("")) }.to_owned(),
             lacking: None,
         };
         for spec in &manifest.signature.inputs {

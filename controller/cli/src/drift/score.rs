@@ -34,7 +34,7 @@ pub(crate) struct ScoreArgs {
     /// What to hold the table against: a bundle's folder or manifest.json, or a profile that `muster profile build` made.
     #[arg(value_name = "BUNDLE|PROFILE.json")]
     reference: PathBuf,
-    /// The table: a CSV file with a header. Columns are matched by name.
+    /// The table: a CSV file with a header. Columns are matched by name. Of a bundle that takes images, a folder of them will do.
     #[arg(value_name = "DATA.csv")]
     table: PathBuf,
     /// Score inputs only, and do not run the bundle's model.
@@ -237,19 +237,35 @@ fn matched(profile: &Profile, header: &[String], args: &ScoreArgs) -> Result<Mat
     Ok(Matched { inputs, missing, extra, device })
 }
 
+/// The one input of a bundle, which a folder of images fills.
+fn image_input<'a>(args: &ScoreArgs, manifest: &'a Manifest) -> Result<&'a str, Failure> {
+    let takes_images = |name: &str| manifest.pipeline.as_ref().is_some_and(|pipeline| pipeline.takes_images(name));
+    match manifest.signature.inputs.as_slice() {
+        [only] if takes_images(&only.name) => Ok(&only.name),
+        _ => Err(Failure::input(format!(
+            "{} is a folder, which fills a bundle's only input where that takes images; this one needs a CSV file, which may name images in a \
+             column",
+            args.table.display()
+        ))),
+    }
+}
+
 fn score(args: &ScoreArgs) -> Result<Report, Failure> {
     let against = read_reference(&args.reference)?;
     let profile = &against.file.profile;
-    let table = TableFile::open(&args.table)?;
+    let table = match &against.bundle {
+        Some((_, manifest)) if args.table.is_dir() => TableFile::of_images(&args.table, image_input(args, manifest)?)?,
+        _ => TableFile::open(&args.table)?,
+    };
     let matched = matched(profile, table.header(), args)?;
     let mut from_table = vec![false; profile.columns.len()];
     matched.inputs.iter().for_each(|(at, _)| from_table[*at] = true);
-    // Which columns are for the model to fill.
+    // Which columns are for the model to fill, or for what is measured of wide inputs and images while it runs.
     let from_model: Vec<bool> = profile
         .columns
         .iter()
         .zip(&from_table)
-        .map(|(column, from_table)| column.is_prediction() && !from_table)
+        .map(|(column, from_table)| !matches!(column.source, Source::Input { .. }) && !from_table)
         .collect();
     let wants_answers = from_model.contains(&true);
     let (mut answers, mut left_out, mut faults) = (None, None, None);

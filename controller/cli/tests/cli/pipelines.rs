@@ -284,7 +284,7 @@ fn a_sample_of_images_is_a_folder_or_a_table_of_names() {
     };
     desk.write("folder.toml", described("photos"));
     let built = desk.ok("--output json bundle build folder.toml --out folder").json();
-    assert_eq!((built["reference_rows"].as_u64(), built["columns"].as_u64()), (Some(22), Some(4)));
+    assert_eq!((built["reference_rows"].as_u64(), built["columns"].as_u64()), (Some(22), Some(28)));
     let table = names.iter().fold("file\n".to_owned(), |table, name| format!("{table}photos/{name}\n"));
     desk.write("photos.csv", &table);
     desk.write("table.toml", described("photos.csv"));
@@ -294,6 +294,26 @@ fn a_sample_of_images_is_a_folder_or_a_table_of_names() {
     desk.write("today.csv", table.replacen("file", "png", 1));
     let of_answers = ["probabilities.class", "probabilities.confidence", "probabilities.margin"];
     assert_same_counts(&scored(&desk, "folder today.csv"), &of_answers);
+    // A folder is a table that names its files, and what is watched of an image is what the pipeline decodes from it.
+    let report = scored(&desk, "folder photos");
+    let of_images =
+        ["png.mean", "png.std", "png.max", "png.saturated", "png.roughness", "png.projection-0", "png.projection-15"];
+    assert_same_counts(&report, &[&of_images[..], &of_answers[..]].concat());
+    assert_eq!(report["columns"].as_array().unwrap().len(), 28);
+    assert_eq!(report["columns"], scored(&desk, "folder today.csv")["columns"]);
+    // A gray image has no channels apart; 255 / 15 is the greatest there can be.
+    let saturated = counts("folder").as_array().unwrap()[7].clone();
+    let probe = serde_json::json!({"saturated": {"at": 17.0}});
+    assert_eq!((&saturated["name"], &saturated["source"]["probe"]), (&"png.saturated".into(), &probe));
+    fs::create_dir(desk.path("alike")).unwrap();
+    for n in 0..40 {
+        fs::copy(desk.path("digit.png"), desk.path(&format!("alike/{n}.png"))).unwrap();
+    }
+    desk.run("drift score folder alike").assert(3, &["png.std", "drifted"]);
+    desk.write("unwatched.toml", described("photos").replace("[\"file\"]", "[\"file\"]\nmonitor = false"));
+    assert_eq!(desk.ok("--output json bundle build unwatched.toml --out unwatched").json()["columns"], 4);
+    desk.ok("bundle build diabetes.toml --out diabetes");
+    desk.run("drift score diabetes photos").assert(2, &["photos is a folder", "only input"]);
     desk.write("gone.csv", "png\nphotos/nothing.png\nphotos/digit.png\n");
     assert_eq!(scored(&desk, "folder gone.csv")["rows_without_answer"], 1);
 
