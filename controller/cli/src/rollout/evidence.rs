@@ -63,13 +63,18 @@ fn guardrail_row(report: &GuardrailReport) -> Vec<comfy_table::Cell> {
     ]
 }
 
-/// What a gate made of a wave.
-pub(crate) fn report_text(report: &GateReport) -> String {
-    let table = output::table(
+/// Every guardrail of a wave.
+pub(super) fn guardrails_table(report: &GateReport) -> String {
+    output::table(
         &["guardrail", "outcome", "blocks", "evidence of a loss", "difference", "at most", "margin"],
         report.guardrails.iter().map(guardrail_row),
-    );
-    format!("{}\n{table}", output::clean(&format!("{}: {}", report.outcome, report.sentence)))
+    )
+}
+
+/// What a gate made of a wave.
+pub(crate) fn report_text(report: &GateReport) -> String {
+    let title = output::clean(&format!("{}: {}", report.outcome, report.sentence));
+    format!("{title}\n{}", guardrails_table(report))
 }
 
 fn parse(path: &Path) -> Result<Vec<GateEvidence>, Failure> {

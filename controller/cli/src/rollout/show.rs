@@ -3,6 +3,7 @@
 use muster_shared::ids::RolloutId;
 use muster_shared::rollout::{Check, RolloutView, Verdict};
 
+use super::evidence::guardrails_table;
 use super::{stop, words};
 use crate::command::{Context, block_on};
 use crate::duration::Millis;
@@ -62,7 +63,8 @@ fn verdict_text(verdict: &Verdict) -> String {
     );
     let arms =
         output::properties(&[("canary", words::arm(&verdict.canary)), ("control", words::arm(&verdict.control))]);
-    format!("{}\n{checks}\n{arms}", output::clean(&title))
+    let gate = verdict.gate.as_ref().map_or_else(String::new, |report| format!("\n{}", guardrails_table(report)));
+    format!("{}\n{checks}{gate}\n{arms}", output::clean(&title))
 }
 
 fn waves_text(view: &RolloutView) -> String {
