@@ -326,6 +326,18 @@ pub struct ActionReason {
     pub reason: Option<String>,
 }
 
+/// How devices of a rollout go back.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RollbackOrder {
+    /// Why, in words.
+    pub reason: Option<String>,
+    /// The bundle that all of them go back to; to what each of them ran before when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<BundleRef>,
+}
+
 /// One entry of the fleet's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

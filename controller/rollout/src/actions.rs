@@ -1,9 +1,11 @@
 //! What operators may do to a rollout, and when. Devices are told at the next plan.
 
+use muster_shared::ids::BundleRef;
 use muster_shared::limits::bounded_text;
 use muster_shared::rollout::RolloutStatus;
 
-use crate::rollout::Rollout;
+use crate::fleet::Predictions;
+use crate::rollout::{BundleFacts, Errand, Rollout};
 
 /// What an operator does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +62,27 @@ pub struct ActionError {
     pub status: RolloutStatus,
 }
 
+/// Why devices cannot be taken back to a bundle that was named.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RollbackError {
+    /// The state does not allow a way back.
+    #[error(transparent)]
+    Action(#[from] ActionError),
+    /// It is the bundle that is taken back.
+    #[error("{0} is what the rollout brought: name the bundle to go back to")]
+    Itself(BundleRef),
+    /// What runs beside another is ended, and devices go on with what they serve.
+    #[error(
+        "the rollout runs its bundle beside another: its end leaves devices with what they serve, so there is nothing to go back to"
+    )]
+    Beside,
+    /// It has told devices to go back already.
+    #[error(
+        "devices of the rollout are on their way back already: let it end without naming a bundle, then bring the bundle out with a rollout"
+    )]
+    Underway,
+}
+
 /// Whether a rollout that stands so is planned and told of while the fleet is stopped: the way back alone is, which the stop left or an
 /// operator has ordered since. What has completed brings the bundle to no further device meanwhile.
 #[must_use]
@@ -107,6 +130,34 @@ impl Rollout {
                 gate.waived_by = Some(bounded_text(actor));
             }
         }
+        Ok(next)
+    }
+
+    /// The rollout after `actor` ordered its devices back to one bundle, whatever each of them ran before. Those that cannot run it go back
+    /// to that all the same.
+    ///
+    /// # Errors
+    /// [`RollbackError`] when the rollout stands so that this has no meaning.
+    pub fn roll_back_to(
+        &self,
+        destination: BundleFacts,
+        actor: &str,
+        reason: Option<&str>,
+        now_ms: u64,
+    ) -> Result<Self, RollbackError> {
+        let mut next = self.apply(OperatorAction::Rollback, actor, reason, now_ms)?;
+        if destination.manifest == self.bundle.manifest {
+            return Err(RollbackError::Itself(destination.bundle));
+        }
+        if !self.spec.stage.is_serve() {
+            return Err(RollbackError::Beside);
+        }
+        if self.targets.values().any(|target| target.errand == Errand::Back) {
+            return Err(RollbackError::Underway);
+        }
+        next.status_reason = bounded_text(&format!("to {}: {}", destination.bundle, next.status_reason));
+        // Nothing is compared on the way back.
+        next.destination = Some(BundleFacts { reference_predictions: Predictions::new(), ..destination });
         Ok(next)
     }
 

@@ -187,13 +187,26 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
     if newest_generation(facts) == u64::MAX {
         return Suitability::Unsuitable(format!("it reports generation {}, above which there is none", u64::MAX));
     }
-    let Requirements { architectures, min_memory_bytes, min_agent_version } = &rollout.bundle.requirements;
-    let attribute = |key: &str| facts.attributes.get(key).map(String::as_str);
     let mut faults = Vec::new();
     let has_incumbent = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
     if !rollout.spec.stage.is_serve() && !has_incumbent {
         faults.push("it has no bundle of its own that another could run beside".to_owned());
     }
+    faults.extend(misfits(&rollout.bundle.requirements, facts));
+    if faults.is_empty() {
+        Suitability::Suitable
+    } else if facts.reported.is_none() {
+        Suitability::NotKnownYet
+    } else {
+        Suitability::Unsuitable(bounded_text(&faults.join("; ")))
+    }
+}
+
+/// Why the device cannot run what asks for `requirements`, as far as it is known; nothing where it can.
+pub(crate) fn misfits(requirements: &Requirements, facts: &DeviceFacts) -> Vec<String> {
+    let Requirements { architectures, min_memory_bytes, min_agent_version } = requirements;
+    let attribute = |key: &str| facts.attributes.get(key).map(String::as_str);
+    let mut faults = Vec::new();
     if !architectures.is_empty() && !attribute("arch").is_some_and(|arch| architectures.contains(arch)) {
         let wanted = architectures.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         faults.push(match attribute("arch") {
@@ -221,11 +234,5 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
             });
         }
     }
-    if faults.is_empty() {
-        Suitability::Suitable
-    } else if facts.reported.is_none() {
-        Suitability::NotKnownYet
-    } else {
-        Suitability::Unsuitable(bounded_text(&faults.join("; ")))
-    }
+    faults
 }

@@ -25,7 +25,7 @@ mod walk;
 mod wave;
 mod wording;
 
-pub use actions::{ActionError, OperatorAction, goes_on_in_a_stop};
+pub use actions::{ActionError, OperatorAction, RollbackError, goes_on_in_a_stop};
 pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Predictions};
 pub use gate::{Gate, GateState, judge, scales};
 pub use plan::{Action, Decision, plan};

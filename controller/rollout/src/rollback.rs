@@ -2,16 +2,19 @@
 //!
 //! Every device that was told to run the bundle is told to go back, under a new generation, whether it ran the
 //! bundle, gave it up by itself or was never reached: what the store says it shall run must not stay the bundle that is
-//! taken back. Devices that had the bundle before the rollout came, and devices that a later rollout has taken,
-//! are left alone.
+//! taken back. Where an operator named a bundle to go back to, every device that can run it goes there, also those that had
+//! the bundle before the rollout came; one that cannot, or fails to get there, goes back to what it ran before. Where none is
+//! named, devices that had the bundle before are left alone. Devices that a later rollout has taken are left alone in any case.
 
 use std::collections::BTreeMap;
 
 use muster_shared::ids::{DeviceId, Digest};
+use muster_shared::limits::bounded_text;
 use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{RolloutStatus, Waiting};
 use muster_shared::trust::{DeliveryPolicy, MeteredUse, Stage};
 
+use crate::cohort::misfits;
 use crate::fleet::Fleet;
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
@@ -64,6 +67,8 @@ struct Retreat {
     away: Vec<DeviceId>,
     /// Devices that cannot go back.
     stuck: Vec<DeviceId>,
+    /// Devices that do not go to the bundle named, and why.
+    unfit: BTreeMap<DeviceId, String>,
 }
 
 /// One step of going back; ends it when nobody who can be reached is left. Says what it waits for.
@@ -78,6 +83,10 @@ pub(crate) fn go_back(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Vec<Wai
         if !retreat.stuck.is_empty() {
             reason.push_str(&format!(", {} cannot go back: {}", retreat.stuck.len(), names(&retreat.stuck)));
         }
+        if let Some(to) = next.destination.as_ref().filter(|_| !retreat.unfit.is_empty()) {
+            let (count, who) = (retreat.unfit.len(), names(retreat.unfit.keys()));
+            reason.push_str(&format!(", {count} not to {} but to what they ran: {who}", to.bundle));
+        }
         next.status_reason = reason;
     }
     let mut waiting = Vec::new();
@@ -86,6 +95,9 @@ pub(crate) fn go_back(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Vec<Wai
     }
     if !retreat.held_back.is_empty() {
         waiting.push(Waiting::HeldBack { devices: retreat.held_back });
+    }
+    if !retreat.unfit.is_empty() {
+        waiting.push(Waiting::Unsuitable { devices: retreat.unfit });
     }
     if !retreat.away.is_empty() {
         waiting.push(Waiting::Offline { devices: retreat.away });
@@ -97,9 +109,17 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
     let mut retreat = Retreat::default();
     next.change_governed(fleet, |next, id, target, facts| {
         target.previous = past(target, facts);
-        if target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest) {
+        let unfit = next.destination.as_ref().map(|to| misfits(&to.requirements, facts));
+        let named =
+            next.destination.as_ref().map(|to| to.manifest).filter(|_| unfit.as_ref().is_some_and(Vec::is_empty));
+        let had_it = target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest);
+        if had_it && target.errand != Errand::Back && named.is_none() {
             return;
         }
+        // Whoever failed to get to the bundle named goes back to what it knows.
+        let gave_up = target.errand == Errand::Back
+            && (target.manifest != named || matches!(standing(target, facts), Standing::Failed(_)));
+        let goal = if gave_up { target.previous } else { named.or(target.previous) };
         let attempts = match (target.errand, standing(target, facts)) {
             (Errand::Back, Standing::Astray | Standing::Failed(_)) => Some(target.attempts + 1),
             (Errand::Back, Standing::Unheard | Standing::Working | Standing::Trial | Standing::Done) => None,
@@ -110,7 +130,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
                 Some(generation) => {
                     target.errand = Errand::Back;
                     target.beside = false;
-                    target.manifest = target.previous;
+                    target.manifest = goal;
                     target.generation = generation;
                     target.assigned_at_ms = now_ms;
                     target.done_at_ms = None;
@@ -121,6 +141,12 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
                     return;
                 }
             }
+        }
+        if let Some(to) = next.destination.as_ref().filter(|to| target.manifest != Some(to.manifest)) {
+            let unfit = unfit.filter(|unfit| !unfit.is_empty()).map(|unfit| unfit.join("; "));
+            let why = unfit.unwrap_or_else(|| "it failed to get there".to_owned());
+            let why = format!("{}: {why}; it goes back to what it ran before", to.bundle);
+            retreat.unfit.insert(id.clone(), bounded_text(&why));
         }
         if standing(target, facts) == Standing::Done {
             target.done_at_ms = target.done_at_ms.or(Some(now_ms));

@@ -113,6 +113,9 @@ pub struct Rollout {
     pub targets: BTreeMap<DeviceId, Target>,
     /// Every verdict, oldest first.
     pub verdicts: Vec<Verdict>,
+    /// Where it goes back to, if not to what each device ran before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<BundleFacts>,
     /// It ended while devices had not taken up what they were told: they are told again when they return.
     pub outstanding: bool,
 }
@@ -136,6 +139,7 @@ impl Rollout {
             current_wave: 0,
             targets: BTreeMap::new(),
             verdicts: Vec::new(),
+            destination: None,
             outstanding: false,
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use muster_rollout::OperatorAction;
-use muster_shared::api::{ActionReason, CreateRollout, Page, Problem};
+use muster_shared::api::{ActionReason, CreateRollout, Page, Problem, RollbackOrder};
 use muster_shared::ids::RolloutId;
 use muster_shared::limits::MAX_TEXT_BYTES;
 use muster_shared::rollout::{FleetStopView, GateEvidence, RolloutPreview, RolloutSpec, RolloutView};
@@ -30,6 +30,7 @@ impl From<ExecutorError> for ApiError {
             ExecutorError::Root(error) => error.into(),
             ExecutorError::Spec(_) => Self::invalid("invalid-rollout", error),
             ExecutorError::Action(_) => Self::conflict("not-in-this-state", error),
+            ExecutorError::Rollback(_) => Self::conflict("not-in-this-state", error),
             ExecutorError::Stopped(_) => Self::conflict("fleet-stopped", error),
             ExecutorError::NotStopped => Self::conflict("fleet-not-stopped", error),
             ExecutorError::KeyReused(_) => Self::unacceptable("idempotency-key-reused", error),
@@ -254,9 +255,30 @@ action!(
     "/api/v1/rollouts/{id}/abort",
     OperatorAction::Abort
 );
-action!(
-    /// Brings every device back to what it ran before.
-    rollback,
-    "/api/v1/rollouts/{id}/rollback",
-    OperatorAction::Rollback
-);
+
+/// Brings every device back to what it ran before, or to a bundle that is named.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts/{id}/rollback", tag = "rollouts", request_body = Option<RollbackOrder>,
+    params(("id" = RolloutId, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The rollout", body = RolloutView),
+        (status = 404, description = "There is no such rollout", body = Problem),
+        (status = 409, description = "Its state does not allow it", body = Problem),
+        (status = 422, description = "There is no such bundle, or it is not trusted any more", body = Problem),
+    ),
+)]
+pub(super) async fn rollback(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Segments(rollout): Segments<RolloutId>,
+    OptionalJson(RollbackOrder { reason, to }): OptionalJson<RollbackOrder>,
+) -> ApiResult<axum::Json<RolloutView>> {
+    let why = ActionReason { reason };
+    match to {
+        None => act(&app, &caller, &rollout, OperatorAction::Rollback, why).await,
+        Some(to) => {
+            let reason = bounded(&why)?;
+            Ok(axum::Json(executor::roll_back_to(&app, &rollout, &to, &caller.name, reason).await?))
+        }
+    }
+}

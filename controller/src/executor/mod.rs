@@ -16,7 +16,7 @@ mod stop;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_rollout::ActionError;
+use muster_rollout::{ActionError, RollbackError};
 use muster_shared::ids::{BundleRef, RolloutId};
 use muster_shared::rollout::{FleetStop, RolloutStatus, SpecError};
 use muster_shared::trust::TrustError;
@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub(crate) use issue::{announce_roots, reissue};
-pub(crate) use requests::{act, create, evidence, preview, rollouts_of, statuses, view, views};
+pub(crate) use requests::{act, create, evidence, preview, roll_back_to, rollouts_of, statuses, view, views};
 pub(crate) use schedule::Schedule;
 pub(crate) use stop::{lift_stop, stop_all, stop_view};
 
@@ -72,6 +72,9 @@ pub(crate) enum ExecutorError {
     /// The state does not allow it.
     #[error(transparent)]
     Action(#[from] ActionError),
+    /// Devices cannot go back to what was named.
+    #[error(transparent)]
+    Rollback(RollbackError),
     /// The idempotency key was used for another wish.
     #[error("the idempotency key was used before for another rollout, {0}: use a new key")]
     KeyReused(RolloutId),
@@ -90,6 +93,15 @@ pub(crate) enum ExecutorError {
     /// The store failed.
     #[error("the rollout's record cannot be read or written")]
     Store(#[from] StoreError),
+}
+
+impl From<RollbackError> for ExecutorError {
+    fn from(error: RollbackError) -> Self {
+        match error {
+            RollbackError::Action(error) => Self::Action(error),
+            RollbackError::Itself(_) | RollbackError::Beside | RollbackError::Underway => Self::Rollback(error),
+        }
+    }
 }
 
 /// Starts looking after rollouts: when something happened, when a plan said so, and every tick.

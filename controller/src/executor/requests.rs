@@ -1,6 +1,6 @@
 //! What people ask of rollouts: make one, look at them, move one.
 
-use muster_rollout::{BundleFacts, Fleet, OperatorAction, Rollout, plan};
+use muster_rollout::{BundleFacts, Fleet, OperatorAction, RollbackError, Rollout, plan};
 use muster_shared::api::RolloutCard;
 use muster_shared::ids::{BundleRef, Digest, RolloutId};
 use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutStatus, RolloutView};
@@ -148,13 +148,38 @@ pub(crate) async fn act(
     actor: &str,
     reason: Option<&str>,
 ) -> Result<RolloutView, ExecutorError> {
+    change(app, id, actor, |rollout, now_ms| Ok(rollout.apply(action, actor, reason, now_ms)?)).await
+}
+
+/// Sends the devices of a rollout back to `to`, which must be a bundle that devices would take.
+///
+/// # Errors
+/// [`ExecutorError::Rollback`] when the rollout stands so that it has no meaning; what is wrong with the bundle.
+pub(crate) async fn roll_back_to(
+    app: &App,
+    id: &RolloutId,
+    to: &BundleRef,
+    actor: &str,
+    reason: Option<&str>,
+) -> Result<RolloutView, ExecutorError> {
+    let to = bundle_facts(app, to).await?;
+    change(app, id, actor, |rollout, now_ms| rollout.roll_back_to(to.clone(), actor, reason, now_ms)).await
+}
+
+/// Stores what an operator makes of a rollout, whatever was being planned.
+async fn change(
+    app: &App,
+    id: &RolloutId,
+    actor: &str,
+    change: impl Fn(&Rollout, u64) -> Result<Rollout, RollbackError>,
+) -> Result<RolloutView, ExecutorError> {
     for _ in 0..ATTEMPTS {
         let stored = load(app, id).await?;
-        let next = stored.value.apply(action, actor, reason, clock::now_ms())?;
+        let next = change(&stored.value, clock::now_ms())?;
         let entry = history::entry(&next, next.status().as_str(), actor, next.status_reason.clone());
         match pass::commit(app, vec![pass::put(&next, stored.version)?], vec![entry]).await {
             Ok(()) => {
-                tracing::info!(rollout = %id, action = action.as_str(), actor, "rollout moved");
+                tracing::info!(rollout = %id, status = %next.status(), actor, "rollout moved");
                 if next.needs_planning() {
                     app.schedule.activate(id);
                 }

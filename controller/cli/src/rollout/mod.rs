@@ -16,8 +16,8 @@ mod words;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use muster_shared::api::ActionReason;
-use muster_shared::ids::RolloutId;
+use muster_shared::api::{ActionReason, RollbackOrder};
+use muster_shared::ids::{BundleRef, RolloutId};
 use muster_shared::rollout::RolloutView;
 
 pub(crate) use evidence::{evidence, report_text};
@@ -57,8 +57,8 @@ pub(crate) enum RolloutCommand {
     Resume(ActionArgs),
     /// Stop for good; devices keep what they have.
     Abort(ActionArgs),
-    /// Bring every device back to what it ran before.
-    Rollback(ActionArgs),
+    /// Bring every device back to what it ran before, or to a bundle that is named.
+    Rollback(RollbackArgs),
     /// Stop the whole fleet: every rollout ends at once, and none begins until the stop is lifted. Devices keep what they have.
     StopAll(stop::StopArgs),
     /// Lift the stop of the whole fleet. Rollouts that it ended stay so.
@@ -74,11 +74,33 @@ pub(crate) struct ActionArgs {
     reason: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArgs {
+    #[command(flatten)]
+    action: ActionArgs,
+    /// The bundle that all devices of the rollout go back to, as digits@1.0.0; those that cannot run it go back to what they ran before
+    /// [default: what each device ran before].
+    #[arg(long, value_name = "NAME@VERSION")]
+    to: Option<BundleRef>,
+}
+
+fn roll_back(context: &Context, args: RollbackArgs) -> Result<(), Failure> {
+    let client = context.client()?;
+    let RollbackArgs { action: ActionArgs { id, reason }, to } = args;
+    let view: RolloutView =
+        block_on(client.post(&["rollouts", id.as_str(), "rollback"], &RollbackOrder { reason, to }))?;
+    context.output.show(&view, standing)
+}
+
+fn standing(view: &RolloutView) -> String {
+    format!("{} is {}: {}", view.id, view.status, view.status_reason)
+}
+
 fn act(context: &Context, action: &str, args: ActionArgs) -> Result<(), Failure> {
     let client = context.client()?;
     let body = ActionReason { reason: args.reason };
     let view: RolloutView = block_on(client.post(&["rollouts", args.id.as_str(), action], &body))?;
-    context.output.show(&view, |view| format!("{} is {}: {}", view.id, view.status, view.status_reason))
+    context.output.show(&view, standing)
 }
 
 /// Does what was asked.
@@ -98,7 +120,7 @@ pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Fail
         RolloutCommand::Pause(args) => act(context, "pause", args),
         RolloutCommand::Resume(args) => act(context, "resume", args),
         RolloutCommand::Abort(args) => act(context, "abort", args),
-        RolloutCommand::Rollback(args) => act(context, "rollback", args),
+        RolloutCommand::Rollback(args) => roll_back(context, args),
         RolloutCommand::StopAll(args) => stop::stop_all(context, args),
         RolloutCommand::LiftStop(args) => stop::lift(context, args),
     }

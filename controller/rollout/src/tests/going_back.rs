@@ -1,11 +1,12 @@
 //! The way back.
 
+use muster_shared::bundle::Requirements;
 use muster_shared::ids::Digest;
 use muster_shared::messages::UpdateState;
 use muster_shared::rollout::{DeviceProgress, RolloutStatus, Waiting};
 
 use super::world::{SOAK_MS, World, device, installed, new, old, spec, told};
-use crate::{Action, Desired, Errand, OperatorAction};
+use crate::{Action, BundleFacts, Desired, Errand, OperatorAction, RollbackError};
 
 /// Two that committed, one that fails at a limit of none: the rollout turns back.
 fn turned(devices: &[&str]) -> World {
@@ -232,4 +233,75 @@ fn a_rollback_in_a_later_wave_takes_the_earlier_ones_back_and_touches_nobody_els
     both.sort();
     assert_eq!(told(&decision), both);
     assert_eq!(world.rollout.view(&world.fleet, &[]).waves[2].devices.len(), 0);
+}
+
+/// The bundle `digits@0.9.0`, for devices that report the architecture `riscv64`.
+fn named() -> BundleFacts {
+    BundleFacts {
+        manifest: Digest::of(b"the one named"),
+        bundle: "digits@0.9.0".parse().unwrap(),
+        requirements: Requirements { architectures: ["riscv64".to_owned()].into(), ..Requirements::default() },
+        reference_predictions: Default::default(),
+    }
+}
+
+#[test]
+fn devices_go_back_to_a_bundle_that_is_named_if_they_can_run_it() {
+    let mut world = World::new(spec(&["100%"]), &["had-it", "plain", "unfit"]);
+    for name in ["had-it", "plain"] {
+        world.facts(name).attributes.insert("arch".into(), "riscv64".into());
+    }
+    let report = world.facts("had-it").reported.as_mut().unwrap();
+    report.running = Some(installed(new(), 1));
+    report.committed = report.running.clone();
+    world.tick(0);
+    assert_eq!(world.target("had-it").unwrap().errand, Errand::Keep);
+    world.commits("plain");
+    world.commits("unfit");
+    world.rollout = world.rollout.roll_back_to(named(), "alice", Some("smoke"), world.now_ms).unwrap();
+    assert_eq!(world.rollout.status_reason, "to digits@0.9.0: rollback ordered by alice: smoke");
+    let decision = world.tick(1);
+    let back = |name: &str| world.target(name).unwrap().manifest;
+    assert_eq!(["had-it", "plain", "unfit"].map(back), [Some(named().manifest), Some(named().manifest), Some(old())]);
+    assert_eq!(told(&decision), ["had-it", "plain", "unfit"]);
+    let why = decision.waiting.iter().find_map(|waiting| {
+        if let Waiting::Unsuitable { devices } = waiting { devices.get(&device("unfit")).cloned() } else { None }
+    });
+    let why = why.unwrap();
+    assert!(why.contains("digits@0.9.0") && why.contains("riscv64") && why.contains("what it ran before"), "{why}");
+    for name in ["had-it", "plain", "unfit"] {
+        world.commits(name);
+    }
+    let reason = world.tick(1).next.status_reason;
+    assert_eq!(world.rollout.status, RolloutStatus::RolledBack);
+    assert!(reason.ends_with("3 devices back, 1 not to digits@0.9.0 but to what they ran: unfit"), "{reason}");
+}
+
+#[test]
+fn a_device_that_fails_on_the_bundle_named_goes_back_to_what_it_ran() {
+    let mut world = World::new(spec(&["100%"]), &["a"]);
+    world.facts("a").attributes.insert("arch".into(), "riscv64".into());
+    world.tick(0);
+    world.commits("a");
+    world.rollout = world.rollout.roll_back_to(named(), "alice", None, world.now_ms).unwrap();
+    world.tick(1);
+    world.fails("a", UpdateState::Reverted, "wrong answers");
+    world.tick(1);
+    assert_eq!(world.target("a").unwrap().manifest, Some(old()));
+    world.commits("a");
+    assert_eq!(world.tick(1).next.status, RolloutStatus::RolledBack);
+}
+
+#[test]
+fn a_bundle_to_go_back_to_must_make_sense() {
+    let mut world = World::new(spec(&["100%"]), &["a"]);
+    world.tick(0);
+    let refused = |world: &World, to: BundleFacts| world.rollout.roll_back_to(to, "alice", None, 7).unwrap_err();
+    let itself = BundleFacts { manifest: new(), ..named() };
+    assert_eq!(refused(&world, itself), RollbackError::Itself(named().bundle));
+    world.apply(OperatorAction::Rollback);
+    assert!(matches!(refused(&world, named()), RollbackError::Action(_)));
+    world.tick(1);
+    world.apply(OperatorAction::Abort);
+    assert_eq!(refused(&world, named()), RollbackError::Underway);
 }

@@ -3,7 +3,7 @@
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{Outcome, RolloutStatus, Rule};
 
-use super::reading::{is_foreign, says_arrived, says_back, says_failed, takes_room};
+use super::reading::{is_able, is_foreign, says_arrived, says_back, says_failed, takes_room};
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
 use crate::rollout::{Errand, Target};
@@ -137,8 +137,9 @@ impl Case<'_> {
         }
         for (id, target) in &next.targets {
             let Some(facts) = self.fleet.devices.get(id) else { continue };
+            let can_leave = next.destination.as_ref().is_some_and(|to| is_able(&to.requirements, facts));
             let had_it = target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest);
-            if had_it || facts.revoked || is_foreign(&next.id, target, facts) {
+            if (had_it && !can_leave) || facts.revoked || is_foreign(&next.id, target, facts) {
                 continue;
             }
             let newest = [facts.reported.as_ref().map(|r| r.generation), facts.desired.as_ref().map(|d| d.generation)];

@@ -47,10 +47,23 @@ impl Case<'_> {
             (old, new) if old == new => true,
             (Errand::Keep, Errand::Forward) => !back,
             (Errand::Forward, Errand::Back) => back,
+            (Errand::Keep, Errand::Back) => back && self.next.destination.is_some(),
             (_, _) => false,
         };
         self.expect(errand, || wrong("there is no such way between its errands"));
-        let right = if new.errand == Errand::Back { new.manifest == new.previous } else { new.manifest == manifest };
+        let named = self.next.destination.as_ref().map(|to| to.manifest);
+        let to_named = named.is_some() && new.manifest == named;
+        let right = match new.errand {
+            Errand::Back => to_named || new.manifest == new.previous,
+            Errand::Keep | Errand::Forward => new.manifest == manifest,
+        };
+        let sent_back = new.errand == Errand::Back && old.errand != Errand::Back;
+        if let (true, Some(to), Some(facts)) = (sent_back, &self.next.destination, self.fleet.devices.get(id)) {
+            let able = is_able(&to.requirements, facts);
+            self.expect(able == to_named || new.previous == named, || {
+                wrong("it is to go back to the bundle that was named if it can run that, and only then")
+            });
+        }
         self.expect(right, || wrong("it is told to run what is neither the bundle nor its past"));
         let beside = new.errand == Errand::Forward && !self.next.spec.stage.is_serve();
         self.expect(new.beside == beside, || wrong("it is not told to run it in the part asked for"));

@@ -203,3 +203,25 @@ async fn what_was_held_back_goes_on_when_the_stop_is_lifted() {
     assert!(about.iter().all(|event| event.actor == "bob"));
     create(&test.app, spec(&bundle, "*", &["100%"]), "alice", None).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_go_back_to_the_bundle_that_is_named() {
+    let test = app().await;
+    let device = fleet(&test, &["a"]).await.remove(0);
+    let oldest = test.bundle("digits", "0.9.0", 10).await;
+    let (old, new) = (test.bundle("digits", "1.0.0", 10).await, test.bundle("digits", "1.1.0", 10).await);
+    settled(&test, &old, &device).await;
+    let id = create(&test.app, spec(&new, "*", &["100%"]), "alice", None).await.unwrap().id;
+    let told = plan_until(&test, &id, |view| !view.waves[0].devices.is_empty()).await;
+    comply(&test, &told[0], &new, 5, 0);
+    let unknown = "digits@7.7.7".parse().unwrap();
+    let refused = roll_back_to(&test.app, &id, &unknown, "bob", None).await;
+    assert!(matches!(refused, Err(ExecutorError::UnknownBundle(_))), "{refused:?}");
+    let refused = roll_back_to(&test.app, &id, &new.bundle(), "bob", None).await;
+    assert!(matches!(refused, Err(ExecutorError::Rollback(_))), "{refused:?}");
+    roll_back_to(&test.app, &id, &oldest.bundle(), "bob", Some("smoke")).await.unwrap();
+    let told = plan_until(&test, &id, |view| view.status_reason.contains("smoke")).await;
+    assert_eq!(told.last().unwrap().manifest, Some(digest_of(&oldest)));
+    comply(&test, told.last().unwrap(), &oldest, 0, 0);
+    plan_until(&test, &id, is(RolloutStatus::RolledBack)).await;
+}
