@@ -2,7 +2,7 @@
 //!
 //! The agent and `muster bundle build` both load a model through [`load`], so that what golden examples and the reference sample
 //! went through before release is what requests go through on a device. Steps at the border of the model are carried out inside it
-//! ([`fold`]). What a pipeline may say is [`muster_shared::pipeline`]'s to decide; it has been validated there before anything here runs.
+//! ([`folded_steps`]). What a pipeline may say is [`muster_shared::pipeline`]'s to decide; it has been validated there before anything here runs.
 
 mod columns;
 mod encode;
