@@ -17,7 +17,7 @@ use crate::output::{self, cell, number, toned};
 pub(super) fn list(context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
     let rollouts: Vec<RolloutView> = block_on(client.list(&["rollouts"], &[]))?;
-    stop::note(&client)?;
+    stop::note(&client);
     if rollouts.is_empty() {
         output::note("no rollout");
     }

@@ -66,13 +66,12 @@ fn post(context: &Context, what: &str, args: StopArgs) -> Result<(), Failure> {
 }
 
 /// Says beside other answers that the fleet is stopped, where it is.
-///
-/// # Errors
-/// [`Failure`] when the controller cannot be asked.
-pub(super) fn note(client: &ApiClient) -> Result<(), Failure> {
-    let view: FleetStopView = block_on(client.get(&["rollouts", "stop"], &[]))?;
-    if let Some(stop) = &view.stop {
-        output::note(&format!("{}; lift it with: muster rollout lift-stop", words_of(stop)));
+pub(super) fn note(client: &ApiClient) {
+    match block_on(client.get::<FleetStopView>(&["rollouts", "stop"], &[])) {
+        Ok(FleetStopView { stop: Some(stop), .. }) => {
+            output::note(&format!("{}; lift it with: muster rollout lift-stop", words_of(&stop)));
+        }
+        Ok(_) => {}
+        Err(failure) => output::warn(&format!("whether the fleet is stopped is not known: {}", failure.chain())),
     }
-    Ok(())
 }

@@ -431,6 +431,9 @@ fn rollouts_are_shown_and_driven() {
     let desk = Desk::new();
     let server = Server::start(|request| match request.route().as_str() {
         "GET /api/v1/rollouts" => page(&json!([rollout("running", &json!([]))])),
+        "GET /api/v1/rollouts/stop" => {
+            (200, json!({ "stop": { "since_ms": 0, "by": "alice", "reason": "smoke" }, "rollouts": [] }))
+        }
         "GET /api/v1/rollouts/r1" => (200, rollout("rolled_back", &json!([verdict()]))),
         "POST /api/v1/rollouts/r1/pause"
         | "POST /api/v1/rollouts/r1/resume"
@@ -438,7 +441,9 @@ fn rollouts_are_shown_and_driven() {
         | "POST /api/v1/rollouts/r1/rollback" => (200, rollout("paused", &json!([]))),
         _ => not_found(request),
     });
-    assert!(run(&desk, &server, "rollout list").stdout.contains("digits@1.1.0"));
+    let listed = run(&desk, &server, "rollout list");
+    listed.assert(0, &["the fleet is stopped since 1970-01-01T00:00:00Z by alice: smoke"]);
+    assert!(listed.stdout.contains("digits@1.1.0"), "{}", listed.stdout);
     let shown = run(&desk, &server, "rollout show r1");
     for part in ["rolled_back: because", "3 of 100 requests", "prediction-psi", "412", "1604", "predictions moved"] {
         assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
