@@ -258,7 +258,8 @@ impl Stage {
         .await?;
         for device in &self.fleet.devices {
             wait::until(&format!("{} has told everything", device.id), PATIENCE, async || {
-                Ok((self.metric(&device.id, "outbox_messages").await? == 0.0).then_some(()))
+                // A window closes twice a second, so one may be on its way at any time; behind one that is stuck they would pile up.
+                Ok((self.metric(&device.id, "outbox_messages").await? <= 2.0).then_some(()))
             })
             .await?;
             ensure!(self.metric(&device.id, "outbox_dropped_total").await? == 0.0, "{} gave up messages", device.id);
