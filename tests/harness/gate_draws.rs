@@ -105,11 +105,7 @@ pub fn draw(random: &mut Random, setting: &Setting, alpha: f64, margin: f64) -> 
             Member { device: device(random, setting, rate, broken), stratum: (), is_canary }
         });
         let made = blocks(members.collect::<Vec<_>>(), setting.controls);
-        let scored = |block: &Block<Windows>| Block {
-            canary: scored(&block.canary),
-            controls: block.controls.iter().map(scored).collect(),
-        };
-        let all: Vec<Block<ScoredDevice>> = made.iter().map(scored).collect();
+        let all: Vec<Block<ScoredDevice>> = made.iter().map(|block| block.map(scored)).collect();
         let alpha = wave_alpha(alpha, wave, setting.waves);
         let mut process = Gate::new(&gate, alpha, &scales(&gate, &all), u32::try_from(all.len())?);
         for (seen, block) in all.iter().enumerate() {

@@ -38,7 +38,7 @@ pub struct DeviceFacts {
     pub reported: Option<StateReport>,
     /// What it measured, from windows received at or after [`crate::Rollout::evidence_since_ms`].
     pub evidence: Vec<Evidence>,
-    /// The same from windows received at or after [`crate::Rollout::scored_since_ms`]; empty where there is none.
+    /// The same from windows received at or after [`crate::Rollout::scored_since_ms`], of [`crate::Rollout::scored_devices`] alone.
     pub soak: Vec<Evidence>,
 }
 

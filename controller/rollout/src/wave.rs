@@ -14,7 +14,7 @@ use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
 use crate::cohort::{Survey, new_target};
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
-use crate::gate::{self, Answer, GateState};
+use crate::gate::{self, GateState};
 use crate::limits::{Judgement, hold};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
@@ -106,9 +106,9 @@ enum Course {
 
 fn course(next: &mut Rollout, fleet: &Fleet, judgement: Judgement, now_ms: u64, may_wait: bool) -> Course {
     match gate::answer(next, fleet, now_ms, may_wait) {
-        Answer::NotAsked => Course::Pass(judgement),
-        Answer::Wait(for_what) => Course::Wait(for_what),
-        Answer::Judged(report) => {
+        Err(for_what) => Course::Wait(for_what),
+        Ok(None) => Course::Pass(judgement),
+        Ok(Some(report)) => {
             let judgement = judgement.with_gate(report);
             let dealt = next.wave_state().and_then(|state| state.gate.as_ref());
             if judgement.is_failed() {

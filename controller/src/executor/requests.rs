@@ -207,7 +207,7 @@ pub(crate) async fn view(app: &App, id: &RolloutId) -> Result<RolloutView, Execu
 /// # Errors
 /// [`ExecutorError::UnknownRollout`].
 pub(crate) async fn evidence(app: &App, id: &RolloutId) -> Result<Vec<GateEvidence>, ExecutorError> {
-    Ok(load(app, id).await?.value.all_gate_evidence().cloned().collect())
+    Ok(load(app, id).await?.value.gate_evidence().cloned().collect())
 }
 
 /// Up to `limit` rollouts after `after`, oldest first.

@@ -16,10 +16,11 @@ use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, RolloutView, Wa
 use muster_shared::sketch::LatencySketch;
 use muster_shared::topics::{Down, Kind, Topic};
 use muster_shared::trust::{Assignment, DeliveryPolicy, MeteredUse, Stage, TrustedRoot, WatchPolicy};
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::fleet::Observation;
-use crate::store::observed::{Fate, ObservedStore};
+use crate::store::observed::{Fate, ObservedStore, Pending};
 use crate::store::records::DeviceRecord;
 use crate::store::{Records, SledStore, Store, Stored, Table};
 use crate::testing::{RecordingBroker, TestApp, app, digest_of, open_over};
@@ -294,8 +295,18 @@ async fn observed() -> (TestApp, Arc<ObservedStore>) {
     (TestApp { app: Arc::new(opened), broker, folder }, store)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_abort_wins_over_a_plan_in_the_making() {
+/// A rollout to one device, whose plan is made and about to be stored.
+struct InTheMaking {
+    test: TestApp,
+    device: DeviceId,
+    id: RolloutId,
+    /// What is about to be stored next.
+    pending: mpsc::UnboundedReceiver<Pending>,
+    planner: JoinHandle<Option<u64>>,
+    plan: Pending,
+}
+
+async fn plan_in_the_making() -> InTheMaking {
     let (test, store) = observed().await;
     let device = fleet(&test, &["a"]).await.remove(0);
     let bundle = test.bundle("digits", "1.0.0", 10).await;
@@ -308,6 +319,12 @@ async fn an_abort_wins_over_a_plan_in_the_making() {
     };
     let plan = pending.recv().await.unwrap();
     assert!(plan.touches(Table::Rollouts));
+    InTheMaking { test, device, id, pending, planner, plan }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_wins_over_a_plan_in_the_making() {
+    let InTheMaking { test, device, id, mut pending, planner, plan } = plan_in_the_making().await;
     let operator = {
         let (app, id) = (Arc::clone(&test.app), id.clone());
         tokio::spawn(async move { act(&app, &id, OperatorAction::Abort, "bob", Some("smoke")).await })

@@ -347,7 +347,7 @@ impl FleetIndex {
     ) -> Fleet {
         let inner = self.read();
         let since_ms = rollout.evidence_since_ms();
-        let scored_since_ms = rollout.scored_since_ms();
+        let (scored_since_ms, scored) = (rollout.scored_since_ms(), rollout.scored_devices());
         let devices = inner
             .devices
             .iter()
@@ -367,7 +367,9 @@ impl FleetIndex {
                     }),
                     reported: entry.report.clone(),
                     evidence: entry.evidence.since(since_ms),
-                    soak: scored_since_ms.map_or_else(Vec::new, |since_ms| entry.evidence.since(since_ms)),
+                    soak: scored_since_ms
+                        .filter(|_| scored.contains(device))
+                        .map_or_else(Vec::new, |since_ms| entry.evidence.since(since_ms)),
                 };
                 (device.clone(), facts)
             })

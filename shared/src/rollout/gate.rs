@@ -30,6 +30,10 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// Every metric there is.
+    pub const ALL: [Self; 5] =
+        [Self::ErrorRate, Self::LatencyShare, Self::Failures, Self::LabelError, Self::Disagreement];
+
     /// The metric as the API spells it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -186,6 +190,18 @@ pub struct Block<T> {
     pub canary: T,
     /// Devices like it on the incumbent. Where the bundle runs beside the incumbent, the device itself.
     pub controls: Vec<T>,
+}
+
+impl<T> Block<T> {
+    /// The canary, then its controls.
+    pub fn members(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.canary).chain(&self.controls)
+    }
+
+    /// The same block of what `change` makes of each member.
+    pub fn map<U>(&self, change: impl Fn(&T) -> U) -> Block<U> {
+        Block { canary: change(&self.canary), controls: self.controls.iter().map(&change).collect() }
+    }
 }
 
 /// One device of a block, as the gate saw it.

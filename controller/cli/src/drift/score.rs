@@ -404,11 +404,7 @@ fn text(report: &Report) -> String {
 }
 
 fn tell(report: &Report) {
-    let list = |names: &[String]| {
-        let shown: Vec<String> = names.iter().take(10).map(|name| format!("{name:?}")).collect();
-        let more = names.len().saturating_sub(shown.len());
-        shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
-    };
+    let list = |names: &[String]| output::listed(names.iter().map(|name| format!("{name:?}")), 10);
     if !report.missing_columns.is_empty() {
         output::warn(&format!("the table lacks {}: not scored", list(&report.missing_columns)));
     }

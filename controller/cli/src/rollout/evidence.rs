@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use muster_rollout::judge;
 use muster_shared::ids::RolloutId;
-use muster_shared::rollout::{GateEvidence, GateReport, GuardrailReport};
+use muster_shared::rollout::{Block, GateEvidence, GateReport, GuardrailReport};
 
 use super::words;
 use crate::command::{Context, block_on};
@@ -83,8 +83,7 @@ fn parse(path: &Path) -> Result<Vec<GateEvidence>, Failure> {
         .map_err(|error| fault(format!("this is not what `muster rollout evidence` writes: {error}")))?;
     for evidence in &all {
         let scores = evidence.gate.guardrails.len();
-        let mut devices =
-            evidence.blocks.iter().flat_map(|block| std::iter::once(&block.canary).chain(&block.controls));
+        let mut devices = evidence.blocks.iter().flat_map(Block::members);
         if let Some(device) = devices.find(|device| device.scores.len() != scores) {
             return Err(fault(format!(
                 "{} of wave {} has {} scores, its gate has {scores} guardrails",

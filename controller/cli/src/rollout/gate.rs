@@ -13,9 +13,6 @@ use crate::duration::Millis;
 #[serde(try_from = "String")]
 pub(crate) struct GuardrailWord(Guardrail);
 
-const METRICS: [Metric; 5] =
-    [Metric::ErrorRate, Metric::LatencyShare, Metric::Failures, Metric::LabelError, Metric::Disagreement];
-
 impl FromStr for GuardrailWord {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
@@ -30,10 +27,10 @@ impl FromStr for GuardrailWord {
             }
             None => (name, None),
         };
-        let metric = METRICS
+        let metric = Metric::ALL
             .into_iter()
             .find(|metric| metric.as_str() == name)
-            .ok_or_else(|| format!("{name:?} is no guardrail: {} are", METRICS.map(Metric::as_str).join(", ")))?;
+            .ok_or_else(|| format!("{name:?} is no guardrail: {} are", Metric::ALL.map(Metric::as_str).join(", ")))?;
         Ok(Self(Guardrail { metric, margin, above_us }))
     }
 }

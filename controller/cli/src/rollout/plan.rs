@@ -45,12 +45,7 @@ fn wave_power(wave: &WavePreview) -> Option<WavePower> {
 }
 
 fn names<'d>(devices: impl ExactSizeIterator<Item = &'d DeviceId>) -> String {
-    let more = devices.len().saturating_sub(SHOWN);
-    let mut text = devices.take(SHOWN).map(DeviceId::as_str).collect::<Vec<_>>().join(", ");
-    if more > 0 {
-        text.push_str(&format!(" and {more} more"));
-    }
-    text
+    output::listed(devices.map(ToString::to_string), SHOWN)
 }
 
 fn text(planned: &Planned) -> String {

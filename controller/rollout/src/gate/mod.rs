@@ -10,6 +10,8 @@ mod judge;
 mod score;
 mod wording;
 
+use std::collections::BTreeSet;
+
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{Block, GateEvidence, GateReport, GateSpec, Outcome, RolloutSpec, Waiting};
 use serde::{Deserialize, Serialize};
@@ -46,34 +48,28 @@ fn is_open(report: &GateReport) -> bool {
     report.outcome == Outcome::Inconclusive && !report.limits_only
 }
 
-/// What the gate says of a wave that nothing else holds up.
-pub(crate) enum Answer {
-    /// The rollout asks for no comparison.
-    NotAsked,
-    /// Devices have yet to show what they are scored by.
-    Wait(Waiting),
-    /// It is judged.
-    Judged(GateReport),
-}
-
 impl Rollout {
-    /// What the comparison of `wave`, counted from 0, rests on; none before it was made, and where none is asked for.
-    #[must_use]
-    pub fn gate_evidence(&self, wave: u32) -> Option<&GateEvidence> {
-        self.waves.get(wave as usize)?.gate.as_ref()?.judged.as_ref()
-    }
-
-    /// The same of every wave that was judged.
-    pub fn all_gate_evidence(&self) -> impl Iterator<Item = &GateEvidence> {
+    /// What the comparison of each wave that was judged rests on, in order.
+    pub fn gate_evidence(&self) -> impl Iterator<Item = &GateEvidence> {
         self.waves.iter().filter_map(|state| state.gate.as_ref()?.judged.as_ref())
     }
 
     /// Windows received since then are what devices of the current wave are scored by; none when nobody is to be scored.
     #[must_use]
     pub fn scored_since_ms(&self) -> Option<u64> {
-        let state = self.wave_state()?;
-        let waits = state.gate.as_ref().is_some_and(|gate| gate.judged.is_none() && !gate.blocks.is_empty());
-        state.soak_from_ms.filter(|_| waits)
+        self.to_score().next()?;
+        self.wave_state()?.soak_from_ms
+    }
+
+    /// The devices that the current wave has yet to score.
+    #[must_use]
+    pub fn scored_devices(&self) -> BTreeSet<&DeviceId> {
+        self.to_score().flat_map(Block::members).collect()
+    }
+
+    fn to_score(&self) -> impl Iterator<Item = &Block<DeviceId>> {
+        let dealt = self.wave_state().and_then(|state| state.gate.as_ref());
+        dealt.filter(|gate| gate.judged.is_none()).into_iter().flat_map(|gate| &gate.blocks)
     }
 }
 
@@ -84,18 +80,27 @@ pub(crate) fn alpha(spec: &RolloutSpec, gate: &GateSpec, wave: u32) -> f64 {
     wave_alpha(gate.alpha, wave, if spec.stage.is_serve() { all.saturating_sub(1).max(1) } else { all })
 }
 
-/// Judges the current wave, once. As long as `may_wait`, it is not judged before every device of its blocks has been scored.
-pub(crate) fn answer(next: &mut Rollout, fleet: &Fleet, now_ms: u64, may_wait: bool) -> Answer {
+/// Judges the current wave, once; none where the rollout asks for no comparison. As long as `may_wait`, it is not judged before every device
+/// of its blocks has been scored.
+///
+/// # Errors
+/// What it waits for.
+pub(crate) fn answer(
+    next: &mut Rollout,
+    fleet: &Fleet,
+    now_ms: u64,
+    may_wait: bool,
+) -> Result<Option<GateReport>, Waiting> {
     let wave = next.current_wave;
-    let Some((gate, state)) = next.spec.gate.as_ref().zip(next.wave_state()) else { return Answer::NotAsked };
-    let Some(dealt) = &state.gate else { return Answer::NotAsked };
+    let Some((gate, state)) = next.spec.gate.as_ref().zip(next.wave_state()) else { return Ok(None) };
+    let Some(dealt) = &state.gate else { return Ok(None) };
     if let Some(judged) = &dealt.judged {
-        return Answer::Judged(judged.report.clone());
+        return Ok(Some(judged.report.clone()));
     }
     let (gate, blocks) = score::score(next, gate, &dealt.blocks, state.soak_from_ms.unwrap_or(now_ms), fleet);
     let unscored = score::unscored(&blocks);
     if may_wait && !unscored.is_empty() {
-        return Answer::Wait(Waiting::Unscored { devices: unscored });
+        return Err(Waiting::Unscored { devices: unscored });
     }
     let alpha = alpha(&next.spec, &gate, wave);
     let report = judge(&gate, alpha, &blocks, dealt.blocks.len());
@@ -113,5 +118,5 @@ pub(crate) fn answer(next: &mut Rollout, fleet: &Fleet, now_ms: u64, may_wait: b
     if let Some(state) = next.waves.get_mut(wave as usize).and_then(|state| state.gate.as_mut()) {
         state.judged = Some(evidence);
     }
-    Answer::Judged(report)
+    Ok(Some(report))
 }

@@ -18,6 +18,7 @@ const SLOW_QUANTILE: f64 = 0.95;
 /// What one device measured of the bundle it stands for.
 struct Side<'f> {
     device: &'f DeviceId,
+    part: Part,
     /// It was not heard of since the soak began.
     silent: bool,
     /// It failed, reverted or crashed.
@@ -47,15 +48,12 @@ pub(super) fn score(
     since_ms: u64,
     fleet: &Fleet,
 ) -> (GateSpec, Vec<Block<ScoredDevice>>) {
-    let side = |id, part| match part {
-        Part::Canary => canary(rollout, id, since_ms, fleet),
-        Part::Control => control(rollout, id, since_ms, fleet),
-    };
     let seen: Vec<Block<Side<'_>>> = blocks
         .iter()
         .filter_map(|block| {
-            let canary = side(&block.canary, Part::Canary)?;
-            let controls: Vec<_> = block.controls.iter().filter_map(|id| side(id, Part::Control)).collect();
+            let canary = canary(rollout, &block.canary, since_ms, fleet)?;
+            let controls: Vec<_> =
+                block.controls.iter().filter_map(|id| control(rollout, id, since_ms, fleet)).collect();
             (!controls.is_empty()).then_some(Block { canary, controls })
         })
         .collect();
@@ -64,23 +62,19 @@ pub(super) fn score(
         // Of both sides together: who is a canary must not move what counts as slow.
         guardrail.above_us = guardrail.above_us.or_else(|| slow_us(&seen));
     }
-    let device = |side: &Side<'_>, part| ScoredDevice {
+    let device = |side: &Side<'_>| ScoredDevice {
         device: side.device.clone(),
         silent: side.silent,
-        scores: gate.guardrails.iter().map(|guardrail| side.score(guardrail, part)).collect(),
+        scores: gate.guardrails.iter().map(|guardrail| side.score(guardrail)).collect(),
     };
-    let scored = seen.iter().map(|block| Block {
-        canary: device(&block.canary, Part::Canary),
-        controls: block.controls.iter().map(|side| device(side, Part::Control)).collect(),
-    });
-    let scored = scored.collect();
+    let scored = seen.iter().map(|block| block.map(device)).collect();
     (gate, scored)
 }
 
 /// Devices that were not heard of, or have nothing to be scored by yet.
 pub(super) fn unscored(blocks: &[Block<ScoredDevice>]) -> Vec<DeviceId> {
-    let devices = blocks.iter().flat_map(|block| std::iter::once(&block.canary).chain(&block.controls));
-    let lacking = devices.filter(|device| device.silent || device.scores.contains(&None));
+    let lacking =
+        blocks.iter().flat_map(Block::members).filter(|device| device.silent || device.scores.contains(&None));
     let names: BTreeSet<&DeviceId> = lacking.map(|device| &device.device).collect();
     names.into_iter().cloned().collect()
 }
@@ -88,7 +82,7 @@ pub(super) fn unscored(blocks: &[Block<ScoredDevice>]) -> Vec<DeviceId> {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a latency in microseconds fits")]
 fn slow_us(blocks: &[Block<Side<'_>>]) -> Option<u64> {
     let mut all = LatencySketch::default();
-    for side in blocks.iter().flat_map(|block| std::iter::once(&block.canary).chain(&block.controls)) {
+    for side in blocks.iter().flat_map(Block::members) {
         all.merge(&side.latency_us);
     }
     all.quantile_us(SLOW_QUANTILE).map(|slow_us| slow_us.ceil().max(1.0) as u64)
@@ -98,7 +92,7 @@ fn canary<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet)
     let target = rollout.targets.get(id)?;
     let facts = rollout.governed(id, target, fleet)?;
     let (device, _) = fleet.devices.get_key_value(id)?;
-    let mut side = Side::of(device, facts, since_ms, |evidence| is_canarys(target, evidence));
+    let mut side = Side::of((device, Part::Canary), facts, since_ms, |evidence| is_canarys(target, evidence));
     // It may be here and yet never have taken the bundle up.
     side.silent |= target.done_at_ms.is_none() && target.failure.is_none();
     side.failed |= target.failure.is_some();
@@ -116,7 +110,7 @@ fn control<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet
     if facts.revoked || incumbent == rollout.bundle.manifest {
         return None;
     }
-    let mut side = Side::of(device, facts, since_ms, |evidence| evidence.manifest == incumbent);
+    let mut side = Side::of((device, Part::Control), facts, since_ms, |evidence| evidence.manifest == incumbent);
     match rollout.targets.get(id) {
         None if facts.held_by.is_some() => return None,
         None => {}
@@ -143,9 +137,15 @@ fn is_canarys(target: &Target, evidence: &Evidence) -> bool {
 }
 
 impl<'f> Side<'f> {
-    fn of(device: &'f DeviceId, facts: &DeviceFacts, since_ms: u64, counts: impl Fn(&Evidence) -> bool) -> Self {
+    fn of(
+        (device, part): (&'f DeviceId, Part),
+        facts: &DeviceFacts,
+        since_ms: u64,
+        counts: impl Fn(&Evidence) -> bool,
+    ) -> Self {
         let mut side = Self {
             device,
+            part,
             silent: facts.last_seen_ms.is_none_or(|seen_ms| seen_ms < since_ms),
             failed: false,
             requests: 0,
@@ -167,9 +167,9 @@ impl<'f> Side<'f> {
         side
     }
 
-    fn score(&self, guardrail: &Guardrail, part: Part) -> Option<f64> {
+    fn score(&self, guardrail: &Guardrail) -> Option<f64> {
         let share = |bad: u64, of: u64| (of > 0).then(|| bad as f64 / of as f64);
-        if self.silent || (part == Part::Canary && self.failed) {
+        if self.silent || (self.part == Part::Canary && self.failed) {
             return Some(WORST);
         }
         match guardrail.metric {
@@ -180,7 +180,7 @@ impl<'f> Side<'f> {
             }
             Metric::Failures => Some(f64::from(u8::from(self.failed))),
             Metric::LabelError => share(self.labels.labels.saturating_sub(self.labels.right), self.labels.labels),
-            Metric::Disagreement if part == Part::Control => Some(0.0),
+            Metric::Disagreement if self.part == Part::Control => Some(0.0),
             Metric::Disagreement => share(self.disagreed, self.agreed.saturating_add(self.disagreed)),
         }
     }

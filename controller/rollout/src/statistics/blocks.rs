@@ -57,9 +57,8 @@ pub fn spread<'b>(blocks: impl IntoIterator<Item = &'b Block<f64>>) -> Option<f6
     let (mut squares, mut freedom) = (0.0, 0.0);
     for block in blocks {
         let n = block.controls.len() as f64 + 1.0;
-        let all = || std::iter::once(block.canary).chain(block.controls.iter().copied());
-        let mean = all().sum::<f64>() / n;
-        squares += all().map(|score| (score - mean).powi(2)).sum::<f64>();
+        let mean = block.members().sum::<f64>() / n;
+        squares += block.members().map(|score| (score - mean).powi(2)).sum::<f64>();
         freedom += n - 1.0;
     }
     let spread = (squares / f64::max(freedom, 1.0)).sqrt();

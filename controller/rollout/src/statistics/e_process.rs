@@ -42,7 +42,7 @@ impl EProcess {
 
     /// Adds one block. A block without controls, or with a score that is no finite number, says nothing and is left out.
     pub fn add(&mut self, block: &Block<f64>) {
-        let scores = || std::iter::once(block.canary).chain(block.controls.iter().copied());
+        let scores = || block.members().copied();
         if block.controls.is_empty() || !scores().all(f64::is_finite) {
             return;
         }

@@ -104,7 +104,7 @@ fn canaries_that_are_worse_go_back() {
     let verdict = last_verdict(&world.rollout);
     assert!(verdict.summary.contains("canaries are worse than their controls, evidence"), "{}", verdict.summary);
     assert!(verdict.summary.contains("where 20.0 to 1 is enough: error-rate +8"), "{}", verdict.summary);
-    let evidence = world.rollout.gate_evidence(0).unwrap();
+    let evidence = world.rollout.gate_evidence().next().unwrap();
     assert_eq!(crate::judge(&evidence.gate, evidence.alpha, &evidence.blocks, evidence.dealt), evidence.report);
 }
 
@@ -159,7 +159,7 @@ fn nobody_is_judged_before_everybody_has_reported_or_time_is_up() {
     // A canary that falls silent scores worst, so it takes more than one such wave to show anything.
     let decision = silence(true);
     assert_eq!(decision.next.status, RolloutStatus::Paused);
-    let evidence = decision.next.gate_evidence(0).unwrap();
+    let evidence = decision.next.gate_evidence().next().unwrap();
     assert_eq!(evidence.blocks[0].canary.scores, [Some(1.0)]);
     // A silent control says nothing for the bundle: eleven blocks are left to show that it is no worse.
     let decision = silence(false);

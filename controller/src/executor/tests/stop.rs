@@ -14,18 +14,7 @@ async fn settled(test: &TestApp, bundle: &Manifest, device: &DeviceId) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_wins_over_a_plan_in_the_making() {
     for plan_first in [false, true] {
-        let (test, store) = observed().await;
-        let device = fleet(&test, &["a"]).await.remove(0);
-        let bundle = test.bundle("digits", "1.0.0", 10).await;
-        let id = create(&test.app, spec(&bundle, "*", &["100%"]), "alice", None).await.unwrap().id;
-
-        let mut pending = store.hold();
-        let planner = {
-            let app = Arc::clone(&test.app);
-            tokio::spawn(async move { pass::pass(&app).await })
-        };
-        let plan = pending.recv().await.unwrap();
-        assert!(plan.touches(Table::Rollouts));
+        let InTheMaking { test, device, id, mut pending, planner, plan } = plan_in_the_making().await;
         let operator = {
             let app = Arc::clone(&test.app);
             tokio::spawn(async move { stop_all(&app, "bob", Some("smoke")).await })

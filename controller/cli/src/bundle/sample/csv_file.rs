@@ -8,7 +8,7 @@ use csv::{Position, Reader, ReaderBuilder, StringRecord, Trim};
 use muster_shared::bundle::DataType;
 
 use super::{MAX_TEXTS, MAX_VALUES, Place, SampleError, Texts, Wanted, admit};
-use crate::table_file;
+use crate::{output, table_file};
 
 /// Names listed in a message.
 const MAX_LISTED: usize = 5;
@@ -67,10 +67,8 @@ fn positions(header: &StringRecord, wanted: &[Wanted]) -> Result<Vec<usize>, Fau
     if missing.is_empty() {
         return Ok(positions);
     }
-    let more = missing.len().saturating_sub(MAX_LISTED);
-    missing.truncate(MAX_LISTED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    Err(in_header(format!("the header has no column {}{more}, which the description names", missing.join(", "))))
+    let missing = output::listed(missing.into_iter(), MAX_LISTED);
+    Err(in_header(format!("the header has no column {missing}, which the description names")))
 }
 
 /// The line, counted from 1, of the record that starts at or after byte `start`. The reader's own count is of no use: it
