@@ -6,9 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use muster_shared::rollout::{Limits, RolloutSpec, RolloutView, WaveSize, WaveSpec};
+use muster_shared::rollout::{RolloutSpec, RolloutView, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 use muster_tests::binaries::Binaries;
 use muster_tests::fleet::{Fleet, PATIENCE};
 
@@ -137,17 +136,8 @@ pub(crate) struct Command {
 /// # Errors
 /// When the controller refuses.
 pub(crate) async fn roll_out(fleet: &Fleet, client: &reqwest::Client) -> anyhow::Result<Command> {
-    let wave = WaveSpec { size: WaveSize::Percent(100), selector: None, soak_ms: 60_000, max_duration_ms: 3_600_000 };
-    let spec = RolloutSpec {
-        bundle: format!("digits@{}", stage::VERSION).parse()?,
-        selector: Selector::all(),
-        waves: vec![wave],
-        limits: Limits::default(),
-        gate: None,
-        watch: WatchPolicy::default(),
-        delivery: DeliveryPolicy::default(),
-        stage: Stage::Serve,
-    };
+    let wave = WaveSpec::of(WaveSize::Percent(100), 60_000, 3_600_000);
+    let spec = RolloutSpec::of(format!("digits@{}", stage::VERSION).parse()?, Selector::all(), vec![wave]);
     let request = client
         .post(format!("{}/api/v1/rollouts", fleet.controller.endpoints.api_url))
         .bearer_auth(&fleet.controller.token)

@@ -10,10 +10,9 @@ use muster_rollout::{
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
-use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, WaveSpec};
+use muster_shared::rollout::{RolloutSpec, RolloutStatus, WaveSpec};
 use muster_shared::selector::Selector;
 use muster_shared::sketch::LatencySketch;
-use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 
 use crate::report::{self, Table};
 
@@ -87,19 +86,9 @@ fn fleet(devices: usize) -> anyhow::Result<Fleet> {
 }
 
 fn rollout(number: usize, selector: Selector, waves: &[&str]) -> anyhow::Result<Rollout> {
-    let wave = |size: &&str| -> anyhow::Result<WaveSpec> {
-        Ok(WaveSpec { size: size.parse()?, selector: None, soak_ms: SOAK_MS, max_duration_ms: 10 * SOAK_MS })
-    };
-    let spec = RolloutSpec {
-        bundle: "digits@1.2.0".parse()?,
-        selector,
-        waves: waves.iter().map(wave).collect::<anyhow::Result<_>>()?,
-        limits: Limits::default(),
-        watch: WatchPolicy::default(),
-        delivery: DeliveryPolicy::default(),
-        stage: Stage::Serve,
-        gate: None,
-    };
+    let wave = |size: &&str| -> anyhow::Result<WaveSpec> { Ok(WaveSpec::of(size.parse()?, SOAK_MS, 10 * SOAK_MS)) };
+    let waves = waves.iter().map(wave).collect::<anyhow::Result<_>>()?;
+    let spec = RolloutSpec::of("digits@1.2.0".parse()?, selector, waves);
     let bundle = BundleFacts {
         manifest: Digest::of(format!("candidate {number}").as_bytes()),
         bundle: spec.bundle.clone(),

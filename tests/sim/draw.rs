@@ -8,7 +8,7 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
+use muster_shared::trust::{Stage, WatchPolicy};
 use muster_tests::random::Random;
 
 use crate::device::{Bundle, Device, Nature};
@@ -112,12 +112,9 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
     for (at, size) in sizes.iter().enumerate() {
         let soak_ms = 50 + random.below(800) as u64;
         let narrowed = at < last && random.chance(15);
-        waves.push(WaveSpec {
-            size: size.parse().expect("a size"),
-            selector: narrowed.then(|| "site=a".parse().expect("a selector")),
-            soak_ms,
-            max_duration_ms: soak_ms + 500 + random.below(15_000) as u64,
-        });
+        let longest_ms = soak_ms + 500 + random.below(15_000) as u64;
+        let wave = WaveSpec::of(size.parse().expect("a size"), soak_ms, longest_ms);
+        waves.push(WaveSpec { selector: narrowed.then(|| "site=a".parse().expect("a selector")), ..wave });
     }
     let selector = match random.below(6) {
         0 => "site=a".parse().expect("a selector"),
@@ -125,9 +122,6 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         _ => Selector::all(),
     };
     RolloutSpec {
-        bundle: bundle.manifest.bundle.clone(),
-        selector,
-        waves,
         limits: Limits {
             max_error_rate: 0.1,
             max_failures: u32::try_from(random.below(3)).unwrap_or_default(),
@@ -136,9 +130,8 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
             ..Limits::default()
         },
         watch: WatchPolicy { probation_ms: random.below(300) as u64, max_error_rate: 0.2, min_requests: 3 },
-        delivery: DeliveryPolicy::default(),
-        gate: None,
         stage: if random.chance(20) { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
+        ..RolloutSpec::of(bundle.manifest.bundle.clone(), selector, waves)
     }
 }
 

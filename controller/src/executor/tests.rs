@@ -15,7 +15,7 @@ use muster_shared::messages::{
 use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, RolloutView, WaveSpec};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::topics::{Down, Kind, Topic};
-use muster_shared::trust::{Assignment, DeliveryPolicy, MeteredUse, Stage, TrustedRoot, WatchPolicy};
+use muster_shared::trust::{Assignment, DeliveryPolicy, MeteredUse, TrustedRoot, WatchPolicy};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -26,17 +26,12 @@ use crate::store::{Records, SledStore, Store, Stored, Table};
 use crate::testing::{RecordingBroker, TestApp, app, digest_of, open_over};
 
 fn spec(bundle: &Manifest, selector: &str, waves: &[&str]) -> RolloutSpec {
-    let wave =
-        |size: &&str| WaveSpec { size: size.parse().unwrap(), selector: None, soak_ms: 0, max_duration_ms: 3_600_000 };
+    let wave = |size: &&str| WaveSpec::of(size.parse().unwrap(), 0, 3_600_000);
     RolloutSpec {
-        bundle: bundle.bundle(),
-        selector: selector.parse().unwrap(),
-        waves: waves.iter().map(wave).collect(),
-        gate: None,
         limits: Limits { min_reports: 1, min_requests: 1, ..Limits::default() },
         watch: WatchPolicy { probation_ms: 7, ..WatchPolicy::default() },
         delivery: DeliveryPolicy { ignore_quiet_hours: true, ..DeliveryPolicy::default() },
-        stage: Stage::Serve,
+        ..RolloutSpec::of(bundle.bundle(), selector.parse().unwrap(), waves.iter().map(wave).collect())
     }
 }
 

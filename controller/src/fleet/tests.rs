@@ -4,9 +4,8 @@ use muster_shared::messages::{
     HeldBack, InstalledBundle, Position, RequestCounts, Resources, Sequenced, Stream, TelemetryWindow, UpdateReport,
     UpdateState, WindowKey,
 };
-use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
+use muster_shared::rollout::{RolloutSpec, WaveSpec};
 use muster_shared::sketch::{LatencySketch, SketchWindow};
-use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 
 use super::*;
 use crate::store::records::{ReportRecord, WindowRecord, window_key};
@@ -22,17 +21,8 @@ fn names(views: &[DeviceView]) -> Vec<&str> {
 }
 
 fn rollout(selector: &str) -> Rollout {
-    let wave = WaveSpec { size: "100%".parse().unwrap(), selector: None, soak_ms: 1, max_duration_ms: 2 };
-    let spec = RolloutSpec {
-        bundle: "digits@1.0.0".parse().unwrap(),
-        selector: selector.parse().unwrap(),
-        waves: vec![wave],
-        gate: None,
-        limits: Limits::default(),
-        watch: WatchPolicy::default(),
-        delivery: DeliveryPolicy::default(),
-        stage: Stage::Serve,
-    };
+    let wave = WaveSpec::of("100%".parse().unwrap(), 1, 2);
+    let spec = RolloutSpec::of("digits@1.0.0".parse().unwrap(), selector.parse().unwrap(), vec![wave]);
     let bundle = BundleFacts {
         manifest: Digest::of(b"m"),
         bundle: spec.bundle.clone(),

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use muster_shared::ids::BundleRef;
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::{DeliveryPolicy, MeteredUse, Stage, WatchPolicy};
+use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
 use serde::Deserialize;
 
 use super::gate::GateOptions;
@@ -166,12 +166,9 @@ impl DeliveryOptions {
 impl Pace {
     /// A wave of this pace; what the wave itself says wins.
     fn wave(self, size: WaveSize, selector: Option<Selector>, own: Self) -> WaveSpec {
-        WaveSpec {
-            size,
-            selector,
-            soak_ms: own.soak.or(self.soak).unwrap_or(DEFAULT_SOAK).0,
-            max_duration_ms: own.max_duration.or(self.max_duration).unwrap_or(DEFAULT_MAX_DURATION).0,
-        }
+        let soak = own.soak.or(self.soak).unwrap_or(DEFAULT_SOAK);
+        let longest = own.max_duration.or(self.max_duration).unwrap_or(DEFAULT_MAX_DURATION);
+        WaveSpec { selector, ..WaveSpec::of(size, soak.0, longest.0) }
     }
 }
 
@@ -191,15 +188,12 @@ pub(super) fn from_flags(
 ) -> RolloutSpec {
     let default = [everybody()];
     let waves = if waves.is_empty() { &default } else { waves };
+    let waves = waves.iter().map(|wave| pace.wave(wave.size, wave.selector.clone(), Pace::default())).collect();
     RolloutSpec {
-        bundle,
-        selector,
-        waves: waves.iter().map(|wave| pace.wave(wave.size, wave.selector.clone(), Pace::default())).collect(),
         limits: limits.limits(),
-        gate: None,
         watch: probation.policy(),
         delivery: delivery.policy(),
-        stage: Stage::Serve,
+        ..RolloutSpec::of(bundle, selector, waves)
     }
 }
 
@@ -262,20 +256,20 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
             .collect()
     };
     Ok(RolloutSpec {
-        bundle: file.bundle,
-        selector: file.selector,
-        waves,
         limits: file.limits.limits(),
         gate: file.gate.gate(),
         watch: file.watch.policy(),
         delivery: file.delivery.policy(),
         stage: stage.stage()?,
+        ..RolloutSpec::of(file.bundle, file.selector, waves)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use muster_shared::trust::Stage;
 
     use super::*;
 

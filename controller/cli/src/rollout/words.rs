@@ -139,28 +139,22 @@ pub(super) fn verdict(verdict: &Verdict) -> Vec<String> {
 #[cfg(test)]
 pub(super) mod tests {
     use muster_shared::ids::{DeviceId, Digest};
-    use muster_shared::rollout::{Limits, RolloutSpec, Rule, WaveSize};
+    use muster_shared::rollout::{RolloutSpec, Rule, WaveSize};
     use muster_shared::selector::Selector;
-    use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 
     use super::*;
 
     /// A running rollout with a canary wave of two devices.
     pub(in crate::rollout) fn running() -> RolloutView {
-        let wave = |size: WaveSize| WaveSpec { size, selector: None, soak_ms: 1, max_duration_ms: 2 };
+        let wave = |size: WaveSize| WaveSpec::of(size, 1, 2);
         let device = |name: &str| DeviceId::new(name).unwrap();
         RolloutView {
             id: "r1".parse().unwrap(),
-            spec: RolloutSpec {
-                bundle: "digits@1.1.0".parse().unwrap(),
-                selector: Selector::all(),
-                waves: vec![wave(WaveSize::Count(2)), wave(WaveSize::Percent(100))],
-                limits: Limits::default(),
-                gate: None,
-                watch: WatchPolicy::default(),
-                delivery: DeliveryPolicy::default(),
-                stage: Stage::Serve,
-            },
+            spec: RolloutSpec::of(
+                "digits@1.1.0".parse().unwrap(),
+                Selector::all(),
+                vec![wave(WaveSize::Count(2)), wave(WaveSize::Percent(100))],
+            ),
             manifest: Digest::of(b"m"),
             status: RolloutStatus::Running,
             status_reason: "started".into(),

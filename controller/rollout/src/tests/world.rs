@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
 use muster_shared::rollout::{
-    Check, DeviceProgress, Limits, Outcome, RolloutSpec, RolloutStatus, Rule, Verdict, Waiting, WaveSpec,
+    Check, DeviceProgress, Outcome, RolloutSpec, RolloutStatus, Rule, Verdict, Waiting, WaveSpec,
 };
 use muster_shared::selector::Selector;
 use muster_shared::sketch::LatencySketch;
-use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 
 use crate::{
     Action, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout, Target, plan, verify,
@@ -32,20 +31,12 @@ pub(super) fn device(name: &str) -> DeviceId {
 }
 
 pub(super) fn wave(size: &str) -> WaveSpec {
-    WaveSpec { size: size.parse().unwrap(), selector: None, soak_ms: SOAK_MS, max_duration_ms: MAX_MS }
+    WaveSpec::of(size.parse().unwrap(), SOAK_MS, MAX_MS)
 }
 
 pub(super) fn spec(waves: &[&str]) -> RolloutSpec {
-    RolloutSpec {
-        bundle: "digits@1.2.0".parse().unwrap(),
-        selector: Selector::all(),
-        waves: waves.iter().map(|size| wave(size)).collect(),
-        limits: Limits::default(),
-        gate: None,
-        watch: WatchPolicy::default(),
-        delivery: DeliveryPolicy::default(),
-        stage: Stage::Serve,
-    }
+    let waves = waves.iter().map(|size| wave(size)).collect();
+    RolloutSpec::of("digits@1.2.0".parse().unwrap(), Selector::all(), waves)
 }
 
 pub(super) fn installed(manifest: Digest, generation: u64) -> InstalledBundle {

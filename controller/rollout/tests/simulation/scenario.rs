@@ -4,7 +4,6 @@ use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::ids::Digest;
 use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
 use proptest::prelude::*;
 
 use crate::device::reference;
@@ -104,7 +103,7 @@ impl Scenario {
     }
 
     pub(crate) fn rollout(&self) -> Rollout {
-        let wave = |size, selector| WaveSpec { size, selector, soak_ms: 2 * TICK_MS, max_duration_ms: MAX_MS };
+        let wave = |size, selector| WaveSpec { selector, ..WaveSpec::of(size, 2 * TICK_MS, MAX_MS) };
         let site = |at: usize| (self.by_site && at == 0).then(|| "site=s0".parse().expect("a selector"));
         let mut waves: Vec<WaveSpec> =
             self.canaries.iter().enumerate().map(|(at, size)| wave(*size, site(at))).collect();
@@ -118,16 +117,7 @@ impl Scenario {
             max_prediction_psi: 50.0,
             ..Limits::default()
         };
-        let spec = RolloutSpec {
-            bundle: reference(),
-            selector: Selector::all(),
-            waves,
-            gate: None,
-            limits,
-            watch: WatchPolicy::default(),
-            delivery: DeliveryPolicy::default(),
-            stage: Stage::Serve,
-        };
+        let spec = RolloutSpec { limits, ..RolloutSpec::of(reference(), Selector::all(), waves) };
         let bundle = BundleFacts {
             manifest: self.bundle(),
             bundle: reference(),

@@ -1,129 +1,18 @@
 //! What an operator asks for, and what makes it valid.
 
-use std::fmt;
-use std::str::FromStr;
+mod limits;
+mod wave;
 
 use serde::{Deserialize, Serialize};
+
+pub use limits::Limits;
+pub use wave::{WaveSize, WaveSizeError, WaveSpec};
 
 use super::gate::{GateError, GateSpec};
 use crate::ids::BundleRef;
 use crate::limits::MAX_WAVES;
 use crate::selector::Selector;
 use crate::trust::{DeliveryPolicy, MIN_DOWNLOAD_BYTES_PER_S, Stage, StageError, WatchPolicy};
-
-/// How large a wave is, all waves before it included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum WaveSize {
-    /// That many devices, written `3`.
-    Count(u32),
-    /// That share of the devices meant, rounded up, written `25%`.
-    Percent(u8),
-}
-
-impl WaveSize {
-    /// How many of `candidates` devices the wave reaches.
-    #[must_use]
-    pub fn of(self, candidates: usize) -> usize {
-        match self {
-            Self::Count(count) => candidates.min(count as usize),
-            Self::Percent(percent) => (candidates * usize::from(percent)).div_ceil(100).min(candidates),
-        }
-    }
-}
-
-/// Why a text is not a wave's size.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not the size of a wave: write a number of devices (3) or a share (25%), neither of them zero")]
-pub struct WaveSizeError(String);
-
-impl FromStr for WaveSize {
-    type Err = WaveSizeError;
-    fn from_str(text: &str) -> Result<Self, WaveSizeError> {
-        let refuse = || WaveSizeError(text.chars().take(40).collect());
-        match text.trim().strip_suffix('%') {
-            Some(percent) => {
-                let percent = percent.parse().map_err(|_| refuse())?;
-                (1..=100).contains(&percent).then_some(Self::Percent(percent)).ok_or_else(refuse)
-            }
-            None => {
-                let count = text.trim().parse().map_err(|_| refuse())?;
-                (count > 0).then_some(Self::Count(count)).ok_or_else(refuse)
-            }
-        }
-    }
-}
-
-impl TryFrom<String> for WaveSize {
-    type Error = WaveSizeError;
-    fn try_from(text: String) -> Result<Self, WaveSizeError> {
-        text.parse()
-    }
-}
-
-impl From<WaveSize> for String {
-    fn from(size: WaveSize) -> String {
-        size.to_string()
-    }
-}
-
-impl fmt::Display for WaveSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Count(count) => write!(f, "{count}"),
-            Self::Percent(percent) => write!(f, "{percent}%"),
-        }
-    }
-}
-
-/// One wave of a rollout.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct WaveSpec {
-    /// How large it is.
-    pub size: WaveSize,
-    /// Narrows the wave to some of the rollout's devices, as to one site.
-    #[serde(default)]
-    pub selector: Option<Selector>,
-    /// The least time it is watched after its devices have committed, in milliseconds.
-    pub soak_ms: u64,
-    /// After this without a verdict the rollout pauses, in milliseconds.
-    pub max_duration_ms: u64,
-}
-
-/// Limits that stop a wave at once when they are passed. Each is judged once enough has been counted.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Limits {
-    /// Largest share of served requests that the model fails.
-    pub max_error_rate: f64,
-    /// Largest ratio of the 99th percentile of latency to the incumbent's.
-    pub max_latency_p99_ratio: f64,
-    /// Devices that may fail, revert or crash on the new bundle.
-    pub max_failures: u32,
-    /// Largest population stability index of predictions, canary against control.
-    pub max_prediction_psi: f64,
-    /// Telemetry windows with requests in them that a wave needs from its devices; the control needs as many for a
-    /// comparison.
-    pub min_reports: u32,
-    /// Requests that a wave needs from its devices.
-    pub min_requests: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_error_rate: 0.05,
-            max_latency_p99_ratio: 2.0,
-            max_failures: 0,
-            max_prediction_psi: 0.25,
-            min_reports: 3,
-            min_requests: 100,
-        }
-    }
-}
 
 /// What an operator asks for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -182,6 +71,21 @@ pub enum SpecError {
 }
 
 impl RolloutSpec {
+    /// The rollout of `bundle` to the devices that `selector` means, and for the rest as it is without being asked for.
+    #[must_use]
+    pub fn of(bundle: BundleRef, selector: Selector, waves: Vec<WaveSpec>) -> Self {
+        Self {
+            bundle,
+            selector,
+            waves,
+            limits: Limits::default(),
+            gate: None,
+            watch: WatchPolicy::default(),
+            delivery: DeliveryPolicy::default(),
+            stage: Stage::Serve,
+        }
+    }
+
     /// Checks what the types alone do not express.
     ///
     /// # Errors
@@ -222,31 +126,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_round_up_and_never_past_the_fleet() {
-        for (text, candidates, size) in
-            [("1%", 12, 1), ("25%", 10, 3), ("100%", 7, 7), ("3", 12, 3), ("30", 12, 12), ("50%", 0, 0)]
-        {
-            assert_eq!(text.parse::<WaveSize>().unwrap().of(candidates), size, "{text} of {candidates}");
-        }
-        for bad in ["", "0", "0%", "101%", "-1", "1.5%", "%", "ten"] {
-            assert!(bad.parse::<WaveSize>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn a_spec_must_be_able_to_end_and_to_see() {
-        let wave =
-            |size: &str| WaveSpec { size: size.parse().unwrap(), selector: None, soak_ms: 1, max_duration_ms: 2 };
-        let good = RolloutSpec {
-            bundle: "digits@1.0.0".parse().unwrap(),
-            selector: Selector::all(),
-            waves: vec![wave("1"), wave("100%")],
-            limits: Limits::default(),
-            gate: None,
-            watch: WatchPolicy::default(),
-            delivery: DeliveryPolicy::default(),
-            stage: Stage::Serve,
-        };
+        let wave = |size: &str| WaveSpec::of(size.parse().unwrap(), 1, 2);
+        let waves = vec![wave("1"), wave("100%")];
+        let good = RolloutSpec::of("digits@1.0.0".parse().unwrap(), Selector::all(), waves);
         assert_eq!(good.validate(), Ok(()));
         let with = |change: &dyn Fn(&mut RolloutSpec)| {
             let mut spec = good.clone();
