@@ -18,6 +18,9 @@ use crate::store::{Change, Expect, Records, StoreError, Table};
 /// Entries one call of [`EventLog::list`] looks at, however few of them match.
 const MAX_LOOKED_AT: usize = 20_000;
 
+/// Entries read at once.
+const STEP: usize = 500;
+
 /// Who caused an event when it was no person.
 pub(crate) const ACTOR_CONTROLLER: &str = "controller";
 /// The actor of what a device says of itself.
@@ -54,6 +57,15 @@ struct Numbers {
     next: u64,
     /// Given out, and not known to be stored or given up.
     pending: BTreeSet<u64>,
+}
+
+/// The end of the history.
+#[derive(Debug)]
+pub(crate) struct LastEvents {
+    /// Entries that match, oldest first.
+    pub(crate) events: Vec<EventView>,
+    /// There may be older ones that match.
+    pub(crate) is_cut: bool,
 }
 
 /// The history. Clones share their numbers.
@@ -146,11 +158,7 @@ impl EventLog {
         rollout: Option<&RolloutId>,
         limit: usize,
     ) -> Result<EventPage, StoreError> {
-        const STEP: usize = 500;
-        let horizon = {
-            let numbers = lock(&self.numbers);
-            numbers.pending.first().copied().unwrap_or(numbers.next)
-        };
+        let horizon = self.horizon();
         let mut page = EventPage { events: Vec::new(), seen_up_to: None };
         let mut looked_at = 0;
         while page.events.len() < limit && looked_at < MAX_LOOKED_AT {
@@ -175,6 +183,52 @@ impl EventLog {
             }
         }
         Ok(page)
+    }
+
+    /// The last `most` entries written at or after `since_ms` that are `wanted`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn last(
+        &self,
+        since_ms: u64,
+        most: usize,
+        wanted: impl Fn(&EventView) -> bool,
+    ) -> Result<LastEvents, StoreError> {
+        let mut last = LastEvents { events: Vec::new(), is_cut: false };
+        let (mut end, mut looked_at) = (self.horizon(), 0);
+        'back: while end > 1 {
+            if looked_at >= MAX_LOOKED_AT {
+                last.is_cut = true;
+                break;
+            }
+            // Numbers begin with 1, and none between two that are there need be missing.
+            let start = end.saturating_sub(STEP as u64).max(1);
+            let step = self.records.scan::<EventView>(Table::Events, Some(&event_key(start - 1)), "", STEP).await?;
+            looked_at += STEP;
+            for (_, event) in step.into_iter().rev().filter(|(_, event)| event.value.sequence < end) {
+                let event = event.value;
+                if event.at_ms < since_ms {
+                    break 'back;
+                }
+                if wanted(&event) {
+                    if last.events.len() == most {
+                        last.is_cut = true;
+                        break 'back;
+                    }
+                    last.events.push(event);
+                }
+            }
+            end = start;
+        }
+        last.events.reverse();
+        Ok(last)
+    }
+
+    /// Before this number, whatever will ever be there is there.
+    fn horizon(&self) -> u64 {
+        let numbers = lock(&self.numbers);
+        numbers.pending.first().copied().unwrap_or(numbers.next)
     }
 }
 
@@ -220,6 +274,31 @@ mod tests {
         assert_eq!(kinds(&page), ["a", "d"]);
         let page = log.list(4, Some(&device), None, 100).await.unwrap();
         assert_eq!((kinds(&page), page.seen_up_to), (vec![], None));
+    }
+
+    #[tokio::test]
+    async fn the_last_entries_are_found_from_the_end() {
+        let (records, _folder) = records();
+        let log = EventLog::open(records).await.unwrap();
+        let of =
+            |name: &'static str| move |event: &EventView| event.device.as_ref().is_some_and(|d| d.as_str() == name);
+        let (one, two) = (of("dev-1"), of("dev-2"));
+        for n in 0..3 * STEP {
+            log.append(event(&n.to_string(), Some(if n % 700 == 0 { "dev-1" } else { "dev-2" }))).await.unwrap();
+        }
+        let kinds = |last: &LastEvents| last.events.iter().map(|event| event.kind.clone()).collect::<Vec<_>>();
+        let rare = log.last(0, 10, one).await.unwrap();
+        assert_eq!((kinds(&rare), rare.is_cut), (vec!["0".into(), "700".into(), "1400".into()], false));
+        let some = log.last(0, 2, one).await.unwrap();
+        assert_eq!((kinds(&some), some.is_cut), (vec!["700".into(), "1400".into()], true));
+        assert_eq!(kinds(&log.last(0, 2, two).await.unwrap()), ["1498", "1499"]);
+        let never = log.last(u64::MAX, 2, |_| true).await.unwrap();
+        assert_eq!((kinds(&never), never.is_cut), (vec![], false));
+        let (_, held) = log.prepare(event("slow", Some("dev-1"))).unwrap();
+        log.append(event("quick", Some("dev-1"))).await.unwrap();
+        assert_eq!(kinds(&log.last(0, 1, one).await.unwrap()), ["1400"], "it waits for the one before");
+        drop(held);
+        assert_eq!(kinds(&log.last(0, 1, one).await.unwrap()), ["quick"]);
     }
 
     #[tokio::test]

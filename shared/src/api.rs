@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::Manifest;
 use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use crate::messages::StateReport;
+use crate::rollout::Explanation;
 use crate::trust::{Envelope, PublicKey, Stage};
 
 pub use card::{LatencyCard, LiveCard, ModelCard, RolloutCard};
@@ -336,6 +337,19 @@ pub struct RollbackOrder {
     /// The bundle that all of them go back to; to what each of them ran before when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<BundleRef>,
+}
+
+/// Why a rollout stands where it does, and how it came there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RolloutExplanation {
+    /// What it does, waits for and rests on.
+    #[serde(flatten)]
+    pub explanation: Explanation,
+    /// What happened so far, oldest first: of the device, where one was asked about.
+    pub history: Vec<EventView>,
+    /// There is more history than this; these are the last entries.
+    pub history_is_cut: bool,
 }
 
 /// One entry of the fleet's history.

@@ -32,7 +32,8 @@ pub(crate) struct EventsArgs {
     after: Option<u64>,
 }
 
-fn event_text(event: &EventView) -> String {
+/// An entry in a line.
+pub(crate) fn event_text(event: &EventView) -> String {
     let mut text = format!("{}  #{}  {}  by {}", output::time(event.at_ms), event.sequence, event.kind, event.actor);
     for subject in [
         event.device.as_ref().map(|device| format!("device {device}")),

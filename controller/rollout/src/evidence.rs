@@ -9,7 +9,7 @@ use muster_shared::trust::Stage;
 
 use crate::cohort::Survey;
 use crate::fleet::{DeviceFacts, Evidence, Fleet, Predictions};
-use crate::rollout::Rollout;
+use crate::rollout::{Rollout, Target};
 use crate::walk::side_by_side;
 
 /// What one side measured.
@@ -31,9 +31,7 @@ impl<'f> Arm<'f> {
     pub(crate) fn canary(rollout: &Rollout, fleet: &'f Fleet) -> Self {
         let mut arm = Self::default();
         for (_, target, facts) in side_by_side(&rollout.targets, &fleet.devices) {
-            arm.add_device(facts.filter(|facts| !facts.revoked), |evidence| {
-                evidence.generation == target.generation && Some(evidence.manifest) == target.manifest
-            });
+            arm.add_device(facts.filter(|facts| !facts.revoked), |evidence| target.is_about(evidence));
             arm.summary.failures += u32::from(target.failure.is_some());
         }
         arm.finish()
@@ -65,12 +63,18 @@ impl<'f> Arm<'f> {
         self.latency_us = LatencySketch::default();
         for (id, target) in rollout.targets.iter().filter(|(_, target)| target.beside) {
             let facts = fleet.devices.get(id).filter(|facts| !facts.revoked);
-            let own = facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| {
-                evidence.generation == target.generation && Some(evidence.manifest) == target.manifest
-            });
+            let own = facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| target.is_about(evidence));
             own.for_each(|evidence| self.latency_us.merge(&evidence.incumbent_us));
         }
         self.shadowed = Some(self.latency_us.count());
+    }
+
+    /// What one device of the rollout measured, on the bundle and under the generation it was given.
+    pub(crate) fn of_device(target: &Target, facts: &'f DeviceFacts) -> ArmSummary {
+        let mut arm = Self::default();
+        arm.add_device(Some(facts), |evidence| target.is_about(evidence));
+        arm.summary.failures = u32::from(target.failure.is_some());
+        arm.finish().summary
     }
 
     fn add_device(&mut self, facts: Option<&'f DeviceFacts>, counts: impl Fn(&Evidence) -> bool) {

@@ -10,6 +10,7 @@
 mod actions;
 mod cohort;
 mod evidence;
+mod explain;
 mod fleet;
 mod gate;
 mod limits;

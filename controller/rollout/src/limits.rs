@@ -90,14 +90,7 @@ impl Judgement {
 
     /// The verdict that the wave passed; `waived_by` let it, where the comparison of devices showed neither.
     pub(crate) fn successful(self, wave: u32, at_ms: u64, waived_by: Option<&str>) -> Verdict {
-        let ArmSummary { devices, reporting, reports, requests, .. } = self.canary;
-        let basis = format!(
-            "{} in {} from {} of {}",
-            counted(requests, "request"),
-            counted(u64::from(reports), "report"),
-            count(u64::from(reporting)),
-            counted(u64::from(devices), "device"),
-        );
+        let (basis, devices) = (self.basis(), self.canary.devices);
         let summary = if let Some(report) = &self.gate {
             let by = waived_by.map_or_else(String::new, |actor| format!(", as {actor} decided"));
             format!("wave {} passed{by}: {}; {basis} within the limits", u64::from(wave) + 1, report.sentence)
@@ -114,6 +107,25 @@ impl Judgement {
             format!("wave {} passed, limits only: {why}; {basis} within the limits", u64::from(wave) + 1)
         };
         self.into_verdict(wave, at_ms, Outcome::Successful, summary)
+    }
+
+    /// What would be said now, though nothing is decided.
+    pub(crate) fn so_far(self, wave: u32, at_ms: u64) -> Verdict {
+        let outcome = if self.is_failed() { Outcome::Failed } else { Outcome::Inconclusive };
+        let summary = format!("wave {} so far: {}", u64::from(wave) + 1, self.basis());
+        self.into_verdict(wave, at_ms, outcome, summary)
+    }
+
+    /// What it rests on.
+    fn basis(&self) -> String {
+        let ArmSummary { devices, reporting, reports, requests, .. } = self.canary;
+        format!(
+            "{} in {} from {} of {}",
+            counted(requests, "request"),
+            counted(u64::from(reports), "report"),
+            count(u64::from(reporting)),
+            counted(u64::from(devices), "device"),
+        )
     }
 
     /// The verdict that the comparison of devices showed neither.

@@ -8,7 +8,7 @@ use muster_shared::limits::bounded_text;
 use muster_shared::rollout::{RolloutSpec, RolloutStatus, SpecError, Verdict};
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::Predictions;
+use crate::fleet::{Evidence, Predictions};
 use crate::gate::GateState;
 
 /// Verdicts a rollout remembers; the oldest go first. Only an operator who resumes again and again gets there.
@@ -85,6 +85,13 @@ pub struct Target {
     pub beside: bool,
     /// Generations given on this errand. A device that overtakes them by itself, or fails to go back, gets a few.
     pub attempts: u32,
+}
+
+impl Target {
+    /// Whether `evidence` was measured of what the device was told, under the generation it was given.
+    pub(crate) fn is_about(&self, evidence: &Evidence) -> bool {
+        (Some(evidence.manifest), evidence.generation) == (self.manifest, self.generation)
+    }
 }
 
 /// A rollout. Every change of it is one [`crate::plan`] or [`Rollout::apply`], stored whole.

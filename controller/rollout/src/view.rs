@@ -49,7 +49,7 @@ impl Rollout {
     }
 
     /// The devices each wave to come would take in.
-    fn to_come(&self, fleet: &Fleet) -> Vec<(u32, Vec<DeviceId>)> {
+    pub(crate) fn to_come(&self, fleet: &Fleet) -> Vec<(u32, Vec<DeviceId>)> {
         match self.status {
             RolloutStatus::RollingBack
             | RolloutStatus::Completed
@@ -76,7 +76,8 @@ impl Rollout {
     }
 }
 
-fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DeviceProgress {
+/// How far a device is.
+pub(crate) fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DeviceProgress {
     if facts.is_some_and(|facts| facts.revoked) {
         return DeviceProgress::Revoked;
     }

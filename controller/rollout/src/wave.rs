@@ -208,9 +208,7 @@ fn take_note(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
 }
 
 fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
-    facts.evidence.iter().any(|evidence| {
-        evidence.crashes > 0 && evidence.generation == target.generation && Some(evidence.manifest) == target.manifest
-    })
+    facts.evidence.iter().any(|evidence| evidence.crashes > 0 && target.is_about(evidence))
 }
 
 /// Gives targets to the devices that the wave has room for. True when there were any.

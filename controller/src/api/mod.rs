@@ -16,6 +16,7 @@ mod devices;
 mod drift;
 mod enrol;
 mod events;
+mod explain;
 mod extract;
 mod feedback;
 mod files;
@@ -86,6 +87,7 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/rollouts/lift-stop", post(rollouts::lift_stop)),
         ("/api/v1/rollouts/{id}", get(rollouts::show)),
         ("/api/v1/rollouts/{id}/evidence", get(rollouts::evidence)),
+        ("/api/v1/rollouts/{id}/explain", get(explain::explain)),
         ("/api/v1/rollouts/{id}/pause", post(rollouts::pause)),
         ("/api/v1/rollouts/{id}/resume", post(rollouts::resume)),
         ("/api/v1/rollouts/{id}/abort", post(rollouts::abort)),

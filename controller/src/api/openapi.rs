@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    alerts, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events, feedback, files,
-    health, quality, renewal, revocation, rollouts, tokens, trust,
+    alerts, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events, explain, feedback,
+    files, health, quality, renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -46,6 +46,7 @@ use super::{
         rollouts::preview,
         rollouts::show,
         rollouts::evidence,
+        explain::explain,
         rollouts::pause,
         rollouts::resume,
         rollouts::abort,

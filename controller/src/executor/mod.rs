@@ -5,6 +5,7 @@
 //! has changed meanwhile is dropped and made again. What was stored and not sent, or sent and lost, is sent again,
 //! because devices that have not accepted what they shall run are told so until they have.
 
+mod explain;
 mod history;
 mod issue;
 mod pass;
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub(crate) use explain::explain;
 pub(crate) use issue::{announce_roots, reissue};
 pub(crate) use requests::{act, create, evidence, preview, roll_back_to, rollouts_of, statuses, view, views};
 pub(crate) use schedule::Schedule;

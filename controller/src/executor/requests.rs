@@ -44,7 +44,7 @@ pub(super) async fn find_active(app: &App) -> Result<(), ExecutorError> {
     Ok(())
 }
 
-async fn load(app: &App, id: &RolloutId) -> Result<Stored<Rollout>, ExecutorError> {
+pub(super) async fn load(app: &App, id: &RolloutId) -> Result<Stored<Rollout>, ExecutorError> {
     let found = app.records.get::<Rollout>(Table::Rollouts, id.as_str()).await?;
     found.ok_or_else(|| ExecutorError::UnknownRollout(id.clone()))
 }
@@ -279,7 +279,7 @@ pub(super) fn card(rollout: Rollout) -> RolloutCard {
 }
 
 /// The fleet as `rollout` sees it now.
-async fn fleet(app: &App, rollout: &Rollout, now_ms: u64) -> Result<Fleet, ExecutorError> {
+pub(super) async fn fleet(app: &App, rollout: &Rollout, now_ms: u64) -> Result<Fleet, ExecutorError> {
     let mut others = Vec::new();
     if !rollout.status().is_terminal() {
         for id in app.schedule.active().into_iter().filter(|id| *id != rollout.id) {

@@ -1,6 +1,7 @@
 //! Words of a rollout that controller, command line and pages share: what is asked for, how it stands, and
 //! what each verdict rests on. How decisions come about is `muster-rollout`'s matter.
 
+mod explanation;
 mod gate;
 mod preview;
 mod spec;
@@ -13,6 +14,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
 pub use gate::{
     Block, GateError, GateEvidence, GateReport, GateSpec, Guardrail, GuardrailReport, Metric, ScoredDevice,
 };

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::explanation::Decider;
 use crate::ids::DeviceId;
 use crate::messages::HeldBack;
 
@@ -85,6 +86,26 @@ pub enum Waiting {
         /// Devices that must.
         of: u32,
     },
+}
+
+impl Waiting {
+    /// Who or what ends it.
+    #[must_use]
+    pub const fn decider(&self) -> Decider {
+        match self {
+            Self::Soaking { until_ms } => Decider::Clock { at_ms: *until_ms },
+            Self::Updating { .. }
+            | Self::HeldBack { .. }
+            | Self::Offline { .. }
+            | Self::TooFewReports { .. }
+            | Self::Unscored { .. }
+            | Self::GoingBack { .. } => Decider::Devices,
+            Self::TooFewRequests { .. } | Self::TooFewPredictions { .. } => Decider::Applications,
+            Self::HeldByOtherRollout { .. } => Decider::OtherRollouts,
+            Self::NoDevices | Self::Paused { .. } => Decider::People,
+            Self::Unsuitable { .. } => Decider::Nobody,
+        }
+    }
 }
 
 impl fmt::Display for Waiting {

@@ -3,6 +3,7 @@
 mod compare;
 mod create;
 mod evidence;
+mod explain;
 mod gate;
 mod labels;
 mod plan;
@@ -40,6 +41,8 @@ pub(crate) enum RolloutCommand {
         /// Its id.
         id: RolloutId,
     },
+    /// Say what a rollout does, why it is not further, who or what decides next, on which numbers, and what happened so far.
+    Explain(explain::ExplainArgs),
     /// Follow a rollout to its end. Exits with 0 if it completed, 1 if it went back or was stopped.
     Watch(watch::WatchArgs),
     /// Show how a bundle answers beside the one in service: agreement, differences, times, errors.
@@ -113,6 +116,7 @@ pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Fail
         RolloutCommand::Plan(wish) => plan::run(context, &wish),
         RolloutCommand::List => show::list(context),
         RolloutCommand::Show { id } => show::show(context, &id),
+        RolloutCommand::Explain(args) => explain::run(context, &args),
         RolloutCommand::Watch(args) => watch::run(context, &args),
         RolloutCommand::Compare(args) => compare::run(context, args),
         RolloutCommand::Evidence(args) => evidence::write(context, &args),

@@ -50,13 +50,12 @@ fn check_row(check: &Check) -> Vec<comfy_table::Cell> {
 }
 
 fn verdict_text(verdict: &Verdict) -> String {
-    let title = format!(
-        "verdict on wave {} at {}: {}: {}",
-        verdict.wave + 1,
-        output::time(verdict.at_ms),
-        verdict.outcome,
-        verdict.summary
-    );
+    let (wave, at) = (verdict.wave + 1, output::time(verdict.at_ms));
+    format!("verdict on wave {wave} at {at}: {}: {}", verdict.outcome, numbers_text(verdict))
+}
+
+/// What a verdict, or what would be one, rests on.
+pub(super) fn numbers_text(verdict: &Verdict) -> String {
     let checks = output::table(
         &["rule", "outcome", "measured", "limit", "canary n", "control n", "in words"],
         verdict.checks.iter().map(check_row),
@@ -64,7 +63,7 @@ fn verdict_text(verdict: &Verdict) -> String {
     let arms =
         output::properties(&[("canary", words::arm(&verdict.canary)), ("control", words::arm(&verdict.control))]);
     let gate = verdict.gate.as_ref().map_or_else(String::new, |report| format!("\n{}", guardrails_table(report)));
-    format!("{}\n{checks}{gate}\n{arms}", output::clean(&title))
+    format!("{}\n{checks}{gate}\n{arms}", output::clean(&verdict.summary))
 }
 
 fn waves_text(view: &RolloutView) -> String {

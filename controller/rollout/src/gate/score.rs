@@ -8,7 +8,7 @@ use muster_shared::sketch::{LatencySketch, RightCounts};
 use muster_shared::trust::Stage;
 
 use crate::fleet::{DeviceFacts, Evidence, Fleet};
-use crate::rollout::{Rollout, Target};
+use crate::rollout::Rollout;
 
 /// The score of a device that was not heard of, or that failed on the bundle.
 const WORST: f64 = 1.0;
@@ -92,12 +92,12 @@ fn canary<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet)
     let target = rollout.targets.get(id)?;
     let facts = rollout.governed(id, target, fleet)?;
     let (device, _) = fleet.devices.get_key_value(id)?;
-    let mut side = Side::of((device, Part::Canary), facts, since_ms, |evidence| is_canarys(target, evidence));
+    let mut side = Side::of((device, Part::Canary), facts, since_ms, |evidence| target.is_about(evidence));
     // It may be here and yet never have taken the bundle up.
     side.silent |= target.done_at_ms.is_none() && target.failure.is_none();
     side.failed |= target.failure.is_some();
     if target.beside {
-        for evidence in facts.soak.iter().filter(|evidence| is_canarys(target, evidence)) {
+        for evidence in facts.soak.iter().filter(|evidence| target.is_about(evidence)) {
             side.labels.merge(&evidence.beside.candidate);
         }
     }
@@ -121,7 +121,7 @@ fn control<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet
                 // Its model's time for the very requests that the shadow ran.
                 side.latency_us = LatencySketch::default();
             }
-            for evidence in facts.soak.iter().filter(|evidence| is_canarys(target, evidence)) {
+            for evidence in facts.soak.iter().filter(|evidence| target.is_about(evidence)) {
                 side.labels.merge(&evidence.beside.incumbent);
                 if shadowed {
                     side.latency_us.merge(&evidence.incumbent_us);
@@ -130,10 +130,6 @@ fn control<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet
         }
     }
     Some(side)
-}
-
-fn is_canarys(target: &Target, evidence: &Evidence) -> bool {
-    (Some(evidence.manifest), evidence.generation) == (target.manifest, target.generation)
 }
 
 impl<'f> Side<'f> {

@@ -3,6 +3,7 @@
 mod beside;
 mod checker;
 mod cohorts;
+mod explain;
 mod failures;
 mod gate;
 mod going_back;

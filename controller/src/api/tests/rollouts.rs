@@ -1,6 +1,6 @@
 //! Rollouts as callers see them. How they decide is tested where it is decided.
 
-use muster_shared::api::{BundleView, Page};
+use muster_shared::api::{BundleView, Page, RolloutExplanation};
 use muster_shared::rollout::{FleetStopView, RolloutStatus, RolloutView};
 use serde_json::{Value, json};
 
@@ -51,6 +51,20 @@ async fn a_rollout_is_created_shown_and_steered() {
     let numbers = client.get("/metrics").await;
     let text = String::from_utf8(numbers.body.to_vec()).unwrap();
     assert!(text.contains("muster_controller_rollouts{status=\"stopped\"} 1"), "{text}");
+}
+
+#[tokio::test]
+async fn a_rollout_is_explained_with_its_history() {
+    let client = with_bundle().await;
+    let created: RolloutView = client.post("/api/v1/rollouts", &wish()).await.ok(201);
+    let path = format!("/api/v1/rollouts/{}/explain", created.id);
+    let explained: RolloutExplanation = client.get(&path).await.ok(200);
+    assert_eq!((&explained.explanation.rollout, explained.explanation.device), (&created.id, None));
+    let kinds: Vec<_> = explained.history.iter().map(|event| event.kind.as_str()).collect();
+    assert_eq!((kinds, explained.history_is_cut), (vec!["rollout.created"], false));
+    client.get(&format!("{path}?device=nobody")).await.problem(404, "unknown-device");
+    client.get(&format!("{path}?gadget=dev-1")).await.problem(400, "invalid-query");
+    client.get("/api/v1/rollouts/r99/explain").await.problem(404, "unknown-rollout");
 }
 
 #[tokio::test]
