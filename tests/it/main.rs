@@ -28,3 +28,4 @@ mod samples;
 mod secrets;
 mod security_page;
 mod stage;
+mod strategies;

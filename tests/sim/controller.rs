@@ -84,6 +84,7 @@ impl Controller {
     ) -> Result<Did, String> {
         match std::mem::take(&mut self.step) {
             Step::Idle => {
+                self.clear_the_way(store, ledger, true_ms)?;
                 // Those that were stopped need no planning; whoever plans them all the same must find nothing to do.
                 let active = store.rollouts.values().filter(|rollout| {
                     rollout.value.needs_planning() || rollout.value.status() == RolloutStatus::Stopped
@@ -140,10 +141,34 @@ impl Controller {
         Ok(Did::Planned)
     }
 
+    /// Ends what is in the way of emergencies, as far as nobody is faster.
+    fn clear_the_way(&mut self, store: &mut Store, ledger: &mut Ledger, true_ms: u64) -> Result<(), String> {
+        self.rollouts = store.rollouts.values().filter(|rollout| rollout.value.needs_planning()).cloned().collect();
+        let now_ms = self.now_ms(true_ms);
+        for at in 0..self.rollouts.len() {
+            let emergency = self.rollouts[at].value.clone();
+            let held_by = self.held_by_others(at);
+            let in_the_way = emergency.in_the_way(&store.fleet(&emergency, &held_by, now_ms));
+            for Stored { version, value } in &mut self.rollouts {
+                let ended =
+                    value.overridden(&emergency, "controller", now_ms).filter(|_| in_the_way.contains(&value.id));
+                let Some(next) = ended else { continue };
+                ledger.operated(value, &next)?;
+                let rollouts = vec![Stored { version: *version, value: next.clone() }];
+                if store.commit(Commit { rollouts, ..Commit::default() }).is_ok() {
+                    ledger.tally.overridden += 1;
+                    (*version, *value) = (*version + 1, next);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn held_by_others(&self, except: usize) -> BTreeMap<DeviceId, RolloutId> {
         let mut held_by = BTreeMap::new();
         for (at, Stored { value: rollout, .. }) in self.rollouts.iter().enumerate() {
-            if at != except && !rollout.status().is_terminal() {
+            let other = self.rollouts.get(except);
+            if at != except && other.is_some_and(|other| rollout.holds_against(&other.value)) {
                 for device in rollout.targets.keys() {
                     held_by.entry(device.clone()).or_insert_with(|| rollout.id.clone());
                 }

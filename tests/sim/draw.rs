@@ -6,7 +6,7 @@ use muster_agent_core::record::Record;
 use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
-use muster_shared::rollout::{Limits, RolloutSpec, WaveSpec};
+use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
 use muster_shared::trust::{Stage, WatchPolicy};
 use muster_tests::random::Random;
@@ -102,8 +102,15 @@ pub(crate) fn nature(random: &mut Random, bad_percent: usize) -> Nature {
     *random.pick(&[Nature::FailsTest, Nature::FailsTrial, Nature::Errs, Nature::Crashes, Nature::Slow])
 }
 
-/// A wish.
+/// A wish: sometimes an emergency.
 pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
+    if random.chance(8) {
+        let waves = vec![WaveSpec::of(WaveSize::Percent(100), 0, 500 + random.below(15_000) as u64)];
+        let watch = WatchPolicy { probation_ms: random.below(300) as u64, max_error_rate: 0.2, min_requests: 3 };
+        let selector = if random.chance(50) { Selector::all() } else { "site=a".parse().expect("a selector") };
+        let spec = RolloutSpec::of(bundle.manifest.bundle.clone(), selector, waves);
+        return RolloutSpec { watch, emergency: true, ..spec };
+    }
     let shapes: [&[&str]; 6] =
         [&["1", "100%"], &["1", "50%", "100%"], &["25%", "100%"], &["100%"], &["2", "100%"], &["1", "2", "3", "100%"]];
     let sizes = *random.pick(&shapes);

@@ -103,7 +103,7 @@ fn a_device_of_another_rollout() {
         }
         plan(rollout, &free, now_ms)
     }
-    must_be_caught("a held device taken", planner, &["another rollout"]);
+    must_be_caught("a held device taken", planner, &["another rollout", "the control of a verdict"]);
 }
 
 #[test]

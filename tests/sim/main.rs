@@ -96,4 +96,5 @@ fn rollouts_keep_their_promises_whatever_happens() {
     ] {
         assert!(count > runs / 100, "in {runs} runs {count} {what}");
     }
+    assert!(all.overridden > runs / 1_000, "in {runs} runs {} ended for an emergency", all.overridden);
 }

@@ -73,6 +73,7 @@ impl Ledger {
         }
         orders(before, decision, fleet)?;
         caps(before, &decision.next, fleet)?;
+        everybody(before, &decision.next, fleet)?;
         let new = decision.next.verdicts.len().checked_sub(before.verdicts.len()).filter(|new| *new > 0);
         if let Some(verdict) = new.and_then(|_| decision.next.verdicts.last()) {
             control(before, &decision.next, verdict, fleet)?;
@@ -170,7 +171,8 @@ impl Ledger {
             arrived |= target.done_at_ms.is_some() && target.failure.is_none();
         }
         let limits = &next.spec.limits;
-        let enough = reports >= limits.min_reports && requests >= limits.min_requests;
+        // An emergency asks for nothing but that a device has the bundle.
+        let enough = next.spec.emergency || (reports >= limits.min_reports && requests >= limits.min_requests);
         holds(enough && arrived, || {
             format!("{} passed wave {wave} on {requests} requests in {reports} reports, arrived: {arrived}", next.id)
         })
@@ -303,6 +305,27 @@ fn caps(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
     Ok(())
 }
 
+/// An emergency leaves nobody out whom it may have, and turns back only when it is told to.
+fn everybody(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
+    let (from, to) = (before.status(), next.status());
+    let (Some(wave), true) = (next.spec.waves.last(), next.spec.emergency && !from.is_terminal()) else {
+        return Ok(());
+    };
+    let back = |status| matches!(status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
+    holds(back(from) || !back(to), || format!("the emergency {} turned back by itself", next.id))?;
+    if !matches!(to, RolloutStatus::Running | RolloutStatus::Completed) {
+        return Ok(());
+    }
+    let out = fleet.devices.iter().filter(|(id, _)| !next.targets.contains_key(*id));
+    for (id, facts) in out {
+        let newest = facts.desired.as_ref().map_or(0, |desired| desired.generation);
+        holds(newest == u64::MAX || !may_come_in(next, wave, id, facts), || {
+            format!("the emergency {} leaves {id} out", next.id)
+        })?;
+    }
+    Ok(())
+}
+
 /// Nobody counts as control whom the store says to run the bundle, who runs it, or who is in; and what the verdict counts is what
 /// the others measured of their own bundles.
 fn control(before: &Rollout, next: &Rollout, verdict: &Verdict, fleet: &Fleet) -> Result<(), String> {
@@ -353,8 +376,10 @@ fn alone(before: &Rollout, next: &Rollout, store: &Store) -> Result<(), String> 
         // A device that had the bundle is told nothing, so no record of it says whose it is.
         let other = desired.filter(|told| target.errand == Errand::Forward && told.rollout != next.id);
         let other = other.and_then(|told| store.rollouts.get(&told.rollout));
-        let unfinished =
-            other.is_some_and(|other| !other.value.status().is_terminal() && other.value.targets.contains_key(id));
+        let unfinished = other.is_some_and(|other| {
+            let let_go = next.spec.emergency && other.value.status() == RolloutStatus::RollingBack;
+            !other.value.status().is_terminal() && !let_go && other.value.targets.contains_key(id)
+        });
         holds(!unfinished, || format!("{id} is in {} and in another rollout", next.id))?;
     }
     Ok(())

@@ -20,6 +20,7 @@ pub(crate) struct Tally {
     pub(crate) turned_back: u64,
     pub(crate) paused: u64,
     pub(crate) operated: u64,
+    pub(crate) overridden: u64,
     pub(crate) quiet_rounds: u64,
 }
 
@@ -48,7 +49,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 15] {
+    fn counts_mut(&mut self) -> [&mut u64; 16] {
         [
             &mut self.runs,
             &mut self.events,
@@ -64,6 +65,7 @@ impl Tally {
             &mut self.turned_back,
             &mut self.paused,
             &mut self.operated,
+            &mut self.overridden,
             &mut self.quiet_rounds,
         ]
     }

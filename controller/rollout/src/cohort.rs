@@ -176,6 +176,12 @@ pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_
     })
 }
 
+/// Whether `rollout` could have the device but for the rollout that holds it.
+pub(crate) fn is_wanted(rollout: &Rollout, id: &DeviceId, facts: &DeviceFacts) -> bool {
+    let is_meant = rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+    is_meant && !facts.revoked && matches!(suitability(rollout, facts), Suitability::Suitable)
+}
+
 enum Suitability {
     Suitable,
     Unsuitable(String),
@@ -192,7 +198,7 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
     if !rollout.spec.stage.is_serve() && !has_incumbent {
         faults.push("it has no bundle of its own that another could run beside".to_owned());
     }
-    faults.extend(misfits(&rollout.bundle.requirements, facts));
+    faults.extend(misfits(&rollout.bundle.requirements, &facts.attributes));
     if faults.is_empty() {
         Suitability::Suitable
     } else if facts.reported.is_none() {
@@ -202,10 +208,10 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
     }
 }
 
-/// Why the device cannot run what asks for `requirements`, as far as it is known; nothing where it can.
-pub(crate) fn misfits(requirements: &Requirements, facts: &DeviceFacts) -> Vec<String> {
+/// Why a device with these `attributes` cannot run what asks for `requirements`, as far as it is known; nothing where it can.
+pub(crate) fn misfits(requirements: &Requirements, attributes: &BTreeMap<String, String>) -> Vec<String> {
     let Requirements { architectures, min_memory_bytes, min_agent_version } = requirements;
-    let attribute = |key: &str| facts.attributes.get(key).map(String::as_str);
+    let attribute = |key: &str| attributes.get(key).map(String::as_str);
     let mut faults = Vec::new();
     if !architectures.is_empty() && !attribute("arch").is_some_and(|arch| architectures.contains(arch)) {
         let wanted = architectures.iter().map(String::as_str).collect::<Vec<_>>().join(", ");

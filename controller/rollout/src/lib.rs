@@ -9,6 +9,7 @@
 
 mod actions;
 mod cohort;
+mod emergency;
 mod evidence;
 mod explain;
 mod fleet;

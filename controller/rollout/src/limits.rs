@@ -11,9 +11,10 @@ use muster_shared::drift::{homogeneity, psi};
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{ArmSummary, Check, GateReport, Limits, Outcome, Rule, Verdict};
 
+use crate::emergency;
 use crate::evidence::{Arm, total};
 use crate::fleet::Predictions;
-use crate::rollout::Target;
+use crate::rollout::{Rollout, Target};
 use crate::wording::{comparison, count, counted, duration, latency, listed};
 
 /// A prediction score above its limit counts only if chance alone makes as much of nothing less often than this. With few
@@ -28,12 +29,21 @@ pub(crate) struct Judgement {
     pub(crate) canary: ArmSummary,
     control: ArmSummary,
     compared: bool,
+    /// It is an emergency, held against nothing.
+    is_emergency: bool,
     /// Predictions after which a score above its limit, and within chance so far, will be beyond it.
     pub(crate) predictions_needed: Option<u64>,
 }
 
+/// Judges the current wave of `rollout`.
+pub(crate) fn judge(rollout: &Rollout, canary: &Arm<'_>, control: &Arm<'_>) -> Judgement {
+    emergency::judged(&rollout.spec, canary, control).unwrap_or_else(|| {
+        hold(&rollout.spec.limits, canary, control, &rollout.bundle.reference_predictions, &rollout.targets)
+    })
+}
+
 /// Holds a wave against its limits.
-pub(crate) fn hold(
+fn hold(
     limits: &Limits,
     canary: &Arm<'_>,
     control: &Arm<'_>,
@@ -56,10 +66,17 @@ pub(crate) fn hold(
         canary: canary.summary,
         control: control.summary,
         compared,
+        is_emergency: false,
     }
 }
 
 impl Judgement {
+    /// What is known of an emergency: `checks` that nothing follows from.
+    pub(crate) fn of_emergency(checks: Vec<Check>, canary: &Arm<'_>, control: &Arm<'_>) -> Self {
+        let (canary, control) = (canary.summary, control.summary);
+        Self { checks, gate: None, canary, control, compared: false, is_emergency: true, predictions_needed: None }
+    }
+
     /// The same with what came of the comparison of devices.
     pub(crate) fn with_gate(mut self, report: GateReport) -> Self {
         self.checks.push(Check {
@@ -91,7 +108,10 @@ impl Judgement {
     /// The verdict that the wave passed; `waived_by` let it, where the comparison of devices showed neither.
     pub(crate) fn successful(self, wave: u32, at_ms: u64, waived_by: Option<&str>) -> Verdict {
         let (basis, devices) = (self.basis(), self.canary.devices);
-        let summary = if let Some(report) = &self.gate {
+        let summary = if self.is_emergency {
+            let said: Vec<&str> = self.checks.iter().map(|check| check.sentence.as_str()).collect();
+            format!("wave {} passed: {}; {basis}", u64::from(wave) + 1, said.join("; "))
+        } else if let Some(report) = &self.gate {
             let by = waived_by.map_or_else(String::new, |actor| format!(", as {actor} decided"));
             format!("wave {} passed{by}: {}; {basis} within the limits", u64::from(wave) + 1, report.sentence)
         } else if self.compared {
@@ -154,7 +174,7 @@ impl Judgement {
     }
 
     fn into_verdict(self, wave: u32, at_ms: u64, outcome: Outcome, summary: String) -> Verdict {
-        let Self { checks, gate, canary, control, compared: _, predictions_needed: _ } = self;
+        let Self { checks, gate, canary, control, compared: _, is_emergency: _, predictions_needed: _ } = self;
         Verdict { at_ms, wave, outcome, checks, canary, control, gate, summary }
     }
 }

@@ -36,6 +36,7 @@ impl Rollout {
             manifest: self.bundle.manifest,
             waves,
             held: survey.held,
+            ends: Vec::new(),
             unsuitable: survey.unsuitable,
         }
     }

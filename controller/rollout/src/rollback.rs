@@ -12,7 +12,7 @@ use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{RolloutStatus, Waiting};
-use muster_shared::trust::{DeliveryPolicy, MeteredUse, Stage};
+use muster_shared::trust::{DeliveryPolicy, Stage};
 
 use crate::cohort::misfits;
 use crate::fleet::Fleet;
@@ -22,24 +22,32 @@ use crate::wording::{counted, names};
 
 impl Rollout {
     /// What the device was to go back to, if this rollout has gone back without it: while it was shut out, the rollout had no say
-    /// over it, so what it was told under `generation` still stands.
+    /// over it, so what it was told under `generation` still stands. `attributes` say whether it can run a bundle that was named.
     #[must_use]
-    pub fn way_back(&self, device: &DeviceId, generation: u64) -> Option<Option<Digest>> {
+    pub fn way_back(
+        &self,
+        device: &DeviceId,
+        generation: u64,
+        attributes: &BTreeMap<String, String>,
+    ) -> Option<Option<Digest>> {
         let target = self.targets.get(device).filter(|target| target.generation == generation)?;
-        let left_behind = self.status == RolloutStatus::RolledBack && target.errand == Errand::Forward;
-        (left_behind && target.previous != Some(self.bundle.manifest)).then_some(target.previous)
+        if self.status != RolloutStatus::RolledBack || target.errand == Errand::Back {
+            return None;
+        }
+        if let Some(named) = self.destination.as_ref().filter(|to| misfits(&to.requirements, attributes).is_empty()) {
+            return Some(Some(named.manifest));
+        }
+        let had_it = target.errand == Errand::Keep || target.previous == Some(self.bundle.manifest);
+        (!had_it).then_some(target.previous)
     }
 
-    /// When and how fast the device fetches what this rollout tells it to run. What the operator asked for is about the bundle; the way
-    /// back from one that fails waits for no quiet hours and no other link.
+    /// When and how fast the device fetches what this rollout tells it to run. What the operator asked for is about the bundle; an
+    /// emergency, and the way back from a bundle that fails, wait for no quiet hours and no other link.
     #[must_use]
     pub fn delivery(&self, device: &DeviceId) -> DeliveryPolicy {
         match self.targets.get(device).map(|target| target.errand) {
-            Some(Errand::Back) => DeliveryPolicy {
-                max_download_bytes_per_s: None,
-                metered: MeteredUse::Allowed,
-                ignore_quiet_hours: true,
-            },
+            Some(Errand::Back) => DeliveryPolicy::at_once(),
+            _ if self.spec.emergency => DeliveryPolicy::at_once(),
             Some(Errand::Keep | Errand::Forward) | None => self.spec.delivery,
         }
     }
@@ -109,7 +117,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
     let mut retreat = Retreat::default();
     next.change_governed(fleet, |next, id, target, facts| {
         target.previous = past(target, facts);
-        let unfit = next.destination.as_ref().map(|to| misfits(&to.requirements, facts));
+        let unfit = next.destination.as_ref().map(|to| misfits(&to.requirements, &facts.attributes));
         let named =
             next.destination.as_ref().map(|to| to.manifest).filter(|_| unfit.as_ref().is_some_and(Vec::is_empty));
         let had_it = target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest);

@@ -15,7 +15,7 @@ use crate::cohort::{Survey, new_target};
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::gate::{self, GateState};
-use crate::limits::{Judgement, hold};
+use crate::limits::{Judgement, judge};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
 
@@ -44,7 +44,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         }
         let judgement = {
             let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey, fleet));
-            hold(&grown.spec.limits, &canary, &control, &grown.bundle.reference_predictions, &grown.targets)
+            judge(&grown, &canary, &control)
         };
         if judged && judgement.is_failed() {
             next.conclude(judgement.failed(wave, now_ms));
@@ -54,7 +54,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         let census = Census::of(&grown, fleet, survey, &spec);
         let soak_until_ms = soak(&mut grown, &census, &spec, now_ms);
         deal(&mut grown, survey, &spec);
-        let (mut blocking, aside) = waiting(census, survey, &grown.spec.limits, &judgement, soak_until_ms, now_ms);
+        let (mut blocking, aside) = waiting(census, survey, grown.spec.judged_by(), &judgement, soak_until_ms, now_ms);
         let time_is_up = clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms;
         if judged && blocking.is_empty() {
             match course(&mut grown, fleet, judgement, now_ms, !time_is_up) {
@@ -287,7 +287,7 @@ impl Census {
 fn waiting(
     census: Census,
     survey: &Survey<'_>,
-    limits: &Limits,
+    limits: Option<&Limits>,
     judgement: &Judgement,
     soak_until_ms: Option<u64>,
     now_ms: u64,
@@ -311,10 +311,10 @@ fn waiting(
         blocking.push(Waiting::Soaking { until_ms });
     }
     let canary = &judgement.canary;
-    if canary.reports < limits.min_reports {
+    if let Some(limits) = limits.filter(|limits| canary.reports < limits.min_reports) {
         blocking.push(Waiting::TooFewReports { have: canary.reports, need: limits.min_reports });
     }
-    if canary.requests < limits.min_requests {
+    if let Some(limits) = limits.filter(|limits| canary.requests < limits.min_requests) {
         blocking.push(Waiting::TooFewRequests { have: canary.requests, need: limits.min_requests });
     }
     if let Some(need) = judgement.predictions_needed {

@@ -11,7 +11,7 @@ use muster_rollout::Rollout;
 use muster_shared::api::{ActionReason, DeviceView, Problem, Revocation};
 use muster_shared::ids::DeviceId;
 use muster_shared::limits::MAX_TEXT_BYTES;
-use muster_shared::trust::Stage;
+use muster_shared::trust::{DeliveryPolicy, Stage};
 
 use super::devices::unknown;
 use super::extract::{Operator, OptionalJson, Segments};
@@ -97,12 +97,13 @@ pub(super) async fn reinstate(
 async fn brought_up_to_date(app: &App, record: &DeviceRecord) -> Result<Option<Desired>, StoreError> {
     let Some(desired) = &record.desired else { return Ok(None) };
     let rollout = app.records.get::<Rollout>(Table::Rollouts, desired.rollout.as_str()).await?;
-    let Some(back) = rollout.and_then(|rollout| rollout.value.way_back(&record.id, desired.generation)) else {
-        return Ok(Some(desired.clone()));
-    };
-    let reported = app.fleet.view(&record.id).and_then(|view| view.reported).map_or(0, |report| report.generation);
+    let reported = app.fleet.view(&record.id).and_then(|view| view.reported).unwrap_or_default();
+    let back = rollout.and_then(|rollout| rollout.value.way_back(&record.id, desired.generation, &reported.attributes));
+    let Some(back) = back else { return Ok(Some(desired.clone())) };
+    let reported = reported.generation;
     let Some(generation) = desired.generation.max(reported).checked_add(1) else { return Ok(Some(desired.clone())) };
-    Ok(Some(Desired { manifest: back, generation, stage: Stage::Serve, since_ms: clock::now_ms(), ..desired.clone() }))
+    let (stage, delivery) = (Stage::Serve, DeliveryPolicy::at_once());
+    Ok(Some(Desired { manifest: back, generation, stage, delivery, since_ms: clock::now_ms(), ..desired.clone() }))
 }
 
 async fn load(app: &App, device: &DeviceId) -> ApiResult<Stored<DeviceRecord>> {

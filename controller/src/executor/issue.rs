@@ -192,8 +192,14 @@ pub(crate) async fn reissue(app: &App, device: &DeviceId) {
         Ok(messages) => send_roots(app, device, &messages).await,
         Err(error) => tracing::error!(%error, "root documents cannot be read"),
     }
+    // What it shall run comes before all that can wait: it may be the way out of an emergency.
+    tell(app, device).await;
     prompt_if_behind(app, device).await;
     collections::tell(app, device).await;
+}
+
+/// Tells the device what it shall run, unless that was stopped before it heard of it.
+async fn tell(app: &App, device: &DeviceId) {
     let Some(desired) = app.fleet.desired(device) else { return };
     let sent = async {
         let is_untold = app.fleet.is_behind(device) && !app.fleet.has_taken_up(device, &desired);

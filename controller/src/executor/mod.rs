@@ -13,6 +13,7 @@ mod prompts;
 mod requests;
 mod schedule;
 mod stop;
+mod urgency;
 
 use std::sync::Arc;
 use std::time::Duration;

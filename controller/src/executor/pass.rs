@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_rollout::{Action, Decision, OperatorAction, Rollout, goes_on_in_a_stop, plan, verify};
+use muster_rollout::{Action, Decision, Fleet, OperatorAction, Rollout, goes_on_in_a_stop, plan, verify};
 use muster_shared::ids::{DeviceId, RolloutId};
 
-use super::{history, issue, prompts, stop};
+use super::{history, issue, prompts, stop, urgency};
 use crate::clock;
 use crate::events::{ACTOR_CONTROLLER, NewEvent};
 use crate::state::App;
@@ -23,6 +23,7 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
         tracing::error!(%error, "what a fleet-wide stop has to end cannot be ended; it is tried again");
     }
     let mut rollouts = load(app).await;
+    urgency::clear_the_way(app, &mut rollouts).await;
     let mut wake_at_ms: Option<u64> = None;
     for at in 0..rollouts.len() {
         let held_by = held_by_others(&rollouts, at);
@@ -75,12 +76,16 @@ async fn load(app: &App) -> Vec<Stored<Rollout>> {
     rollouts
 }
 
-/// Which device takes part in which rollout, other than the one at `except`, that is not finished. The older one comes
-/// first.
+/// Which device takes part in which rollout, other than the one at `except`, that is not finished and holds its devices against that
+/// one. The older one comes first.
 pub(super) fn held_by_others(rollouts: &[Stored<Rollout>], except: usize) -> BTreeMap<DeviceId, RolloutId> {
     let mut held_by = BTreeMap::new();
     for (at, rollout) in rollouts.iter().enumerate() {
-        if at == except || rollout.value.status().is_terminal() {
+        let holds = match rollouts.get(except) {
+            Some(other) => at != except && rollout.value.holds_against(&other.value),
+            None => !rollout.value.status().is_terminal(),
+        };
+        if !holds {
             continue;
         }
         for device in rollout.value.targets.keys() {
@@ -91,8 +96,13 @@ pub(super) fn held_by_others(rollouts: &[Stored<Rollout>], except: usize) -> BTr
 }
 
 /// Whether a fleet-wide stop keeps the rollout from going on.
-fn is_held(app: &App, rollout: &Rollout) -> bool {
+pub(super) fn is_held(app: &App, rollout: &Rollout) -> bool {
     app.schedule.is_fleet_stopped() && rollout.needs_planning() && !goes_on_in_a_stop(rollout.status())
+}
+
+/// The fleet as `rollout` must see it at `now_ms`.
+pub(super) fn facts(app: &App, rollout: &Rollout, held_by: &BTreeMap<DeviceId, RolloutId>, now_ms: u64) -> Fleet {
+    app.fleet.facts(rollout, held_by, now_ms.saturating_sub(app.config.rollout.device_timeout_ms))
 }
 
 /// Moves one rollout on, and puts what it has become into `rollout`.
@@ -103,8 +113,7 @@ async fn step(
 ) -> Result<Option<u64>, StoreError> {
     let now_ms = clock::now_ms();
     let before = &rollout.value;
-    let heard_since_ms = now_ms.saturating_sub(app.config.rollout.device_timeout_ms);
-    let fleet = app.fleet.facts(before, held_by, heard_since_ms);
+    let fleet = facts(app, before, held_by, now_ms);
     let decision = plan(before, &fleet, now_ms);
     if let Err(violations) = verify(before, &decision, &fleet, now_ms) {
         let all: Vec<String> = violations.iter().map(ToString::to_string).collect();

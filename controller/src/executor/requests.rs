@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::schedule::number;
 use super::{ExecutorError, StatusOnly, history, pass, stop};
 use crate::clock;
+use crate::events::ACTOR_CONTROLLER;
 use crate::fleet::reference_predictions;
 use crate::state::App;
 use crate::store::records::ROLLOUT_SEQUENCE_KEY;
@@ -76,7 +77,16 @@ pub(crate) async fn preview(app: &App, spec: RolloutSpec) -> Result<RolloutPrevi
     let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?.map_or(0, |last| last.value);
     let now_ms = clock::now_ms();
     let rollout = Rollout::new(rollout_id(last + 1)?, spec, facts, now_ms).map_err(ExecutorError::Spec)?;
-    Ok(rollout.preview(&fleet(app, &rollout, now_ms).await?, now_ms))
+    let (mut others, mut ends) = (others(app, &rollout).await?, Vec::new());
+    let in_the_way = rollout.in_the_way(&seen(app, &rollout, &others, now_ms));
+    others.retain(|other| {
+        let is_ended = in_the_way.contains(&other.value.id)
+            && other.value.overridden(&rollout, ACTOR_CONTROLLER, now_ms).is_some();
+        ends.extend(is_ended.then(|| other.value.id.clone()));
+        !is_ended
+    });
+    let preview = rollout.preview(&seen(app, &rollout, &others, now_ms), now_ms);
+    Ok(RolloutPreview { ends, ..preview })
 }
 
 /// Makes a rollout; it starts at once. The same `idempotency_key` of the same `actor` gives the same rollout.
@@ -278,17 +288,26 @@ pub(super) fn card(rollout: Rollout) -> RolloutCard {
     }
 }
 
-/// The fleet as `rollout` sees it now.
-pub(super) async fn fleet(app: &App, rollout: &Rollout, now_ms: u64) -> Result<Fleet, ExecutorError> {
+/// The other rollouts that hold devices against `rollout`.
+async fn others(app: &App, rollout: &Rollout) -> Result<Vec<Stored<Rollout>>, ExecutorError> {
     let mut others = Vec::new();
     if !rollout.status().is_terminal() {
         for id in app.schedule.active().into_iter().filter(|id| *id != rollout.id) {
             others.extend(app.records.get::<Rollout>(Table::Rollouts, id.as_str()).await?);
         }
     }
-    let held_by = pass::held_by_others(&others, usize::MAX);
-    let heard_since_ms = now_ms.saturating_sub(app.config.rollout.device_timeout_ms);
-    Ok(app.fleet.facts(rollout, &held_by, heard_since_ms))
+    others.retain(|other| other.value.holds_against(rollout));
+    Ok(others)
+}
+
+/// The fleet as `rollout` sees it now.
+pub(super) async fn fleet(app: &App, rollout: &Rollout, now_ms: u64) -> Result<Fleet, ExecutorError> {
+    Ok(seen(app, rollout, &others(app, rollout).await?, now_ms))
+}
+
+/// The same, `others` holding devices.
+fn seen(app: &App, rollout: &Rollout, others: &[Stored<Rollout>], now_ms: u64) -> Fleet {
+    pass::facts(app, rollout, &pass::held_by_others(others, usize::MAX), now_ms)
 }
 
 async fn show(app: &App, rollout: &Rollout) -> Result<RolloutView, ExecutorError> {

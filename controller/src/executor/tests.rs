@@ -1,6 +1,7 @@
 //! Rollouts from wish to end, with a broker that remembers.
 
 mod stop;
+mod urgency;
 
 use std::collections::BTreeSet;
 

@@ -19,7 +19,7 @@ pub use gate::{
     Block, GateError, GateEvidence, GateReport, GateSpec, Guardrail, GuardrailReport, Metric, ScoredDevice,
 };
 pub use preview::{RolloutPreview, WavePreview};
-pub use spec::{Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec};
+pub use spec::{EmergencyError, Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec};
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};
 pub use waiting::Waiting;

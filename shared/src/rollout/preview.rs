@@ -36,6 +36,9 @@ pub struct RolloutPreview {
     pub waves: Vec<WavePreview>,
     /// Devices that belong to another rollout that is not finished.
     pub held: Vec<DeviceId>,
+    /// Rollouts that it would end, as an emergency does with those that have devices it wants.
+    #[serde(default)]
+    pub ends: Vec<RolloutId>,
     /// Devices that cannot run the bundle, and why.
     pub unsuitable: BTreeMap<DeviceId, String>,
 }

@@ -34,6 +34,12 @@ pub struct DeliveryPolicy {
 }
 
 impl DeliveryPolicy {
+    /// As fast as the device can, on any link and at any time: for ways back, and for emergencies.
+    #[must_use]
+    pub const fn at_once() -> Self {
+        Self { max_download_bytes_per_s: None, metered: MeteredUse::Allowed, ignore_quiet_hours: true }
+    }
+
     /// Whether it asks for nothing. It is left out of documents then, so that agents that do not know of it read them.
     #[must_use]
     pub fn is_default(&self) -> bool {

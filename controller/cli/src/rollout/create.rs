@@ -39,12 +39,16 @@ pub(crate) struct Wish {
     wave: Vec<WaveFlag>,
     #[command(flatten)]
     pace: Pace,
+    /// Go to every device at once, held against nothing, in quiet hours and on any link, too. It ends the rollouts that have devices it
+    /// wants; devices that are away get it on return.
+    #[arg(long, conflicts_with_all = ["wave", "soak"])]
+    emergency: bool,
     /// Take all of it from a file, YAML or TOML in the words of these flags or JSON as the API has it.
     #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = [
         "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
-        "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha",
+        "emergency", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha",
     ])]
     file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Beside the bundle in service")]
@@ -68,9 +72,9 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
         (Some(path), _, _) => spec::from_file(path)?,
         (None, Some(bundle), Some(selector)) => {
             let (bundle, selector) = (bundle.clone(), selector.clone());
-            let spec =
-                spec::from_flags(bundle, selector, &args.wave, args.pace, args.limits, args.probation, args.delivery);
-            RolloutSpec { stage: args.stage.stage()?, gate: args.gate.gate(), ..spec }
+            let pace = args.pace.or_at_once(args.emergency);
+            let spec = spec::from_flags(bundle, selector, &args.wave, pace, args.limits, args.probation, args.delivery);
+            RolloutSpec { stage: args.stage.stage()?, gate: args.gate.gate(), emergency: args.emergency, ..spec }
         }
         (None, _, _) => return Err(Failure::input("give --bundle and --selector, or --file")),
     };

@@ -85,6 +85,12 @@ fn text(planned: &Planned) -> String {
         }
         parts.push(format!("blocks of wave {number}:\n{}", blocks.join("\n")));
     }
+    if !preview.ends.is_empty() {
+        parts.push(format!(
+            "ends, as an emergency: {}",
+            output::listed(preview.ends.iter().map(ToString::to_string), SHOWN)
+        ));
+    }
     if !preview.held.is_empty() {
         parts.push(format!("held by another rollout: {}", names(preview.held.iter())));
     }

@@ -164,6 +164,11 @@ impl DeliveryOptions {
 }
 
 impl Pace {
+    /// The same, without a soak in an emergency that says nothing of it.
+    pub(super) fn or_at_once(self, emergency: bool) -> Self {
+        Self { soak: self.soak.or_else(|| emergency.then_some(Millis(0))), ..self }
+    }
+
     /// A wave of this pace; what the wave itself says wins.
     fn wave(self, size: WaveSize, selector: Option<Selector>, own: Self) -> WaveSpec {
         let soak = own.soak.or(self.soak).unwrap_or(DEFAULT_SOAK);
@@ -217,6 +222,8 @@ struct SpecFile {
     stage: Option<StageWord>,
     share: Option<Share>,
     experiment: Option<String>,
+    #[serde(default)]
+    emergency: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -243,7 +250,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
     }
     let file: SpecFile = settings_file::parse(text, path)?;
     let stage = StageOptions { stage: file.stage, share: file.share, experiment: file.experiment };
-    let pace = Pace { soak: file.soak, max_duration: file.max_duration };
+    let pace = Pace { soak: file.soak, max_duration: file.max_duration }.or_at_once(file.emergency);
     let waves = if file.waves.is_empty() {
         vec![pace.wave(WaveSize::Percent(100), None, Pace::default())]
     } else {
@@ -261,6 +268,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         watch: file.watch.policy(),
         delivery: file.delivery.policy(),
         stage: stage.stage()?,
+        emergency: file.emergency,
         ..RolloutSpec::of(file.bundle, file.selector, waves)
     })
 }
@@ -307,6 +315,17 @@ mod tests {
         assert_eq!(flags.validate(), Ok(()));
         assert_eq!(flags.waves[1].max_duration_ms, 3_600_000);
         assert_eq!(flags.limits.min_requests, Limits::default().min_requests);
+    }
+
+    #[test]
+    fn an_emergency_is_one_wave_for_everybody_at_once() {
+        let text = "bundle = \"a@1.0.0\"\nselector = \"*\"\nemergency = true\n";
+        let spec = read("r.toml", text).unwrap();
+        assert!(spec.emergency && spec.validate().is_ok(), "{spec:?}");
+        assert_eq!((spec.waves.len(), spec.waves[0].soak_ms), (1, 0));
+        assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+        let careful = read("r.toml", &format!("{text}soak = \"1s\"\n")).unwrap().validate().unwrap_err();
+        assert!(careful.to_string().contains("leave out"), "{careful}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use muster_shared::rollout::{Decider, DeviceProgress, Explanation, Obstacle, Rol
 use crate::cohort::Survey;
 use crate::evidence::Arm;
 use crate::fleet::Fleet;
-use crate::limits::hold;
+use crate::limits::judge;
 use crate::plan::plan;
 use crate::rollout::Rollout;
 use crate::view::progress;
@@ -109,8 +109,7 @@ impl Rollout {
         }
         let survey = Survey::of(self, fleet);
         let (canary, control) = (Arm::canary(self, fleet), Arm::control(self, &survey, fleet));
-        let judgement = hold(&self.spec.limits, &canary, &control, &self.bundle.reference_predictions, &self.targets);
-        Some(judgement.so_far(self.current_wave, now_ms))
+        Some(judge(self, &canary, &control).so_far(self.current_wave, now_ms))
     }
 }
 

@@ -167,7 +167,8 @@ fn what_a_device_was_told_before_it_was_shut_out_is_known_to_be_taken_back() {
     world.facts("revoked").revoked = true;
     let given = world.facts("revoked").desired.as_ref().unwrap().generation;
     assert_eq!(world.progress("revoked"), Some(DeviceProgress::Revoked));
-    let way_back = |world: &World, name: &str, generation| world.rollout.way_back(&device(name), generation);
+    let way_back =
+        |world: &World, name: &str, generation| world.rollout.way_back(&device(name), generation, &Default::default());
     assert_eq!(way_back(&world, "revoked", given), None, "the rollout still runs");
     world.apply(OperatorAction::Rollback);
     world.tick(1);
@@ -179,6 +180,38 @@ fn what_a_device_was_told_before_it_was_shut_out_is_known_to_be_taken_back() {
     assert_eq!(way_back(&world, "revoked", given + 1), None, "something else was told to it since");
     assert_eq!(way_back(&world, "back", given), None, "it was taken along");
     assert_eq!(way_back(&world, "nobody", given), None);
+}
+
+#[test]
+fn a_device_that_was_shut_out_follows_to_the_bundle_that_was_named() {
+    let mut world = World::new(spec(&["100%"]), &["back", "has-it", "revoked"]);
+    let report = world.facts("has-it").reported.as_mut().unwrap();
+    report.running = Some(installed(new(), 1));
+    report.committed = Some(installed(new(), 1));
+    world.tick(0);
+    world.all_commit();
+    for name in ["has-it", "revoked"] {
+        world.facts(name).revoked = true;
+    }
+    let given = world.facts("revoked").desired.as_ref().unwrap().generation;
+    let kept = world.target("has-it").unwrap().generation;
+    let named = Digest::of(b"the named one");
+    let needs = Requirements { architectures: ["armv7".to_owned()].into(), ..Default::default() };
+    let to = BundleFacts { manifest: named, requirements: needs, ..world.rollout.bundle.clone() };
+    world.rollout = world.rollout.roll_back_to(to, "alice", None, world.now_ms).unwrap();
+    for _ in 0..4 {
+        world.tick(1);
+        world.commits("back");
+    }
+    assert_eq!(world.rollout.status, RolloutStatus::RolledBack);
+    let way_back = |name: &str, generation, arch: &str| {
+        let attributes = [("arch".to_owned(), arch.to_owned())].into();
+        world.rollout.way_back(&device(name), generation, &attributes)
+    };
+    assert_eq!(way_back("revoked", given, "armv7"), Some(Some(named)));
+    assert_eq!(way_back("revoked", given, "x86_64"), Some(Some(old())), "it cannot run what was named");
+    assert_eq!(way_back("has-it", kept, "armv7"), Some(Some(named)), "nobody keeps what is taken back");
+    assert_eq!(way_back("has-it", kept, "x86_64"), None);
 }
 
 #[test]

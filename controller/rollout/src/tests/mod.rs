@@ -3,6 +3,7 @@
 mod beside;
 mod checker;
 mod cohorts;
+mod emergencies;
 mod explain;
 mod failures;
 mod gate;

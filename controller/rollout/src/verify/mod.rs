@@ -7,6 +7,7 @@
 //! is forgotten who must be.
 
 mod actions;
+mod emergency;
 mod gate;
 mod history;
 mod promotion;
@@ -41,6 +42,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.actions();
     case.promotion();
     case.gate();
+    case.emergency();
     case.retreat();
     if case.found.is_empty() { Ok(()) } else { Err(case.found) }
 }

@@ -95,6 +95,12 @@ pub enum Violation {
         /// How.
         why: &'static str,
     },
+    /// An emergency is not what it must be.
+    #[error("emergency: {0}")]
+    Emergency(&'static str),
+    /// An emergency leaves a device out that it can have.
+    #[error("the emergency leaves {0} out")]
+    LeftOut(DeviceId),
     /// A device is told something it must not be told.
     #[error("{device} must not be told: {why}")]
     Told {

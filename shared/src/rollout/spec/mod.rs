@@ -1,10 +1,12 @@
 //! What an operator asks for, and what makes it valid.
 
+mod emergency;
 mod limits;
 mod wave;
 
 use serde::{Deserialize, Serialize};
 
+pub use emergency::EmergencyError;
 pub use limits::Limits;
 pub use wave::{WaveSize, WaveSizeError, WaveSpec};
 
@@ -40,6 +42,9 @@ pub struct RolloutSpec {
     /// In which part devices run the bundle. Waves, soak and limits are the same for all.
     #[serde(default, skip_serializing_if = "Stage::is_serve")]
     pub stage: Stage,
+    /// Everybody at once, held against nothing: it ends the rollouts in its way, and waits for nobody's leave.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub emergency: bool,
 }
 
 /// Why a rollout as asked for is not valid.
@@ -57,6 +62,9 @@ pub enum SpecError {
     /// A part that no device can run a bundle in.
     #[error("stage: {0}")]
     Stage(#[from] StageError),
+    /// An emergency that asks for care.
+    #[error("an emergency goes to every device at once, held against nothing: {0}")]
+    Emergency(#[from] EmergencyError),
     /// A gate that cannot be.
     #[error("gate: {0}")]
     Gate(#[from] GateError),
@@ -83,7 +91,14 @@ impl RolloutSpec {
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
+            emergency: false,
         }
+    }
+
+    /// The limits that waves are held against; none in an emergency.
+    #[must_use]
+    pub fn judged_by(&self) -> Option<&Limits> {
+        (!self.emergency).then_some(&self.limits)
     }
 
     /// Checks what the types alone do not express.
@@ -100,6 +115,7 @@ impl RolloutSpec {
         if let Some(at) = self.waves.iter().position(|w| w.max_duration_ms <= w.soak_ms) {
             return Err(SpecError::Duration(at + 1));
         }
+        emergency::validate(self)?;
         self.stage.validate()?;
         self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stage))?;
         let limit = |ok: bool, field, reason| {
