@@ -9,7 +9,7 @@ mod outside;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use muster_shared::limits::MAX_PACKET_BYTES;
+use muster_shared::limits::{MAX_APPROVERS, MAX_PACKET_BYTES};
 use serde::Deserialize;
 
 pub(crate) use alerts::{AlertsConfig, ReceiverConfig, ReceiverKind, is_loopback, receiver_url};
@@ -138,11 +138,18 @@ pub(crate) struct RolloutConfig {
     /// A device that has said nothing for this long counts as away, even where its connection still stands, in
     /// milliseconds.
     pub(crate) device_timeout_ms: u64,
+    /// Approvals that every rollout needs before it begins. A rollout can ask for more, and never for fewer.
+    pub(crate) approvals_needed: u32,
 }
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { tick_ms: 1_000, assignment_valid_for_ms: 7 * 24 * 3_600_000, device_timeout_ms: 3 * 3_600_000 }
+        Self {
+            tick_ms: 1_000,
+            assignment_valid_for_ms: 7 * 24 * 3_600_000,
+            device_timeout_ms: 3 * 3_600_000,
+            approvals_needed: 0,
+        }
     }
 }
 
@@ -336,6 +343,11 @@ impl Config {
         )?;
         expect(self.feedback.valid_for_ms > 0, "feedback.valid-for-ms", "it must be above 0")?;
         expect(self.rollout.device_timeout_ms > 0, "rollout.device-timeout-ms", "it must be above 0")?;
+        expect(
+            self.rollout.approvals_needed as usize <= MAX_APPROVERS,
+            "rollout.approvals-needed",
+            "0 to 32 is expected",
+        )?;
         if let Some(name) = self.pki.names.iter().find(|name| !is_host(name)) {
             return Err(ConfigError::Value {
                 setting: "pki.names",

@@ -3,6 +3,7 @@
 //! This file reads the command line and sets up what the whole process shares; `serve` decides in which order the
 //! parts start and stop.
 
+mod access;
 mod admission;
 mod alerts;
 mod api;

@@ -5,6 +5,7 @@
 //! the Unix epoch (`_ms`). Every parser in it takes hostile bytes: it answers with an error, never a
 //! panic, and never allocates more than [`limits`] allows.
 
+pub mod access;
 pub mod acl;
 pub mod alert;
 pub mod api;

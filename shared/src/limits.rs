@@ -76,6 +76,12 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_LABEL_BYTES: usize = 128;
 /// Waves one rollout may have.
 pub const MAX_WAVES: usize = 32;
+/// Approvals a rollout may need, and approvers it may name.
+pub const MAX_APPROVERS: usize = 32;
+/// Length of an access token's name, in bytes.
+pub const MAX_ACCESS_NAME_BYTES: usize = 64;
+/// Access tokens there may be besides the administrator's.
+pub const MAX_ACCESS_TOKENS: usize = 1_000;
 /// Guardrails of one gate.
 pub const MAX_GUARDRAILS: usize = 16;
 /// Labels or attributes that the devices of a block must share.

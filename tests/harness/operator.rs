@@ -42,6 +42,12 @@ impl Operator {
         }
     }
 
+    /// Somebody else at the same controller, with this access token.
+    #[must_use]
+    pub fn as_bearer_of(&self, token: &str) -> Self {
+        Self { token: token.trim().to_owned(), ..self.clone() }
+    }
+
     /// Believes the controller by the certificates in `ca_file` from now on.
     pub fn trust(&mut self, ca_file: &Path) {
         self.ca_file = ca_file.to_path_buf();

@@ -21,6 +21,7 @@ mod metrics;
 mod networks;
 mod operators;
 mod outliers;
+mod people;
 mod pipelines;
 mod quantiles;
 mod rotation;

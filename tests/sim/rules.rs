@@ -205,7 +205,8 @@ fn controllers_step(before: &Rollout, next: &Rollout) -> Result<(), String> {
         RollingBack => &[RollingBack, RolledBack],
         Completed => &[Completed],
         RolledBack => &[RolledBack],
-        Stopped | Draft | WaitingForApproval => &[],
+        WaitingForApproval => &[WaitingForApproval, Stopped],
+        Stopped | Draft => &[],
     };
     let (id, from, to) = (&next.id, before.status, next.status);
     // Where only devices' records are stored, the rollout comes along as it was.

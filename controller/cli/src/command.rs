@@ -7,8 +7,8 @@ use crate::failure::Failure;
 use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
 use crate::{
-    alerts, broker, bundle, ca, completions, device, drift, events, feedback, gate, key, quality, rollout, root,
-    samples, token, trust,
+    access, alerts, broker, bundle, ca, completions, device, drift, events, feedback, gate, key, quality, rollout,
+    root, samples, token, trust,
 };
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
@@ -54,6 +54,9 @@ enum Command {
     /// Make, list and revoke enrolment tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Make, list and revoke access tokens of people and programs.
+    #[command(subcommand)]
+    Access(access::AccessCommand),
     /// Bring bundles out to devices, watch, stop, go back.
     #[command(subcommand)]
     Rollout(Box<rollout::RolloutCommand>),
@@ -128,6 +131,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bundle(command) => bundle::run(&context, *command),
         Command::Device(command) => device::run(&context, command),
         Command::Token(command) => token::run(&context, command),
+        Command::Access(command) => access::run(&context, command),
         Command::Rollout(command) => rollout::run(&context, *command),
         Command::Gate(command) => gate::run(&context, command),
         Command::Drift(command) => drift::run(&context, *command),

@@ -3,6 +3,7 @@
 //! This file turns arguments into a command and its end into an exit code. What each command does is in the file of
 //! its name.
 
+mod access;
 mod alerts;
 mod api_client;
 mod broker;

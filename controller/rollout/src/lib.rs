@@ -8,6 +8,7 @@
 //! wave wait longer, a clock set forward makes it pause earlier, and neither makes it pass without evidence.
 
 mod actions;
+mod approval;
 mod cohort;
 mod emergency;
 mod evidence;
@@ -28,6 +29,7 @@ mod wave;
 mod wording;
 
 pub use actions::{ActionError, OperatorAction, RollbackError, goes_on_in_a_stop};
+pub use approval::ApprovalRefusal;
 pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Predictions};
 pub use gate::{Gate, GateState, judge, scales};
 pub use plan::{Action, Decision, plan};

@@ -3,6 +3,7 @@
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::rollout::{RolloutStatus, Waiting};
 
+use crate::approval;
 use crate::cohort::Survey;
 use crate::fleet::Fleet;
 use crate::rollback::go_back;
@@ -43,6 +44,9 @@ pub struct Decision {
 pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
     let mut next = rollout.clone();
     let mut waiting = Vec::new();
+    if next.status == RolloutStatus::WaitingForApproval {
+        waiting.extend(approval::wait(&mut next, now_ms));
+    }
     if next.status == RolloutStatus::Ready {
         next.status = RolloutStatus::Running;
         next.status_reason = "started".to_owned();
@@ -66,7 +70,17 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
     if next != *rollout {
         next.updated_at_ms = now_ms;
     }
-    let wake_at_ms = (next.status == RolloutStatus::Running).then(|| wave::wake_at_ms(&next, now_ms)).flatten();
+    let wake_at_ms = match next.status {
+        RolloutStatus::WaitingForApproval => approval::deadline_ms(&next).filter(|at_ms| *at_ms > now_ms),
+        RolloutStatus::Running => wave::wake_at_ms(&next, now_ms),
+        RolloutStatus::Draft
+        | RolloutStatus::Ready
+        | RolloutStatus::Paused
+        | RolloutStatus::RollingBack
+        | RolloutStatus::Completed
+        | RolloutStatus::RolledBack
+        | RolloutStatus::Stopped => None,
+    };
     Decision { next, actions, waiting, wake_at_ms }
 }
 

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::limits::bounded_text;
-use muster_shared::rollout::{RolloutSpec, RolloutStatus, SpecError, Verdict};
+use muster_shared::rollout::{ApprovalRecord, RolloutSpec, RolloutStatus, SpecError, Verdict};
 use serde::{Deserialize, Serialize};
 
+use crate::approval;
 use crate::fleet::{Evidence, Predictions};
 use crate::gate::GateState;
 
@@ -110,6 +111,12 @@ pub struct Rollout {
     pub status_reason: String,
     /// When it was created.
     pub created_at_ms: u64,
+    /// The name of the access token it was asked for with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// Who approved it, where that is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalRecord>,
     /// When it last changed.
     pub updated_at_ms: u64,
     /// The wave it is in, counted from 0.
@@ -128,20 +135,23 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// A rollout that starts at the next plan.
+    /// A rollout that starts at the next plan, or waits for the approvals that `spec` asks for.
     ///
     /// # Errors
     /// [`SpecError`] when the spec is not valid.
     pub fn new(id: RolloutId, spec: RolloutSpec, bundle: BundleFacts, now_ms: u64) -> Result<Self, SpecError> {
         spec.validate()?;
+        let approval = spec.approval.as_ref().map(|wish| approval::pending(wish.needed));
         Ok(Self {
             id,
             waves: vec![WaveState::default(); spec.waves.len()],
             spec,
             bundle,
-            status: RolloutStatus::Ready,
+            status: approval.as_ref().map_or(RolloutStatus::Ready, |_| RolloutStatus::WaitingForApproval),
             status_reason: "created".to_owned(),
             created_at_ms: now_ms,
+            created_by: None,
+            approval,
             updated_at_ms: now_ms,
             current_wave: 0,
             targets: BTreeMap::new(),
@@ -174,9 +184,13 @@ impl Rollout {
     #[must_use]
     pub fn needs_planning(&self) -> bool {
         match self.status {
-            RolloutStatus::Ready | RolloutStatus::Running | RolloutStatus::Paused | RolloutStatus::RollingBack => true,
+            RolloutStatus::WaitingForApproval
+            | RolloutStatus::Ready
+            | RolloutStatus::Running
+            | RolloutStatus::Paused
+            | RolloutStatus::RollingBack => true,
             RolloutStatus::Completed | RolloutStatus::RolledBack => self.outstanding,
-            RolloutStatus::Draft | RolloutStatus::WaitingForApproval | RolloutStatus::Stopped => false,
+            RolloutStatus::Draft | RolloutStatus::Stopped => false,
         }
     }
 

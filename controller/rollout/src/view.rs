@@ -33,6 +33,8 @@ impl Rollout {
             status: self.status,
             status_reason: self.status_reason.clone(),
             created_at_ms: self.created_at_ms,
+            created_by: self.created_by.clone(),
+            approval: self.approval.clone(),
             updated_at_ms: self.updated_at_ms,
             current_wave: self.current_wave,
             waves: (0u32..)

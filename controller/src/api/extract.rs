@@ -71,7 +71,7 @@ role!(
     AccessRole::Viewer
 );
 role!(
-    /// Somebody who may read samples and delete them.
+    /// Somebody who may read samples and delete them, and approve rollouts.
     Approver,
     AccessRole::Approver
 );

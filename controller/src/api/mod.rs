@@ -5,6 +5,7 @@
 
 #![allow(unused_qualifications, reason = "the code that utoipa derives spells paths out")]
 
+mod access;
 mod alerts;
 mod authorities;
 mod bundles;
@@ -63,6 +64,8 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/enrol", post(enrol::enrol)),
         ("/api/v1/renew", post(renewal::renew)),
         ("/api/v1/crl.pem", get(crl::show)),
+        ("/api/v1/access", get(access::list).post(access::create)),
+        ("/api/v1/access/{name}", delete(access::revoke)),
         ("/api/v1/tokens", get(tokens::list).post(tokens::create)),
         ("/api/v1/tokens/provisioning", get(tokens::provisioning)),
         ("/api/v1/tokens/{id}/revoke", post(tokens::revoke)),
@@ -92,6 +95,8 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/rollouts/{id}/resume", post(rollouts::resume)),
         ("/api/v1/rollouts/{id}/abort", post(rollouts::abort)),
         ("/api/v1/rollouts/{id}/rollback", post(rollouts::rollback)),
+        ("/api/v1/rollouts/{id}/approve", post(rollouts::approve)),
+        ("/api/v1/rollouts/{id}/reject", post(rollouts::reject)),
         ("/api/v1/comparison", get(comparison::report)),
         ("/api/v1/collections", get(collections::list).post(collections::open)),
         ("/api/v1/collections/{id}", get(collections::show).delete(collections::delete)),

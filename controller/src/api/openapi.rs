@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    alerts, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events, explain, feedback,
-    files, health, quality, renewal, revocation, rollouts, tokens, trust,
+    access, alerts, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events, explain,
+    feedback, files, health, quality, renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -19,6 +19,9 @@ use super::{
         enrol::enrol,
         renewal::renew,
         crl::show,
+        access::create,
+        access::list,
+        access::revoke,
         tokens::create,
         tokens::list,
         tokens::provisioning,
@@ -51,6 +54,8 @@ use super::{
         rollouts::resume,
         rollouts::abort,
         rollouts::rollback,
+        rollouts::approve,
+        rollouts::reject,
         rollouts::stop,
         rollouts::stop_all,
         rollouts::lift_stop,

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use muster_rollout::OperatorAction;
-use muster_shared::api::{ActionReason, CreateRollout, Page, Problem, RollbackOrder};
+use muster_shared::api::{AccessRole, ActionReason, CreateRollout, Page, Problem, RollbackOrder};
 use muster_shared::ids::RolloutId;
 use muster_shared::limits::MAX_TEXT_BYTES;
 use muster_shared::rollout::{FleetStopView, GateEvidence, RolloutPreview, RolloutSpec, RolloutView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Json, Operator, OptionalJson, Parameters, Segments, Viewer};
+use super::extract::{Approver, Json, Operator, OptionalJson, Parameters, Segments, Viewer};
 use super::paging::{page, page_size};
 use crate::auth::Caller;
 use crate::executor::{self, ExecutorError};
@@ -30,6 +30,10 @@ impl From<ExecutorError> for ApiError {
             ExecutorError::Root(error) => error.into(),
             ExecutorError::Spec(_) => Self::invalid("invalid-rollout", error),
             ExecutorError::Action(_) => Self::conflict("not-in-this-state", error),
+            ExecutorError::Approval(refusal) if refusal.is_about_the_person() => {
+                Self::new(StatusCode::FORBIDDEN, "not-an-approver", refusal.to_string())
+            }
+            ExecutorError::Approval(_) => Self::conflict("not-in-this-state", error),
             ExecutorError::Rollback(_) => Self::conflict("not-in-this-state", error),
             ExecutorError::Stopped(_) => Self::conflict("fleet-stopped", error),
             ExecutorError::NotStopped => Self::conflict("fleet-not-stopped", error),
@@ -52,13 +56,14 @@ pub(super) struct ListRollouts {
     cursor: Option<RolloutId>,
 }
 
-/// Creates a rollout, which starts at once.
+/// Creates a rollout, which starts at once, or as soon as enough people have approved it.
 #[utoipa::path(
     post, path = "/api/v1/rollouts", tag = "rollouts", request_body = RolloutSpec,
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and wish again give the same rollout")),
     responses(
         (status = 201, description = "The rollout", body = RolloutView),
         (status = 400, description = "The wish is not valid", body = Problem),
+        (status = 403, description = "The caller may not make it", body = Problem),
         (status = 409, description = "The fleet is stopped", body = Problem),
         (status = 422, description = "There is no such bundle, it is not trusted any more, or the key was used for another wish", body = Problem),
     ),
@@ -69,6 +74,11 @@ pub(super) async fn create(
     headers: HeaderMap,
     Json(spec): Json<CreateRollout>,
 ) -> ApiResult<(StatusCode, axum::Json<RolloutView>)> {
+    if spec.emergency && app.config.rollout.approvals_needed > 0 && caller.role < AccessRole::Approver {
+        // It waits for no approval, so it must not be a way around those who are to approve.
+        let detail = "an emergency waits for no approval: where the controller demands approvals, the role approver is needed for it";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail));
+    }
     let key = idempotency_key(&headers)?;
     let view = executor::create(&app, spec, &caller.name, key).await?;
     Ok((StatusCode::CREATED, axum::Json(view)))
@@ -255,6 +265,46 @@ action!(
     "/api/v1/rollouts/{id}/abort",
     OperatorAction::Abort
 );
+
+/// Approves a rollout that waits for approvals. With enough of them it begins.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts/{id}/approve", tag = "rollouts", request_body = Option<ActionReason>,
+    params(("id" = RolloutId, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The rollout", body = RolloutView),
+        (status = 403, description = "The caller is none of those who are asked", body = Problem),
+        (status = 404, description = "There is no such rollout", body = Problem),
+        (status = 409, description = "It does not wait for approval, or the caller has approved already", body = Problem),
+    ),
+)]
+pub(super) async fn approve(
+    State(app): State<Arc<App>>,
+    Approver(caller): Approver,
+    Segments(rollout): Segments<RolloutId>,
+    OptionalJson(why): OptionalJson<ActionReason>,
+) -> ApiResult<axum::Json<RolloutView>> {
+    Ok(axum::Json(executor::approve(&app, &rollout, &caller.name, bounded(&why)?).await?))
+}
+
+/// Rejects a rollout that waits for approvals: it has ended.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts/{id}/reject", tag = "rollouts", request_body = Option<ActionReason>,
+    params(("id" = RolloutId, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The rollout", body = RolloutView),
+        (status = 403, description = "The caller is none of those who are asked", body = Problem),
+        (status = 404, description = "There is no such rollout", body = Problem),
+        (status = 409, description = "It does not wait for approval", body = Problem),
+    ),
+)]
+pub(super) async fn reject(
+    State(app): State<Arc<App>>,
+    Approver(caller): Approver,
+    Segments(rollout): Segments<RolloutId>,
+    OptionalJson(why): OptionalJson<ActionReason>,
+) -> ApiResult<axum::Json<RolloutView>> {
+    Ok(axum::Json(executor::reject(&app, &rollout, &caller.name, bounded(&why)?).await?))
+}
 
 /// Brings every device back to what it ran before, or to a bundle that is named.
 #[utoipa::path(

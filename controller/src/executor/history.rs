@@ -2,6 +2,7 @@
 
 use muster_rollout::Rollout;
 use muster_shared::ids::DeviceId;
+use muster_shared::rollout::ApprovalOutcome;
 
 use crate::events::{ACTOR_CONTROLLER, NewEvent};
 
@@ -34,6 +35,11 @@ pub(super) fn entries(before: &Rollout, next: &Rollout, told: &[DeviceId]) -> Ve
     for verdict in next.verdicts.iter().skip(known) {
         let (wave, of) = (verdict.wave + 1, next.waves.len());
         entries.push(controller("verdict", format!("wave {wave} of {of}: {}: {}", verdict.outcome, verdict.summary)));
+    }
+    let timed_out =
+        |rollout: &Rollout| rollout.approval.as_ref().is_some_and(|r| r.outcome == ApprovalOutcome::TimedOut);
+    if timed_out(next) && !timed_out(before) {
+        entries.push(controller("timed_out", next.status_reason.clone()));
     }
     if next.status != before.status {
         entries.push(controller(next.status.as_str(), next.status_reason.clone()));

@@ -18,7 +18,7 @@ mod urgency;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_rollout::{ActionError, RollbackError};
+use muster_rollout::{ActionError, ApprovalRefusal, RollbackError};
 use muster_shared::ids::{BundleRef, RolloutId};
 use muster_shared::rollout::{FleetStop, RolloutStatus, SpecError};
 use muster_shared::trust::TrustError;
@@ -29,7 +29,9 @@ use tokio::time::Instant;
 
 pub(crate) use explain::explain;
 pub(crate) use issue::{announce_roots, reissue};
-pub(crate) use requests::{act, create, evidence, preview, roll_back_to, rollouts_of, statuses, view, views};
+pub(crate) use requests::{
+    act, approve, create, evidence, preview, reject, roll_back_to, rollouts_of, statuses, view, views,
+};
 pub(crate) use schedule::Schedule;
 pub(crate) use stop::{lift_stop, stop_all, stop_view};
 
@@ -75,6 +77,9 @@ pub(crate) enum ExecutorError {
     /// The state does not allow it.
     #[error(transparent)]
     Action(#[from] ActionError),
+    /// Somebody's word about it is not taken.
+    #[error(transparent)]
+    Approval(#[from] ApprovalRefusal),
     /// Devices cannot go back to what was named.
     #[error(transparent)]
     Rollback(RollbackError),

@@ -1,9 +1,9 @@
 //! What people ask of rollouts: make one, look at them, move one.
 
-use muster_rollout::{BundleFacts, Fleet, OperatorAction, RollbackError, Rollout, plan};
+use muster_rollout::{BundleFacts, Fleet, OperatorAction, Rollout, plan};
 use muster_shared::api::RolloutCard;
 use muster_shared::ids::{BundleRef, Digest, RolloutId};
-use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutStatus, RolloutView};
+use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutStatus, RolloutView, SpecError};
 use serde::{Deserialize, Serialize};
 
 use super::schedule::number;
@@ -89,7 +89,7 @@ pub(crate) async fn preview(app: &App, spec: RolloutSpec) -> Result<RolloutPrevi
     Ok(RolloutPreview { ends, ..preview })
 }
 
-/// Makes a rollout; it starts at once. The same `idempotency_key` of the same `actor` gives the same rollout.
+/// Makes a rollout; it starts at once, or when people have approved it. The same `idempotency_key` of the same `actor` gives the same rollout.
 ///
 /// # Errors
 /// [`ExecutorError`] with what is wrong with the wish.
@@ -123,6 +123,8 @@ pub(crate) async fn create(
         let (expect, last) = last.map_or((Expect::Absent, 0), |last| (Expect::Version(last.version), last.value));
         let id = rollout_id(last + 1)?;
         let rollout = Rollout::new(id.clone(), spec.clone(), facts, clock::now_ms()).map_err(ExecutorError::Spec)?;
+        let rollout = rollout.asked_for_by(actor, app.config.rollout.approvals_needed);
+        let rollout = rollout.map_err(|error| ExecutorError::Spec(SpecError::Approval(error)))?;
         let mut changes = vec![
             Records::put(Table::Meta, ROLLOUT_SEQUENCE_KEY, expect, &(last + 1))?,
             Records::put(Table::Rollouts, id.as_str(), Expect::Absent, &rollout)?,
@@ -158,7 +160,7 @@ pub(crate) async fn act(
     actor: &str,
     reason: Option<&str>,
 ) -> Result<RolloutView, ExecutorError> {
-    change(app, id, actor, |rollout, now_ms| Ok(rollout.apply(action, actor, reason, now_ms)?)).await
+    change(app, id, actor, None, |rollout, now_ms| rollout.apply(action, actor, reason, now_ms)).await
 }
 
 /// Sends the devices of a rollout back to `to`, which must be a bundle that devices would take.
@@ -173,21 +175,50 @@ pub(crate) async fn roll_back_to(
     reason: Option<&str>,
 ) -> Result<RolloutView, ExecutorError> {
     let to = bundle_facts(app, to).await?;
-    change(app, id, actor, |rollout, now_ms| rollout.roll_back_to(to.clone(), actor, reason, now_ms)).await
+    change(app, id, actor, None, |rollout, now_ms| rollout.roll_back_to(to.clone(), actor, reason, now_ms)).await
 }
 
-/// Stores what an operator makes of a rollout, whatever was being planned.
-async fn change(
+/// Approves a rollout that waits for approvals.
+///
+/// # Errors
+/// [`ExecutorError::Approval`] when that does not count.
+pub(crate) async fn approve(
     app: &App,
     id: &RolloutId,
     actor: &str,
-    change: impl Fn(&Rollout, u64) -> Result<Rollout, RollbackError>,
+    reason: Option<&str>,
+) -> Result<RolloutView, ExecutorError> {
+    change(app, id, actor, Some("approved"), |rollout, now_ms| rollout.approve(actor, reason, now_ms)).await
+}
+
+/// Ends a rollout that waits for approvals.
+///
+/// # Errors
+/// [`ExecutorError::Approval`] when that does not count.
+pub(crate) async fn reject(
+    app: &App,
+    id: &RolloutId,
+    actor: &str,
+    reason: Option<&str>,
+) -> Result<RolloutView, ExecutorError> {
+    change(app, id, actor, Some("rejected"), |rollout, now_ms| rollout.reject(actor, reason, now_ms)).await
+}
+
+/// Stores what somebody makes of a rollout, whatever was being planned. The history says it as `said`, and how the rollout stands then.
+async fn change<E: Into<ExecutorError>>(
+    app: &App,
+    id: &RolloutId,
+    actor: &str,
+    said: Option<&str>,
+    change: impl Fn(&Rollout, u64) -> Result<Rollout, E>,
 ) -> Result<RolloutView, ExecutorError> {
     for _ in 0..ATTEMPTS {
         let stored = load(app, id).await?;
-        let next = change(&stored.value, clock::now_ms())?;
-        let entry = history::entry(&next, next.status().as_str(), actor, next.status_reason.clone());
-        match pass::commit(app, vec![pass::put(&next, stored.version)?], vec![entry]).await {
+        let next = change(&stored.value, clock::now_ms()).map_err(Into::into)?;
+        let stands = (said.is_none() || next.status() != stored.value.status()).then(|| next.status().as_str());
+        let entries = said.into_iter().chain(stands);
+        let entries = entries.map(|kind| history::entry(&next, kind, actor, next.status_reason.clone())).collect();
+        match pass::commit(app, vec![pass::put(&next, stored.version)?], entries).await {
             Ok(()) => {
                 tracing::info!(rollout = %id, status = %next.status(), actor, "rollout moved");
                 if next.needs_planning() {

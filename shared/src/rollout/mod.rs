@@ -1,6 +1,7 @@
 //! Words of a rollout that controller, command line and pages share: what is asked for, how it stands, and
 //! what each verdict rests on. How decisions come about is `muster-rollout`'s matter.
 
+mod approval;
 mod explanation;
 mod gate;
 mod preview;
@@ -14,12 +15,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use approval::{Approval, ApprovalOutcome, ApprovalRecord};
 pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
 pub use gate::{
     Block, GateError, GateEvidence, GateReport, GateSpec, Guardrail, GuardrailReport, Metric, ScoredDevice,
 };
 pub use preview::{RolloutPreview, WavePreview};
-pub use spec::{EmergencyError, Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec};
+pub use spec::{
+    ApprovalError, ApprovalSpec, EmergencyError, Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec,
+};
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};
 pub use waiting::Waiting;
@@ -141,6 +145,12 @@ pub struct RolloutView {
     pub status_reason: String,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_at_ms: u64,
+    /// The name of the access token it was asked for with; none where that was not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// Who approved it, where that is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalRecord>,
     /// When it last changed, in milliseconds since the Unix epoch.
     pub updated_at_ms: u64,
     /// The wave it is in, counted from 0.

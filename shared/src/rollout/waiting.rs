@@ -14,6 +14,21 @@ use crate::messages::HeldBack;
 #[serde(rename_all = "kebab-case", tag = "reason", rename_all_fields = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Waiting {
+    /// People must approve it before it begins.
+    Approval {
+        /// Approvals that count.
+        have: u32,
+        /// Approvals needed.
+        need: u32,
+        /// Who has approved.
+        given: Vec<String>,
+        /// Whose approvals are missing, as far as approvers are named.
+        missing: Vec<String>,
+        /// Who asked for it, where everybody else's approval is missing: that one alone never suffices.
+        not_alone: Option<String>,
+        /// Until when they are waited for, in milliseconds since the Unix epoch; for ever, where none is given.
+        until_ms: Option<u64>,
+    },
     /// No device is selected.
     NoDevices,
     /// Devices of the wave are still updating.
@@ -102,7 +117,7 @@ impl Waiting {
             | Self::GoingBack { .. } => Decider::Devices,
             Self::TooFewRequests { .. } | Self::TooFewPredictions { .. } => Decider::Applications,
             Self::HeldByOtherRollout { .. } => Decider::OtherRollouts,
-            Self::NoDevices | Self::Paused { .. } => Decider::People,
+            Self::Approval { .. } | Self::NoDevices | Self::Paused { .. } => Decider::People,
             Self::Unsuitable { .. } => Decider::Nobody,
         }
     }
@@ -116,6 +131,20 @@ impl fmt::Display for Waiting {
             if all.len() > 5 { format!("{shown} and {} more", all.len() - 5) } else { shown }
         };
         match self {
+            Self::Approval { have, need, given, missing, not_alone, until_ms } => {
+                write!(f, "{have} of {need} approvals")?;
+                if !given.is_empty() {
+                    write!(f, " ({})", given.join(", "))?;
+                }
+                match missing.is_empty() {
+                    true => f.write_str("; whoever has the role approver or admin may give them")?,
+                    false => write!(f, "; not yet: {}", missing.join(", "))?,
+                }
+                if let Some(creator) = not_alone {
+                    write!(f, "; one must be somebody else's than {creator}'s")?;
+                }
+                until_ms.map_or(Ok(()), |until_ms| write!(f, "; until {until_ms} ms"))
+            }
             Self::NoDevices => f.write_str("no device matches the selector"),
             Self::Updating { done, of } => {
                 write!(f, "{done} of {of} reachable devices have committed")

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::Args;
 use muster_shared::ids::BundleRef;
-use muster_shared::rollout::{RolloutSpec, RolloutView};
+use muster_shared::rollout::{RolloutSpec, RolloutStatus, RolloutView};
 use muster_shared::selector::Selector;
 
+use super::approval::ApprovalOptions;
 use super::gate::GateOptions;
 use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
 use super::stage::StageOptions;
 use super::watch::{self, WatchOptions};
+use super::words;
 use crate::command::{Context, block_on};
 use crate::failure::Failure;
 use crate::output;
@@ -49,6 +51,7 @@ pub(crate) struct Wish {
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
         "emergency", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha",
+        "approvals", "approvers", "approve_within",
     ])]
     file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Beside the bundle in service")]
@@ -57,6 +60,8 @@ pub(crate) struct Wish {
     limits: LimitOptions,
     #[command(flatten, next_help_heading = "Comparison with devices like them")]
     gate: GateOptions,
+    #[command(flatten, next_help_heading = "People")]
+    approval: ApprovalOptions,
     #[command(flatten, next_help_heading = "On each device")]
     probation: ProbationOptions,
     #[command(flatten, next_help_heading = "Delivery")]
@@ -74,7 +79,13 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
             let (bundle, selector) = (bundle.clone(), selector.clone());
             let pace = args.pace.or_at_once(args.emergency);
             let spec = spec::from_flags(bundle, selector, &args.wave, pace, args.limits, args.probation, args.delivery);
-            RolloutSpec { stage: args.stage.stage()?, gate: args.gate.gate(), emergency: args.emergency, ..spec }
+            RolloutSpec {
+                stage: args.stage.stage()?,
+                gate: args.gate.gate(),
+                approval: args.approval.approval(),
+                emergency: args.emergency,
+                ..spec
+            }
         }
         (None, _, _) => return Err(Failure::input("give --bundle and --selector, or --file")),
     };
@@ -95,6 +106,10 @@ pub(super) fn run(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
     if args.watch {
         output::note(&format!("rollout {} of {} to {}", view.id, view.spec.bundle, view.spec.selector));
         return watch::follow(context, &client, &view.id, &WatchOptions::default());
+    }
+    if view.status == RolloutStatus::WaitingForApproval {
+        output::note(&words::all_waiting(&view, output::now_ms()));
+        output::note(&format!("approve it with: muster rollout approve {}", view.id));
     }
     output::note(&format!("follow it with: muster rollout watch {}", view.id));
     context.output.show(&view, |view| view.id.to_string())

@@ -1,5 +1,6 @@
 //! `muster rollout`: bringing bundles out, watching, stopping, going back.
 
+mod approval;
 mod compare;
 mod create;
 mod evidence;
@@ -30,7 +31,7 @@ use crate::failure::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RolloutCommand {
-    /// Create a rollout; it starts at once.
+    /// Create a rollout; it starts at once, or as soon as enough people have approved it.
     Create(Box<create::CreateArgs>),
     /// Show what a rollout would do, and what its gate could tell; nothing is stored, and nobody told.
     Plan(Box<create::Wish>),
@@ -54,6 +55,10 @@ pub(crate) enum RolloutCommand {
         /// What `muster rollout evidence` wrote.
         file: PathBuf,
     },
+    /// Approve a rollout that waits for approvals; with enough of them it begins.
+    Approve(ActionArgs),
+    /// Reject a rollout that waits for approvals: it has ended.
+    Reject(ActionArgs),
     /// Bring the bundle to no further device; those that have it keep it.
     Pause(ActionArgs),
     /// Go on after a pause.
@@ -121,6 +126,8 @@ pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Fail
         RolloutCommand::Compare(args) => compare::run(context, args),
         RolloutCommand::Evidence(args) => evidence::write(context, &args),
         RolloutCommand::Replay { file } => evidence::replay(context, &file),
+        RolloutCommand::Approve(args) => act(context, "approve", args),
+        RolloutCommand::Reject(args) => act(context, "reject", args),
         RolloutCommand::Pause(args) => act(context, "pause", args),
         RolloutCommand::Resume(args) => act(context, "resume", args),
         RolloutCommand::Abort(args) => act(context, "abort", args),

@@ -1,10 +1,10 @@
 //! `muster rollout list` and `show`.
 
 use muster_shared::ids::RolloutId;
-use muster_shared::rollout::{Check, RolloutView, Verdict};
+use muster_shared::rollout::{Check, RolloutStatus, RolloutView, Verdict};
 
 use super::evidence::guardrails_table;
-use super::{stop, words};
+use super::{approval, stop, words};
 use crate::command::{Context, block_on};
 use crate::duration::Millis;
 use crate::failure::Failure;
@@ -30,11 +30,20 @@ pub(super) fn list(context: &Context) -> Result<(), Failure> {
                 toned(view.status.as_str(), words::status_tone(view.status)),
                 number(format!("{}/{}", view.current_wave + 1, view.spec.waves.len())),
                 cell(output::time(view.updated_at_ms)),
-                cell(&view.status_reason),
+                cell(reason(view)),
             ]
         });
         output::table(&["id", "bundle", "selector", "status", "wave", "updated", "reason"], rows)
     })
+}
+
+/// Why it stands so; of one that waits for people, whom it waits for.
+fn reason(view: &RolloutView) -> String {
+    if view.status == RolloutStatus::WaitingForApproval {
+        words::all_waiting(view, output::now_ms())
+    } else {
+        view.status_reason.clone()
+    }
 }
 
 fn check_row(check: &Check) -> Vec<comfy_table::Cell> {
@@ -83,6 +92,11 @@ fn waves_text(view: &RolloutView) -> String {
     output::table(&["wave", "soak", "started", "arrived", "devices", "verdict"], rows)
 }
 
+fn created(view: &RolloutView) -> String {
+    let by = view.created_by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
+    format!("{}{by}", output::time(view.created_at_ms))
+}
+
 /// A rollout with everything that is known of it.
 pub(super) fn text(view: &RolloutView, now_ms: u64) -> String {
     let waiting: Vec<String> = view.waiting.iter().map(|reason| words::waiting(reason, now_ms)).collect();
@@ -91,9 +105,12 @@ pub(super) fn text(view: &RolloutView, now_ms: u64) -> String {
         ("bundle", format!("{} ({})", view.spec.bundle, view.manifest.short())),
         ("selector", view.spec.selector.to_string()),
         ("status", format!("{}: {}", view.status, view.status_reason)),
-        ("created", output::time(view.created_at_ms)),
+        ("created", created(view)),
         ("updated", output::time(view.updated_at_ms)),
     ];
+    if let Some(record) = &view.approval {
+        pairs.push(("approval", approval::text(record)));
+    }
     if !waiting.is_empty() {
         pairs.push(("waiting", waiting.join("\n")));
     }

@@ -11,6 +11,7 @@ use muster_shared::selector::Selector;
 use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
 use serde::Deserialize;
 
+use super::approval::ApprovalOptions;
 use super::gate::GateOptions;
 use super::stage::{Share, StageOptions, StageWord};
 use crate::duration::Millis;
@@ -216,6 +217,8 @@ struct SpecFile {
     #[serde(default)]
     gate: GateOptions,
     #[serde(default)]
+    approval: ApprovalOptions,
+    #[serde(default)]
     watch: ProbationOptions,
     #[serde(default)]
     delivery: DeliveryOptions,
@@ -265,6 +268,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
     Ok(RolloutSpec {
         limits: file.limits.limits(),
         gate: file.gate.gate(),
+        approval: file.approval.approval(),
         watch: file.watch.policy(),
         delivery: file.delivery.policy(),
         stage: stage.stage()?,
@@ -350,6 +354,26 @@ mod tests {
         assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
         let unknown = read("r.toml", &format!("{base}guardrails = [\"errors\"]\n")).unwrap_err().to_string();
         assert!(unknown.contains("line 4") && unknown.contains("error-rate"), "{unknown}");
+    }
+
+    #[test]
+    fn a_file_says_who_must_approve() {
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            approval: ApprovalOptions,
+        }
+        let flags = ["x", "--approvals", "2", "--approver", "ann", "--approver", "bob", "--approve-within", "2d"];
+        let flags = <Flags as clap::Parser>::parse_from(flags).approval.approval();
+        let file =
+            "bundle: a@1.0.0\nselector: '*'\napproval: {approvals: 2, approvers: [ann, bob], approve-within: 2d}\n";
+        let spec = read("r.yaml", file).unwrap();
+        assert_eq!((&spec.approval, spec.validate()), (&flags, Ok(())));
+        let approval = flags.unwrap();
+        assert_eq!((approval.needed, approval.within_ms), (2, Some(172_800_000)));
+        assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+        let nobody = "bundle: a@1.0.0\nselector: '*'\napproval: {approve-within: 2d}\n";
+        assert!(read("r.yaml", nobody).unwrap().validate().unwrap_err().to_string().contains("0 approvals"));
     }
 
     #[test]

@@ -16,7 +16,14 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
             let left = Millis(until_ms.saturating_sub(now_ms)).rough();
             format!("soaking until {} ({left} left)", output::time(*until_ms))
         }
-        Waiting::NoDevices
+        Waiting::Approval { until_ms: Some(until_ms), .. } => {
+            let text = reason.to_string();
+            let without = text.rsplit_once("; until").map_or(text.as_str(), |(before, _)| before);
+            let left = Millis(until_ms.saturating_sub(now_ms)).rough();
+            format!("{without}; until {} ({left} left)", output::time(*until_ms))
+        }
+        Waiting::Approval { until_ms: None, .. }
+        | Waiting::NoDevices
         | Waiting::Updating { .. }
         | Waiting::HeldBack { .. }
         | Waiting::Offline { .. }
@@ -159,6 +166,8 @@ pub(super) mod tests {
             status: RolloutStatus::Running,
             status_reason: "started".into(),
             created_at_ms: 0,
+            created_by: None,
+            approval: None,
             updated_at_ms: 0,
             current_wave: 0,
             waves: vec![

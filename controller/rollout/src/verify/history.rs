@@ -59,6 +59,8 @@ impl Case<'_> {
                 let onward = matches!(to, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
                 self.expect(onward, || Violation::Transition { from, to });
             }
+            // When, is a matter of approvals.
+            RolloutStatus::WaitingForApproval if to == RolloutStatus::Stopped => {}
             RolloutStatus::Draft
             | RolloutStatus::WaitingForApproval
             | RolloutStatus::Paused

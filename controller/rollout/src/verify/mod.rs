@@ -7,6 +7,7 @@
 //! is forgotten who must be.
 
 mod actions;
+mod approval;
 mod emergency;
 mod gate;
 mod history;
@@ -38,6 +39,7 @@ struct Case<'a> {
 pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64) -> Result<(), Vec<Violation>> {
     let mut case = Case { before, next: &decision.next, decision, fleet, now_ms, found: Vec::new() };
     case.history();
+    case.approval();
     case.targets();
     case.actions();
     case.promotion();

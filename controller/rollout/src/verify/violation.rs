@@ -23,6 +23,9 @@ pub enum Violation {
         /// The state after.
         to: RolloutStatus,
     },
+    /// People were not asked, or not heard.
+    #[error("approval: {0}")]
+    Approval(&'static str),
     /// Waves come one after the other.
     #[error("wave {to} cannot follow wave {from} here")]
     WaveSkipped {

@@ -302,3 +302,34 @@ async fn a_store_without_room_is_507_and_goes_on_reading() {
     assert!(client.get("/readyz").await.problem(503, "not-ready").contains("store"));
     assert_eq!(client.get("/api/v1/devices").await.status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn everybody_has_a_token_of_their_own_and_approvers_approve() {
+    use muster_shared::access::CreatedAccess;
+    let mut client = Client::new().await;
+    let admin = client.admin.clone();
+    let wish = |name: &str, role: &str| serde_json::json!({ "name": name, "role": role });
+    let ann: CreatedAccess = client.post("/api/v1/access", &wish("ann", "approver")).await.ok(201);
+    let olga: CreatedAccess = client.post("/api/v1/access", &wish("olga", "operator")).await.ok(201);
+    for (name, role, status, kind) in [
+        ("ann", "viewer", 409, "name-taken"),
+        ("admin", "viewer", 400, "invalid-body"),
+        ("eve", "admin", 400, "invalid-body"),
+        ("e ve", "viewer", 400, "invalid-body"),
+    ] {
+        client.post("/api/v1/access", &wish(name, role)).await.problem(status, kind);
+    }
+    for (token, status, kind) in [(&olga.token, 403, "forbidden"), (&ann.token, 404, "unknown-rollout")] {
+        client.admin = token.clone();
+        client.raw(Method::POST, "/api/v1/rollouts/r1/approve", "").await.problem(status, kind);
+        client.raw(Method::POST, "/api/v1/rollouts/r1/reject", "").await.problem(status, kind);
+        client.post("/api/v1/access", &wish("eve", "viewer")).await.problem(403, "forbidden");
+    }
+    client.admin = admin;
+    assert_eq!(client.raw(Method::DELETE, "/api/v1/access/ann", "").await.status, 200);
+    client.raw(Method::DELETE, "/api/v1/access/ann", "").await.problem(404, "unknown-access-token");
+    client.post("/api/v1/access", &wish("ann", "approver")).await.problem(409, "name-taken");
+    client.raw(Method::DELETE, "/api/v1/access/admin", "").await.problem(400, "invalid-body");
+    client.admin = ann.token;
+    client.get("/api/v1/access").await.problem(401, "unauthenticated");
+}

@@ -17,6 +17,9 @@ pub enum EmergencyError {
     /// A bundle that serves nobody.
     #[error("it takes the incumbent's place; leave out the stage, or let it be no emergency")]
     Stage,
+    /// People and times that it waits for.
+    #[error("it waits for nobody: leave out the approvals, or let it be no emergency")]
+    People,
     /// Restrictions of the delivery.
     #[error("leave out how fast, when and on which links devices fetch, or let it be no emergency")]
     Delivery,
@@ -33,13 +36,14 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), EmergencyError> {
     expect(spec.gate.is_none(), EmergencyError::Gate)?;
     expect(spec.limits == Limits::default(), EmergencyError::Limits)?;
     expect(spec.stage.is_serve(), EmergencyError::Stage)?;
+    expect(spec.approval.is_none(), EmergencyError::People)?;
     expect(spec.delivery.is_default(), EmergencyError::Delivery)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::{SpecError, WaveSpec};
+    use crate::rollout::{ApprovalSpec, SpecError, WaveSpec};
     use crate::selector::Selector;
     use crate::trust::{DeliveryPolicy, Stage};
 
@@ -62,6 +66,8 @@ mod tests {
         assert_eq!(with(&|s| s.limits.max_failures = 1), refused(EmergencyError::Limits));
         assert_eq!(with(&|s| s.stage = Stage::Shadow { share_bp: 1 }), refused(EmergencyError::Stage));
         assert_eq!(with(&|s| s.delivery = DeliveryPolicy::at_once()), refused(EmergencyError::Delivery));
+        let approval = Some(ApprovalSpec { needed: 1, approvers: Vec::new(), within_ms: None });
+        assert_eq!(with(&|s| s.approval = approval.clone()), refused(EmergencyError::People));
         let words = with(&|s| s.limits.max_failures = 1).unwrap_err().to_string();
         assert!(words.contains("leave out the limits"), "{words}");
     }

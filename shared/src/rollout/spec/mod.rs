@@ -1,11 +1,13 @@
 //! What an operator asks for, and what makes it valid.
 
+mod approval;
 mod emergency;
 mod limits;
 mod wave;
 
 use serde::{Deserialize, Serialize};
 
+pub use approval::{ApprovalError, ApprovalSpec};
 pub use emergency::EmergencyError;
 pub use limits::Limits;
 pub use wave::{WaveSize, WaveSizeError, WaveSpec};
@@ -45,6 +47,9 @@ pub struct RolloutSpec {
     /// Everybody at once, held against nothing: it ends the rollouts in its way, and waits for nobody's leave.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub emergency: bool,
+    /// Who must approve it before it begins; nobody, unless the controller demands it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalSpec>,
 }
 
 /// Why a rollout as asked for is not valid.
@@ -68,6 +73,9 @@ pub enum SpecError {
     /// A gate that cannot be.
     #[error("gate: {0}")]
     Gate(#[from] GateError),
+    /// Approvals that cannot be.
+    #[error("approval: {0}")]
+    Approval(#[from] ApprovalError),
     /// A limit that is not a sensible number.
     #[error("limit {field}: {reason}")]
     Limit {
@@ -92,6 +100,7 @@ impl RolloutSpec {
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
             emergency: false,
+            approval: None,
         }
     }
 
@@ -118,6 +127,7 @@ impl RolloutSpec {
         emergency::validate(self)?;
         self.stage.validate()?;
         self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stage))?;
+        self.approval.as_ref().map_or(Ok(()), ApprovalSpec::validate)?;
         let limit = |ok: bool, field, reason| {
             if ok { Ok(()) } else { Err(SpecError::Limit { field, reason }) }
         };
