@@ -4,12 +4,14 @@
 //! [`Metrics::encode`]'s. docs/metrics.md lists every name. Metrics are for people looking at one device; what the
 //! controller decides on travels in windows instead (`monitor`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use muster_shared::feedback::FeedbackResult;
+use muster_shared::ids::MetricName;
 use muster_shared::messages::{InstalledBundle, UpdateState};
 use muster_shared::profile::Objectives;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -92,6 +94,11 @@ impl BesideOutcome {
             Self::Failed => "failed",
         }
     }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApplicationLabels {
+    name: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -180,6 +187,7 @@ struct Inner {
     feedback: Family<FeedbackLabels, Counter>,
     predictions_remembered: Gauge<u64, AtomicU64>,
     predictions_forgotten: Counter,
+    application: Family<ApplicationLabels, Gauge<f64, AtomicU64>>,
     beside: [Counter; BesideOutcome::ALL.len()],
     beside_disagreements: Counter,
     beside_duration: Histogram,
@@ -263,6 +271,12 @@ impl Metrics {
             "Rows of answers given up without a label, for want of room",
             predictions_forgotten.clone(),
         );
+        let application = Family::<ApplicationLabels, Gauge<f64, AtomicU64>>::default();
+        registry.register(
+            "application_metric",
+            "What applications on the device sent last under each name, in this window or the one before",
+            application.clone(),
+        );
         let by_beside = Family::<BesideLabels, Counter>::default();
         registry.register(
             "beside_requests",
@@ -286,6 +300,7 @@ impl Metrics {
             BesideOutcome::ALL.map(|outcome| by_beside.get_or_create_owned(&BesideLabels { outcome: outcome.name() }));
         Self {
             inner: Arc::new(Inner {
+                application,
                 beside,
                 beside_disagreements,
                 beside_duration,
@@ -420,6 +435,14 @@ impl Metrics {
         self.inner.predictions_forgotten.inc_by(rows);
     }
 
+    /// Sets what applications sent last under each name.
+    pub(crate) fn set_application(&self, sent: &BTreeMap<MetricName, f64>) {
+        self.inner.application.clear();
+        for (name, value) in sent {
+            self.inner.application.get_or_create(&ApplicationLabels { name: name.to_string() }).set(*value);
+        }
+    }
+
     /// Sets whether the broker is connected.
     pub(crate) fn set_broker_connected(&self, connected: bool) {
         self.inner.broker_connected.set(i64::from(connected));
@@ -473,6 +496,7 @@ mod tests {
         metrics.beside(BesideOutcome::Skipped, None);
         metrics.beside_disagreed(true);
         metrics.beside_disagreed(false);
+        metrics.set_application(&BTreeMap::from([("oven_c".parse().unwrap(), 71.5)]));
         let text = metrics.encode().unwrap();
         for line in [
             "muster_agent_requests_total{outcome=\"answered\"} 1",
@@ -503,6 +527,7 @@ mod tests {
             "muster_agent_beside_requests_total{outcome=\"failed\"} 0",
             "muster_agent_beside_disagreements_total 1",
             "muster_agent_beside_duration_seconds_count 1",
+            "muster_agent_application_metric{name=\"oven_c\"} 71.5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

@@ -3,11 +3,17 @@
 //! A number that cannot be read is 0: a kernel without `/proc` must not stop anything.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use muster_shared::messages::Resources;
 
 use crate::time::Steady;
+
+/// Entries that are looked at for thermal zones; cooling devices are listed among them.
+const MAX_THERMAL_ENTRIES: usize = 256;
+/// What a sensor can mean, in thousandths of a degree Celsius: one that is off or broken says other things.
+const POSSIBLE_MC: RangeInclusive<i32> = -100_000..=300_000;
 
 /// The agent's own use of the device at this moment; `data_dir` is where it keeps its data.
 pub(crate) fn now(started: Steady, data_dir: &Path) -> Resources {
@@ -16,7 +22,16 @@ pub(crate) fn now(started: Steady, data_dir: &Path) -> Resources {
         cpu_ms: cpu_ms(),
         uptime_ms: started.now_ms(),
         disk_free_bytes: disk_free_bytes(data_dir),
+        temperature_mc: temperature_mc(Path::new("/sys/class/thermal")),
     }
+}
+
+/// Temperature of the hottest of the zones that `folder` lists, in thousandths of a degree Celsius; none where none can be read.
+fn temperature_mc(folder: &Path) -> Option<i32> {
+    let zones = fs::read_dir(folder).ok()?.take(MAX_THERMAL_ENTRIES).filter_map(Result::ok);
+    let zones = zones.filter(|zone| zone.file_name().as_encoded_bytes().starts_with(b"thermal_zone"));
+    let read = zones.filter_map(|zone| fs::read_to_string(zone.path().join("temp")).ok()?.trim().parse().ok());
+    read.filter(|temperature| POSSIBLE_MC.contains(temperature)).max()
 }
 
 /// Resident memory of this process, in bytes.
@@ -80,5 +95,24 @@ mod tests {
         assert!(memory_bytes() > resources.resident_bytes);
         assert!(memory_available_bytes().is_some_and(|bytes| bytes > 0 && bytes <= memory_bytes()));
         assert_eq!(disk_free_bytes(Path::new("/nowhere/at/all")), 0);
+    }
+
+    #[test]
+    fn the_hottest_zone_that_can_be_read_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(temperature_mc(&folder.path().join("none")), None);
+        for (name, temperature) in [
+            ("thermal_zone0", "41000\n"),
+            ("thermal_zone1", "63500\n"),
+            ("thermal_zone2", "broken"),
+            ("thermal_zone3", "-2147483648"),
+            ("cooling_device0", "99000"),
+        ] {
+            let zone = folder.path().join(name);
+            fs::create_dir(&zone).unwrap();
+            fs::write(zone.join("temp"), temperature).unwrap();
+        }
+        fs::create_dir(folder.path().join("thermal_zone4")).unwrap();
+        assert_eq!(temperature_mc(folder.path()), Some(63_500));
     }
 }

@@ -148,6 +148,7 @@ mod tests {
                 resources: Default::default(),
                 comparison: None,
                 objectives: Default::default(),
+                numbers: Default::default(),
             }),
             sketch: None,
             crash: false,

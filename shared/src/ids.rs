@@ -127,6 +127,11 @@ name_type!(
     RuleName,
     "rule name"
 );
+name_type!(
+    /// The name of a number that an application sends through its device's agent.
+    MetricName,
+    "metric name"
+);
 
 /// A digest in the making, of bytes that come piece by piece.
 #[derive(Debug, Clone, Default)]

@@ -24,6 +24,7 @@ pub mod ids;
 pub mod labels;
 pub mod limits;
 pub mod messages;
+pub mod numbers;
 pub mod outliers;
 pub mod pipeline;
 pub mod profile;

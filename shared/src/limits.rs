@@ -68,6 +68,14 @@ pub const MAX_FEEDBACK_ITEMS: usize = 1_000;
 pub const MAX_FEEDBACK_BYTES: usize = 512 * 1024;
 /// Length of the labels in one delivery from the centre, in bytes: a line that is slow is not held up for long.
 pub const MAX_DELIVERED_FEEDBACK_BYTES: usize = 64 * 1024;
+/// Names of numbers that applications may send through a device in one window.
+pub const MAX_METRICS: usize = 32;
+/// Length of a request that sends some, in bytes.
+pub const MAX_METRICS_BYTES: usize = 16 * 1024;
+/// Such requests that a device takes in a second.
+pub const MAX_METRIC_REQUESTS_PER_S: u32 = 100;
+/// Greatest of these numbers either side of 0: sums of any count of them stay finite.
+pub const MAX_METRIC_VALUE: f64 = 1e15;
 /// Labels in one push to the controller.
 pub const MAX_PUSHED_FEEDBACK: usize = 5_000;
 /// Labels or attributes one device may carry.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::chunk::{Accepts, ChunkSet};
 use crate::collection::SamplesReport;
 use crate::ids::{BundleRef, Digest};
+use crate::numbers::Numbers;
 use crate::sketch::{Comparison, LatencySketch, ObjectiveCounts};
 use crate::trust::Envelope;
 
@@ -261,6 +262,9 @@ pub struct Resources {
     pub uptime_ms: u64,
     /// Free space where the agent keeps its data, in bytes.
     pub disk_free_bytes: u64,
+    /// Temperature of the device's hottest thermal zone, in thousandths of a degree Celsius; absent where it has none to read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature_mc: Option<i32>,
 }
 
 /// Which bundle a window is about, and when it was.
@@ -293,6 +297,9 @@ pub struct TelemetryWindow {
     /// Requests served, held against the bundle's latency objectives; absent where it has none.
     #[serde(default, skip_serializing_if = "ObjectiveCounts::is_empty")]
     pub objectives: ObjectiveCounts,
+    /// Numbers that applications on the device sent while the bundle served; absent where none came.
+    #[serde(default, skip_serializing_if = "Numbers::is_empty")]
+    pub numbers: Numbers,
 }
 
 /// What kind of thing happened on a device.
@@ -438,6 +445,7 @@ mod tests {
                 resources: Resources::default(),
                 comparison: None,
                 objectives: ObjectiveCounts::empty(&Objectives { latency_us: vec![1_000, 5_000] }),
+                numbers: Numbers::default(),
             },
         }
     }

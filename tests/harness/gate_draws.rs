@@ -88,7 +88,7 @@ pub fn draw(random: &mut Random, setting: &Setting, alpha: f64, margin: f64) -> 
         alpha,
         controls: u32::try_from(setting.controls)?,
         match_on: Vec::new(),
-        guardrails: vec![Guardrail { metric: Metric::ErrorRate, margin: Some(margin), above_us: None }],
+        guardrails: vec![Guardrail::of(Metric::ErrorRate, Some(margin))],
     };
     let name = DeviceId::new("d")?;
     let requests = f64::from(setting.requests) * WINDOWS as f64;

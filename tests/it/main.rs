@@ -14,6 +14,7 @@ mod feedback;
 mod freshness;
 mod full_disk;
 mod gate;
+mod guardrails;
 mod identity;
 mod main_job;
 mod meddler;

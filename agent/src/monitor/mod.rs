@@ -8,14 +8,17 @@
 mod watch;
 mod window;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use muster_inference::quality::Findings;
 use muster_inference::{Images, Tensor};
+use muster_shared::ids::MetricName;
 use muster_shared::labels::LabelSpec;
+use muster_shared::limits::MAX_METRIC_REQUESTS_PER_S;
 use muster_shared::messages::{RequestCounts, Resources};
+use muster_shared::numbers::{Numbers, NumbersError};
 use muster_shared::sketch::{Comparison, LabelSketch, OutlierCounts};
 
 pub(crate) use self::watch::ModelWatch;
@@ -79,6 +82,19 @@ pub(crate) enum TurnedAway {
     Overloaded,
 }
 
+/// Why numbers that an application sent were not taken.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub(crate) enum NumbersRefused {
+    /// They are none that can be added up, or there is no room for another name.
+    #[error(transparent)]
+    Numbers(#[from] NumbersError),
+    /// They come too often.
+    #[error(
+        "metrics came {MAX_METRIC_REQUESTS_PER_S} times within this second: send several in one request, and less often"
+    )]
+    TooOften,
+}
+
 #[derive(Default)]
 struct State {
     /// The window of the model that answers requests.
@@ -91,6 +107,10 @@ struct State {
     closed_total: u64,
     /// What the current model was asked since it took over.
     since_watch: RequestCounts,
+    /// Numbers that applications sent in the window before.
+    sent_before: Numbers,
+    /// The second in which applications sent numbers last, since the Unix epoch, and how often in it.
+    sent_in_second: (u64, u32),
 }
 
 impl Monitor {
@@ -193,6 +213,33 @@ impl Monitor {
     pub(crate) fn compared(&self, watch: &Arc<ModelWatch>, now_ms: u64, comparison: &Comparison) {
         let until_ms = next_boundary_ms(now_ms, self.window_ms);
         self.state().window(watch, now_ms, self.window_ms, until_ms).compare(comparison);
+    }
+
+    /// Counts numbers that an application sent while the model of `watch` serves, all of them or none. The window is that of [`Self::labelled`].
+    pub(crate) fn sent(
+        &self,
+        watch: &Arc<ModelWatch>,
+        now_ms: u64,
+        numbers: &BTreeMap<MetricName, f64>,
+    ) -> Result<(), NumbersRefused> {
+        let mut state = self.state();
+        let (second, times) = &mut state.sent_in_second;
+        if *second != now_ms / 1_000 {
+            (*second, *times) = (now_ms / 1_000, 0);
+        }
+        if *times >= MAX_METRIC_REQUESTS_PER_S {
+            return Err(NumbersRefused::TooOften);
+        }
+        *times += 1;
+        let until_ms = next_boundary_ms(now_ms, self.window_ms);
+        Ok(state.window(watch, now_ms, self.window_ms, until_ms).count_numbers(numbers)?)
+    }
+
+    /// What applications sent last under each name, in this window or the one before.
+    pub(crate) fn last_sent(&self) -> BTreeMap<MetricName, f64> {
+        let state = self.state();
+        let now = state.current.iter().flat_map(|window| window.numbers().iter());
+        state.sent_before.iter().chain(now).map(|(name, sum)| (name.clone(), sum.last)).collect()
     }
 
     /// Counts a request for the model of `watch` that it never saw, and what was found wrong with its inputs if anybody looked.
@@ -303,6 +350,7 @@ impl State {
         let next_end_ms = next_boundary_ms(now_ms, window_ms);
         let next = OpenWindow::new(Arc::clone(&window.watch), next_end_ms.saturating_sub(window_ms), next_end_ms);
         if let Some(over) = self.current.replace(next) {
+            self.sent_before = over.numbers().clone();
             self.close(over, end_ms);
         }
     }
@@ -312,6 +360,7 @@ impl State {
         self.tumble(now_ms, window_ms);
         let window = self.current.take()?;
         let watch = Arc::clone(&window.watch);
+        self.sent_before = window.numbers().clone();
         if now_ms > window.start_ms || !window.is_silent() {
             self.close(window, now_ms);
         }

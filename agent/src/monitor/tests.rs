@@ -332,3 +332,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn numbers_come_only_so_often_and_each_window_has_its_own() {
+    let monitor = Monitor::new(WINDOW_MS);
+    let watch = monitor.watch(&doubling("1.0.0", 3), 10_400);
+    let sent = |value: f64| BTreeMap::from([("stops".parse().unwrap(), value)]);
+    for _ in 0..MAX_METRIC_REQUESTS_PER_S {
+        monitor.sent(&watch, 10_500, &sent(1.0)).unwrap();
+    }
+    assert_eq!(monitor.sent(&watch, 10_999, &sent(1.0)), Err(NumbersRefused::TooOften));
+    monitor.sent(&watch, 11_000, &sent(7.0)).unwrap();
+    assert_eq!(monitor.last_sent(), sent(7.0));
+    let closed = monitor.close_due(12_000, resources());
+    let counts: Vec<Vec<(u64, f64)>> = closed
+        .iter()
+        .map(|window| window.telemetry.numbers.iter().map(|(_, sum)| (sum.count, sum.sum)).collect())
+        .collect();
+    assert_eq!(counts, [vec![(100, 100.0)], vec![(1, 7.0)]]);
+    // What was said last shows until another window has passed.
+    assert_eq!(monitor.last_sent(), sent(7.0));
+    monitor.close_due(13_000, resources());
+    assert_eq!(monitor.last_sent(), BTreeMap::new());
+    // A model that has been replaced says nothing more unless it is sent something.
+    monitor.unwatch(13_500);
+    monitor.sent(&watch, 13_600, &sent(2.0)).unwrap();
+    let closed = monitor.close_all(13_700, resources());
+    assert!(closed.iter().any(|window| !window.telemetry.numbers.is_empty()), "{closed:?}");
+}

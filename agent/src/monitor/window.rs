@@ -1,10 +1,13 @@
 //! One window: what it has counted so far, when it ends, and what it becomes when it is closed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_inference::Counted;
+use muster_shared::ids::MetricName;
 use muster_shared::labels::LabelSpec;
 use muster_shared::messages::{RequestCounts, Resources, TelemetryWindow, WindowKey};
+use muster_shared::numbers::{Numbers, NumbersError};
 use muster_shared::sketch::{
     Comparison, LabelSketch, LatencySketch, ObjectiveCounts, OutlierCounts, QualitySketch, QuantileSketches,
     SketchWindow, SliceSketches,
@@ -38,6 +41,7 @@ pub(super) struct OpenWindow {
     comparison: Option<Comparison>,
     outliers: OutlierCounts,
     objectives: ObjectiveCounts,
+    numbers: Numbers,
 }
 
 /// The first multiple of `window_ms` after `now_ms`.
@@ -60,6 +64,7 @@ impl OpenWindow {
             labels: None,
             comparison: None,
             outliers: OutlierCounts::default(),
+            numbers: Numbers::default(),
         }
     }
 
@@ -68,11 +73,22 @@ impl OpenWindow {
         self.labels.get_or_insert_with(|| Box::new(LabelSketch::empty(spec)))
     }
 
-    /// Whether nothing was asked in it, and no label came.
+    /// Numbers that applications sent in it.
+    pub(super) fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    /// Takes in numbers that an application sent: all of them, or none.
+    pub(super) fn count_numbers(&mut self, sent: &BTreeMap<MetricName, f64>) -> Result<(), NumbersError> {
+        self.numbers.add(sent)
+    }
+
+    /// Whether nothing was asked in it, and no label or number came.
     pub(super) fn is_silent(&self) -> bool {
         self.requests == RequestCounts::default()
             && self.labels.is_none()
             && self.comparison.is_none()
+            && self.numbers.is_empty()
             && self.watch.skipped() == 0
     }
 
@@ -150,6 +166,7 @@ impl OpenWindow {
                 resources: Resources::default(),
                 comparison,
                 objectives: self.objectives,
+                numbers: self.numbers,
             },
             sketch: counted.then(|| SketchWindow {
                 key,

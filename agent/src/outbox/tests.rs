@@ -41,6 +41,7 @@ fn window() -> ClosedWindow {
             resources: Resources::default(),
             comparison: None,
             objectives: Default::default(),
+            numbers: Default::default(),
         },
         sketch: Some(SketchWindow::empty(key, &Profile::default())),
     }

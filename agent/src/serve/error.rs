@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::answer::AnswerError;
 use super::request::RequestError;
 use crate::host::Busy;
+use crate::monitor::NumbersRefused;
 
 /// Seconds after which a caller may try again: long enough for a queue to empty, short enough for a switch of models.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
@@ -89,6 +90,12 @@ pub(super) enum ApiError {
         /// How many may come at once.
         limit: usize,
     },
+    /// The body holds no numbers.
+    #[error("the body holds no metrics: {{\"metrics\": {{\"line_stops\": 3}}}} is expected, names with numbers")]
+    Metrics(#[source] serde_json::Error),
+    /// The numbers were not taken.
+    #[error(transparent)]
+    Numbers(#[from] NumbersRefused),
     /// All workers are busy.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -129,9 +136,14 @@ impl ApiError {
         match self {
             Self::NoSuchPath(_) | Self::UnknownModel { .. } | Self::UnknownVersion { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Path(_) | Self::Body(_) | Self::HeaderLength(_) | Self::Request(_) | Self::Feedback(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Path(_)
+            | Self::Body(_)
+            | Self::HeaderLength(_)
+            | Self::Request(_)
+            | Self::Feedback(_)
+            | Self::Metrics(_)
+            | Self::Numbers(NumbersRefused::Numbers(_)) => StatusCode::BAD_REQUEST,
+            Self::Numbers(NumbersRefused::TooOften) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoModel | Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooLarge { .. } | Self::TooManyLabels { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -147,7 +159,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         let mut response = (status, Json(Body { error: whole_story(&self) })).into_response();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S);
         }
         response

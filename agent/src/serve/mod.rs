@@ -11,6 +11,7 @@ mod feedback;
 mod infer;
 mod listen;
 mod metadata;
+mod numbers;
 mod request;
 mod status;
 
@@ -137,6 +138,7 @@ fn router(host: ModelHost, metrics: Metrics, max_body_bytes: usize) -> Router {
         .route("/v2/models/{model}/ready", get(metadata::model_ready))
         .route("/v2/models/{model}/infer", post(infer::infer))
         .route("/v2/models/{model}/feedback", post(feedback::feedback))
+        .route("/v2/models/{model}/metrics", post(numbers::sent))
         .route("/v2/models/{model}/versions/{version}", get(metadata::model))
         .route("/v2/models/{model}/versions/{version}/ready", get(metadata::model_ready))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer::infer))

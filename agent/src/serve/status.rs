@@ -63,6 +63,7 @@ pub(super) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Respo
     let model = app.host.current().map(|model| model.installed());
     app.metrics.set_model(model.as_ref());
     app.metrics.set_predictions_remembered(app.host.feedback().remembered());
+    app.metrics.set_application(&app.host.monitor().last_sent());
     let closed = [app.host.monitor(), app.host.beside_monitor()].map(Monitor::closed_total);
     app.metrics.set_windows_closed(closed.into_iter().fold(0, u64::saturating_add));
     match app.metrics.encode() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_shared::ids::{DeviceId, Digest, RolloutId};
+use muster_shared::ids::{DeviceId, Digest, MetricName, RolloutId};
 use muster_shared::messages::{RequestCounts, StateReport};
 use muster_shared::sketch::{LatencySketch, ObjectiveCounts, RightCounts};
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,43 @@ pub struct Evidence {
     pub labels: RightCounts,
     /// How it compared with the incumbent it ran beside; nothing where it ran beside none.
     pub beside: BesideCounts,
+    /// Confidence of its answers, where its profile watches that.
+    pub confidence: Mean,
+    /// Resident memory of the agent in bytes, once a window.
+    pub memory: Mean,
+    /// Temperature of the device in degrees Celsius, once a window.
+    pub temperature: Mean,
+    /// Numbers that applications sent.
+    pub numbers: BTreeMap<MetricName, Mean>,
+}
+
+/// Numbers added up.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Mean {
+    /// How many.
+    pub count: u64,
+    /// All of them together.
+    pub sum: f64,
+}
+
+impl Mean {
+    /// That of `count` numbers whose mean is `mean`.
+    #[must_use]
+    pub fn of(count: u64, mean: f64) -> Self {
+        Self { count, sum: mean * count as f64 }
+    }
+
+    /// Adds others.
+    pub fn merge(&mut self, other: &Self) {
+        self.count = self.count.saturating_add(other.count);
+        self.sum += other.sum;
+    }
+
+    /// The mean; none of no numbers.
+    #[must_use]
+    pub fn value(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64).filter(|mean| mean.is_finite())
+    }
 }
 
 impl Evidence {
@@ -97,6 +134,10 @@ impl Evidence {
             crashes: 0,
             labels: RightCounts::default(),
             beside: BesideCounts::default(),
+            confidence: Mean::default(),
+            memory: Mean::default(),
+            temperature: Mean::default(),
+            numbers: BTreeMap::new(),
         }
     }
 }

@@ -30,7 +30,7 @@ mod wording;
 
 pub use actions::{ActionError, OperatorAction, RollbackError, goes_on_in_a_stop};
 pub use approval::ApprovalRefusal;
-pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Predictions};
+pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Mean, Predictions};
 pub use gate::{Gate, GateState, judge, scales};
 pub use plan::{Action, Decision, plan};
 pub use rollout::{BundleFacts, Errand, Rollout, Target, WaveState};

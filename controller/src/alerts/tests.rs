@@ -162,6 +162,7 @@ fn telemetry_window(manifest: Digest, at_ms: u64, requests: RequestCounts) -> Te
         resources: Resources { disk_free_bytes: 5_000, ..Resources::default() },
         comparison: None,
         objectives: ObjectiveCounts::default(),
+        numbers: Default::default(),
     }
 }
 
@@ -353,6 +354,7 @@ async fn violations_of_a_schema_and_disagreement_of_a_shadow_are_told_by_column(
             resources: Resources::default(),
             comparison: Some(comparison),
             objectives: Default::default(),
+            numbers: Default::default(),
         };
         let record = WindowRecord {
             device: device.clone(),

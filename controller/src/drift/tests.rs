@@ -313,6 +313,7 @@ async fn watched(test: &TestApp) -> BundleRef {
             resources: Resources::default(),
             comparison: None,
             objectives: counts,
+            numbers: Default::default(),
         };
         for (stream, telemetry, sketch) in
             [(Stream::Telemetry, Some(telemetry), None), (Stream::Sketch, None, Some(window))]

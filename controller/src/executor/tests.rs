@@ -77,6 +77,7 @@ fn comply(test: &TestApp, assignment: &Assignment, bundle: &Manifest, served: u6
         resources: Resources::default(),
         comparison: None,
         objectives: Default::default(),
+        numbers: Default::default(),
     };
     let observation = Observation::of_telemetry(&window, clock::now_ms());
     test.app.fleet.observe(&assignment.device, observation);

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use muster_rollout::{BesideCounts, Evidence, Predictions};
+use muster_rollout::{BesideCounts, Evidence, Mean, Predictions};
 use muster_shared::ids::Digest;
+use muster_shared::limits::MAX_METRICS;
 use muster_shared::messages::{RequestCounts, TelemetryWindow, WindowKey};
-use muster_shared::profile::{Profile, Reference};
+use muster_shared::profile::{Profile, Reference, Source};
 use muster_shared::sketch::{
     ColumnComparison, ColumnSketch, Comparison, LabelCounts, LabelOutcomes, LatencySketch, ObjectiveCounts,
     RightCounts, SketchWindow,
@@ -61,6 +62,15 @@ impl Observation {
         observation.seen.requests = window.requests;
         observation.seen.latency_us = window.latency_us.clone();
         observation.seen.objectives = window.objectives.clone();
+        let resources = &window.resources;
+        if resources.resident_bytes > 0 {
+            observation.seen.memory = Mean::of(1, resources.resident_bytes as f64);
+        }
+        if let Some(temperature_mc) = resources.temperature_mc {
+            observation.seen.temperature = Mean::of(1, f64::from(temperature_mc) / 1_000.0);
+        }
+        let numbers = window.numbers.iter().map(|(name, all)| (name.clone(), Mean { count: all.count, sum: all.sum }));
+        observation.seen.numbers = numbers.collect();
         if let Some(comparison) = &window.comparison {
             observation.seen.incumbent_us = comparison.incumbent_us.clone();
             observation.seen.beside = beside(comparison);
@@ -75,6 +85,9 @@ impl Observation {
             observation.seen.labels = RightCounts { labels: counts.total(), right: counts.total_right() };
         }
         for (column, sketch) in profile.columns.iter().zip(&window.columns) {
+            if let (Source::Confidence { .. }, ColumnSketch::Numeric(sketch)) = (&column.source, sketch) {
+                observation.seen.confidence.merge(&Mean::of(sketch.moments.n, sketch.moments.mean));
+            }
             let (Reference::Class { classes, .. }, ColumnSketch::Class(sketch)) = (&column.reference, sketch) else {
                 continue;
             };
@@ -134,6 +147,15 @@ fn add(sum: &mut Evidence, more: &Evidence) {
     sum.incumbent_us.merge(&more.incumbent_us);
     sum.labels.merge(&more.labels);
     sum.beside.merge(&more.beside);
+    sum.confidence.merge(&more.confidence);
+    sum.memory.merge(&more.memory);
+    sum.temperature.merge(&more.temperature);
+    for (name, numbers) in &more.numbers {
+        // A device that names others in every window is watched by those it began with.
+        if sum.numbers.len() < MAX_METRICS || sum.numbers.contains_key(name) {
+            sum.numbers.entry(name.clone()).or_default().merge(numbers);
+        }
+    }
     for (column, counts) in &more.predictions {
         let column = sum.predictions.entry(column.clone()).or_default();
         for (class, n) in counts {
@@ -223,6 +245,7 @@ impl EvidenceLog {
 #[cfg(test)]
 mod tests {
     use muster_shared::messages::Resources;
+    use muster_shared::numbers::Summary;
     use muster_shared::profile::Objectives;
     use proptest::prelude::*;
 
@@ -239,9 +262,10 @@ mod tests {
             key: WindowKey { manifest: Digest::of(manifest), generation, start_ms: 0, duration_ms: 1 },
             requests: RequestCounts { served, ..RequestCounts::default() },
             latency_us,
-            resources: Resources::default(),
+            resources: Resources { resident_bytes: served, temperature_mc: Some(4_000), ..Resources::default() },
             comparison: None,
             objectives,
+            numbers: BTreeMap::from([("stops".to_owned(), Summary::of(served as f64))]).into(),
         };
         Observation::of_telemetry(&window, received_at_ms)
     }
@@ -253,6 +277,8 @@ mod tests {
         log.add(telemetry(b"a", 1, 5, 11));
         let seen = log.since(0);
         assert_eq!((seen.len(), seen[0].reports, seen[0].requests.served, seen[0].latency_us.count()), (1, 1, 5, 5));
+        assert_eq!((seen[0].memory, seen[0].temperature), (Mean { count: 1, sum: 5.0 }, Mean { count: 2, sum: 8.0 }));
+        assert_eq!(seen[0].numbers.values().collect::<Vec<_>>(), [&Mean { count: 2, sum: 5.0 }]);
     }
 
     #[test]

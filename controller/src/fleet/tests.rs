@@ -46,6 +46,7 @@ fn telemetry(device: &DeviceId, sequence: u64, received_at_ms: u64) -> WindowRec
             resources: Resources::default(),
             comparison: None,
             objectives: Default::default(),
+            numbers: Default::default(),
         }),
         sketch: None,
         crash: false,

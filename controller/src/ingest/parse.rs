@@ -18,7 +18,7 @@ pub(crate) enum Said {
     /// How it is.
     State(Box<Sequenced<StateReport>>),
     /// Counters of a window.
-    Telemetry(Sequenced<TelemetryWindow>),
+    Telemetry(Box<Sequenced<TelemetryWindow>>),
     /// Sketches of a window, with the bytes they came in. Whether they fit their profile is still to be seen.
     Sketch(Box<Sequenced<SketchWindow>>, Bytes),
     /// Something happened.
@@ -49,7 +49,7 @@ pub(crate) fn parse(kind: Up, payload: &Bytes) -> Result<Said, Unusable> {
         Up::State => {
             sequenced(Stream::State, payload).and_then(|message| check_state(message).map(Box::new).map(Said::State))
         }
-        Up::Telemetry => sequenced(Stream::Telemetry, payload).map(Said::Telemetry),
+        Up::Telemetry => sequenced(Stream::Telemetry, payload).map(Box::new).map(Said::Telemetry),
         Up::Sketch => Sequenced::<SketchWindow>::decode(payload)
             .map(|message| Said::Sketch(Box::new(message), payload.clone()))
             .map_err(|error| Unusable {

@@ -63,6 +63,7 @@ fn telemetry(manifest: Digest, served: u64) -> TelemetryWindow {
         resources: Resources::default(),
         comparison: None,
         objectives: Default::default(),
+        numbers: Default::default(),
     }
 }
 

@@ -174,7 +174,7 @@ impl Worker {
         batch.news |= self.app.fleet.set_online(device, true, now_ms);
         match said {
             Said::State(message) => self.state(batch, device, *message, now_ms).await,
-            Said::Telemetry(message) => self.telemetry(batch, device, message, now_ms).await,
+            Said::Telemetry(message) => self.telemetry(batch, device, *message, now_ms).await,
             Said::Sketch(message, bytes) => self.sketch(batch, device, *message, &bytes, now_ms).await,
             Said::Event(message) => self.event(batch, device, message, now_ms).await,
             Said::Chunks(request) => {

@@ -3,82 +3,13 @@
 //! The device is the statistical unit: each gives one score a guardrail, larger being worse. How scores come about and what they prove is
 //! `muster-rollout`'s matter.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
+use super::guardrail::{Guardrail, Metric};
 use super::verdict::Outcome;
 use crate::ids::{BundleRef, DeviceId, RolloutId};
 use crate::limits::{MAX_GATE_CONTROLS, MAX_GATE_KEYS, MAX_GUARDRAILS, MAX_LABEL_BYTES};
 use crate::trust::Stage;
-
-/// What a device is scored by: a share of something bad, from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub enum Metric {
-    /// Share of served requests that the model failed.
-    ErrorRate,
-    /// Share of served requests that took longer than [`Guardrail::above_us`].
-    LatencyShare,
-    /// 1 where the device failed, reverted or crashed, 0 where it did not.
-    Failures,
-    /// Share of labelled answers that were wrong.
-    LabelError,
-    /// Share of rows for which a shadow names another class than the bundle in service.
-    Disagreement,
-}
-
-impl Metric {
-    /// Every metric there is.
-    pub const ALL: [Self; 5] =
-        [Self::ErrorRate, Self::LatencyShare, Self::Failures, Self::LabelError, Self::Disagreement];
-
-    /// The metric as the API spells it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ErrorRate => "error-rate",
-            Self::LatencyShare => "latency-share",
-            Self::Failures => "failures",
-            Self::LabelError => "label-error",
-            Self::Disagreement => "disagreement",
-        }
-    }
-
-    /// Whether a larger score than the controls' is a loss by itself. Another answer than the incumbent's may be the better one, so a
-    /// disagreement only has to stay below its margin.
-    #[must_use]
-    pub const fn is_loss(self) -> bool {
-        match self {
-            Self::ErrorRate | Self::LatencyShare | Self::Failures | Self::LabelError => true,
-            Self::Disagreement => false,
-        }
-    }
-}
-
-impl fmt::Display for Metric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// One thing that must not become worse.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Guardrail {
-    /// What devices are scored by.
-    pub metric: Metric,
-    /// By how much canaries may be worse than their controls, as a share from 0 to 1: a wave passes only when more is ruled out. Without
-    /// it the guardrail can roll back, and holds no wave up.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub margin: Option<f64>,
-    /// With `latency-share`, which latency is slow, in microseconds. Without it, the 95th percentile of the controls' from the start of
-    /// the wave to that of the soak.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub above_us: Option<u64>,
-}
 
 /// How the devices of a wave are compared with others before it passes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,7 +55,7 @@ pub enum GateError {
     Guardrails,
     /// The same twice.
     #[error("guardrail {0}: it is there twice")]
-    Twice(Metric),
+    Twice(String),
     /// A field that does not go with the metric.
     #[error("guardrail {metric}: {reason}")]
     Guardrail {
@@ -150,6 +81,27 @@ impl GateSpec {
     /// # Errors
     /// [`GateError`] with the first fault found.
     pub fn validate(&self, stage: &Stage) -> Result<(), GateError> {
+        self.validate_alone()?;
+        for guardrail in &self.guardrails {
+            let metric = guardrail.metric;
+            let expect =
+                |holds: bool, reason| if holds { Ok(()) } else { Err(GateError::Guardrail { metric, reason }) };
+            let is_shadow = matches!(stage, Stage::Shadow { .. });
+            expect(metric != Metric::Disagreement || is_shadow, "it needs a rollout that runs as shadow")?;
+            let is_devices = matches!(metric, Metric::Custom | Metric::Memory | Metric::Temperature);
+            expect(
+                !is_devices || stage.is_serve(),
+                "both bundles run on each device, and which of them it comes from cannot be told",
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The same without what depends on the part in which devices run the bundle.
+    ///
+    /// # Errors
+    /// [`GateError`] with the first fault found.
+    pub fn validate_alone(&self) -> Result<(), GateError> {
         let expect = |holds: bool, error: GateError| if holds { Ok(()) } else { Err(error) };
         expect(self.alpha > 0.0 && self.alpha <= 0.5, GateError::Alpha)?;
         expect((1..=MAX_GATE_CONTROLS).contains(&self.controls), GateError::Controls)?;
@@ -160,22 +112,10 @@ impl GateSpec {
         expect(keys, GateError::MatchOn)?;
         expect((1..=MAX_GUARDRAILS).contains(&self.guardrails.len()), GateError::Guardrails)?;
         for (at, guardrail) in self.guardrails.iter().enumerate() {
-            let Guardrail { metric, margin, above_us } = *guardrail;
-            let is_same = |other: &Guardrail| (other.metric, other.above_us) == (metric, above_us);
-            expect(!self.guardrails[..at].iter().any(is_same), GateError::Twice(metric))?;
-            let fault = |reason| GateError::Guardrail { metric, reason };
-            expect(margin.is_none_or(|margin| margin > 0.0 && margin <= 1.0), fault("its margin is a share above 0"))?;
-            let edge = above_us.is_none_or(|edge_us| metric == Metric::LatencyShare && edge_us > 0);
-            expect(edge, fault("above_us is a latency above 0, of latency-share alone"))?;
-            match metric {
-                // A few devices without a failure prove little, and their scores do not spread: no bound would say so.
-                Metric::Failures => expect(margin.is_none(), fault("a device fails or does not: it has no margin"))?,
-                Metric::Disagreement => {
-                    expect(margin.is_some(), fault("it needs a margin"))?;
-                    expect(matches!(stage, Stage::Shadow { .. }), fault("it needs a rollout that runs as shadow"))?;
-                }
-                Metric::ErrorRate | Metric::LatencyShare | Metric::LabelError => {}
-            }
+            let twice = self.guardrails[..at].iter().any(|other| other.measures_the_same(guardrail));
+            expect(!twice, GateError::Twice(guardrail.to_string()))?;
+            let metric = guardrail.metric;
+            guardrail.validate().map_err(|reason| GateError::Guardrail { metric, reason })?;
         }
         expect(self.guardrails.iter().any(|guardrail| guardrail.margin.is_some()), GateError::NoMargin)
     }
@@ -293,11 +233,11 @@ pub struct GateEvidence {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guardrail::ScoreRange;
     use super::*;
 
     fn gate(guardrails: &[(Metric, Option<f64>)]) -> GateSpec {
-        let guardrail =
-            |(metric, margin): &(Metric, Option<f64>)| Guardrail { metric: *metric, margin: *margin, above_us: None };
+        let guardrail = |(metric, margin): &(Metric, Option<f64>)| Guardrail::of(*metric, *margin);
         GateSpec { match_on: vec!["site".into()], ..GateSpec::of(guardrails.iter().map(guardrail).collect()) }
     }
 
@@ -316,12 +256,36 @@ mod tests {
         assert_eq!(with(&|g| g.match_on.push("site".into())), GateError::MatchOn);
         assert_eq!(with(&|g| g.guardrails.clear()), GateError::Guardrails);
         assert_eq!(with(&|g| g.guardrails[0].margin = None), GateError::NoMargin);
-        assert_eq!(with(&|g| g.guardrails[1].metric = Metric::ErrorRate), GateError::Twice(Metric::ErrorRate));
+        assert_eq!(with(&|g| g.guardrails[1].metric = Metric::ErrorRate), GateError::Twice("error-rate".into()));
         for (at, change) in
             [(0, (Some(1.5), None)), (0, (Some(0.1), Some(5))), (1, (None, Some(0))), (2, (Some(0.1), None))]
         {
             let error = with(&|g| (g.guardrails[at].margin, g.guardrails[at].above_us) = change);
             assert!(matches!(error, GateError::Guardrail { .. }), "{at} {change:?}: {error}");
+        }
+        let numbers = |change: &dyn Fn(&mut Guardrail)| {
+            let mut gate = gate(&[(Metric::Custom, Some(0.1))]);
+            gate.guardrails[0].name = Some("line_stops".parse().unwrap());
+            gate.guardrails[0].range = Some(ScoreRange { best: 10.0, worst: 0.0 });
+            change(&mut gate.guardrails[0]);
+            gate
+        };
+        assert_eq!(numbers(&|_| {}).validate(&Stage::Serve), Ok(()));
+        assert_eq!(numbers(&|g| (g.metric, g.name) = (Metric::Memory, None)).validate(&Stage::Serve), Ok(()));
+        let shadow = Stage::Shadow { share_bp: 10_000 };
+        assert!(numbers(&|_| {}).validate(&shadow).unwrap_err().to_string().contains("cannot be told"));
+        for change in [
+            &(|g: &mut Guardrail| g.name = None) as &dyn Fn(&mut Guardrail),
+            &|g| g.range = None,
+            &|g| g.range = Some(ScoreRange { best: 1.0, worst: 1.0 }),
+            &|g| g.range = Some(ScoreRange { best: f64::NAN, worst: 1.0 }),
+            &|g| g.range = Some(ScoreRange { best: 0.0, worst: 2e15 }),
+            &|g| g.metric = Metric::Temperature,
+            &|g| (g.metric, g.name) = (Metric::ErrorRate, None),
+            &|g| (g.metric, g.name) = (Metric::Confidence, None),
+        ] {
+            let error = numbers(change).validate(&Stage::Serve).unwrap_err();
+            assert!(matches!(error, GateError::Guardrail { .. }), "{error}");
         }
         let disagrees = gate(&[(Metric::Disagreement, Some(0.1))]);
         assert!(disagrees.validate(&Stage::Serve).unwrap_err().to_string().contains("shadow"));

@@ -4,6 +4,7 @@
 mod approval;
 mod explanation;
 mod gate;
+mod guardrail;
 mod preview;
 mod spec;
 mod stop;
@@ -17,9 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub use approval::{Approval, ApprovalOutcome, ApprovalRecord};
 pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
-pub use gate::{
-    Block, GateError, GateEvidence, GateReport, GateSpec, Guardrail, GuardrailReport, Metric, ScoredDevice,
-};
+pub use gate::{Block, GateError, GateEvidence, GateReport, GateSpec, GuardrailReport, ScoredDevice};
+pub use guardrail::{Guardrail, Metric, ScoreRange};
 pub use preview::{RolloutPreview, WavePreview};
 pub use spec::{
     ApprovalError, ApprovalSpec, EmergencyError, Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec,

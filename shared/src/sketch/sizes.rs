@@ -6,6 +6,7 @@ use super::{
 };
 use crate::ids::Digest;
 use crate::messages::{Position, RequestCounts, Resources, Sequenced, TelemetryWindow, WindowKey};
+use crate::numbers::Numbers;
 use crate::profile::{Column, Objectives, Probe, Profile, Reference, Side, Source};
 use crate::reference;
 use crate::topics::{Kind, Topic, Up};
@@ -213,9 +214,11 @@ fn report(rows: usize, quantiles: &[u16]) -> (Sequenced<TelemetryWindow>, Sequen
             cpu_ms: 86_400_123,
             uptime_ms: 864_001_234,
             disk_free_bytes: 12_345_678_901,
+            temperature_mc: Some(61_500),
         },
         comparison: None,
         objectives: objectives(hour),
+        numbers: Numbers::default(),
     };
     let position = Position { epoch: u64::MAX / 3, sequence: 70_000, oldest: 69_990 };
     (Sequenced { position, body: telemetry }, Sequenced { position, body })

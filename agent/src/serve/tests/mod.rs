@@ -1,6 +1,7 @@
 //! The endpoint as a client sees it: through the router, and over real sockets.
 
 mod beside;
+mod metrics;
 mod protocol;
 mod quality;
 mod refusals;
@@ -100,7 +101,7 @@ impl Reply {
         let body = self.json();
         let error = body["error"].as_str().unwrap_or_else(|| panic!("no error in {body}"));
         assert!(error.contains(reason), "{error:?} does not contain {reason:?}");
-        assert_eq!(status == 503, self.headers.contains_key("retry-after"));
+        assert_eq!(matches!(status, 429 | 503), self.headers.contains_key("retry-after"));
     }
 }
 

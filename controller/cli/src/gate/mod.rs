@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use muster_rollout::statistics::{MIN_BLOCKS, wave_alpha};
 use muster_rollout::{Gate, scales};
-use muster_shared::rollout::{GateReport, GateSpec, Guardrail, Outcome};
-use muster_shared::trust::Stage;
+use muster_shared::rollout::{GateReport, GateSpec, Outcome};
 use serde::Serialize;
 
 use self::scores::TimedBlock;
@@ -36,7 +35,8 @@ pub(crate) struct CheckArgs {
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
     /// The scores, as CSV with the columns time, block, device, arm (canary or control) and one for each guardrail, named as in the
-    /// policy. An empty cell is a device that had nothing to score, "silent" one that was not heard of.
+    /// policy without margin and range (metric:line_stops). A cell is a share from 0 to 1, of confidence or a guardrail with a range the mean
+    /// itself; an empty one is a device that had nothing to score, "silent" one that was not heard of.
     #[arg(long, value_name = "FILE.csv")]
     data: PathBuf,
     /// Which wave of how many this is, as 2/3: it gets that wave's part of alpha.
@@ -80,17 +80,9 @@ fn policy(path: &Path) -> Result<GateSpec, Failure> {
     let options: GateOptions = settings_file::parse(&disk::read_text(path, MAX_POLICY_BYTES)?, path)?;
     let fault = |reason: String| Failure::input(format!("{}: {reason}", path.display()));
     let gate = options.gate().ok_or_else(|| fault("it names no guardrail".into()))?;
-    // Disagreement is a matter of shadows, and which part the devices ran it in is not in the file.
-    gate.validate(&Stage::Shadow { share_bp: 1 }).map_err(|error| fault(error.to_string()))?;
+    // Which part the devices ran it in is not in the file.
+    gate.validate_alone().map_err(|error| fault(error.to_string()))?;
     Ok(gate)
-}
-
-/// A guardrail as policies and columns name it.
-fn column(guardrail: &Guardrail) -> String {
-    match guardrail.above_us {
-        Some(edge_us) => format!("{}:{}ms", guardrail.metric, edge_us / 1_000),
-        None => guardrail.metric.to_string(),
-    }
 }
 
 fn judge(spec: &GateSpec, alpha: f64, blocks: Vec<TimedBlock>) -> Checked {
@@ -109,7 +101,7 @@ fn judge(spec: &GateSpec, alpha: f64, blocks: Vec<TimedBlock>) -> Checked {
 }
 
 fn text(checked: &Checked) -> String {
-    let guardrails = checked.report.guardrails.iter().map(|report| column(&report.guardrail));
+    let guardrails = checked.report.guardrails.iter().map(|report| report.guardrail.to_string());
     let header: Vec<String> = ["time".to_owned(), "block".to_owned(), "evidence".to_owned()]
         .into_iter()
         .chain(guardrails.flat_map(|name| [format!("{name} e"), format!("{name} at most")]))
@@ -139,8 +131,7 @@ fn text(checked: &Checked) -> String {
 pub(crate) fn run(context: &Context, command: GateCommand) -> Result<(), Failure> {
     let GateCommand::Check(args) = command;
     let spec = policy(&args.policy)?;
-    let columns: Vec<String> = spec.guardrails.iter().map(column).collect();
-    let blocks = scores::read(&args.data, &columns)?;
+    let blocks = scores::read(&args.data, &spec.guardrails)?;
     let checked = judge(&spec, wave_alpha(spec.alpha, args.wave.number - 1, args.wave.of), blocks);
     context.output.show(&checked, text)?;
     match checked.report.outcome {
@@ -167,8 +158,7 @@ mod tests {
         }
         std::fs::write(&data, csv).unwrap();
         let spec = policy(&policy_path).unwrap();
-        let columns: Vec<String> = spec.guardrails.iter().map(column).collect();
-        judge(&spec, spec.alpha, scores::read(&data, &columns).unwrap())
+        judge(&spec, spec.alpha, scores::read(&data, &spec.guardrails).unwrap())
     }
 
     #[test]

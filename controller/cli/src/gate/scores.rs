@@ -7,7 +7,7 @@ use std::path::Path;
 use csv::StringRecord;
 use jiff::Timestamp;
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{Block, ScoredDevice};
+use muster_shared::rollout::{Block, Guardrail, ScoredDevice};
 
 use crate::failure::Failure;
 use crate::table_file::TableFile;
@@ -57,16 +57,17 @@ struct Rows {
 ///
 /// # Errors
 /// [`Failure`] with file, line and what is expected.
-pub(super) fn read(path: &Path, guardrails: &[String]) -> Result<Vec<TimedBlock>, Failure> {
+pub(super) fn read(path: &Path, guardrails: &[Guardrail]) -> Result<Vec<TimedBlock>, Failure> {
     let table = TableFile::open(path)?;
+    let names: Vec<String> = guardrails.iter().map(ToString::to_string).collect();
     let at = |name: &str| {
         table.header().iter().position(|column| column == name).ok_or_else(|| {
-            let columns = FIXED.iter().copied().chain(guardrails.iter().map(String::as_str)).collect::<Vec<_>>();
+            let columns = FIXED.iter().copied().chain(names.iter().map(String::as_str)).collect::<Vec<_>>();
             Failure::input(format!("{}: column {name:?} is missing; needed are {}", path.display(), columns.join(", ")))
         })
     };
     let [time, block, device, arm] = [at(FIXED[0])?, at(FIXED[1])?, at(FIXED[2])?, at(FIXED[3])?];
-    let scores = guardrails.iter().map(|name| at(name)).collect::<Result<Vec<_>, _>>()?;
+    let scores = names.iter().map(|name| at(name)).collect::<Result<Vec<_>, _>>()?;
     let (mut blocks, mut seen) = (BTreeMap::<String, Rows>::new(), BTreeSet::new());
     table.each(|row: &StringRecord| {
         let line = row.position().map_or(0, csv::Position::line);
@@ -84,14 +85,15 @@ pub(super) fn read(path: &Path, guardrails: &[String]) -> Result<Vec<TimedBlock>
         }
         let mut silent = false;
         let mut cells = Vec::with_capacity(scores.len());
-        for (at, name) in scores.iter().zip(guardrails) {
+        for ((at, name), guardrail) in scores.iter().zip(&names).zip(guardrails) {
             let cell = text(*at);
             silent |= cell == SILENT;
             cells.push(match cell {
                 "" => None,
                 SILENT => Some(1.0),
-                cell => Some(cell.parse().ok().filter(|score| (0.0..=1.0).contains(score)).ok_or_else(|| {
-                    fault(format!("{name} {cell:?} is no score: a share from 0 to 1, nothing, or {SILENT}"))
+                cell => Some(score(guardrail, cell).ok_or_else(|| {
+                    let wanted = if guardrail.scale().is_some() { "a number" } else { "a share from 0 to 1" };
+                    fault(format!("{name} {cell:?} is no score: {wanted}, nothing, or {SILENT}"))
                 })?),
             });
         }
@@ -134,15 +136,26 @@ pub(super) fn read(path: &Path, guardrails: &[String]) -> Result<Vec<TimedBlock>
     Ok(all.into_iter().map(|((_, time), name, block)| TimedBlock { time, name, block }).collect())
 }
 
+/// The score in a cell.
+fn score(guardrail: &Guardrail, cell: &str) -> Option<f64> {
+    let number: f64 = cell.parse().ok().filter(|number: &f64| number.is_finite())?;
+    match guardrail.scale() {
+        Some(range) => Some(range.score(number)),
+        None => Some(number).filter(|share| (0.0..=1.0).contains(share)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use muster_shared::rollout::{Metric, ScoreRange};
+
     use super::*;
 
     fn fails(rows: &str) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("scores.csv");
         std::fs::write(&path, format!("time,block,device,arm,error-rate\n{rows}")).unwrap();
-        match read(&path, &["error-rate".to_owned()]) {
+        match read(&path, &[Guardrail::of(Metric::ErrorRate, None)]) {
             Ok(blocks) => format!("{} blocks", blocks.len()),
             Err(failure) => failure.to_string(),
         }
@@ -165,5 +178,22 @@ mod tests {
             let message = fails(rows);
             assert!(message.contains(expected), "{expected:?} is not in {message:?}");
         }
+    }
+
+    #[test]
+    fn numbers_are_scored_within_their_range() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.csv");
+        std::fs::write(
+            &path,
+            "time,block,device,arm,metric:yield,confidence\n1,a,c,canary,92,0.75\n1,a,d,control,120,1\n",
+        )
+        .unwrap();
+        let range = Some(ScoreRange { best: 100.0, worst: 80.0 });
+        let number = Guardrail { name: Some("yield".parse().unwrap()), range, ..Guardrail::of(Metric::Custom, None) };
+        let blocks = read(&path, &[number, Guardrail::of(Metric::Confidence, None)])
+            .unwrap_or_else(|failure| panic!("{failure}"));
+        let scores: Vec<_> = blocks[0].block.members().map(|device| device.scores.clone()).collect();
+        assert_eq!(scores, [[Some(0.4), Some(0.25)], [Some(0.0), Some(0.0)]]);
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn evidence(log_e: f64) -> String {
 fn guardrail_row(report: &GuardrailReport) -> Vec<comfy_table::Cell> {
     let points = |share: f64| format!("{:+.2} pp", share * 100.0);
     vec![
-        cell(report.guardrail.metric.as_str()),
+        cell(report.guardrail.to_string()),
         toned(report.outcome.to_string(), words::outcome_tone(report.outcome)),
         number(report.blocks.to_string()),
         number(evidence(report.log_e)),

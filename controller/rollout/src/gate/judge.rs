@@ -46,8 +46,15 @@ pub fn judge(spec: &GateSpec, alpha: f64, blocks: &[Block<ScoredDevice>], dealt:
 /// By what the scores of each guardrail are divided: their spread within blocks ([`spread`]).
 #[must_use]
 pub fn scales(spec: &GateSpec, blocks: &[Block<ScoredDevice>]) -> Vec<Option<f64>> {
-    let of = |at| -> Vec<Block<f64>> { blocks.iter().filter_map(|block| scores(block, at, false)).collect() };
-    (0..spec.guardrails.len()).map(|at| spread(&of(at))).collect()
+    let of = |(at, guardrail)| -> Vec<Block<f64>> {
+        blocks.iter().filter_map(|block| Some(beyond(guardrail, scores(block, at, false)?))).collect()
+    };
+    spec.guardrails.iter().enumerate().map(|rail| spread(&of(rail))).collect()
+}
+
+/// The scores, the canary's less what it may be worse by: those of canaries which are worse by just that are as likely to stand at any place.
+fn beyond(guardrail: &Guardrail, scores: Block<f64>) -> Block<f64> {
+    Block { canary: scores.canary - guardrail.tolerance(), ..scores }
 }
 
 /// The scores of one guardrail; none without a canary's and a control's.
@@ -76,9 +83,9 @@ impl<'s> Gate<'s> {
     /// Adds one block. Each may be added once.
     pub fn add(&mut self, block: &Block<ScoredDevice>) {
         self.blocks += 1;
-        for (at, rail) in self.rails.iter_mut().enumerate() {
+        for ((at, rail), guardrail) in self.rails.iter_mut().enumerate().zip(&self.spec.guardrails) {
             if let Some((scores, process)) = scores(block, at, false).zip(rail.process.as_mut()) {
-                process.add(&scores);
+                process.add(&beyond(guardrail, scores));
             }
             if let Some(scores) = scores(block, at, true) {
                 rail.margin.add(&scores);
@@ -144,7 +151,7 @@ impl Rail {
         let upper_bound = self.margin.upper_bound(alpha);
         let kept = guardrail.margin.is_none_or(|margin| upper_bound.is_some_and(|bound| bound < margin));
         let mut report = GuardrailReport {
-            guardrail: *guardrail,
+            guardrail: guardrail.clone(),
             outcome: match (has_failed, kept) {
                 (true, _) => Outcome::Failed,
                 (false, true) => Outcome::Successful,

@@ -7,7 +7,7 @@ use muster_shared::rollout::{Block, GateSpec, Guardrail, Metric, ScoredDevice};
 use muster_shared::sketch::{LatencySketch, RightCounts};
 use muster_shared::trust::Stage;
 
-use crate::fleet::{DeviceFacts, Evidence, Fleet};
+use crate::fleet::{DeviceFacts, Evidence, Fleet, Mean};
 use crate::rollout::Rollout;
 
 /// The score of a device that was not heard of, or that failed on the bundle.
@@ -15,10 +15,15 @@ const WORST: f64 = 1.0;
 /// Which latency of a wave's devices is slow, where the rollout does not say.
 const SLOW_QUANTILE: f64 = 0.95;
 
+/// A mean of confidences is at most 1, but for rounding.
+const MOST_CONFIDENT: f64 = 1.000_01;
+
 /// What one device measured of the bundle it stands for.
 struct Side<'f> {
     device: &'f DeviceId,
     part: Part,
+    /// All of it; sums that are not asked for are not taken.
+    measured: Vec<&'f Evidence>,
     /// It was not heard of since the soak began.
     silent: bool,
     /// It failed, reverted or crashed.
@@ -135,13 +140,14 @@ fn control<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet
 impl<'f> Side<'f> {
     fn of(
         (device, part): (&'f DeviceId, Part),
-        facts: &DeviceFacts,
+        facts: &'f DeviceFacts,
         since_ms: u64,
         counts: impl Fn(&Evidence) -> bool,
     ) -> Self {
         let mut side = Self {
             device,
             part,
+            measured: facts.soak.iter().filter(|evidence| counts(evidence)).collect(),
             silent: facts.last_seen_ms.is_none_or(|seen_ms| seen_ms < since_ms),
             failed: false,
             requests: 0,
@@ -151,7 +157,7 @@ impl<'f> Side<'f> {
             agreed: 0,
             disagreed: 0,
         };
-        for evidence in facts.soak.iter().filter(|evidence| counts(evidence)) {
+        for evidence in side.measured.iter().copied() {
             side.requests = side.requests.saturating_add(evidence.requests.served);
             side.errors = side.errors.saturating_add(evidence.requests.errors());
             side.latency_us.merge(&evidence.latency_us);
@@ -165,6 +171,7 @@ impl<'f> Side<'f> {
 
     fn score(&self, guardrail: &Guardrail) -> Option<f64> {
         let share = |bad: u64, of: u64| (of > 0).then(|| bad as f64 / of as f64);
+        let scaled = |mean: f64| guardrail.scale().map(|range| range.score(mean));
         if self.silent || (self.part == Part::Canary && self.failed) {
             return Some(WORST);
         }
@@ -178,6 +185,24 @@ impl<'f> Side<'f> {
             Metric::LabelError => share(self.labels.labels.saturating_sub(self.labels.right), self.labels.labels),
             Metric::Disagreement if self.part == Part::Control => Some(0.0),
             Metric::Disagreement => share(self.disagreed, self.agreed.saturating_add(self.disagreed)),
+            // Logits that a profile takes for confidence are beyond, and say nothing.
+            Metric::Confidence => self
+                .mean(|measured| Some(&measured.confidence))
+                .filter(|mean| (0.0..=MOST_CONFIDENT).contains(mean))
+                .and_then(scaled),
+            Metric::Memory => self.mean(|measured| Some(&measured.memory)).and_then(scaled),
+            Metric::Temperature => self.mean(|measured| Some(&measured.temperature)).and_then(scaled),
+            Metric::Custom => {
+                let name = guardrail.name.as_ref()?;
+                self.mean(|measured| measured.numbers.get(name)).and_then(scaled)
+            }
         }
+    }
+
+    /// The mean over all that was measured.
+    fn mean(&self, of: impl Fn(&Evidence) -> Option<&Mean>) -> Option<f64> {
+        let mut all = Mean::default();
+        self.measured.iter().filter_map(|measured| of(measured)).for_each(|mean| all.merge(mean));
+        all.value()
     }
 }

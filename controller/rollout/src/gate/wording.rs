@@ -1,6 +1,6 @@
 //! What a comparison showed, in sentences.
 
-use muster_shared::rollout::{GateReport, Guardrail, GuardrailReport, Metric, Outcome};
+use muster_shared::rollout::{GateReport, Guardrail, GuardrailReport, Metric, Outcome, ScoreRange};
 
 use crate::statistics::MIN_BLOCKS;
 use crate::wording::{count, counted, latency};
@@ -9,9 +9,17 @@ use crate::wording::{count, counted, latency};
 const LARGE_LOG_ODDS: f64 = 13.8;
 
 fn name(guardrail: &Guardrail) -> String {
-    match (guardrail.metric, guardrail.above_us) {
-        (Metric::LatencyShare, Some(edge_us)) => format!("share of requests above {}", latency(edge_us as f64)),
-        (metric, _) => metric.to_string(),
+    let range = |what: &str, unit: &str| match guardrail.range {
+        Some(ScoreRange { best, worst }) => format!("{what} from {best}{unit} to {worst}{unit}"),
+        None => what.to_owned(),
+    };
+    match (guardrail.metric, guardrail.above_us, &guardrail.name) {
+        (Metric::LatencyShare, Some(edge_us), _) => format!("share of requests above {}", latency(edge_us as f64)),
+        (Metric::Confidence, ..) => "lack of confidence".to_owned(),
+        (Metric::Memory, ..) => range("memory", " B"),
+        (Metric::Temperature, ..) => range("temperature", " °C"),
+        (Metric::Custom, _, Some(name)) => range(name.as_str(), ""),
+        (metric, ..) => metric.to_string(),
     }
 }
 

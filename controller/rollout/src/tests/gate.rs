@@ -1,15 +1,15 @@
 //! A rollout whose waves are compared with devices like theirs.
 
 use muster_shared::rollout::{
-    Block, GateSpec, Guardrail, Limits, Metric, Outcome, RolloutSpec, RolloutStatus, Rule, Waiting,
+    Block, GateSpec, Guardrail, Limits, Metric, Outcome, RolloutSpec, RolloutStatus, Rule, ScoreRange, Waiting,
 };
 use muster_shared::trust::Stage;
 
 use super::world::{MAX_MS, SOAK_MS, Served, World, broken, check, device, last_verdict, spec, waits_for};
-use crate::{OperatorAction, Violation, plan, verify};
+use crate::{Mean, OperatorAction, Violation, plan, verify};
 
 fn guardrail(metric: Metric, margin: Option<f64>) -> Guardrail {
-    Guardrail { metric, margin, above_us: None }
+    Guardrail::of(metric, margin)
 }
 
 fn gated(waves: &[&str], guardrails: &[Guardrail]) -> RolloutSpec {
@@ -59,7 +59,7 @@ fn blocks(world: &World) -> Vec<Block<muster_shared::ids::DeviceId>> {
     world.rollout.waves[world.rollout.current_wave as usize].gate.as_ref().unwrap().blocks.clone()
 }
 
-const ERRORS: &[Guardrail] = &[Guardrail { metric: Metric::ErrorRate, margin: Some(0.03), above_us: None }];
+const ERRORS: &[Guardrail] = &[Guardrail::of(Metric::ErrorRate, Some(0.03))];
 
 #[test]
 fn a_wave_passes_when_its_canaries_are_shown_to_be_no_worse() {
@@ -210,7 +210,7 @@ fn blocks_share_what_was_asked_for_and_only_hold_who_was_there() {
 #[test]
 fn a_shadow_is_compared_with_its_own_device() {
     let disagreement = guardrail(Metric::Disagreement, Some(0.2));
-    let mut wanted = gated(&["100%"], &[ERRORS[0], disagreement]);
+    let mut wanted = gated(&["100%"], &[ERRORS[0].clone(), disagreement]);
     wanted.stage = Stage::Shadow { share_bp: 10_000 };
     let mut world = world_of(wanted, 12);
     world.tick(0);
@@ -263,4 +263,57 @@ fn the_checker_finds_a_forged_comparison() {
     assert!(spoilt(&|d| gate(d).waived_by = Some("nobody".into())) > 0);
     assert!(spoilt(&|d| gate(d).blocks.swap(0, 1)) > 0);
     assert!(spoilt(&|d| d.next.waves[0].gate = None) > 0);
+}
+
+#[test]
+fn canaries_that_are_worse_by_what_applications_send_go_back() {
+    let name = || muster_shared::ids::MetricName::new("yield").unwrap();
+    let range = Some(ScoreRange { best: 100.0, worst: 80.0 });
+    let yields = Guardrail { name: Some(name()), range, ..guardrail(Metric::Custom, Some(0.2)) };
+    let range = Some(ScoreRange { best: 1e6, worst: 2e6 });
+    let memory = Guardrail { range, ..guardrail(Metric::Memory, Some(0.2)) };
+    let run = |canaries: f64, heard: bool| {
+        let mut world = world_of(gated(&["20", "100%"], &[yields.clone(), memory.clone()]), 40);
+        world.tick(0);
+        soaks(&mut world, |_| 0, |_| 0);
+        let targets: Vec<_> = world.rollout.targets.keys().cloned().collect();
+        for (at, (id, facts)) in world.fleet.devices.iter_mut().enumerate() {
+            let is_canary = targets.contains(id);
+            for own in &mut facts.soak {
+                let mean = if is_canary { canaries } else { 95.0 } + at as f64 % 3.0;
+                // In two reports of unlike size.
+                own.memory = Mean::of(2, 1.2e6 + at as f64);
+                if heard || !is_canary {
+                    own.numbers.insert(name(), Mean::of(3, mean));
+                }
+            }
+        }
+        world
+    };
+    let mut world = run(89.0, true);
+    let decision = world.tick(SOAK_MS);
+    assert_eq!(decision.next.status, RolloutStatus::RollingBack);
+    let report = last_verdict(&world.rollout).gate.clone().unwrap();
+    assert!((report.guardrails[0].mean_difference.unwrap() - 0.3).abs() < 0.05, "{report:?}");
+    assert!(report.sentence.contains("yield from 100 to 80 +"), "{}", report.sentence);
+    // A loss that is plain to see, within the margin, is none that anybody minds.
+    let mut world = run(94.0, true);
+    assert_eq!(world.tick(SOAK_MS).next.current_wave, 1, "{}", world.rollout.status_reason);
+    let report = last_verdict(&world.rollout).gate.clone().unwrap();
+    assert!(report.log_e < 0.1 && report.guardrails[0].upper_bound.unwrap() < 0.2, "{report:?}");
+    // A score that is not what was reported is found.
+    let mut world = run(95.0, true);
+    world.now_ms += SOAK_MS;
+    let mut decision = plan(&world.rollout, &world.fleet, world.now_ms);
+    assert_eq!(verify(&world.rollout, &decision, &world.fleet, world.now_ms), Ok(()));
+    assert_eq!(decision.next.current_wave, 1);
+    decision.next.waves[0].gate.as_mut().unwrap().judged.as_mut().unwrap().blocks[0].canary.scores[0] = Some(0.5);
+    assert!(verify(&world.rollout, &decision, &world.fleet, world.now_ms).is_err());
+    // Silence of the application is no good news.
+    let mut world = run(95.0, false);
+    let decision = world.tick(SOAK_MS);
+    assert_eq!((decision.next.status, decision.next.current_wave), (RolloutStatus::Running, 0));
+    assert!(waits_for(&decision, |w| matches!(w, Waiting::Unscored { devices } if devices.len() == 20)));
+    world.tick(MAX_MS);
+    assert_eq!(world.rollout.status, RolloutStatus::Paused);
 }

@@ -123,7 +123,7 @@ impl Case<'_> {
         let contaminated = |block: &Block<ScoredDevice>| block.controls.iter().any(|control| is_in(&control.device));
         hold(!judged.blocks.iter().any(contaminated), "a control was told to run the bundle");
         hold(
-            judged.blocks.iter().all(|block| self.errors_are_right(&judged.gate, block)),
+            judged.blocks.iter().all(|block| self.scores_are_right(&judged.gate, &block.canary)),
             "a score is not what was reported",
         );
         let waves = self.next.spec.waves.len() - usize::from(self.next.spec.stage.is_serve());
@@ -148,27 +148,6 @@ impl Case<'_> {
         hold(judged.report.outcome == expected || close, "it does not follow from its scores");
         self.found.extend(wrongs.into_iter().map(|why| Violation::Gate { wave, why: why.to_owned() }));
     }
-
-    /// Whether the canary's error rate is what it reported since the soak began, where it has one.
-    fn errors_are_right(&self, gate: &GateSpec, block: &Block<ScoredDevice>) -> bool {
-        let Some(at) = gate.guardrails.iter().position(|guardrail| guardrail.metric == Metric::ErrorRate) else {
-            return true;
-        };
-        let id = &block.canary.device;
-        // As it was when it was judged: by now it may be on its way back.
-        let (Some(target), Some(facts)) = (self.before.targets.get(id), self.fleet.devices.get(id)) else {
-            return false;
-        };
-        let own =
-            facts.soak.iter().filter(|e| (Some(e.manifest), e.generation) == (target.manifest, target.generation));
-        let (served, errors) = own.fold((0, 0), |(served, errors), e| {
-            (served + e.requests.served, errors + e.requests.failed + e.requests.non_finite)
-        });
-        match block.canary.scores.get(at).copied().flatten() {
-            None => served == 0,
-            Some(score) => score >= 1.0 || (served > 0 && (score - errors as f64 / served as f64).abs() < ROUNDING),
-        }
-    }
 }
 
 /// The greatest mean over guardrails of the evidence after any block, as a natural logarithm, and the upper end of each guardrail's confidence sequence.
@@ -178,11 +157,15 @@ fn computed(gate: &GateSpec, alpha: f64, blocks: &[Block<ScoredDevice>]) -> (f64
     let mut bounds = Vec::new();
     for (at, guardrail) in gate.guardrails.iter().enumerate() {
         let value = |device: &ScoredDevice| device.scores[at];
+        // Of a number, the loss has to lie beyond the margin.
+        let is_number = guardrail.range.is_some() || guardrail.metric == Metric::Confidence;
+        let allowed = if is_number { guardrail.margin.unwrap_or_default() } else { 0.0 };
+        let beyond = |device: &ScoredDevice| value(device).map(|score| score - allowed);
         let spread = {
             let (mut squares, mut controls) = (0.0, 0.0);
             for block in blocks {
                 let mut all: Vec<f64> = block.controls.iter().filter_map(value).collect();
-                let (Some(canary), false) = (value(&block.canary), all.is_empty()) else { continue };
+                let (Some(canary), false) = (beyond(&block.canary), all.is_empty()) else { continue };
                 controls += all.len() as f64;
                 all.push(canary);
                 let mean = all.iter().sum::<f64>() / all.len() as f64;
@@ -197,7 +180,7 @@ fn computed(gate: &GateSpec, alpha: f64, blocks: &[Block<ScoredDevice>]) -> (f64
         let mut differences = Vec::new();
         for (block, mean_e) in blocks.iter().zip(&mut means) {
             let all: Vec<f64> = block.controls.iter().filter_map(value).collect();
-            if let (Some(canary), false) = (value(&block.canary), all.is_empty() || spread == 0.0) {
+            if let (Some(canary), false) = (beyond(&block.canary), all.is_empty() || spread == 0.0) {
                 for (log, lambda) in logs.iter_mut().zip(&lambdas) {
                     // E = 1 / mean of exp(λ (x_j − x_c) / s)
                     let sum: f64 = 1.0 + all.iter().map(|x| (lambda * (x - canary) / spread).exp()).sum::<f64>();

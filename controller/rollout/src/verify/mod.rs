@@ -13,6 +13,7 @@ mod gate;
 mod history;
 mod promotion;
 mod reading;
+mod scores;
 mod targets;
 mod violation;
 
