@@ -20,7 +20,7 @@ use muster_shared::ids::{BundleName, DeviceId, Digest, RolloutId};
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::topics::Topic;
 use muster_shared::trust::{
-    DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, Stage, WatchPolicy,
+    Activation, DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, Stage, WatchPolicy,
     sign_document,
 };
 use tempfile::TempDir;
@@ -424,6 +424,7 @@ impl TestApp {
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
+            activation: Activation::AtOnce,
             since_ms: 1,
         });
         let change = Records::put(Table::Devices, device.as_str(), Expect::Version(stored.version), &record).unwrap();

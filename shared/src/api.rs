@@ -12,7 +12,7 @@ use crate::bundle::Manifest;
 use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use crate::messages::StateReport;
 use crate::rollout::Explanation;
-use crate::trust::{Envelope, PublicKey, Stage};
+use crate::trust::{Activation, Envelope, PublicKey, Stage};
 
 pub use card::{LatencyCard, LiveCard, ModelCard, RolloutCard};
 pub use drift::{
@@ -219,6 +219,9 @@ pub struct DesiredView {
     /// In which part the device runs it.
     #[serde(default, skip_serializing_if = "Stage::is_serve")]
     pub stage: Stage,
+    /// When it switches to it.
+    #[serde(default, skip_serializing_if = "Activation::is_at_once")]
+    pub activation: Activation,
 }
 
 /// That a device or an enrolment token is no longer accepted: since when, by whom, and why.

@@ -108,7 +108,7 @@ pub struct InstalledBundle {
     pub generation: u64,
 }
 
-/// What keeps a device from fetching what it was told to run.
+/// What keeps a device from fetching what it was told to run, or from switching to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "by", rename_all_fields = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -120,6 +120,12 @@ pub enum HeldBack {
     },
     /// The device's link costs by the byte.
     MeteredLink,
+    /// The bundle is checked and tested, and the device was told to wait before it switches.
+    Switch {
+        /// Until when, in milliseconds since the Unix epoch; none for another word.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at_ms: Option<u64>,
+    },
     /// Something this version has no word for.
     #[serde(other)]
     Other,
@@ -132,6 +138,8 @@ impl fmt::Display for HeldBack {
                 write!(f, "quiet hours until {:02}:{:02}", until_minute / 60, until_minute % 60)
             }
             Self::MeteredLink => f.write_str("metered link"),
+            Self::Switch { at_ms: None } => f.write_str("ready, the word to switch"),
+            Self::Switch { at_ms: Some(at_ms) } => write!(f, "ready, to switch at {at_ms} ms"),
             Self::Other => f.write_str("the device's delivery policy"),
         }
     }
@@ -154,7 +162,7 @@ pub struct UpdateReport {
     pub chunks_total: u32,
     /// Why it failed, reverted or waits, in words.
     pub reason: Option<String>,
-    /// What keeps the device from fetching; none while nothing does.
+    /// What keeps the device from fetching or from switching; none while nothing does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_back: Option<HeldBack>,
 }
@@ -206,6 +214,8 @@ pub struct StateReport {
     pub dropped_messages: u64,
     /// Times the agent has started.
     pub starts: u64,
+    /// It can prepare a bundle and wait with the switch; agents that cannot do not say so.
+    pub can_hold: bool,
     /// How it stands with collections of samples.
     #[serde(skip_serializing_if = "SamplesReport::is_empty")]
     pub samples: SamplesReport,
@@ -545,6 +555,8 @@ mod tests {
         for (json, expected) in [
             (r#"{"by":"quiet-hours","until_minute":390}"#, HeldBack::QuietHours { until_minute: 390 }),
             (r#"{"by":"metered-link"}"#, HeldBack::MeteredLink),
+            (r#"{"by":"switch"}"#, HeldBack::Switch { at_ms: None }),
+            (r#"{"by":"switch","at_ms":7}"#, HeldBack::Switch { at_ms: Some(7) }),
             (r#"{"by":"moon","phase":3}"#, HeldBack::Other),
         ] {
             assert_eq!(serde_json::from_str::<HeldBack>(json).unwrap(), expected);

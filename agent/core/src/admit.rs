@@ -190,7 +190,7 @@ pub enum Refusal {
     },
     /// Two assignments of one generation that say different things.
     #[error(
-        "a second assignment of generation {generation} names another bundle or another part for it than the first"
+        "a second assignment of generation {generation} names another bundle, part or time for it than the first"
     )]
     ChangedGeneration {
         /// The generation.
@@ -222,16 +222,14 @@ pub fn admit(record: &Record, offer: &Offer) -> Result<Admission, Refusal> {
         return Err(Refusal::Manifest { assigned: name(assignment.manifest), delivered: name(delivered) });
     }
     if offer.director_epoch > record.director_epoch {
-        let same = |u: &Update| {
-            (u.generation, u.manifest, &u.stage) == (assignment.generation, assignment.manifest, &assignment.stage)
-        };
+        let same = |u: &Update| u.generation == assignment.generation && says_the_same(u, assignment);
         if record.update.as_ref().is_some_and(same) {
             return Ok(Admission::Refresh);
         }
     } else if assignment.generation == accepted {
         return match &record.update {
             Some(update) if update.generation == assignment.generation => {
-                if (update.manifest, &update.stage) == (assignment.manifest, &assignment.stage) {
+                if says_the_same(update, assignment) {
                     Ok(Admission::Refresh)
                 } else {
                     Err(Refusal::ChangedGeneration { generation: assignment.generation })
@@ -243,6 +241,12 @@ pub fn admit(record: &Record, offer: &Offer) -> Result<Admission, Refusal> {
     }
     let Some(manifest) = &offer.manifest else { return Ok(Admission::Accept) };
     Ok(unsuitable(record, manifest, &offer.device).map_or(Admission::Accept, Admission::Unsuitable))
+}
+
+/// Whether the update is what the assignment asks for. One that has waited, or had not to, waits no more.
+fn says_the_same(update: &Update, assignment: &Assignment) -> bool {
+    (update.manifest, &update.stage) == (assignment.manifest, &assignment.stage)
+        && (update.activation.is_at_once() || update.activation == assignment.activation)
 }
 
 fn unsuitable(record: &Record, manifest: &OfferedManifest, device: &DeviceFacts) -> Option<Unsuitable> {
@@ -310,7 +314,7 @@ fn no_room(
 mod tests {
     use muster_shared::chunk::ChunkSet;
     use muster_shared::ids::{DeviceId, RolloutId};
-    use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
+    use muster_shared::trust::{Activation, DeliveryPolicy, Stage, WatchPolicy};
 
     use super::*;
     use crate::record::Phase;
@@ -329,6 +333,7 @@ mod tests {
                 watch: WatchPolicy::default(),
                 delivery: DeliveryPolicy::default(),
                 stage: Stage::Serve,
+                activation: Activation::AtOnce,
             },
             manifest: Some(OfferedManifest {
                 digest,
@@ -443,6 +448,7 @@ mod tests {
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
+            activation: Activation::AtOnce,
             phase: Phase::Committed,
         }
     }
@@ -456,6 +462,14 @@ mod tests {
         changed.assignment.manifest = None;
         changed.manifest = None;
         assert_eq!(admit(&record, &changed), Err(Refusal::ChangedGeneration { generation: 3 }));
+        let waits = |activation| Update { activation, ..done(3) };
+        let holds = Record { update: Some(waits(Activation::Hold)), ..record.clone() };
+        assert_eq!(admit(&holds, &offer(3)), Err(Refusal::ChangedGeneration { generation: 3 }));
+        let mut at = offer(3);
+        at.assignment.activation = Activation::At { at_ms: 9 };
+        assert_eq!(admit(&holds, &at), Err(Refusal::ChangedGeneration { generation: 3 }));
+        let due = Record { update: Some(waits(at.assignment.activation)), ..record.clone() };
+        assert_eq!((admit(&due, &at), admit(&record, &at)), (Ok(Admission::Refresh), Ok(Admission::Refresh)));
         let mut mixed = offer(4);
         mixed.assignment.manifest = Some(Digest::of(b"other"));
         assert!(matches!(admit(&record, &mixed), Err(Refusal::Manifest { .. })));

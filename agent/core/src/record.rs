@@ -5,7 +5,7 @@
 
 use muster_shared::ids::{BundleRef, Digest, RolloutId};
 use muster_shared::messages::{DeviceEventKind, InstalledBundle, UpdateReport, UpdateState};
-use muster_shared::trust::{DeliveryPolicy, Stage, WatchPolicy};
+use muster_shared::trust::{Activation, DeliveryPolicy, Stage, WatchPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::slots::{Pointer, Slot, Slots};
@@ -32,7 +32,7 @@ pub enum Phase {
         /// How often damaged files had to be fetched again.
         repairs: u32,
     },
-    /// All files are there and right; the model is being tested.
+    /// All files are there and right; the model is being tested, or waits to take its part.
     Verified {
         /// Where it is.
         slot: Slot,
@@ -103,6 +103,9 @@ pub struct Update {
     /// In which part the bundle is to run.
     #[serde(default, skip_serializing_if = "Stage::is_serve")]
     pub stage: Stage,
+    /// When it is to take that part; at once when it has.
+    #[serde(default, skip_serializing_if = "Activation::is_at_once")]
+    pub activation: Activation,
     /// How far it is.
     pub phase: Phase,
 }
@@ -490,6 +493,7 @@ mod tests {
             watch,
             delivery: DeliveryPolicy { ignore_quiet_hours: true, ..DeliveryPolicy::default() },
             stage: Stage::Serve,
+            activation: Activation::AtOnce,
             phase: Phase::Trial { slot: Slot::B, tries_left: 2, watched_ms: 300 },
         };
         let untold =

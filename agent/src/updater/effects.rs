@@ -151,6 +151,10 @@ impl Updater {
             update.reason = Some(format!("waiting: {held_back}"));
             update.held_back = Some(held_back);
         }
+        if let Some(held_back) = self.machine.held_back() {
+            update.reason = Some(format!("waiting: {held_back}"));
+            update.held_back = Some(held_back);
+        }
         let report = StateReport {
             reported_at_ms: wall_ms(),
             generation: record.generation,
@@ -165,6 +169,7 @@ impl Updater {
             attributes: self.parts.attributes.clone(),
             dropped_messages: self.parts.outbox.given_up(),
             starts: self.parts.starts,
+            can_hold: true,
             samples: self.parts.samples.report(),
         };
         self.parts.outbox.state(&report);

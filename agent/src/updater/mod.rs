@@ -258,7 +258,8 @@ impl Updater {
             let fetch_ms = self.drive_download();
             let now_ms = self.clock.now_ms();
             let watch_ms = self.machine.is_watching().then_some(now_ms + WATCH_MS);
-            let wake_ms = [fetch_ms, watch_ms].into_iter().flatten().min().unwrap_or(u64::MAX).min(now_ms + IDLE_MS);
+            let switch_ms = self.switch_when_due();
+            let wake_ms = [fetch_ms, watch_ms, switch_ms].into_iter().flatten().min().unwrap_or(u64::MAX).min(now_ms + IDLE_MS);
             match input.recv_timeout(Duration::from_millis(wake_ms.saturating_sub(now_ms))) {
                 Ok(Input::Told(told)) => self.told(&told),
                 Ok(Input::Done(done)) => self.done(done),
@@ -270,6 +271,18 @@ impl Updater {
             }
         }
         self.dispatch(Event::Stopping);
+    }
+
+    /// Lets what is ready take its part when its time has come; says when to look again, by the updater's clock. A time that a signed
+    /// document has proved to be past counts also where the clock cannot be believed.
+    fn switch_when_due(&mut self) -> Option<u64> {
+        let (generation, at_ms) = self.machine.switch_at()?;
+        let ahead_ms = at_ms.saturating_sub(self.parts.trust.now_ms());
+        if ahead_ms == 0 {
+            self.dispatch(Event::Due { generation });
+            return None;
+        }
+        Some(self.clock.now_ms().saturating_add(ahead_ms))
     }
 
     fn is_ready(&mut self) {

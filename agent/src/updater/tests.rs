@@ -12,7 +12,7 @@ use muster_shared::messages::{
 };
 use muster_shared::profile::Profile;
 use muster_shared::topics::Down;
-use muster_shared::trust::{Assignment, DeliveryPolicy, DocumentKind, Stage, WatchPolicy, sign_document};
+use muster_shared::trust::{Activation, Assignment, DeliveryPolicy, DocumentKind, Stage, WatchPolicy, sign_document};
 
 use super::*;
 use crate::config::{DeliveryConfig, MeteredSetting, SamplesConfig};
@@ -234,6 +234,7 @@ fn delivery(generation: u64, bundle: Option<&Bundle>, change: impl FnOnce(&mut A
         watch: WatchPolicy { probation_ms: 0, max_error_rate: 0.2, min_requests: 5 },
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
+        activation: Activation::AtOnce,
     };
     change(&mut assignment);
     let delivery = AssignmentDelivery {

@@ -11,7 +11,7 @@ use muster_rollout::Rollout;
 use muster_shared::api::{ActionReason, DeviceView, Problem, Revocation};
 use muster_shared::ids::DeviceId;
 use muster_shared::limits::MAX_TEXT_BYTES;
-use muster_shared::trust::{DeliveryPolicy, Stage};
+use muster_shared::trust::{Activation, DeliveryPolicy, Stage};
 
 use super::devices::unknown;
 use super::extract::{Operator, OptionalJson, Segments};
@@ -102,8 +102,9 @@ async fn brought_up_to_date(app: &App, record: &DeviceRecord) -> Result<Option<D
     let Some(back) = back else { return Ok(Some(desired.clone())) };
     let reported = reported.generation;
     let Some(generation) = desired.generation.max(reported).checked_add(1) else { return Ok(Some(desired.clone())) };
-    let (stage, delivery) = (Stage::Serve, DeliveryPolicy::at_once());
-    Ok(Some(Desired { manifest: back, generation, stage, delivery, since_ms: clock::now_ms(), ..desired.clone() }))
+    let (stage, activation, delivery) = (Stage::Serve, Activation::AtOnce, DeliveryPolicy::at_once());
+    let since_ms = clock::now_ms();
+    Ok(Some(Desired { manifest: back, generation, stage, activation, delivery, since_ms, ..desired.clone() }))
 }
 
 async fn load(app: &App, device: &DeviceId) -> ApiResult<Stored<DeviceRecord>> {

@@ -78,6 +78,7 @@ async fn send(app: &App, device: &DeviceId, desired: &Desired, manifest: Option<
         watch: desired.watch,
         delivery: desired.delivery,
         stage: desired.stage.clone(),
+        activation: desired.activation,
     };
     let payload = delivery_json(&app.director.sign(&assignment)?, manifest)?;
     app.schedule.note_issued(device, desired.generation, now_ms);

@@ -194,6 +194,7 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
                 return Err(StoreError::Conflict { table: Table::Devices, key: device.as_str().into() });
             }
             let (delivery, stage) = (rollout.delivery(&device), rollout.stage(&device));
+            let activation = rollout.activation(&device);
             record.assign(Desired {
                 manifest,
                 generation,
@@ -201,6 +202,7 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
                 watch: rollout.spec.watch,
                 delivery,
                 stage,
+                activation,
                 since_ms: now_ms,
             });
         }

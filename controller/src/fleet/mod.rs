@@ -89,6 +89,7 @@ impl Entry {
                 generation: desired.generation,
                 rollout: desired.rollout.clone(),
                 stage: desired.stage.clone(),
+                activation: desired.activation,
             }),
             reported: self.report.clone(),
             revoked: self.record.revocation.clone(),

@@ -10,7 +10,7 @@ use muster_shared::api::{AccessRole, EventView, Revocation};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::messages::{Position, StateReport, Stream, TelemetryWindow, WindowKey};
-use muster_shared::trust::{DeliveryPolicy, Envelope, Stage, WatchPolicy};
+use muster_shared::trust::{Activation, DeliveryPolicy, Envelope, Stage, WatchPolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +99,9 @@ pub(crate) struct Desired {
     /// In which part the device runs it.
     #[serde(default, skip_serializing_if = "Stage::is_serve")]
     pub(crate) stage: Stage,
+    /// When the device switches to it.
+    #[serde(default, skip_serializing_if = "Activation::is_at_once")]
+    pub(crate) activation: Activation,
     /// Since when, in milliseconds since the Unix epoch.
     pub(crate) since_ms: u64,
 }
@@ -476,6 +479,7 @@ mod tests {
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
+            activation: Activation::AtOnce,
             since_ms: 1,
         };
         // Written before there was a memory: what it runs counts all the same.

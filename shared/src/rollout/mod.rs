@@ -22,11 +22,12 @@ pub use gate::{Block, GateError, GateEvidence, GateReport, GateSpec, GuardrailRe
 pub use guardrail::{Guardrail, Metric, ScoreRange};
 pub use preview::{RolloutPreview, WavePreview};
 pub use spec::{
-    ApprovalError, ApprovalSpec, EmergencyError, Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec,
+    ApprovalError, ApprovalSpec, BlueGreen, EmergencyError, Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError,
+    WaveSpec,
 };
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};
-pub use waiting::Waiting;
+pub use waiting::{Prepared, Waiting};
 
 use crate::ids::{DeviceId, Digest, RolloutId};
 
@@ -101,6 +102,8 @@ pub enum DeviceProgress {
     Assigned,
     /// It works on it.
     Updating,
+    /// It has the bundle, checked and tested, and waits for the time at which its group switches.
+    Ready,
     /// It serves the new bundle under watch.
     Trial,
     /// It runs the new bundle beside the one before, as the rollout asks.

@@ -43,6 +43,16 @@ pub enum Waiting {
         /// Which, and what keeps them from it.
         devices: BTreeMap<DeviceId, HeldBack>,
     },
+    /// Groups of devices prepare the bundle and serve what they have until all of a group are ready.
+    Preparing {
+        /// Which, and how far they are.
+        groups: BTreeMap<String, Prepared>,
+    },
+    /// Groups of devices have been told when to switch, and the time has not come.
+    Switching {
+        /// Which, and when, in milliseconds since the Unix epoch.
+        groups: BTreeMap<String, u64>,
+    },
     /// Devices of the wave are away; they join when they return.
     Offline {
         /// Which.
@@ -111,6 +121,8 @@ impl Waiting {
             Self::Soaking { until_ms } => Decider::Clock { at_ms: *until_ms },
             Self::Updating { .. }
             | Self::HeldBack { .. }
+            | Self::Preparing { .. }
+            | Self::Switching { .. }
             | Self::Offline { .. }
             | Self::TooFewReports { .. }
             | Self::Unscored { .. }
@@ -123,12 +135,31 @@ impl Waiting {
     }
 }
 
+/// How far a group of devices has prepared a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Prepared {
+    /// Devices that have checked and tested it.
+    pub ready: u32,
+    /// Devices that can be reached, those that have yet to come in included.
+    pub of: u32,
+}
+
+/// Names up to how many are shown.
+const SHOWN: usize = 5;
+
+/// The first of `items`, and how many more there are.
+fn first_of(items: impl ExactSizeIterator<Item = String>) -> String {
+    let more = items.len().saturating_sub(SHOWN);
+    let shown = items.take(SHOWN).collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
+}
+
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = |devices: &mut dyn Iterator<Item = &DeviceId>| {
-            let all: Vec<_> = devices.map(DeviceId::as_str).collect();
-            let shown = all[..all.len().min(5)].join(", ");
-            if all.len() > 5 { format!("{shown} and {} more", all.len() - 5) } else { shown }
+            let all: Vec<_> = devices.map(ToString::to_string).collect();
+            first_of(all.into_iter())
         };
         match self {
             Self::Approval { have, need, given, missing, not_alone, until_ms } => {
@@ -158,6 +189,14 @@ impl fmt::Display for Waiting {
                 });
                 let why: Vec<String> = why.iter().take(3).map(ToString::to_string).collect();
                 write!(f, "{} not fetching now: {} ({})", devices.len(), names(&mut devices.keys()), why.join(", "))
+            }
+            Self::Preparing { groups } => {
+                let said = groups.iter().map(|(name, Prepared { ready, of })| format!("{name} {ready} of {of} ready"));
+                write!(f, "preparing: {}", first_of(said))
+            }
+            Self::Switching { groups } => {
+                let said = groups.iter().map(|(name, at_ms)| format!("{name} at {at_ms} ms"));
+                write!(f, "to switch together: {}", first_of(said))
             }
             Self::Offline { devices } => {
                 write!(f, "{} away, to join on return: {}", devices.len(), names(&mut devices.iter()))

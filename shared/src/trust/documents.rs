@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::TrustError;
+use super::activation::Activation;
 use super::delivery::DeliveryPolicy;
 use super::envelope::{DocumentKind, Envelope};
 use super::keys::{KeyId, PublicKey, SigningKey};
@@ -362,6 +363,9 @@ pub struct Assignment {
     /// In which part the device runs it.
     #[serde(default, skip_serializing_if = "Stage::is_serve")]
     pub stage: Stage,
+    /// When it switches to it.
+    #[serde(default, skip_serializing_if = "Activation::is_at_once")]
+    pub activation: Activation,
 }
 
 /// Serialises `document` and signs it with every key given.

@@ -15,12 +15,14 @@
 //! This module decides whether signatures, kinds and dates are right. Whether a device *wants* a genuine document (its floor,
 //! its generation, its hardware) is the agent's decision.
 
+mod activation;
 mod delivery;
 mod documents;
 mod envelope;
 mod keys;
 mod stage;
 
+pub use activation::Activation;
 pub use delivery::{DeliveryPolicy, MIN_DOWNLOAD_BYTES_PER_S, MeteredUse};
 pub use documents::{
     Assignment, Authorities, Role, RoleKeys, Root, TrustedRoot, VerifiedManifest, WatchPolicy, sign_document,

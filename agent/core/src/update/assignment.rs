@@ -4,6 +4,7 @@ use muster_shared::chunk::ChunkSet;
 use muster_shared::ids::Digest;
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::DeviceEventKind;
+use muster_shared::trust::Activation;
 
 use super::{Effect, Machine};
 use crate::admit::{Admission, Offer, admit, needs_both_slots};
@@ -41,7 +42,10 @@ impl Machine {
         }
         let on_trial = self.slot_on_trial();
         let ran_beside = self.run.beside_since_ms.is_some();
-        let before = self.record.update.take().map(|u| u.phase);
+        let ready_since_ms = self.run.ready_since_ms.take();
+        let before = self.record.update.take();
+        let same_part = before.as_ref().is_some_and(|before| before.stage == assignment.stage);
+        let before = before.map(|before| before.phase);
         self.record.generation = assignment.generation;
         let mut update = Update {
             generation: assignment.generation,
@@ -51,14 +55,23 @@ impl Machine {
             watch: assignment.watch,
             delivery: assignment.delivery,
             stage: assignment.stage.clone(),
+            activation: assignment.activation,
             phase: Phase::Withdrawn,
         };
         let manifest = offer.manifest.as_ref();
         if let (true, Some(manifest), Some(Phase::Beside { slot, tries_left })) = (ran_beside, manifest, &before)
             && admission == Admission::Accept
+            && update.activation.is_at_once()
             && self.record.slots.get(*slot).is_some_and(|c| c.manifest == manifest.digest)
         {
             return self.assigned_beside(update, *slot, *tries_left, now_ms);
+        }
+        if let (Some(since_ms), true, Some(manifest), Some(Phase::Verified { slot, tries_left })) =
+            (ready_since_ms, same_part, manifest, &before)
+            && admission == Admission::Accept
+            && self.record.slots.get(*slot).is_some_and(|c| c.manifest == manifest.digest)
+        {
+            return self.assigned_ready(update, *slot, *tries_left, since_ms, now_ms);
         }
         self.run.beside_since_ms = None;
         let impossible = match &admission {
@@ -91,9 +104,12 @@ impl Machine {
             self.record.committed = None;
         }
         if let (Some(slot), Some(Phase::Trial { tries_left, .. }), true) = (on_trial, before, update.stage.is_serve())
+            && update.activation != Activation::Hold
             && self.record.slots.get(slot).is_some_and(|c| c.manifest == manifest.digest)
         {
             update.phase = Phase::Trial { slot, tries_left, watched_ms: 0 };
+            // It serves already, so there is nothing left to wait with.
+            update.activation = Activation::AtOnce;
             self.record.update = Some(update);
             self.run.trial_since_ms = Some(now_ms);
             self.note_update(DeviceEventKind::Assigned, "");
@@ -117,13 +133,14 @@ impl Machine {
                     security_floor: manifest.security_floor,
                     total_bytes: manifest.total_bytes,
                     have: ChunkSet::empty(manifest.chunks),
-                    never_served: !update.stage.is_serve(),
+                    never_served: !update.stage.is_serve() || !update.activation.is_at_once(),
                 }),
             );
         }
         let mut effects = self.stage(update, manifest.digest, slot);
         effects.extend(self.leave_trial(on_trial));
         effects.extend(self.leave_beside(ran_beside));
+        effects.extend(ready_since_ms.map(|_| Effect::Tidy { keep: self.kept() }));
         effects.extend([Effect::Tell, Effect::Report]);
         if emptied {
             effects.push(Effect::Tidy { keep: None });
@@ -169,6 +186,7 @@ impl Machine {
             return vec![Effect::StopFetching, Effect::Persist, Effect::Tell, Effect::Report];
         }
         update.phase = Phase::Committed;
+        update.activation = Activation::AtOnce;
         self.record.committed = Some(pointer);
         self.record.update = Some(update);
         self.drop_unfinished();

@@ -39,12 +39,14 @@ impl Machine {
         vec![self.run_beside(slot), Effect::Report]
     }
 
-    /// Having lived as long as a trial lasts, it has its tries back, once.
-    pub(super) fn tick_beside(&mut self, now_ms: u64) -> Vec<Effect> {
-        let (Some(since_ms), Some(update)) = (self.run.beside_since_ms, &mut self.record.update) else {
+    /// Having lived as long as a trial lasts, a model that runs beside another or waits has its tries back, once.
+    pub(super) fn return_tries(&mut self, now_ms: u64) -> Vec<Effect> {
+        let (Some(since_ms), Some(update)) = (self.living_since_ms(), &mut self.record.update) else {
             return Vec::new();
         };
-        let Phase::Beside { tries_left, .. } = &mut update.phase else { return Vec::new() };
+        let (Phase::Beside { tries_left, .. } | Phase::Verified { tries_left, .. }) = &mut update.phase else {
+            return Vec::new();
+        };
         if *tries_left >= MAX_TRIES || now_ms.saturating_sub(since_ms) < update.watch.probation_ms {
             return Vec::new();
         }
@@ -52,11 +54,18 @@ impl Machine {
         vec![Effect::Persist]
     }
 
-    /// Whether [`Self::tick_beside`] has something to wait for.
+    /// Since when a model is loaded that neither serves nor is tested.
+    fn living_since_ms(&self) -> Option<u64> {
+        self.run.beside_since_ms.or(self.run.ready_since_ms)
+    }
+
+    /// Whether [`Self::return_tries`] has something to wait for.
     pub(super) fn awaits_tries(&self) -> bool {
         let phase = self.record.update.as_ref().map(|update| &update.phase);
-        self.run.beside_since_ms.is_some()
-            && matches!(phase, Some(Phase::Beside { tries_left, .. }) if *tries_left < MAX_TRIES)
+        let is_short = |phase: &Phase| {
+            matches!(phase, Phase::Beside { tries_left, .. } | Phase::Verified { tries_left, .. } if *tries_left < MAX_TRIES)
+        };
+        self.living_since_ms().is_some() && phase.is_some_and(is_short)
     }
 
     /// The bundle that runs beside the incumbent is assigned again: to run there otherwise, or to serve. Nothing is fetched, and the model

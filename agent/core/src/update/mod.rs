@@ -1,5 +1,5 @@
 //! The update machine: `idle → fetching → verified → trial → committed | reverted | failed`, or `verified → beside` for a bundle that is
-//! to run beside the incumbent.
+//! to run beside the incumbent. Where the assignment says so, what is verified waits before it takes its part.
 //!
 //! [`Machine::handle`] takes what happened and answers with effects, to be carried out in order; an effect that fails
 //! ends its list. [`Effect::Persist`] stands before everything that rests on what was decided, so at whatever point the
@@ -13,6 +13,7 @@
 mod assignment;
 mod beside;
 mod fetching;
+mod hold;
 mod startup;
 mod trial;
 
@@ -75,6 +76,11 @@ pub enum Event {
         generation: u64,
         /// Fine, or why it must not serve.
         result: Result<(), String>,
+    },
+    /// The time that [`Machine::switch_at`] gave has come, by a clock that can be believed.
+    Due {
+        /// The update's generation.
+        generation: u64,
     },
     /// The update cannot go on: a disk that is full, a source that sends rubbish.
     Obstructed {
@@ -182,6 +188,8 @@ pub struct Machine {
 struct Run {
     /// When the model on trial began to serve.
     trial_since_ms: Option<u64>,
+    /// Since when a model that has passed its test waits to take its part.
+    ready_since_ms: Option<u64>,
     /// When the model beside the incumbent began to run.
     beside_since_ms: Option<u64>,
     /// Slots whose bundle could not be loaded, the bytes being right.
@@ -237,6 +245,7 @@ impl Machine {
             Event::ChunksLost { generation, chunks } => self.chunks_lost(generation, &chunks),
             Event::FilesChecked { generation, result } => self.files_checked(generation, result),
             Event::Tested { generation, result } => self.tested(generation, result, now_ms),
+            Event::Due { generation } => self.due(generation, now_ms),
             Event::Obstructed { generation, reason } => self.obstructed(generation, reason),
             Event::Tick { counts } => self.tick(counts, now_ms),
             Event::Stopping => self.stopping(now_ms),
@@ -257,6 +266,7 @@ impl Machine {
     fn fail(&mut self, reason: String) -> Vec<Effect> {
         let reason = bounded_text(&reason);
         let ran_beside = self.run.beside_since_ms.take().is_some();
+        self.run.ready_since_ms = None;
         self.set_phase(Phase::Failed { reason: reason.clone() });
         self.drop_unfinished();
         self.note_update(DeviceEventKind::Failed, &reason);

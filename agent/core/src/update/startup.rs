@@ -2,7 +2,7 @@
 
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::DeviceEventKind;
-use muster_shared::trust::{Stage, WatchPolicy};
+use muster_shared::trust::{Activation, Stage, WatchPolicy};
 
 use super::{Effect, Machine};
 use crate::record::{MAX_TRIES, Phase, Update};
@@ -90,6 +90,7 @@ impl Machine {
                     // A bundle that had been fallen back to was not the one this policy came with.
                     watch: if update.manifest == Some(bundle.manifest) { update.watch } else { WatchPolicy::default() },
                     stage: Stage::Serve,
+                    activation: Activation::AtOnce,
                     phase,
                     ..update
                 });

@@ -13,20 +13,12 @@ impl Machine {
             return Vec::new();
         };
         match (update.phase.clone(), result) {
-            (Phase::Verified { slot, tries_left }, Ok(())) if self.is_for_beside() => {
-                self.begin_beside(slot, tries_left, now_ms)
-            }
+            (Phase::Verified { .. }, _) if self.run.ready_since_ms.is_some() => Vec::new(),
+            (Phase::Verified { slot, tries_left }, Ok(())) => self.passed(slot, tries_left, now_ms),
             (Phase::Beside { slot, .. }, Ok(())) if self.run.beside_since_ms.is_none() => {
                 self.take_beside_up(slot, now_ms)
             }
             (Phase::Beside { .. }, Err(reason)) if self.run.beside_since_ms.is_none() => self.fail(reason),
-            (Phase::Verified { slot, tries_left }, Ok(())) => {
-                self.set_phase(Phase::Trial { slot, tries_left, watched_ms: 0 });
-                self.note_update(DeviceEventKind::Trial, "");
-                self.run.trial_since_ms = Some(now_ms);
-                let serve = Effect::Serve(Pointer { slot, generation });
-                vec![Effect::Persist, serve, Effect::Tell, Effect::Report]
-            }
             (Phase::Trial { slot, .. }, Ok(())) if self.run.trial_since_ms.is_none() => {
                 self.run.trial_since_ms = Some(now_ms);
                 vec![Effect::Serve(Pointer { slot, generation }), Effect::Report]
@@ -48,7 +40,7 @@ impl Machine {
 
     pub(super) fn tick(&mut self, counts: RequestCounts, now_ms: u64) -> Vec<Effect> {
         let (Some(since_ms), Some(update)) = (self.run.trial_since_ms, &self.record.update) else {
-            return self.tick_beside(now_ms);
+            return self.return_tries(now_ms);
         };
         let Phase::Trial { slot, watched_ms, .. } = update.phase else { return Vec::new() };
         let watch = update.watch;

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on shall fail")]
 
 mod beside;
+mod hold;
 mod world;
 
 use muster_agent_core::record::Untold;
@@ -14,22 +15,30 @@ use muster_agent_core::slots::Pointer;
 use muster_agent_core::update::{Effect, Event, Machine};
 use muster_shared::chunk::ChunkSet;
 use muster_shared::messages::{DeviceEventKind, UpdateState};
-use muster_shared::trust::Stage;
+use muster_shared::trust::{Activation, Stage};
 use proptest::prelude::*;
 
 use world::{CHUNKS, PROBATION_MS, World, digest, offer, offer_within};
 
 #[derive(Debug, Clone)]
 enum Step {
-    Offered { newer: u64, bundle: Option<u8>, suitable: bool, stage: Stage },
+    Offered { newer: u64, bundle: Option<u8>, suitable: bool, part: Part },
     OfferedAgain,
     ChunkArrives(u32),
     ChunkRots(u32),
     JobEnds,
     TimePasses(u64),
+    TimeComes,
     Dies,
     StopsInOrder,
     DiskFull,
+}
+
+/// In which part a bundle is offered, and when it is to take it.
+type Part = (Stage, Activation);
+
+fn activation() -> impl Strategy<Value = Activation> {
+    prop_oneof![4 => Just(Activation::AtOnce), 1 => Just(Activation::Hold), 1 => Just(Activation::At { at_ms: 7 })]
 }
 
 fn stage() -> impl Strategy<Value = Stage> {
@@ -40,16 +49,18 @@ fn stage() -> impl Strategy<Value = Stage> {
     ]
 }
 
-fn offer_in(generation: u64, bundle: Option<u8>, suitable: bool, stage: &Stage) -> Event {
+fn offer_in(generation: u64, bundle: Option<u8>, suitable: bool, (stage, activation): &Part) -> Event {
     let Event::Offered(mut offer) = offer(generation, bundle, suitable) else { unreachable!() };
     offer.assignment.stage = stage.clone();
+    offer.assignment.activation = *activation;
     Event::Offered(offer)
 }
 
 fn step() -> impl Strategy<Value = (Step, Option<usize>)> {
     let step = prop_oneof![
-        3 => (0u64..3, prop::option::weighted(0.9, 0u8..6), prop::bool::weighted(0.9), stage())
-            .prop_map(|(newer, bundle, suitable, stage)| Step::Offered { newer, bundle, suitable, stage }),
+        3 => (0u64..3, prop::option::weighted(0.9, 0u8..6), prop::bool::weighted(0.9), (stage(), activation()))
+            .prop_map(|(newer, bundle, suitable, part)| Step::Offered { newer, bundle, suitable, part }),
+        3 => Just(Step::TimeComes),
         1 => Just(Step::OfferedAgain),
         10 => (0..CHUNKS).prop_map(Step::ChunkArrives),
         1 => (0..CHUNKS).prop_map(Step::ChunkRots),
@@ -68,17 +79,17 @@ proptest! {
     #[test]
     fn whatever_happens_the_incumbent_stays_and_updates_end(steps in prop::collection::vec(step(), 0..120)) {
         let mut world = World::new();
-        let mut last = (0, None, true, Stage::Serve);
+        let mut last = (0, None, true, (Stage::Serve, Activation::AtOnce));
         for (step, dies_at) in steps {
             match step {
-                Step::Offered { newer, bundle, suitable, stage } => {
+                Step::Offered { newer, bundle, suitable, part } => {
                     if newer > 0 {
-                        last = (last.0 + newer, bundle, suitable, stage);
+                        last = (last.0 + newer, bundle, suitable, part);
                         world.happens(offer_in(last.0, bundle, suitable, &last.3), dies_at);
                     } else if last.0 > 1 {
                         // An old one, replayed.
                         let before = world.record.clone();
-                        world.happens(offer_in(last.0 - 1, bundle, suitable, &stage), None);
+                        world.happens(offer_in(last.0 - 1, bundle, suitable, &part), None);
                         if before.generation == last.0 {
                             prop_assert_eq!(&world.record, &before);
                         }
@@ -93,6 +104,7 @@ proptest! {
                 }
                 Step::JobEnds => world.job_ends(dies_at),
                 Step::TimePasses(ms) => world.time_passes(ms, dies_at),
+                Step::TimeComes => drop(world.time_comes(dies_at)),
                 Step::Dies => world.restart(),
                 Step::StopsInOrder => world.stops_in_order(),
                 Step::DiskFull => {

@@ -9,7 +9,7 @@ use muster_agent_core::update::{Effect, Event, FileDamage, Machine};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{DeviceEventKind, RequestCounts, UpdateState};
-use muster_shared::trust::{Assignment, DeliveryPolicy, Stage, WatchPolicy};
+use muster_shared::trust::{Activation, Assignment, DeliveryPolicy, Stage, WatchPolicy};
 
 pub(crate) const CHUNKS: u32 = 5;
 pub(crate) const PROBATION_MS: u64 = 1_000;
@@ -51,6 +51,13 @@ pub(crate) fn offer_as(generation: u64, bundle: u8, stage: Stage) -> Event {
     Event::Offered(offer)
 }
 
+/// An offer to run a bundle from when `activation` says.
+pub(crate) fn offer_when(generation: u64, bundle: u8, activation: Activation) -> Event {
+    let Event::Offered(mut offer) = offer(generation, Some(bundle), true) else { unreachable!() };
+    offer.assignment.activation = activation;
+    Event::Offered(offer)
+}
+
 /// An offer to a device on which bundles may take so many bytes together.
 pub(crate) fn offer_within(generation: u64, bundle: Option<u8>, suitable: bool, disk_allowed_bytes: u64) -> Event {
     let manifest = bundle.map(|bundle| OfferedManifest {
@@ -74,6 +81,7 @@ pub(crate) fn offer_within(generation: u64, bundle: Option<u8>, suitable: bool, 
             watch: WatchPolicy { probation_ms: PROBATION_MS, max_error_rate: 0.2, min_requests: 5 },
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
+            activation: Activation::AtOnce,
         },
         manifest,
         director_epoch: 1,
@@ -108,6 +116,8 @@ pub(crate) struct World {
     pub(crate) ever_committed: bool,
     /// What was offered to serve; nothing else may ever be committed.
     pub(crate) meant_to_serve: BTreeSet<Digest>,
+    /// What may take its part: bundles under the generation whose time has come, or that was told to wait for none.
+    pub(crate) free: BTreeSet<(u64, Digest)>,
 }
 
 impl World {
@@ -128,6 +138,7 @@ impl World {
             tests_run: BTreeMap::new(),
             ever_committed: false,
             meant_to_serve: BTreeSet::new(),
+            free: BTreeSet::new(),
         };
         world.restart();
         world
@@ -177,6 +188,16 @@ impl World {
     /// What the updater does with an event besides handing it to the machine.
     fn takes_note(&mut self, event: &Event) {
         if let Event::Offered(offer) = event
+            && (offer.assignment.activation.is_at_once()
+                || self.is_on_trial(offer) && offer.assignment.activation != Activation::Hold)
+        {
+            // What serves already has nothing to wait with, unless it is told to.
+            self.free.extend(offer.assignment.manifest.map(|manifest| (offer.assignment.generation, manifest)));
+        } else if let Event::Due { generation } = event {
+            let update = self.machine.record().update.as_ref().filter(|u| u.generation == *generation);
+            self.free.extend(update.and_then(|u| u.manifest).map(|manifest| (*generation, manifest)));
+        }
+        if let Event::Offered(offer) = event
             && offer.assignment.stage.is_serve()
         {
             self.meant_to_serve.extend(offer.assignment.manifest);
@@ -184,6 +205,11 @@ impl World {
             let update = self.machine.record().update.as_ref().filter(|u| u.generation == *generation);
             self.loaded.extend(update.and_then(|u| u.phase.working_slot()));
         }
+    }
+
+    fn is_on_trial(&self, offer: &Offer) -> bool {
+        let update = self.machine.record().update.as_ref();
+        update.is_some_and(|u| matches!(u.phase, Phase::Trial { .. }) && u.manifest == offer.assignment.manifest)
     }
 
     /// Carries out one effect; true when the process died of it.
@@ -249,12 +275,14 @@ impl World {
             }
             Effect::Serve(pointer) => {
                 self.assert_complete(pointer.slot);
+                self.assert_free(pointer);
                 assert!(self.loaded.contains(&pointer.slot), "a model serves that is not loaded");
                 assert_ne!(self.beside.map(|p| p.slot), Some(pointer.slot), "it would run beside itself");
                 self.serving = Some(pointer);
             }
             Effect::RunBeside(pointer) => {
                 self.assert_complete(pointer.slot);
+                self.assert_free(pointer);
                 assert!(self.loaded.contains(&pointer.slot), "a model runs beside another that is not loaded");
                 assert!(self.serving.is_some_and(|p| p.slot != pointer.slot), "there is nothing to run beside");
                 self.beside = Some(pointer);
@@ -311,7 +339,7 @@ impl World {
         if let Some(committed) = next.committed_bundle() {
             assert!(self.meant_to_serve.contains(&committed.manifest), "committed, and never meant to serve: {next:?}");
         }
-        if let Some((generation, Phase::Beside { tries_left: MAX_TRIES, .. })) =
+        if let Some((generation, Phase::Beside { tries_left: MAX_TRIES, .. } | Phase::Verified { tries_left: MAX_TRIES, .. })) =
             next.update.as_ref().map(|u| (u.generation, &u.phase))
         {
             // It has lived through a probation, and may be loaded as often again.
@@ -330,6 +358,13 @@ impl World {
         let (manifest, there) = self.files.get(&slot).unwrap();
         assert_eq!(*manifest, content.manifest);
         assert_eq!(there.len(), CHUNKS as usize);
+    }
+
+    /// What waits takes no part.
+    fn assert_free(&self, pointer: Pointer) {
+        let manifest = self.machine.record().slots.get(pointer.slot).unwrap().manifest;
+        let waits = self.record.committed != Some(pointer) && !self.free.contains(&(pointer.generation, manifest));
+        assert!(!waits, "generation {} was to wait: {:?}", pointer.generation, self.record);
     }
 
     fn check(&self) {
@@ -372,6 +407,13 @@ impl World {
             let event = self.jobs.remove(0);
             self.happens(event, dies_at);
         }
+    }
+
+    /// The time of what waits for one comes; true when something did.
+    pub(crate) fn time_comes(&mut self, dies_at: Option<usize>) -> bool {
+        let due = self.machine.switch_at();
+        due.into_iter().for_each(|(generation, _)| self.happens(Event::Due { generation }, dies_at));
+        due.is_some()
     }
 
     pub(crate) fn time_passes(&mut self, ms: u64, dies_at: Option<usize>) {

@@ -39,6 +39,7 @@ fn delivered_by(director: &SigningKey, generation: u64, bundle: &Bundle, issued_
         watch: WatchPolicy { probation_ms: 0, max_error_rate: 0.2, min_requests: 5 },
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
+        activation: Activation::AtOnce,
     };
     let assignment = sign_document(DocumentKind::Assignment, &assignment, [director]).unwrap();
     serde_json::to_vec(&AssignmentDelivery { assignment, manifest: Some(bundle.envelope.clone()) }).unwrap()

@@ -1,6 +1,7 @@
 //! What an operator asks for, and what makes it valid.
 
 mod approval;
+mod blue_green;
 mod emergency;
 mod limits;
 mod wave;
@@ -8,6 +9,7 @@ mod wave;
 use serde::{Deserialize, Serialize};
 
 pub use approval::{ApprovalError, ApprovalSpec};
+pub use blue_green::BlueGreen;
 pub use emergency::EmergencyError;
 pub use limits::Limits;
 pub use wave::{WaveSize, WaveSizeError, WaveSpec};
@@ -50,6 +52,9 @@ pub struct RolloutSpec {
     /// Who must approve it before it begins; nobody, unless the controller demands it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<ApprovalSpec>,
+    /// Whether groups of devices switch together, and how; none to let each switch when it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blue_green: Option<BlueGreen>,
 }
 
 /// Why a rollout as asked for is not valid.
@@ -76,6 +81,9 @@ pub enum SpecError {
     /// Approvals that cannot be.
     #[error("approval: {0}")]
     Approval(#[from] ApprovalError),
+    /// Groups that cannot switch together.
+    #[error("blue_green: {0}")]
+    BlueGreen(&'static str),
     /// A limit that is not a sensible number.
     #[error("limit {field}: {reason}")]
     Limit {
@@ -101,6 +109,7 @@ impl RolloutSpec {
             stage: Stage::Serve,
             emergency: false,
             approval: None,
+            blue_green: None,
         }
     }
 
@@ -128,6 +137,7 @@ impl RolloutSpec {
         self.stage.validate()?;
         self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stage))?;
         self.approval.as_ref().map_or(Ok(()), ApprovalSpec::validate)?;
+        blue_green::validate(self).map_err(SpecError::BlueGreen)?;
         let limit = |ok: bool, field, reason| {
             if ok { Ok(()) } else { Err(SpecError::Limit { field, reason }) }
         };

@@ -54,6 +54,7 @@ fn assignment(expires_ms: u64) -> Assignment {
         watch: WatchPolicy::default(),
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
+        activation: Activation::AtOnce,
     }
 }
 
