@@ -20,8 +20,8 @@ use muster_shared::ids::{BundleName, DeviceId, Digest, RolloutId};
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::topics::Topic;
 use muster_shared::trust::{
-    Activation, DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, Stage, WatchPolicy,
-    sign_document,
+    Activation, DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, Stage,
+    WatchPolicy, sign_document,
 };
 use tempfile::TempDir;
 use tokio::sync::Notify;

@@ -138,8 +138,8 @@ impl fmt::Display for HeldBack {
                 write!(f, "quiet hours until {:02}:{:02}", until_minute / 60, until_minute % 60)
             }
             Self::MeteredLink => f.write_str("metered link"),
-            Self::Switch { at_ms: None } => f.write_str("ready, the word to switch"),
-            Self::Switch { at_ms: Some(at_ms) } => write!(f, "ready, to switch at {at_ms} ms"),
+            Self::Switch { at_ms: None } => f.write_str("the word to switch"),
+            Self::Switch { at_ms: Some(at_ms) } => write!(f, "the switch at {at_ms} ms"),
             Self::Other => f.write_str("the device's delivery policy"),
         }
     }

@@ -71,6 +71,12 @@ async fn ensure_held(fleet: &mut Fleet, id: &str, expected: HeldBack) -> anyhow:
     Ok(())
 }
 
+/// Quiet hours from an hour ago until in five hours, wherever midnight is, as a line of configuration.
+pub(crate) fn quiet_now() -> anyhow::Result<String> {
+    let now = minutes_of_day()?;
+    Ok(format!("quiet-hours = [\"{}-{}\"]", hour(now + 1_380), hour(now + 300)))
+}
+
 fn minutes_of_day() -> anyhow::Result<u16> {
     let minutes = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() / 60 % 1_440;
     Ok(u16::try_from(minutes)?)
@@ -84,8 +90,7 @@ fn hour(minute: u16) -> String {
 fn a_device_in_quiet_hours_says_so_fetches_when_it_may_and_goes_back_at_any_hour() {
     stage::run(async |binaries, folder| {
         let now = minutes_of_day()?;
-        // From an hour ago until in five hours, wherever midnight is.
-        let quiet = format!("quiet-hours = [\"{}-{}\"]", hour(now + 1_380), hour(now + 300));
+        let quiet = quiet_now()?;
         let held = HeldBack::QuietHours { until_minute: (now + 300) % 1_440 };
         let mut fleet = fleet(&binaries, &folder, &format!("time-zone = \"UTC\"\n{quiet}")).await?;
         let traffic = stage::traffic(&fleet)?;

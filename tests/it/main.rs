@@ -4,6 +4,7 @@ mod acl;
 mod alerts;
 mod bad_input;
 mod beside;
+mod blue_green;
 mod compared;
 mod controller_full_disk;
 mod crashes;

@@ -189,6 +189,7 @@ impl Controller {
                 manifest,
                 generation,
                 stage: next.stage(&device),
+                activation: next.activation(&device),
                 watch: next.spec.watch,
                 rollout: next.id.clone(),
             };

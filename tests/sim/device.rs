@@ -11,7 +11,7 @@ use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event, FileDamage, Machine};
 use muster_rollout::Evidence;
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
-use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateState};
+use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::trust::{Assignment, DeliveryPolicy};
 
@@ -170,6 +170,7 @@ impl Device {
                 watch: told.watch,
                 delivery: DeliveryPolicy::default(),
                 stage: told.stage.clone(),
+                activation: told.activation,
             },
             manifest: bundle.map(|bundle| bundle.manifest.clone()),
             director_epoch: 1,
@@ -187,6 +188,9 @@ impl Device {
 
     /// One turn: the next thing to do, or else a look at what is on trial.
     pub(crate) fn turn(&mut self, now_ms: u64) {
+        if let Some((generation, _)) = self.machine.switch_at().filter(|(_, at_ms)| *at_ms <= now_ms) {
+            self.handle(Event::Due { generation }, now_ms);
+        }
         match self.answers.pop_front() {
             Some(event) => self.handle(event, now_ms),
             None if self.machine.is_watching() => {
@@ -257,7 +261,8 @@ impl Device {
         let record = self.machine.record();
         let mut report = StateReport {
             generation: record.generation,
-            update: record.update_report(),
+            update: UpdateReport { held_back: self.machine.held_back(), ..record.update_report() },
+            can_hold: true,
             running: self.running.clone(),
             committed: record.committed_bundle(),
             security_floor: record.security_floor,

@@ -6,9 +6,9 @@ use muster_agent_core::record::Record;
 use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
-use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
+use muster_shared::rollout::{BlueGreen, Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
-use muster_shared::trust::{Stage, WatchPolicy};
+use muster_shared::trust::{Activation, Stage, WatchPolicy};
 use muster_tests::random::Random;
 
 use crate::device::{Bundle, Device, Nature};
@@ -79,6 +79,7 @@ pub(crate) fn first_told() -> Told {
         rollout: RolloutId::new("r0").expect("an id"),
         watch: WatchPolicy { probation_ms: 0, max_error_rate: 1.0, min_requests: 0 },
         stage: Stage::Serve,
+        activation: Activation::AtOnce,
     }
 }
 
@@ -128,16 +129,21 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         1 => "site!=b".parse().expect("a selector"),
         _ => Selector::all(),
     };
+    let blue_green =
+        random.chance(20).then(|| BlueGreen { group_by: "site".to_owned(), lead_ms: random.below(400) as u64 });
+    let is_shadow = blue_green.is_none() && random.chance(20);
+    let max_failures = if blue_green.is_some() { 0 } else { u32::try_from(random.below(3)).unwrap_or_default() };
     RolloutSpec {
         limits: Limits {
             max_error_rate: 0.1,
-            max_failures: u32::try_from(random.below(3)).unwrap_or_default(),
+            max_failures,
             min_reports: u32::try_from(1 + random.below(3)).unwrap_or_default(),
             min_requests: 5 + random.below(40) as u64,
             ..Limits::default()
         },
         watch: WatchPolicy { probation_ms: random.below(300) as u64, max_error_rate: 0.2, min_requests: 3 },
-        stage: if random.chance(20) { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
+        stage: if is_shadow { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
+        blue_green,
         ..RolloutSpec::of(bundle.manifest.bundle.clone(), selector, waves)
     }
 }

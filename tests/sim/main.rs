@@ -14,6 +14,7 @@ mod quiet;
 mod rules;
 mod store;
 mod tally;
+mod together;
 mod world;
 
 use muster_rollout::plan;

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use muster_rollout::{Action, Decision, DeviceFacts, Errand, Fleet, Rollout, Target, verify};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::rollout::{Outcome, RolloutStatus, Verdict, WaveSpec};
-use muster_shared::trust::Stage;
+use muster_shared::trust::{Activation, Stage};
 
 use crate::controller::Planner;
 use crate::device::Device;
 use crate::store::{Commit, Store, Told};
 use crate::tally::Tally;
+use crate::together::{group_cap, site, together};
 
 /// What was given to devices so far, and when waves were entered.
 #[derive(Debug)]
@@ -28,10 +29,10 @@ pub(crate) struct Ledger {
     entered: BTreeMap<RolloutId, u64>,
 }
 
-/// What a generation of a device means: what to run, for which rollout, in which part.
-type Given = (Option<Digest>, RolloutId, Stage);
+/// What a generation of a device means: what to run, for which rollout, in which part, and from when.
+type Given = (Option<Digest>, RolloutId, Stage, Activation);
 
-fn holds(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+pub(crate) fn holds(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if condition { Ok(()) } else { Err(otherwise()) }
 }
 
@@ -49,7 +50,7 @@ impl Ledger {
 
     /// Notes what a device was given before the rollouts came.
     pub(crate) fn gave(&mut self, device: &DeviceId, told: &Told) {
-        let given = (told.manifest, told.rollout.clone(), told.stage.clone());
+        let given = (told.manifest, told.rollout.clone(), told.stage.clone(), told.activation);
         self.given.entry(device.clone()).or_default().insert(told.generation, given);
     }
 
@@ -74,6 +75,7 @@ impl Ledger {
         orders(before, decision, fleet)?;
         caps(before, &decision.next, fleet)?;
         everybody(before, &decision.next, fleet)?;
+        together(before, &decision.next, fleet)?;
         let new = decision.next.verdicts.len().checked_sub(before.verdicts.len()).filter(|new| *new > 0);
         if let Some(verdict) = new.and_then(|_| decision.next.verdicts.last()) {
             control(before, &decision.next, verdict, fleet)?;
@@ -129,7 +131,8 @@ impl Ledger {
     pub(crate) fn sent(&mut self, device: &DeviceId, told: &Told) -> Result<(), String> {
         self.tally.sent += 1;
         let given = self.given.get(device).and_then(|given| given.get(&told.generation));
-        let same = given.is_some_and(|given| *given == (told.manifest, told.rollout.clone(), told.stage.clone()));
+        let same = given
+            .is_some_and(|given| *given == (told.manifest, told.rollout.clone(), told.stage.clone(), told.activation));
         holds(same, || format!("{device} was sent what the store never said: {told:?}"))
     }
 
@@ -139,7 +142,10 @@ impl Ledger {
         let given = self.given.get(&device.id).and_then(|given| given.get(&running.generation));
         holds(given.is_some_and(|(manifest, ..)| *manifest == Some(running.manifest)), || {
             format!("{} runs {} under generation {}, which nobody gave", device.id, running.bundle, running.generation)
-        })
+        })?;
+        let has_committed = device.record().committed_bundle().is_some_and(|own| own == *running);
+        let waits = given.is_some_and(|(.., activation)| *activation == Activation::Hold);
+        holds(has_committed || !waits, || format!("{} was to wait with {}, and serves it", device.id, running.bundle))
     }
 
     /// Generations grow, and none is given twice.
@@ -220,7 +226,7 @@ fn controllers_step(before: &Rollout, next: &Rollout) -> Result<(), String> {
 }
 
 /// Whether the store says that the device is this rollout's to tell.
-fn has_say(rollout: &RolloutId, target: &Target, facts: &DeviceFacts) -> bool {
+pub(crate) fn has_say(rollout: &RolloutId, target: &Target, facts: &DeviceFacts) -> bool {
     if facts.revoked {
         return false;
     }
@@ -261,12 +267,13 @@ fn orders(before: &Rollout, decision: &Decision, fleet: &Fleet) -> Result<(), St
 }
 
 /// Whether a wave is meant for the device, and the device can run the bundle.
-fn may_come_in(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
+pub(crate) fn may_come_in(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
     let selected =
         |selector: &muster_shared::selector::Selector| selector.matches(id.as_str(), &facts.labels, &facts.attributes);
     let architectures = &rollout.bundle.requirements.architectures;
     let fits = architectures.is_empty() || facts.attributes.get("arch").is_some_and(|a| architectures.contains(a));
     let has_own = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
+    let can_hold = facts.reported.as_ref().is_some_and(|report| report.can_hold);
     let highest = facts.reported.as_ref().map_or(0, |report| report.generation);
     !facts.revoked
         && facts.held_by.is_none()
@@ -275,6 +282,7 @@ fn may_come_in(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &Device
         && fits
         && (rollout.spec.stage == Stage::Serve || has_own)
         && highest < u64::MAX
+        && (rollout.spec.blue_green.is_none() || (site(rollout, facts).is_some() && can_hold))
 }
 
 /// A wave that takes devices in never has more of those it may have than its size says, and takes nobody it may not have.
@@ -284,6 +292,14 @@ fn caps(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
         let came: Vec<&DeviceId> =
             next.targets.iter().filter(|(_, t)| t.wave == wave).map(|(id, _)| id).filter(new).collect();
         let (false, Some(spec)) = (came.is_empty(), next.spec.waves.get(wave as usize)) else { continue };
+        for id in &came {
+            let fits = fleet.devices.get(*id).is_some_and(|facts| may_come_in(next, spec, id, facts));
+            holds(fits, || format!("{}: {id} came in with wave {wave} and must not", next.id))?;
+        }
+        if next.spec.blue_green.is_some() {
+            group_cap(before, next, (wave, spec), fleet)?;
+            continue;
+        }
         let (mut all, mut have) = (0, 0);
         for (id, facts) in &fleet.devices {
             let member = next.targets.get(id).filter(|target| target.wave <= wave);
@@ -298,10 +314,6 @@ fn caps(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
         }
         let size = spec.size.of(all);
         holds(have <= size, || format!("{}: wave {wave} has {have} devices of {all}, its size is {size}", next.id))?;
-        for id in came {
-            let fits = fleet.devices.get(id).is_some_and(|facts| may_come_in(next, spec, id, facts));
-            holds(fits, || format!("{}: {id} came in with wave {wave} and must not", next.id))?;
-        }
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, Rollout};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::StateReport;
-use muster_shared::trust::{Stage, WatchPolicy};
+use muster_shared::trust::{Activation, Stage, WatchPolicy};
 
 /// A device numbers its windows; a window that comes twice counts once.
 pub(crate) type WindowKey = u64;
@@ -28,6 +28,7 @@ pub(crate) struct Told {
     pub(crate) rollout: RolloutId,
     pub(crate) watch: WatchPolicy,
     pub(crate) stage: Stage,
+    pub(crate) activation: Activation,
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -189,9 +189,7 @@ pub enum Refusal {
         accepted: u64,
     },
     /// Two assignments of one generation that say different things.
-    #[error(
-        "a second assignment of generation {generation} names another bundle, part or time for it than the first"
-    )]
+    #[error("a second assignment of generation {generation} names another bundle, part or time for it than the first")]
     ChangedGeneration {
         /// The generation.
         generation: u64,

@@ -259,7 +259,8 @@ impl Updater {
             let now_ms = self.clock.now_ms();
             let watch_ms = self.machine.is_watching().then_some(now_ms + WATCH_MS);
             let switch_ms = self.switch_when_due();
-            let wake_ms = [fetch_ms, watch_ms, switch_ms].into_iter().flatten().min().unwrap_or(u64::MAX).min(now_ms + IDLE_MS);
+            let wake_ms =
+                [fetch_ms, watch_ms, switch_ms].into_iter().flatten().min().unwrap_or(u64::MAX).min(now_ms + IDLE_MS);
             match input.recv_timeout(Duration::from_millis(wake_ms.saturating_sub(now_ms))) {
                 Ok(Input::Told(told)) => self.told(&told),
                 Ok(Input::Done(done)) => self.done(done),

@@ -10,25 +10,32 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::limits::bounded_text;
 use muster_shared::rollout::WaveSpec;
+use muster_shared::trust::Activation;
 use sha2::{Digest as _, Sha256};
 
+use crate::blue_green;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{fresh_generation, is_taken, newest_generation, settled_generation};
 use crate::walk::side_by_side;
 
-struct Candidate<'f> {
-    id: &'f DeviceId,
-    facts: &'f DeviceFacts,
+/// A device that a rollout means and can have.
+pub(crate) struct Candidate<'f> {
+    pub(crate) id: &'f DeviceId,
+    pub(crate) facts: &'f DeviceFacts,
     /// The wave with which it came in, if it had when the survey was made.
     wave: Option<u32>,
+    /// With whom it switches, where devices switch together.
+    pub(crate) group: Option<String>,
 }
 
 /// The devices meant by a rollout, sorted by whether it can have them.
 pub(crate) struct Survey<'f> {
-    rollout: RolloutId,
+    pub(crate) rollout: RolloutId,
+    /// Whether devices come in by groups.
+    by_groups: bool,
     /// In the order of their names.
-    candidates: Vec<Candidate<'f>>,
+    pub(crate) candidates: Vec<Candidate<'f>>,
     /// Those that another rollout has.
     pub(crate) held: Vec<DeviceId>,
     /// Those that cannot run the bundle, and why.
@@ -42,6 +49,7 @@ impl<'f> Survey<'f> {
     pub(crate) fn of(rollout: &Rollout, fleet: &'f Fleet) -> Self {
         let mut survey = Self {
             rollout: rollout.id.clone(),
+            by_groups: rollout.spec.blue_green.is_some(),
             candidates: Vec::new(),
             held: Vec::new(),
             unsuitable: BTreeMap::new(),
@@ -54,12 +62,20 @@ impl<'f> Survey<'f> {
                 if is_taken(&rollout.id, target, facts) {
                     survey.held.push(id.clone());
                 } else {
-                    survey.candidates.push(Candidate { id, facts, wave: Some(target.wave) });
+                    survey.candidates.push(Candidate {
+                        id,
+                        facts,
+                        wave: Some(target.wave),
+                        group: target.group.clone(),
+                    });
                 }
             } else if rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
                 match suitability(rollout, facts) {
                     _ if facts.held_by.is_some() => survey.held.push(id.clone()),
-                    Suitability::Suitable => survey.candidates.push(Candidate { id, facts, wave: None }),
+                    Suitability::Suitable => {
+                        let group = blue_green::group_of(&rollout.spec, facts);
+                        survey.candidates.push(Candidate { id, facts, wave: None, group });
+                    }
                     Suitability::Unsuitable(why) => drop(survey.unsuitable.insert(id.clone(), why)),
                     Suitability::NotKnownYet => {}
                 }
@@ -75,6 +91,9 @@ impl<'f> Survey<'f> {
         spec: &WaveSpec,
         members: &BTreeMap<DeviceId, T>,
     ) -> Vec<(&'f DeviceId, &'f DeviceFacts)> {
+        if self.by_groups {
+            return blue_green::additions(self, wave, spec, members);
+        }
         let (mut all, mut have, mut free) = (0, 0, vec![false; self.candidates.len()]);
         let candidates =
             self.candidates.iter().zip(&mut free).map(|(candidate, free)| (candidate.id, (candidate, free)));
@@ -126,7 +145,7 @@ impl<'f> Survey<'f> {
         self.order.get_or_init(|| {
             let outside = self.candidates.iter().enumerate().filter(|(_, candidate)| candidate.wave.is_none());
             let mut hashed: Vec<([u8; 32], usize)> =
-                outside.map(|(at, candidate)| (hash(&self.rollout, candidate.id), at)).collect();
+                outside.map(|(at, candidate)| (hash(&self.rollout, candidate.id.as_str()), at)).collect();
             hashed.sort_unstable();
             hashed.into_iter().map(|(_, at)| at).collect()
         })
@@ -134,20 +153,20 @@ impl<'f> Survey<'f> {
 }
 
 impl Candidate<'_> {
-    fn is_for(&self, wave: u32, spec: &WaveSpec) -> bool {
-        let Self { id, facts, wave: came_with } = self;
+    pub(crate) fn is_for(&self, wave: u32, spec: &WaveSpec) -> bool {
+        let Self { id, facts, wave: came_with, .. } = self;
         *came_with == Some(wave)
             || spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
     }
 }
 
-/// Where a device stands in the order in which waves of this rollout take devices.
-pub(crate) fn hash(rollout: &RolloutId, device: &DeviceId) -> [u8; 32] {
+/// Where a device or a group of that name stands in the order in which waves of this rollout take them.
+pub(crate) fn hash(rollout: &RolloutId, name: &str) -> [u8; 32] {
     let mut hasher = Sha256::new();
     hasher.update(rollout.as_str());
     // No identifier holds this byte, so no two pairs read alike.
     hasher.update([0]);
-    hasher.update(device.as_str());
+    hasher.update(name);
     hasher.finalize().into()
 }
 
@@ -172,6 +191,8 @@ pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_
         done_at_ms: (errand == Errand::Keep).then_some(now_ms),
         failure: None,
         beside: errand == Errand::Forward && !rollout.spec.stage.is_serve(),
+        activation: if errand == Errand::Forward { blue_green::first_word(&rollout.spec) } else { Activation::AtOnce },
+        group: blue_green::group_of(&rollout.spec, facts),
         attempts: 1,
     })
 }
@@ -198,6 +219,7 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
     if !rollout.spec.stage.is_serve() && !has_incumbent {
         faults.push("it has no bundle of its own that another could run beside".to_owned());
     }
+    faults.extend(blue_green::misfits(&rollout.spec, facts));
     faults.extend(misfits(&rollout.bundle.requirements, &facts.attributes));
     if faults.is_empty() {
         Suitability::Suitable

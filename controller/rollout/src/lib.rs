@@ -9,6 +9,7 @@
 
 mod actions;
 mod approval;
+mod blue_green;
 mod cohort;
 mod emergency;
 mod evidence;

@@ -12,7 +12,7 @@ use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{RolloutStatus, Waiting};
-use muster_shared::trust::{DeliveryPolicy, Stage};
+use muster_shared::trust::{Activation, DeliveryPolicy, Stage};
 
 use crate::cohort::misfits;
 use crate::fleet::Fleet;
@@ -138,6 +138,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
                 Some(generation) => {
                     target.errand = Errand::Back;
                     target.beside = false;
+                    target.activation = Activation::AtOnce;
                     target.manifest = goal;
                     target.generation = generation;
                     target.assigned_at_ms = now_ms;

@@ -6,6 +6,7 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::limits::bounded_text;
 use muster_shared::rollout::{ApprovalRecord, RolloutSpec, RolloutStatus, SpecError, Verdict};
+use muster_shared::trust::Activation;
 use serde::{Deserialize, Serialize};
 
 use crate::approval;
@@ -84,6 +85,12 @@ pub struct Target {
     /// It is told to run the bundle beside what it has committed, and not in its place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub beside: bool,
+    /// When it is told to switch to the bundle, where it does so together with others.
+    #[serde(default, skip_serializing_if = "Activation::is_at_once")]
+    pub activation: Activation,
+    /// With whom it switches; none where each device switches by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Generations given on this errand. A device that overtakes them by itself, or fails to go back, gets a few.
     pub attempts: u32,
 }

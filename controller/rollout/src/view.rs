@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{DeviceProgress, RolloutStatus, RolloutView, Waiting, WaveView};
 
+use crate::blue_green::is_ready;
 use crate::cohort::Survey;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
@@ -101,6 +102,9 @@ pub(crate) fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DevicePr
         // Given up, whatever it says now.
         (Errand::Forward, _) if target.failure.is_some() => DeviceProgress::Failed,
         (Errand::Forward, Standing::Unheard | Standing::Astray) => DeviceProgress::Assigned,
+        (Errand::Forward, Standing::Working) if facts.is_some_and(|facts| is_ready(target, facts)) => {
+            DeviceProgress::Ready
+        }
         (Errand::Forward, Standing::Working) => DeviceProgress::Updating,
         (Errand::Forward, Standing::Trial) => DeviceProgress::Trial,
     }

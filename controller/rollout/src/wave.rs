@@ -11,6 +11,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
 
+use crate::blue_green;
 use crate::cohort::{Survey, new_target};
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
@@ -51,10 +52,14 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
             next.status = RolloutStatus::RollingBack;
             return Vec::new();
         }
+        let switched = blue_green::switch(&mut grown, fleet, survey, now_ms);
+        let clock_from_ms = if switched { now_ms } else { clock_from_ms };
         let census = Census::of(&grown, fleet, survey, &spec);
         let soak_until_ms = soak(&mut grown, &census, &spec, now_ms);
         deal(&mut grown, survey, &spec);
-        let (mut blocking, aside) = waiting(census, survey, grown.spec.judged_by(), &judgement, soak_until_ms, now_ms);
+        let limits = grown.spec.judged_by();
+        let (mut blocking, mut aside) = waiting(census, survey, limits, &judgement, soak_until_ms, now_ms);
+        aside.splice(0..0, blue_green::waits(&grown, fleet, survey, now_ms));
         let time_is_up = clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms;
         if judged && blocking.is_empty() {
             match course(&mut grown, fleet, judgement, now_ms, !time_is_up) {
@@ -80,6 +85,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
                         enter(next, now_ms);
                         continue;
                     }
+                    blue_green::release(next, fleet, now_ms);
                     next.status = RolloutStatus::Completed;
                     next.status_reason = format!("completed: {}", next.status_reason);
                     return aside;
@@ -143,6 +149,7 @@ pub(crate) fn wake_at_ms(rollout: &Rollout, now_ms: u64) -> Option<u64> {
         after(state.started_at_ms, 1),
         after(state.soak_from_ms, spec.soak_ms),
         after(state.clock_from_ms, spec.max_duration_ms),
+        blue_green::next_switch_ms(rollout, now_ms),
     ]
     .into_iter()
     .flatten()
@@ -176,6 +183,9 @@ fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
         let attempts = target.attempts + 1;
         match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
             Some(generation) => {
+                if target.errand == Errand::Keep {
+                    target.activation = blue_green::first_word(&next.spec);
+                }
                 target.errand = Errand::Forward;
                 target.beside = !next.spec.stage.is_serve();
                 target.generation = generation;

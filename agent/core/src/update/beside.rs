@@ -62,9 +62,7 @@ impl Machine {
     /// Whether [`Self::return_tries`] has something to wait for.
     pub(super) fn awaits_tries(&self) -> bool {
         let phase = self.record.update.as_ref().map(|update| &update.phase);
-        let is_short = |phase: &Phase| {
-            matches!(phase, Phase::Beside { tries_left, .. } | Phase::Verified { tries_left, .. } if *tries_left < MAX_TRIES)
-        };
+        let is_short = |phase: &Phase| matches!(phase, Phase::Beside { tries_left, .. } | Phase::Verified { tries_left, .. } if *tries_left < MAX_TRIES);
         self.living_since_ms().is_some() && phase.is_some_and(is_short)
     }
 

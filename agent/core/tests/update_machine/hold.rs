@@ -33,7 +33,10 @@ fn it_says_that_it_is_ready_and_serves_at_the_word_without_fetching_or_testing_a
     let tested = world.tests_run.clone();
     world.happens(offer_when(3, 1, AT), None);
     assert!(world.fetching.is_none() && world.jobs.is_empty());
-    assert_eq!((world.machine.held_back(), world.machine.switch_at()), (Some(HeldBack::Switch { at_ms: Some(7) }), Some((3, 7))));
+    assert_eq!(
+        (world.machine.held_back(), world.machine.switch_at()),
+        (Some(HeldBack::Switch { at_ms: Some(7) }), Some((3, 7)))
+    );
     assert_eq!(served(&world), (UpdateState::Verified, false));
     world.happens(Event::Due { generation: 2 }, None);
     assert_eq!(served(&world), (UpdateState::Verified, false), "that was another generation's time");
@@ -110,7 +113,10 @@ fn what_was_held_is_no_bundle_to_fall_back_to() {
     let _ = machine.handle(Event::Started, 0);
     let rotten = Event::CommittedUnusable { reason: "chunk 1 is damaged".into(), damaged: vec![1] };
     let effects = machine.handle(rotten, 0);
-    assert!(effects.contains(&Effect::Fetch { slot: world.record.committed.unwrap().slot, generation: 3 }), "{effects:?}");
+    assert!(
+        effects.contains(&Effect::Fetch { slot: world.record.committed.unwrap().slot, generation: 3 }),
+        "{effects:?}"
+    );
 }
 
 #[test]

@@ -339,8 +339,10 @@ impl World {
         if let Some(committed) = next.committed_bundle() {
             assert!(self.meant_to_serve.contains(&committed.manifest), "committed, and never meant to serve: {next:?}");
         }
-        if let Some((generation, Phase::Beside { tries_left: MAX_TRIES, .. } | Phase::Verified { tries_left: MAX_TRIES, .. })) =
-            next.update.as_ref().map(|u| (u.generation, &u.phase))
+        if let Some((
+            generation,
+            Phase::Beside { tries_left: MAX_TRIES, .. } | Phase::Verified { tries_left: MAX_TRIES, .. },
+        )) = next.update.as_ref().map(|u| (u.generation, &u.phase))
         {
             // It has lived through a probation, and may be loaded as often again.
             self.tests_run.remove(&generation);

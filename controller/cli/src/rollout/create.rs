@@ -8,6 +8,7 @@ use muster_shared::rollout::{RolloutSpec, RolloutStatus, RolloutView};
 use muster_shared::selector::Selector;
 
 use super::approval::ApprovalOptions;
+use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
 use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
 use super::stage::StageOptions;
@@ -50,12 +51,14 @@ pub(crate) struct Wish {
         "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
-        "emergency", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha",
+        "emergency", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha", "group_by", "lead",
         "approvals", "approvers", "approve_within",
     ])]
     file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Beside the bundle in service")]
     stage: StageOptions,
+    #[command(flatten, next_help_heading = "Devices that switch together")]
+    blue_green: BlueGreenOptions,
     #[command(flatten, next_help_heading = "Limits that stop a wave at once")]
     limits: LimitOptions,
     #[command(flatten, next_help_heading = "Comparison with devices like them")]
@@ -84,6 +87,7 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
                 gate: args.gate.gate(),
                 approval: args.approval.approval(),
                 emergency: args.emergency,
+                blue_green: args.blue_green.asked(),
                 ..spec
             }
         }

@@ -1,6 +1,7 @@
 //! `muster rollout`: bringing bundles out, watching, stopping, going back.
 
 mod approval;
+mod blue_green;
 mod compare;
 mod create;
 mod evidence;

@@ -12,6 +12,7 @@ use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
 use serde::Deserialize;
 
 use super::approval::ApprovalOptions;
+use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
 use super::stage::{Share, StageOptions, StageWord};
 use crate::duration::Millis;
@@ -222,6 +223,7 @@ struct SpecFile {
     watch: ProbationOptions,
     #[serde(default)]
     delivery: DeliveryOptions,
+    blue_green: Option<BlueGreenOptions>,
     stage: Option<StageWord>,
     share: Option<Share>,
     experiment: Option<String>,
@@ -273,6 +275,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         delivery: file.delivery.policy(),
         stage: stage.stage()?,
         emergency: file.emergency,
+        blue_green: file.blue_green.as_ref().map(BlueGreenOptions::blue_green),
         ..RolloutSpec::of(file.bundle, file.selector, waves)
     })
 }
@@ -374,6 +377,19 @@ mod tests {
         assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
         let nobody = "bundle: a@1.0.0\nselector: '*'\napproval: {approve-within: 2d}\n";
         assert!(read("r.yaml", nobody).unwrap().validate().unwrap_err().to_string().contains("0 approvals"));
+    }
+
+    #[test]
+    fn a_file_says_which_devices_switch_together() {
+        let base = "bundle = \"a@1.0.0\"\nselector = \"*\"\n";
+        let spec = read("r.toml", &format!("{base}[blue-green]\ngroup-by = \"line\"\nlead = \"2s\"\n")).unwrap();
+        let blue_green = spec.blue_green.clone().unwrap();
+        assert_eq!((blue_green.group_by.as_str(), blue_green.lead_ms), ("line", 2_000));
+        assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+        let yaml = read("r.yaml", "bundle: a@1.0.0\nselector: '*'\nblue-green: {}\n").unwrap();
+        assert_eq!(yaml.blue_green, Some(muster_shared::rollout::BlueGreen::default()));
+        let unknown = read("r.toml", &format!("{base}[blue-green]\ngroup = \"site\"\n")).unwrap_err().to_string();
+        assert!(unknown.contains("line 4") && unknown.contains("group-by"), "{unknown}");
     }
 
     #[test]

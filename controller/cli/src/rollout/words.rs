@@ -22,10 +22,15 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
             let left = Millis(until_ms.saturating_sub(now_ms)).rough();
             format!("{without}; until {} ({left} left)", output::time(*until_ms))
         }
+        Waiting::Switching { groups } => {
+            let when = |(group, at_ms): (&String, &u64)| format!("{group} at {}", output::time(*at_ms));
+            format!("to switch together: {}", groups.iter().map(when).collect::<Vec<_>>().join(", "))
+        }
         Waiting::Approval { until_ms: None, .. }
         | Waiting::NoDevices
         | Waiting::Updating { .. }
         | Waiting::HeldBack { .. }
+        | Waiting::Preparing { .. }
         | Waiting::Offline { .. }
         | Waiting::TooFewReports { .. }
         | Waiting::TooFewRequests { .. }
@@ -74,6 +79,7 @@ pub(super) fn has_arrived(progress: DeviceProgress, status: RolloutStatus) -> bo
         DeviceProgress::Pending
         | DeviceProgress::Assigned
         | DeviceProgress::Updating
+        | DeviceProgress::Ready
         | DeviceProgress::Trial
         | DeviceProgress::Failed
         | DeviceProgress::GoingBack

@@ -1,7 +1,7 @@
 //! Why one device stands where it does in a rollout, or why it has no part in it.
 
 use muster_shared::ids::DeviceId;
-use muster_shared::messages::UpdateState;
+use muster_shared::messages::{UpdateReport, UpdateState};
 use muster_shared::rollout::{Decider, DeviceExplanation, DeviceProgress, RolloutStatus, Told};
 
 use crate::cohort::Survey;
@@ -168,6 +168,9 @@ fn working(goal: &str, target: &Target, facts: &DeviceFacts) -> String {
     let mut doing = match update.filter(|update| update.generation == target.generation) {
         Some(update) if update.state == UpdateState::Fetching => {
             format!("it fetches {goal}: {} of {} chunks", update.chunks_done, update.chunks_total)
+        }
+        Some(UpdateReport { state: UpdateState::Verified, held_back: Some(what), .. }) => {
+            format!("it has checked and tested {goal}, and waits for {what}")
         }
         Some(update) if update.state == UpdateState::Verified => format!("it has verified {goal}, and tests it"),
         Some(_) | None => format!("it works on {goal}"),

@@ -119,6 +119,7 @@ fn word(progress: DeviceProgress) -> &'static str {
         DeviceProgress::Pending => "to come",
         DeviceProgress::Assigned => "told",
         DeviceProgress::Updating => "updating",
+        DeviceProgress::Ready => "ready to switch",
         DeviceProgress::Trial => "on trial",
         DeviceProgress::Beside => "running it beside another",
         DeviceProgress::Committed => "committed",

@@ -20,7 +20,7 @@ pub(crate) fn deal(rollout: &Rollout, survey: &Survey<'_>, gate: &GateSpec, spec
         let mut dealt = if rollout.spec.stage.is_serve() {
             let mut members: Vec<_> = survey
                 .wave_candidates(wave, spec)
-                .filter_map(|(id, facts)| Some((hash(&rollout.id, id), member(rollout, gate, id, facts)?)))
+                .filter_map(|(id, facts)| Some((hash(&rollout.id, id.as_str()), member(rollout, gate, id, facts)?)))
                 .collect();
             members.sort_unstable_by_key(|(hash, _)| *hash);
             blocks(members.into_iter().map(|(_, member)| member), gate.controls as usize)

@@ -2,6 +2,7 @@
 
 mod approvals;
 mod beside;
+mod blue_green;
 mod checker;
 mod cohorts;
 mod emergencies;

@@ -1,6 +1,7 @@
 //! Rules about states, waves, times and verdicts.
 
 use muster_shared::rollout::{Outcome, RolloutStatus, Waiting};
+use muster_shared::trust::Activation;
 
 use super::{Case, Violation};
 
@@ -95,7 +96,9 @@ impl Case<'_> {
                 let right = match (old_ms, new_ms) {
                     (None, Some(new_ms)) => new_ms == now_ms && wave as usize <= current + 1,
                     (Some(old_ms), Some(new_ms)) => {
-                        new_ms == old_ms || (wave as usize == current && old_ms > now_ms && new_ms == now_ms)
+                        let set_back = old_ms > now_ms;
+                        let restarts = set_back || (what == "the clock" && self.tells_to_switch());
+                        new_ms == old_ms || (wave as usize == current && restarts && new_ms == now_ms)
                     }
                     (None, None) => true,
                     (Some(_), None) => false,
@@ -103,6 +106,14 @@ impl Case<'_> {
                 self.expect(right, || Violation::Time { what, wave });
             }
         }
+    }
+
+    /// Whether a group is told to switch, from which on the wave's longest duration runs.
+    fn tells_to_switch(&self) -> bool {
+        self.next.targets.iter().any(|(id, target)| {
+            let waits = matches!(target.activation, Activation::At { .. });
+            waits && self.before.targets.get(id).is_some_and(|old| old.activation != target.activation)
+        })
     }
 
     fn verdicts(&mut self) {

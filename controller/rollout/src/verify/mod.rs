@@ -8,6 +8,7 @@
 
 mod actions;
 mod approval;
+mod blue_green;
 mod emergency;
 mod gate;
 mod history;
@@ -42,6 +43,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.history();
     case.approval();
     case.targets();
+    case.switches();
     case.actions();
     case.promotion();
     case.gate();

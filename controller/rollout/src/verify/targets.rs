@@ -3,6 +3,7 @@
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::RolloutStatus;
 
+use super::blue_green::{can_join, group_said};
 use super::reading::{
     desired_generation, has_incumbent, is_able, is_foreign, is_meant, reported_generation, says_committed, takes_room,
 };
@@ -32,11 +33,13 @@ impl Case<'_> {
         let manifest = Some(self.next.bundle.manifest);
         let wrong = |why| Violation::Target { device: id.clone(), why };
         self.expect(old.wave == new.wave, || wrong("its wave changed"));
-        // Its past is what it says, until it has taken up the bundle.
+        // Its past is what it says, until it has taken up the bundle, for which it may get more than one generation.
+        let forward = new.errand == Errand::Forward && new.attempts == 1;
+        let generation = if forward { new.generation } else { old.generation };
         let retold = old.errand == Errand::Forward
             && old.attempts == 1
             && self.fleet.devices.get(id).and_then(|facts| facts.reported.as_ref()).is_some_and(|report| {
-                report.generation < old.generation
+                report.generation < generation
                     && new.previous == report.committed.as_ref().map(|bundle| bundle.manifest)
             });
         self.expect(old.previous == new.previous || retold, || wrong("its past changed"));
@@ -101,6 +104,10 @@ impl Case<'_> {
         self.expect(is_able(&next.bundle.requirements, facts), || {
             refuse("it is not known to be able to run the bundle")
         });
+        let in_its_group = target.group.as_ref() == group_said(next, facts);
+        self.expect(in_its_group && can_join(next, facts), || {
+            refuse("it is not known to be able to switch with its group")
+        });
         let is_beside = !next.spec.stage.is_serve();
         self.expect(!is_beside || has_incumbent(facts), || refuse("it has nothing that the bundle could run beside"));
         self.expect(target.beside == (is_beside && target.errand == Errand::Forward), || {
@@ -123,6 +130,9 @@ impl Case<'_> {
     /// Of the devices a wave is meant for and may have, those that are in must not exceed its size.
     fn cap(&mut self, wave: u32) {
         let next = self.next;
+        if next.spec.blue_green.is_some() {
+            return self.group_cap(wave);
+        }
         let Some(spec) = next.spec.waves.get(wave as usize) else { return };
         let (mut all, mut have) = (0, 0);
         for (id, facts) in self.fleet.devices.iter().filter(|(_, facts)| !facts.revoked) {

@@ -35,7 +35,10 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), &'static str> {
         (*lead_ms > DAY_MS, "lead_ms must be a day at most"),
         (spec.emergency, "an emergency waits for nobody: leave it out, or let it be no emergency"),
         (!spec.stage.is_serve(), "what runs beside another switches nothing: leave stage out"),
-        (spec.gate.is_some(), "devices of a group switch together, so none like them is left to compare with: leave gate out"),
+        (
+            spec.gate.is_some(),
+            "devices of a group switch together, so none like them is left to compare with: leave gate out",
+        ),
         (spec.limits.max_failures > 0, "a device that fails takes its group back, so limits.max_failures must be 0"),
         (
             spec.waves.iter().any(too_short),
