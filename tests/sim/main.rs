@@ -89,6 +89,7 @@ fn rollouts_keep_their_promises_whatever_happens() {
     for (count, what) in [
         (all.promoted, "promoted"),
         (all.completed, "completed"),
+        (all.switched, "switched together"),
         (all.turned_back, "turned back"),
         (all.rolled_back, "rolled back"),
         (all.paused, "paused"),

@@ -2,6 +2,7 @@
 
 use muster_rollout::Rollout;
 use muster_shared::rollout::RolloutStatus;
+use muster_shared::trust::Activation;
 
 /// How often what happened.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,7 @@ pub(crate) struct Tally {
     pub(crate) restarts: u64,
     pub(crate) promoted: u64,
     pub(crate) completed: u64,
+    pub(crate) switched: u64,
     pub(crate) rolled_back: u64,
     pub(crate) turned_back: u64,
     pub(crate) paused: u64,
@@ -27,6 +29,8 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn step(&mut self, before: &Rollout, next: &Rollout) {
         self.promoted += u64::from(next.current_wave > before.current_wave);
+        let waits = |rollout: &Rollout| rollout.targets.values().filter(|t| t.activation == Activation::Hold).count();
+        self.switched += u64::from(before.status == next.status && waits(next) < waits(before));
         if next.status == before.status {
             return;
         }
@@ -49,7 +53,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 16] {
+    fn counts_mut(&mut self) -> [&mut u64; 17] {
         [
             &mut self.runs,
             &mut self.events,
@@ -61,6 +65,7 @@ impl Tally {
             &mut self.restarts,
             &mut self.promoted,
             &mut self.completed,
+            &mut self.switched,
             &mut self.rolled_back,
             &mut self.turned_back,
             &mut self.paused,
