@@ -84,6 +84,10 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_LABEL_BYTES: usize = 128;
 /// Waves one rollout may have.
 pub const MAX_WAVES: usize = 32;
+/// Maintenance windows of one rollout.
+pub const MAX_WINDOWS: usize = 32;
+/// Freezes in force or to come.
+pub const MAX_FREEZES: usize = 64;
 /// Approvals a rollout may need, and approvers it may name.
 pub const MAX_APPROVERS: usize = 32;
 /// Length of an access token's name, in bytes.

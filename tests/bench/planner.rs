@@ -82,7 +82,7 @@ fn measured(number: usize, manifest: Digest, generation: u64) -> Evidence {
 
 fn fleet(devices: usize) -> anyhow::Result<Fleet> {
     let devices = (0..devices).map(|number| Ok((device(number)?, facts(number)?))).collect::<anyhow::Result<_>>()?;
-    Ok(Fleet { devices })
+    Ok(Fleet { devices, ..Fleet::default() })
 }
 
 fn rollout(number: usize, selector: Selector, waves: &[&str]) -> anyhow::Result<Rollout> {

@@ -6,7 +6,7 @@ use muster_agent_core::record::Record;
 use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
-use muster_shared::rollout::{BlueGreen, Limits, RolloutSpec, WaveSize, WaveSpec};
+use muster_shared::rollout::{BlueGreen, Conflict, Limits, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
 use muster_tests::random::Random;
@@ -144,6 +144,8 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         watch: WatchPolicy { probation_ms: random.below(300) as u64, max_error_rate: 0.2, min_requests: 3 },
         stage: if is_shadow { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
         blue_green,
+        conflict: if random.chance(25) { Conflict::Queue } else { Conflict::Skip },
+        priority: *random.pick(&[10, 50, 50, 90]),
         ..RolloutSpec::of(bundle.manifest.bundle.clone(), selector, waves)
     }
 }

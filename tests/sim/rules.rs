@@ -205,7 +205,7 @@ fn controllers_step(before: &Rollout, next: &Rollout) -> Result<(), String> {
         Completed, Draft, Paused, Ready, RolledBack, RollingBack, Running, Stopped, WaitingForApproval,
     };
     let allowed = match before.status {
-        Ready => &[Running, Paused][..],
+        Ready => &[Ready, Running, Paused][..],
         Running => &[Running, Paused, RollingBack, RolledBack, Completed],
         Paused => &[Paused],
         RollingBack => &[RollingBack, RolledBack],

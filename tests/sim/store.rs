@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, Rollout};
+use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, QueuedRollout, Rollout};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::StateReport;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
@@ -92,6 +92,12 @@ impl Store {
         Ok(())
     }
 
+    /// The other rollouts that wait in the queue.
+    fn queue(&self, rollout: &Rollout) -> Vec<QueuedRollout> {
+        let others = self.rollouts.values().filter(|other| other.value.id != rollout.id);
+        others.filter_map(|other| other.value.queued()).collect()
+    }
+
     /// The fleet as `rollout` sees it at `now_ms`: the devices it means or has reached.
     pub(crate) fn fleet(&self, rollout: &Rollout, held_by: &BTreeMap<DeviceId, RolloutId>, now_ms: u64) -> Fleet {
         let since_ms = rollout.evidence_since_ms();
@@ -124,7 +130,7 @@ impl Store {
             };
             devices.insert(id.clone(), facts);
         }
-        Fleet { devices }
+        Fleet { devices, queue: self.queue(rollout), ..Fleet::default() }
     }
 
     /// Whether the device can be reached and has not accepted what it shall run.

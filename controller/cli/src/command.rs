@@ -7,8 +7,8 @@ use crate::failure::Failure;
 use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
 use crate::{
-    access, alerts, broker, bundle, ca, completions, device, drift, events, feedback, gate, key, quality, rollout,
-    root, samples, token, trust,
+    access, alerts, broker, bundle, ca, completions, device, drift, events, feedback, freeze, gate, key, quality,
+    rollout, root, samples, token, trust,
 };
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
@@ -60,6 +60,9 @@ enum Command {
     /// Bring bundles out to devices, watch, stop, go back.
     #[command(subcommand)]
     Rollout(Box<rollout::RolloutCommand>),
+    /// Let no further device be told to go forward for a time.
+    #[command(subcommand)]
+    Freeze(freeze::FreezeCommand),
     /// Judge files of device scores as a rollout's gate does.
     #[command(subcommand)]
     Gate(gate::GateCommand),
@@ -133,6 +136,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Token(command) => token::run(&context, command),
         Command::Access(command) => access::run(&context, command),
         Command::Rollout(command) => rollout::run(&context, *command),
+        Command::Freeze(command) => freeze::run(&context, command),
         Command::Gate(command) => gate::run(&context, command),
         Command::Drift(command) => drift::run(&context, *command),
         Command::Quality(command) => quality::run(&context, command),

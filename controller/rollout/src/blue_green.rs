@@ -58,12 +58,13 @@ pub(crate) fn is_ready(target: &Target, facts: &DeviceFacts) -> bool {
     })
 }
 
-/// The devices that the wave takes in beyond the `members`: whole groups, in the order of a hash, and whoever belongs to a group that is in.
+/// The devices that the wave takes in beyond the `members`, of those that `may` come in now: whole groups, in the order of a hash, and whoever belongs to a group that is in.
 pub(crate) fn additions<'f, T>(
     survey: &Survey<'f>,
     wave: u32,
     spec: &WaveSpec,
     members: &BTreeMap<DeviceId, T>,
+    may: impl Fn(&DeviceId, &DeviceFacts) -> bool,
 ) -> Vec<(&'f DeviceId, &'f DeviceFacts)> {
     let (mut all, mut inside) = (BTreeSet::new(), BTreeSet::new());
     let meant = || survey.candidates.iter().filter(|candidate| candidate.is_for(wave, spec));
@@ -82,13 +83,14 @@ pub(crate) fn additions<'f, T>(
         .filter(|candidate| !members.contains_key(candidate.id))
         .filter(|candidate| candidate.group.as_deref().is_some_and(|group| inside.contains(group)))
         .map(|candidate| (candidate.id, candidate.facts))
+        .filter(|(id, facts)| may(id, facts))
         .collect()
 }
 
-/// Tells groups that are ready when to switch; true when there were any. The wave's longest duration runs from then on. Times that lie too
+/// Tells groups that are ready when to switch. The wave's longest duration runs from then on. Times that lie too
 /// far ahead, because the clock was set back, are told anew.
-pub(crate) fn switch(next: &mut Rollout, fleet: &Fleet, survey: &Survey<'_>, now_ms: u64) -> bool {
-    let Some(lead_ms) = next.spec.blue_green.as_ref().map(|blue_green| blue_green.lead_ms) else { return false };
+pub(crate) fn switch(next: &mut Rollout, fleet: &Fleet, survey: &Survey<'_>, now_ms: u64) {
+    let Some(lead_ms) = next.spec.blue_green.as_ref().map(|blue_green| blue_green.lead_ms) else { return };
     let mut groups = preparing(next, fleet, survey);
     groups.retain(|_, Prepared { ready, of }| *ready > 0 && ready == of);
     let told = tell(next, fleet, now_ms, lead_ms, |group, target, _| match target.activation {
@@ -99,7 +101,6 @@ pub(crate) fn switch(next: &mut Rollout, fleet: &Fleet, survey: &Survey<'_>, now
     if told && let Some(state) = next.waves.get_mut(next.current_wave as usize) {
         state.clock_from_ms = Some(now_ms);
     }
-    told
 }
 
 /// The rollout completes: whoever has been away all the time switches when it returns, as there is nobody left to tell it.

@@ -84,15 +84,16 @@ impl<'f> Survey<'f> {
         survey
     }
 
-    /// The devices that the wave takes in beyond the `members`, which count towards its size.
+    /// The devices that the wave takes in beyond the `members`, which count towards its size, of those that `may` come in now.
     pub(crate) fn additions<T>(
         &self,
         wave: u32,
         spec: &WaveSpec,
         members: &BTreeMap<DeviceId, T>,
+        may: impl Fn(&DeviceId, &DeviceFacts) -> bool,
     ) -> Vec<(&'f DeviceId, &'f DeviceFacts)> {
         if self.by_groups {
-            return blue_green::additions(self, wave, spec, members);
+            return blue_green::additions(self, wave, spec, members, may);
         }
         let (mut all, mut have, mut free) = (0, 0, vec![false; self.candidates.len()]);
         let candidates =
@@ -108,9 +109,10 @@ impl<'f> Survey<'f> {
             return Vec::new();
         }
         let free = self.order().iter().filter(|at| free.get(**at) == Some(&true));
-        free.take(room)
-            .filter_map(|at| self.candidates.get(*at))
+        free.filter_map(|at| self.candidates.get(*at))
             .map(|candidate| (candidate.id, candidate.facts))
+            .filter(|(id, facts)| may(id, facts))
+            .take(room)
             .collect()
     }
 

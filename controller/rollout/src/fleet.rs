@@ -4,17 +4,24 @@ use std::collections::BTreeMap;
 
 use muster_shared::ids::{DeviceId, Digest, MetricName, RolloutId};
 use muster_shared::messages::{RequestCounts, StateReport};
+use muster_shared::rollout::Freeze;
 use muster_shared::sketch::{LatencySketch, ObjectiveCounts, RightCounts};
 use serde::{Deserialize, Serialize};
+
+use crate::conflict::QueuedRollout;
 
 /// Predictions counted: by column of the profile, then by class.
 pub type Predictions = BTreeMap<String, BTreeMap<String, u64>>;
 
-/// Every device there is, whether selected or not.
+/// Every device there is, whether selected or not, and what the fleet as a whole asks to heed.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Fleet {
     /// Devices by name.
     pub devices: BTreeMap<DeviceId, DeviceFacts>,
+    /// Other rollouts that wait in the queue.
+    pub queue: Vec<QueuedRollout>,
+    /// Freezes, whether in force or not.
+    pub freezes: Vec<Freeze>,
 }
 
 /// What is known of one device.

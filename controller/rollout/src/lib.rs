@@ -9,8 +9,10 @@
 
 mod actions;
 mod approval;
+mod beginning;
 mod blue_green;
 mod cohort;
+mod conflict;
 mod emergency;
 mod evidence;
 mod explain;
@@ -23,6 +25,7 @@ mod rollback;
 mod rollout;
 mod standing;
 pub mod statistics;
+mod timing;
 mod verify;
 mod view;
 mod walk;
@@ -31,6 +34,7 @@ mod wording;
 
 pub use actions::{ActionError, OperatorAction, RollbackError, goes_on_in_a_stop};
 pub use approval::ApprovalRefusal;
+pub use conflict::{ConflictError, QueuedRollout};
 pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Mean, Predictions};
 pub use gate::{Gate, GateState, judge, scales};
 pub use plan::{Action, Decision, plan};

@@ -4,12 +4,13 @@ use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::rollout::{RolloutStatus, Waiting};
 
 use crate::approval;
+use crate::beginning;
 use crate::cohort::Survey;
 use crate::fleet::Fleet;
 use crate::rollback::go_back;
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{Standing, is_stored, standing};
-use crate::wave;
+use crate::{timing, wave};
 
 /// Something the controller must bring about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +48,10 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
     if next.status == RolloutStatus::WaitingForApproval {
         waiting.extend(approval::wait(&mut next, now_ms));
     }
-    if next.status == RolloutStatus::Ready {
+    let early = (next.status == RolloutStatus::Ready).then(|| beginning::wait(&next, fleet, now_ms)).flatten();
+    if let Some(early) = early {
+        waiting.push(early);
+    } else if next.status == RolloutStatus::Ready {
         next.status = RolloutStatus::Running;
         next.status_reason = "started".to_owned();
         wave::enter(&mut next, now_ms);
@@ -72,9 +76,12 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
     }
     let wake_at_ms = match next.status {
         RolloutStatus::WaitingForApproval => approval::deadline_ms(&next).filter(|at_ms| *at_ms > now_ms),
-        RolloutStatus::Running => wave::wake_at_ms(&next, now_ms),
+        RolloutStatus::Ready => beginning::wake_at_ms(&next, now_ms),
+        RolloutStatus::Running => {
+            let ends = [wave::wake_at_ms(&next, now_ms), timing::wake_at_ms(&waiting, now_ms)];
+            ends.into_iter().flatten().min()
+        }
         RolloutStatus::Draft
-        | RolloutStatus::Ready
         | RolloutStatus::Paused
         | RolloutStatus::RollingBack
         | RolloutStatus::Completed

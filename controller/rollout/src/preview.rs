@@ -17,7 +17,7 @@ impl Rollout {
         let mut waves = Vec::new();
         for (wave, spec) in (0u32..).zip(&self.spec.waves) {
             planned.current_wave = wave;
-            take_in(&mut planned, &survey, spec, now_ms);
+            take_in(&mut planned, &survey, spec, |_, _| true, now_ms);
             let devices: Vec<_> =
                 planned.targets.iter().filter(|(_, target)| target.wave == wave).map(|(id, _)| id.clone()).collect();
             let is_away = |id: &_| fleet.devices.get(id).is_none_or(|facts| !facts.online);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::approval;
 use crate::fleet::{Evidence, Predictions};
 use crate::gate::GateState;
+use crate::timing::check_zone;
 
 /// Verdicts a rollout remembers; the oldest go first. Only an operator who resumes again and again gets there.
 pub(crate) const MAX_VERDICTS: usize = 128;
@@ -44,6 +45,9 @@ pub struct WaveState {
     pub clock_from_ms: Option<u64>,
     /// When every device of it that could be reached was first seen to have committed; the soak runs from then on.
     pub soak_from_ms: Option<u64>,
+    /// It waits for devices that a freeze or their windows keep out: its longest duration does not run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_kept_out: bool,
     /// How its devices are compared with others; none before it has any, and where the rollout asks for no comparison.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateState>,
@@ -148,6 +152,7 @@ impl Rollout {
     /// [`SpecError`] when the spec is not valid.
     pub fn new(id: RolloutId, spec: RolloutSpec, bundle: BundleFacts, now_ms: u64) -> Result<Self, SpecError> {
         spec.validate()?;
+        check_zone(spec.timezone.as_deref())?;
         let approval = spec.approval.as_ref().map(|wish| approval::pending(wish.needed));
         Ok(Self {
             id,

@@ -69,7 +69,7 @@ impl Rollout {
         let mut to_come = Vec::new();
         for (wave, (spec, state)) in (0u32..).zip(self.spec.waves.iter().zip(&self.waves)) {
             if state.started_at_ms.is_none() {
-                let added = survey.additions(wave, spec, &taken);
+                let added = survey.additions(wave, spec, &taken, |_, _| true);
                 let ids: Vec<DeviceId> = added.into_iter().map(|(id, _)| id.clone()).collect();
                 taken.extend(ids.iter().map(|id| (id.clone(), ())));
                 to_come.push((wave, ids));

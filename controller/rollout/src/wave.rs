@@ -3,6 +3,7 @@
 //! The soak runs from the time at which every device of the wave that could be reached was first seen to have
 //! committed, and is not started anew by a device that comes back or joins later: the wave waits for such a device
 //! until it has committed too, but no longer than its longest duration, after which it is inconclusive like any other.
+//! Devices that a freeze or their windows keep out hold the wave until it is complete (see [`crate::timing`]).
 //! A wave passes only on devices of its own, if it has any: at least one must have committed and not failed since.
 
 use std::collections::BTreeMap;
@@ -13,12 +14,14 @@ use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
 
 use crate::blue_green;
 use crate::cohort::{Survey, new_target};
+use crate::conflict::left_out;
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::gate::{self, GateState};
 use crate::limits::{Judgement, judge};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
+use crate::timing::{self, Timing};
 
 /// Enters the wave `next.current_wave`.
 pub(crate) fn enter(next: &mut Rollout, now_ms: u64) {
@@ -33,16 +36,19 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
     loop {
         let wave = next.current_wave;
         let Some(spec) = next.spec.waves.get(wave as usize).cloned() else { return Vec::new() };
-        let (started_ms, clock_from_ms) = rewind(next, now_ms);
+        let started_ms = rewind(next, now_ms);
         let judged = started_ms < now_ms;
         put_right(next, fleet, now_ms);
         take_note(next, fleet, now_ms);
 
         // Judged as it will be with those that join now; they join only if the wave goes on.
         let mut grown = next.clone();
-        if take_in(&mut grown, survey, &spec, now_ms) {
+        let timing = Timing::of(next, fleet, now_ms);
+        if take_in(&mut grown, survey, &spec, |id, facts| timing.lets_in(id, facts), now_ms) {
             take_note(&mut grown, fleet, now_ms);
         }
+        let kept_out = timing.kept_out(survey, wave, &spec, &grown.targets);
+        timing::mark(&mut grown, !kept_out.is_empty(), now_ms);
         let judgement = {
             let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey, fleet));
             judge(&grown, &canary, &control)
@@ -52,15 +58,19 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
             next.status = RolloutStatus::RollingBack;
             return Vec::new();
         }
-        let switched = blue_green::switch(&mut grown, fleet, survey, now_ms);
-        let clock_from_ms = if switched { now_ms } else { clock_from_ms };
+        blue_green::switch(&mut grown, fleet, survey, now_ms);
         let census = Census::of(&grown, fleet, survey, &spec);
-        let soak_until_ms = soak(&mut grown, &census, &spec, now_ms);
-        deal(&mut grown, survey, &spec);
+        // Who is compared and since when it soaks is settled once the wave is complete.
+        let is_complete = kept_out.is_empty();
+        let soak_until_ms = soak(&mut grown, &census, &spec, is_complete, now_ms);
+        if is_complete {
+            deal(&mut grown, survey, &spec);
+        }
         let limits = grown.spec.judged_by();
-        let (mut blocking, mut aside) = waiting(census, survey, limits, &judgement, soak_until_ms, now_ms);
+        let (mut blocking, mut aside) = waiting(census, survey, limits, &judgement, soak_until_ms, kept_out, now_ms);
         aside.splice(0..0, blue_green::waits(&grown, fleet, survey, now_ms));
-        let time_is_up = clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms;
+        let clock_from_ms = grown.wave_state().and_then(|state| state.clock_from_ms).unwrap_or(now_ms);
+        let time_is_up = is_complete && clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms;
         if judged && blocking.is_empty() {
             match course(&mut grown, fleet, judgement, now_ms, !time_is_up) {
                 Course::Wait(for_what) => blocking.push(for_what),
@@ -79,7 +89,11 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
                 Course::Pass(judgement) => {
                     *next = grown;
                     let waived_by = next.wave_state().and_then(|state| state.gate.as_ref()?.waived_by.clone());
-                    next.conclude(judgement.successful(wave, now_ms, waived_by.as_deref()));
+                    let mut verdict = judgement.successful(wave, now_ms, waived_by.as_deref());
+                    if wave as usize + 1 == next.waves.len() {
+                        verdict.summary.push_str(&left_out(survey, fleet));
+                    }
+                    next.conclude(verdict);
                     if wave as usize + 1 < next.waves.len() {
                         next.current_wave += 1;
                         enter(next, now_ms);
@@ -158,15 +172,15 @@ pub(crate) fn wake_at_ms(rollout: &Rollout, now_ms: u64) -> Option<u64> {
 }
 
 /// Takes times that lie ahead, because the clock was set back, to be now: the wave waits longer, but not for ever. Gives
-/// when the wave was entered, and since when its longest duration runs.
-fn rewind(next: &mut Rollout, now_ms: u64) -> (u64, u64) {
-    let Some(state) = next.waves.get_mut(next.current_wave as usize) else { return (now_ms, now_ms) };
+/// when the wave was entered.
+fn rewind(next: &mut Rollout, now_ms: u64) -> u64 {
+    let Some(state) = next.waves.get_mut(next.current_wave as usize) else { return now_ms };
     let started_ms = state.started_at_ms.unwrap_or(now_ms).min(now_ms);
     let clock_from_ms = state.clock_from_ms.unwrap_or(now_ms).min(now_ms);
     state.started_at_ms = Some(started_ms);
     state.clock_from_ms = Some(clock_from_ms);
     state.soak_from_ms = state.soak_from_ms.map(|from_ms| from_ms.min(now_ms));
-    (started_ms, clock_from_ms)
+    started_ms
 }
 
 /// Brings targets up to date with what devices report: what they would go back to, a new generation for those that know a
@@ -221,10 +235,16 @@ fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
     facts.evidence.iter().any(|evidence| evidence.crashes > 0 && target.is_about(evidence))
 }
 
-/// Gives targets to the devices that the wave has room for. True when there were any.
-pub(crate) fn take_in(next: &mut Rollout, survey: &Survey<'_>, spec: &WaveSpec, now_ms: u64) -> bool {
+/// Gives targets to the devices that the wave has room for, and that `may` come in now. True when there were any.
+pub(crate) fn take_in(
+    next: &mut Rollout,
+    survey: &Survey<'_>,
+    spec: &WaveSpec,
+    may: impl Fn(&DeviceId, &DeviceFacts) -> bool,
+    now_ms: u64,
+) -> bool {
     let before = next.targets.len();
-    for (id, facts) in survey.additions(next.current_wave, spec, &next.targets) {
+    for (id, facts) in survey.additions(next.current_wave, spec, &next.targets, may) {
         if let Some(target) = new_target(next, facts, next.current_wave, now_ms) {
             next.targets.insert(id.clone(), target);
         }
@@ -233,9 +253,9 @@ pub(crate) fn take_in(next: &mut Rollout, survey: &Survey<'_>, spec: &WaveSpec, 
 }
 
 /// Starts the soak when it is time, and gives its end.
-fn soak(next: &mut Rollout, census: &Census, spec: &WaveSpec, now_ms: u64) -> Option<u64> {
+fn soak(next: &mut Rollout, census: &Census, spec: &WaveSpec, is_complete: bool, now_ms: u64) -> Option<u64> {
     let state = next.waves.get_mut(next.current_wave as usize)?;
-    if state.soak_from_ms.is_none() && census.has_committed && census.done == census.reachable {
+    if is_complete && state.soak_from_ms.is_none() && census.has_committed && census.done == census.reachable {
         state.soak_from_ms = Some(now_ms);
     }
     state.soak_from_ms.map(|from_ms| from_ms.saturating_add(spec.soak_ms))
@@ -300,13 +320,15 @@ fn waiting(
     limits: Option<&Limits>,
     judgement: &Judgement,
     soak_until_ms: Option<u64>,
+    kept_out: Vec<Waiting>,
     now_ms: u64,
 ) -> (Vec<Waiting>, Vec<Waiting>) {
     let (mut blocking, mut aside) = (Vec::new(), Vec::new());
     let Census { is_populated, has_committed, reachable, done, failed, away, held_back } = census;
-    if !is_populated {
+    if !is_populated && kept_out.is_empty() {
         blocking.push(Waiting::NoDevices);
     }
+    blocking.extend(kept_out);
     if done < reachable {
         blocking.push(Waiting::Updating { done, of: reachable });
     } else if is_populated && !has_committed && away.is_empty() {

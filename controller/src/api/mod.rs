@@ -21,6 +21,7 @@ mod explain;
 mod extract;
 mod feedback;
 mod files;
+mod freezes;
 mod health;
 mod openapi;
 mod paging;
@@ -97,6 +98,8 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/rollouts/{id}/rollback", post(rollouts::rollback)),
         ("/api/v1/rollouts/{id}/approve", post(rollouts::approve)),
         ("/api/v1/rollouts/{id}/reject", post(rollouts::reject)),
+        ("/api/v1/freezes", get(freezes::list).post(freezes::create)),
+        ("/api/v1/freezes/{id}/lift", post(freezes::lift)),
         ("/api/v1/comparison", get(comparison::report)),
         ("/api/v1/collections", get(collections::list).post(collections::open)),
         ("/api/v1/collections/{id}", get(collections::show).delete(collections::delete)),

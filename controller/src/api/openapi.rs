@@ -5,7 +5,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::{
     access, alerts, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events, explain,
-    feedback, files, health, quality, renewal, revocation, rollouts, tokens, trust,
+    feedback, files, freezes, health, quality, renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -54,6 +54,9 @@ use super::{
         rollouts::resume,
         rollouts::abort,
         rollouts::rollback,
+        freezes::create,
+        freezes::list,
+        freezes::lift,
         rollouts::approve,
         rollouts::reject,
         rollouts::stop,

@@ -30,6 +30,9 @@ impl From<ExecutorError> for ApiError {
             ExecutorError::Root(error) => error.into(),
             ExecutorError::Spec(_) => Self::invalid("invalid-rollout", error),
             ExecutorError::Action(_) => Self::conflict("not-in-this-state", error),
+            ExecutorError::UnknownFreeze(_) => Self::unknown("unknown-freeze", error),
+            ExecutorError::Freeze(_) => Self::invalid("invalid-freeze", error),
+            ExecutorError::Conflict(_) => Self::conflict("rollouts-in-conflict", error),
             ExecutorError::Approval(refusal) if refusal.is_about_the_person() => {
                 Self::new(StatusCode::FORBIDDEN, "not-an-approver", refusal.to_string())
             }
@@ -64,7 +67,7 @@ pub(super) struct ListRollouts {
         (status = 201, description = "The rollout", body = RolloutView),
         (status = 400, description = "The wish is not valid", body = Problem),
         (status = 403, description = "The caller may not make it", body = Problem),
-        (status = 409, description = "The fleet is stopped", body = Problem),
+        (status = 409, description = "The fleet is stopped, or other rollouts want its devices", body = Problem),
         (status = 422, description = "There is no such bundle, it is not trusted any more, or the key was used for another wish", body = Problem),
     ),
 )]
@@ -204,7 +207,7 @@ pub(super) async fn lift_stop(
     Ok(axum::Json(executor::lift_stop(&app, &caller.name, reason).await?))
 }
 
-fn bounded(why: &ActionReason) -> ApiResult<Option<&str>> {
+pub(super) fn bounded(why: &ActionReason) -> ApiResult<Option<&str>> {
     match why.reason.as_deref() {
         Some(reason) if reason.len() > MAX_TEXT_BYTES => {
             Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")))

@@ -6,6 +6,7 @@
 //! because devices that have not accepted what they shall run are told so until they have.
 
 mod explain;
+mod freezes;
 mod history;
 mod issue;
 mod pass;
@@ -18,7 +19,7 @@ mod urgency;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_rollout::{ActionError, ApprovalRefusal, RollbackError};
+use muster_rollout::{ActionError, ApprovalRefusal, ConflictError, RollbackError};
 use muster_shared::ids::{BundleRef, RolloutId};
 use muster_shared::rollout::{FleetStop, RolloutStatus, SpecError};
 use muster_shared::trust::TrustError;
@@ -28,6 +29,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub(crate) use explain::explain;
+pub(crate) use freezes::{freeze, freezes, lift_freeze};
 pub(crate) use issue::{announce_roots, reissue};
 pub(crate) use requests::{
     act, approve, create, evidence, preview, reject, roll_back_to, rollouts_of, statuses, view, views,
@@ -77,6 +79,15 @@ pub(crate) enum ExecutorError {
     /// The state does not allow it.
     #[error(transparent)]
     Action(#[from] ActionError),
+    /// No such freeze.
+    #[error("there is no freeze {0}: muster freeze list shows those there are")]
+    UnknownFreeze(String),
+    /// A freeze that cannot be.
+    #[error("the freeze as asked for is not valid: {0}")]
+    Freeze(&'static str),
+    /// It wants what others have.
+    #[error("the rollout is refused: {0}")]
+    Conflict(#[from] ConflictError),
     /// Somebody's word about it is not taken.
     #[error(transparent)]
     Approval(#[from] ApprovalRefusal),

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_rollout::{Action, Decision, Fleet, OperatorAction, Rollout, goes_on_in_a_stop, plan, verify};
+use muster_rollout::{
+    Action, Decision, Fleet, OperatorAction, QueuedRollout, Rollout, goes_on_in_a_stop, plan, verify,
+};
 use muster_shared::ids::{DeviceId, RolloutId};
 
+use super::freezes::Freezes;
 use super::{history, issue, prompts, stop, urgency};
 use crate::clock;
 use crate::events::{ACTOR_CONTROLLER, NewEvent};
@@ -27,12 +30,14 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
     let mut wake_at_ms: Option<u64> = None;
     for at in 0..rollouts.len() {
         let held_by = held_by_others(&rollouts, at);
+        let others = rollouts.iter().enumerate().filter(|(other, _)| *other != at);
+        let queue: Vec<QueuedRollout> = others.filter_map(|(_, other)| other.value.queued()).collect();
         let Some(rollout) = rollouts.get_mut(at) else { continue };
         let id = rollout.value.id.clone();
         if is_held(app, &rollout.value) {
             continue;
         }
-        let wake = match step(app, rollout, &held_by).await {
+        let wake = match step(app, rollout, &held_by, queue).await {
             Ok(wake) => wake,
             Err(StoreError::Conflict { .. }) => {
                 tracing::debug!(rollout = %id, "the plan was overtaken and is made again");
@@ -110,17 +115,19 @@ async fn step(
     app: &Arc<App>,
     rollout: &mut Stored<Rollout>,
     held_by: &BTreeMap<DeviceId, RolloutId>,
+    queue: Vec<QueuedRollout>,
 ) -> Result<Option<u64>, StoreError> {
+    let freezes = Freezes::load(app).await?;
     let now_ms = clock::now_ms();
     let before = &rollout.value;
-    let fleet = facts(app, before, held_by, now_ms);
+    let fleet = Fleet { queue, freezes: freezes.all().to_vec(), ..facts(app, before, held_by, now_ms) };
     let decision = plan(before, &fleet, now_ms);
     if let Err(violations) = verify(before, &decision, &fleet, now_ms) {
         let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
         return pause_broken(app, rollout, all.join("; "), now_ms).await.map(|()| None);
     }
     let wake_at_ms = decision.wake_at_ms;
-    carry_out(app, rollout, decision, now_ms).await?;
+    carry_out(app, rollout, decision, &freezes, now_ms).await?;
     Ok(wake_at_ms)
 }
 
@@ -129,6 +136,7 @@ async fn carry_out(
     app: &Arc<App>,
     rollout: &mut Stored<Rollout>,
     decision: Decision,
+    freezes: &Freezes,
     now_ms: u64,
 ) -> Result<(), StoreError> {
     let Decision { next, actions, .. } = decision;
@@ -138,6 +146,10 @@ async fn carry_out(
     let rollout_changes = next != rollout.value || !assigned.changed.is_empty();
     if rollout_changes {
         changes.push(put(&next, rollout.version)?);
+    }
+    if next.targets.len() > rollout.value.targets.len() {
+        // A freeze that was stored meanwhile must be heeded.
+        changes.push(freezes.guard()?);
     }
     for record in &assigned.changed {
         let key = record.value.id.as_str();

@@ -6,6 +6,7 @@ use muster_shared::ids::{BundleRef, Digest, RolloutId};
 use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutStatus, RolloutView, SpecError};
 use serde::{Deserialize, Serialize};
 
+use super::freezes::Freezes;
 use super::schedule::number;
 use super::{ExecutorError, StatusOnly, history, pass, stop};
 use crate::clock;
@@ -78,6 +79,7 @@ pub(crate) async fn preview(app: &App, spec: RolloutSpec) -> Result<RolloutPrevi
     let now_ms = clock::now_ms();
     let rollout = Rollout::new(rollout_id(last + 1)?, spec, facts, now_ms).map_err(ExecutorError::Spec)?;
     let (mut others, mut ends) = (others(app, &rollout).await?, Vec::new());
+    rollout.check_conflicts(&seen(app, &rollout, &others, now_ms), others.iter().map(|other| &other.value))?;
     let in_the_way = rollout.in_the_way(&seen(app, &rollout, &others, now_ms));
     others.retain(|other| {
         let is_ended = in_the_way.contains(&other.value.id)
@@ -125,6 +127,9 @@ pub(crate) async fn create(
         let rollout = Rollout::new(id.clone(), spec.clone(), facts, clock::now_ms()).map_err(ExecutorError::Spec)?;
         let rollout = rollout.asked_for_by(actor, app.config.rollout.approvals_needed);
         let rollout = rollout.map_err(|error| ExecutorError::Spec(SpecError::Approval(error)))?;
+        let others = others(app, &rollout).await?;
+        let seen = seen(app, &rollout, &others, rollout.created_at_ms);
+        rollout.check_conflicts(&seen, others.iter().map(|other| &other.value))?;
         let mut changes = vec![
             Records::put(Table::Meta, ROLLOUT_SEQUENCE_KEY, expect, &(last + 1))?,
             Records::put(Table::Rollouts, id.as_str(), Expect::Absent, &rollout)?,
@@ -333,12 +338,14 @@ async fn others(app: &App, rollout: &Rollout) -> Result<Vec<Stored<Rollout>>, Ex
 
 /// The fleet as `rollout` sees it now.
 pub(super) async fn fleet(app: &App, rollout: &Rollout, now_ms: u64) -> Result<Fleet, ExecutorError> {
-    Ok(seen(app, rollout, &others(app, rollout).await?, now_ms))
+    let freezes = Freezes::load(app).await?.all().to_vec();
+    Ok(Fleet { freezes, ..seen(app, rollout, &others(app, rollout).await?, now_ms) })
 }
 
 /// The same, `others` holding devices.
 fn seen(app: &App, rollout: &Rollout, others: &[Stored<Rollout>], now_ms: u64) -> Fleet {
-    pass::facts(app, rollout, &pass::held_by_others(others, usize::MAX), now_ms)
+    let queue = others.iter().filter_map(|other| other.value.queued()).collect();
+    Fleet { queue, ..pass::facts(app, rollout, &pass::held_by_others(others, usize::MAX), now_ms) }
 }
 
 async fn show(app: &App, rollout: &Rollout) -> Result<RolloutView, ExecutorError> {

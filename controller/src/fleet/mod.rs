@@ -375,7 +375,7 @@ impl FleetIndex {
                 (device.clone(), facts)
             })
             .collect();
-        Fleet { devices }
+        Fleet { devices, ..Fleet::default() }
     }
 }
 

@@ -244,6 +244,9 @@ pub(crate) fn manifest_key(manifest: &Digest) -> String {
 /// Key in [`Table::Meta`] of the number of the last rollout.
 pub(crate) const ROLLOUT_SEQUENCE_KEY: &str = "rollout-sequence";
 
+/// Key in [`Table::Meta`] of the freezes.
+pub(crate) const FREEZES_KEY: &str = "freezes";
+
 /// Key in [`Table::Meta`] of the fleet-wide stop.
 pub(crate) const FLEET_STOP_KEY: &str = "fleet-stop";
 

@@ -3,6 +3,7 @@
 
 mod approval;
 mod explanation;
+mod freeze;
 mod gate;
 mod guardrail;
 mod preview;
@@ -18,12 +19,13 @@ use serde::{Deserialize, Serialize};
 
 pub use approval::{Approval, ApprovalOutcome, ApprovalRecord};
 pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
+pub use freeze::{CreateFreeze, Freeze};
 pub use gate::{Block, GateError, GateEvidence, GateReport, GateSpec, GuardrailReport, ScoredDevice};
 pub use guardrail::{Guardrail, Metric, ScoreRange};
 pub use preview::{RolloutPreview, WavePreview};
 pub use spec::{
-    ApprovalError, ApprovalSpec, BlueGreen, EmergencyError, Limits, RolloutSpec, SpecError, WaveSize, WaveSizeError,
-    WaveSpec,
+    ApprovalError, ApprovalSpec, BlueGreen, ClockTime, Conflict, DEFAULT_PRIORITY, Day, EmergencyError, Limits,
+    MAX_PRIORITY, MaintenanceWindow, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec, WindowError,
 };
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::explanation::Decider;
-use crate::ids::DeviceId;
+use crate::ids::{DeviceId, RolloutId};
 use crate::messages::HeldBack;
 
 /// Why a rollout is not further than it is. Every reason reaches the operator.
@@ -28,6 +28,30 @@ pub enum Waiting {
         not_alone: Option<String>,
         /// Until when they are waited for, in milliseconds since the Unix epoch; for ever, where none is given.
         until_ms: Option<u64>,
+    },
+    /// Its time has not come.
+    Scheduled {
+        /// When it begins, in milliseconds since the Unix epoch.
+        at_ms: u64,
+    },
+    /// Other rollouts have devices that it means, or go first.
+    Queued {
+        /// Which.
+        behind: Vec<RolloutId>,
+    },
+    /// A freeze keeps devices out that the wave has room for.
+    Frozen {
+        /// Until when, in milliseconds since the Unix epoch.
+        until_ms: u64,
+        /// Why.
+        why: String,
+    },
+    /// Devices that the wave has room for are outside their maintenance windows.
+    OutsideWindow {
+        /// Which.
+        devices: Vec<DeviceId>,
+        /// When the first of them may come in, in milliseconds since the Unix epoch; none where that is not in the days ahead.
+        next_ms: Option<u64>,
     },
     /// No device is selected.
     NoDevices,
@@ -118,7 +142,11 @@ impl Waiting {
     #[must_use]
     pub const fn decider(&self) -> Decider {
         match self {
-            Self::Soaking { until_ms } => Decider::Clock { at_ms: *until_ms },
+            Self::Soaking { until_ms: at_ms }
+            | Self::Scheduled { at_ms }
+            | Self::Frozen { until_ms: at_ms, .. }
+            | Self::OutsideWindow { next_ms: Some(at_ms), .. } => Decider::Clock { at_ms: *at_ms },
+            Self::OutsideWindow { next_ms: None, .. } => Decider::People,
             Self::Updating { .. }
             | Self::HeldBack { .. }
             | Self::Preparing { .. }
@@ -128,7 +156,7 @@ impl Waiting {
             | Self::Unscored { .. }
             | Self::GoingBack { .. } => Decider::Devices,
             Self::TooFewRequests { .. } | Self::TooFewPredictions { .. } => Decider::Applications,
-            Self::HeldByOtherRollout { .. } => Decider::OtherRollouts,
+            Self::HeldByOtherRollout { .. } | Self::Queued { .. } => Decider::OtherRollouts,
             Self::Approval { .. } | Self::NoDevices | Self::Paused { .. } => Decider::People,
             Self::Unsuitable { .. } => Decider::Nobody,
         }
@@ -175,6 +203,18 @@ impl fmt::Display for Waiting {
                     write!(f, "; one must be somebody else's than {creator}'s")?;
                 }
                 until_ms.map_or(Ok(()), |until_ms| write!(f, "; until {until_ms} ms"))
+            }
+            Self::Scheduled { at_ms } => write!(f, "it begins at {at_ms} ms"),
+            Self::Queued { behind } => {
+                let behind: Vec<&str> = behind.iter().map(RolloutId::as_str).collect();
+                let (shown, more) = behind.split_at(behind.len().min(5));
+                write!(f, "queued behind {}", shown.join(", "))?;
+                if more.is_empty() { Ok(()) } else { write!(f, " and {} more", more.len()) }
+            }
+            Self::Frozen { until_ms, why } => write!(f, "a freeze until {until_ms} ms: {why}"),
+            Self::OutsideWindow { devices, next_ms } => {
+                write!(f, "{} outside their maintenance windows: {}", devices.len(), names(&mut devices.iter()))?;
+                next_ms.map_or(Ok(()), |next_ms| write!(f, "; open at {next_ms} ms"))
             }
             Self::NoDevices => f.write_str("no device matches the selector"),
             Self::Updating { done, of } => {

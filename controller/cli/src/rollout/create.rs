@@ -12,6 +12,7 @@ use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
 use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
 use super::stage::StageOptions;
+use super::turn::TurnOptions;
 use super::watch::{self, WatchOptions};
 use super::words;
 use crate::command::{Context, block_on};
@@ -52,7 +53,7 @@ pub(crate) struct Wish {
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
         "emergency", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha", "group_by", "lead",
-        "approvals", "approvers", "approve_within",
+        "approvals", "approvers", "approve_within", "start_at", "conflict", "priority", "windows", "timezone",
     ])]
     file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Beside the bundle in service")]
@@ -63,6 +64,8 @@ pub(crate) struct Wish {
     limits: LimitOptions,
     #[command(flatten, next_help_heading = "Comparison with devices like them")]
     gate: GateOptions,
+    #[command(flatten, next_help_heading = "When, and beside which others")]
+    turn: TurnOptions,
     #[command(flatten, next_help_heading = "People")]
     approval: ApprovalOptions,
     #[command(flatten, next_help_heading = "On each device")]
@@ -82,6 +85,7 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
             let (bundle, selector) = (bundle.clone(), selector.clone());
             let pace = args.pace.or_at_once(args.emergency);
             let spec = spec::from_flags(bundle, selector, &args.wave, pace, args.limits, args.probation, args.delivery);
+            let spec = args.turn.clone().apply(spec);
             RolloutSpec {
                 stage: args.stage.stage()?,
                 gate: args.gate.gate(),

@@ -13,6 +13,7 @@ mod show;
 mod spec;
 mod stage;
 mod stop;
+mod turn;
 mod watch;
 mod words;
 

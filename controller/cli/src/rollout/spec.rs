@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use muster_shared::ids::BundleRef;
-use muster_shared::rollout::{Limits, RolloutSpec, WaveSize, WaveSpec};
+use muster_shared::rollout::{Limits, MaintenanceWindow, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
 use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
 use serde::Deserialize;
@@ -15,8 +15,10 @@ use super::approval::ApprovalOptions;
 use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
 use super::stage::{Share, StageOptions, StageWord};
+use super::turn::{ConflictWord, TurnOptions};
 use crate::duration::Millis;
 use crate::failure::Failure;
+use crate::moment::Moment;
 use crate::{disk, settings_file};
 
 const MAX_SPEC_BYTES: u64 = 1024 * 1024;
@@ -219,6 +221,12 @@ struct SpecFile {
     gate: GateOptions,
     #[serde(default)]
     approval: ApprovalOptions,
+    start_at: Option<Moment>,
+    conflict: Option<ConflictWord>,
+    priority: Option<u8>,
+    #[serde(default)]
+    windows: Vec<MaintenanceWindow>,
+    timezone: Option<String>,
     #[serde(default)]
     watch: ProbationOptions,
     #[serde(default)]
@@ -255,6 +263,13 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
     }
     let file: SpecFile = settings_file::parse(text, path)?;
     let stage = StageOptions { stage: file.stage, share: file.share, experiment: file.experiment };
+    let turn = TurnOptions {
+        start_at: file.start_at,
+        conflict: file.conflict,
+        priority: file.priority,
+        windows: file.windows,
+        timezone: file.timezone,
+    };
     let pace = Pace { soak: file.soak, max_duration: file.max_duration }.or_at_once(file.emergency);
     let waves = if file.waves.is_empty() {
         vec![pace.wave(WaveSize::Percent(100), None, Pace::default())]
@@ -276,7 +291,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         stage: stage.stage()?,
         emergency: file.emergency,
         blue_green: file.blue_green.as_ref().map(BlueGreenOptions::blue_green),
-        ..RolloutSpec::of(file.bundle, file.selector, waves)
+        ..turn.apply(RolloutSpec::of(file.bundle, file.selector, waves))
     })
 }
 
@@ -390,6 +405,29 @@ mod tests {
         assert_eq!(yaml.blue_green, Some(muster_shared::rollout::BlueGreen::default()));
         let unknown = read("r.toml", &format!("{base}[blue-green]\ngroup = \"site\"\n")).unwrap_err().to_string();
         assert!(unknown.contains("line 4") && unknown.contains("group-by"), "{unknown}");
+    }
+
+    #[test]
+    fn a_file_says_when_and_beside_which_others() {
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            turn: TurnOptions,
+        }
+        let window = ["--window", "sat,sun 22:00-05:00", "--timezone", "Europe/Paris"];
+        let flags = ["x", "--start-at", "2026-03-01T23:00:00+01:00", "--conflict", "queue", "--priority", "80"];
+        let flags = flags.into_iter().chain(window);
+        let turn = <Flags as clap::Parser>::parse_from(flags).turn;
+        let base = "bundle = \"a@1.0.0\"\nselector = \"*\"\n";
+        let flags = turn.apply(read("r.toml", base).unwrap());
+        let file = format!(
+            "{base}start-at = \"2026-03-01T22:00:00Z\"\nconflict = \"queue\"\npriority = 80\ntimezone = \"Europe/Paris\"\n\
+             windows = [{{ days = [\"sat\", \"sun\"], from = \"22:00\", to = \"05:00\" }}]\n"
+        );
+        assert_eq!(read("r.toml", &file).unwrap(), flags);
+        assert_eq!(read("r.json", &serde_json::to_string(&flags).unwrap()).unwrap(), flags);
+        let wrong = read("r.toml", &format!("{base}conflict = \"fight\"\n")).unwrap_err().to_string();
+        assert!(wrong.contains("line 3") && wrong.contains("refuse"), "{wrong}");
     }
 
     #[test]

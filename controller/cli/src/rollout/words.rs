@@ -16,6 +16,16 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
             let left = Millis(until_ms.saturating_sub(now_ms)).rough();
             format!("soaking until {} ({left} left)", output::time(*until_ms))
         }
+        Waiting::Frozen { until_ms, why } => format!("a freeze until {}: {why}", output::time(*until_ms)),
+        Waiting::OutsideWindow { next_ms: Some(next_ms), .. } => {
+            let text = reason.to_string();
+            let without = text.rsplit_once("; open at").map_or(text.as_str(), |(before, _)| before);
+            format!("{without}; open at {}", output::time(*next_ms))
+        }
+        Waiting::Scheduled { at_ms } => {
+            let left = Millis(at_ms.saturating_sub(now_ms)).rough();
+            format!("it begins at {} (in {left})", output::time(*at_ms))
+        }
         Waiting::Approval { until_ms: Some(until_ms), .. } => {
             let text = reason.to_string();
             let without = text.rsplit_once("; until").map_or(text.as_str(), |(before, _)| before);
@@ -27,6 +37,8 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
             format!("to switch together: {}", groups.iter().map(when).collect::<Vec<_>>().join(", "))
         }
         Waiting::Approval { until_ms: None, .. }
+        | Waiting::Queued { .. }
+        | Waiting::OutsideWindow { next_ms: None, .. }
         | Waiting::NoDevices
         | Waiting::Updating { .. }
         | Waiting::HeldBack { .. }

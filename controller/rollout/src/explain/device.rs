@@ -9,11 +9,18 @@ use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target};
 use crate::standing::{Standing, held_back, is_taken, standing};
+use crate::timing::Timing;
 use crate::view::progress;
 
 impl Rollout {
     /// `decider` is who decides next about the whole rollout.
-    pub(super) fn explain_device(&self, id: &DeviceId, fleet: &Fleet, decider: Decider) -> DeviceExplanation {
+    pub(super) fn explain_device(
+        &self,
+        id: &DeviceId,
+        fleet: &Fleet,
+        decider: Decider,
+        now_ms: u64,
+    ) -> DeviceExplanation {
         let facts = fleet.devices.get(id);
         match self.targets.get(id) {
             Some(target) => {
@@ -29,7 +36,7 @@ impl Rollout {
                 }
             }
             None => {
-                let (doing, decider, wave) = self.of_outsider(id, facts, fleet, decider);
+                let (doing, decider, wave) = self.of_outsider(id, facts, fleet, decider, now_ms);
                 let progress = wave.map(|_| DeviceProgress::Pending);
                 DeviceExplanation { device: id.clone(), doing, decider, wave, progress, told: None, measured: None }
             }
@@ -89,6 +96,7 @@ impl Rollout {
         facts: Option<&DeviceFacts>,
         fleet: &Fleet,
         decider: Decider,
+        now_ms: u64,
     ) -> (String, Decider, Option<u32>) {
         let left_out = |why: String, decider| (why, decider, None);
         let Some(facts) = facts else { return left_out("it is not known".to_owned(), Decider::Nobody) };
@@ -111,6 +119,10 @@ impl Rollout {
         }
         if let Some(why) = survey.unsuitable.get(id) {
             return left_out(format!("it is left out: {why}"), Decider::People);
+        }
+        if let Some(why) = Timing::of(self, fleet, now_ms).keeps_out(id, facts) {
+            let decider = why.decider();
+            return left_out(format!("it is kept out for now: {why}"), decider);
         }
         let with = self.to_come(fleet).into_iter().find(|(_, devices)| devices.contains(id)).map(|(wave, _)| wave);
         let of = self.waves.len();

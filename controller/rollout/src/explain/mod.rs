@@ -33,7 +33,8 @@ impl Rollout {
             waiting.into_iter().map(|what| Obstacle { decider: what.decider(), what }).collect();
         let decider = if moves_on { Decider::Controller } else { self.decider(&obstacles) };
         let spec = self.spec.waves.get(self.current_wave as usize);
-        let clock_from_ms = self.wave_state().and_then(|state| state.clock_from_ms);
+        let running = self.wave_state().filter(|state| !state.is_kept_out);
+        let clock_from_ms = running.and_then(|state| state.clock_from_ms);
         let pauses_at_ms = clock_from_ms
             .zip(spec)
             .filter(|_| self.status == RolloutStatus::Running)
@@ -43,7 +44,7 @@ impl Rollout {
             bundle: self.bundle.bundle.clone(),
             status: self.status,
             doing: self.doing(fleet),
-            device: device.map(|id| self.explain_device(id, fleet, decider)),
+            device: device.map(|id| self.explain_device(id, fleet, decider, now_ms)),
             obstacles,
             decider,
             pauses_at_ms,

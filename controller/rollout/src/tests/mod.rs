@@ -1,6 +1,7 @@
 //! The rules of a rollout, each seen from outside: a small fleet, ticks, and what the planner makes of them.
 
 mod approvals;
+mod beginning;
 mod beside;
 mod blue_green;
 mod checker;
@@ -12,5 +13,6 @@ mod gate;
 mod going_back;
 mod operators;
 mod sentences;
+mod timing;
 mod waves;
 mod world;

@@ -25,10 +25,9 @@ impl Case<'_> {
         let paused = |waiting: &Waiting| matches!(waiting, Waiting::Paused { .. });
         let speaks = match next.status {
             RolloutStatus::Paused => self.decision.waiting.iter().any(paused),
-            RolloutStatus::RollingBack => !self.decision.waiting.is_empty(),
+            RolloutStatus::Ready | RolloutStatus::RollingBack => !self.decision.waiting.is_empty(),
             RolloutStatus::Draft
             | RolloutStatus::WaitingForApproval
-            | RolloutStatus::Ready
             | RolloutStatus::Running
             | RolloutStatus::Completed
             | RolloutStatus::RolledBack
@@ -43,7 +42,9 @@ impl Case<'_> {
         let (from, to) = (self.before.status, self.next.status);
         match from {
             RolloutStatus::Ready => {
-                self.expect(to == RolloutStatus::Running, || Violation::Transition { from, to });
+                // What waits for its time or its turn stays as it is.
+                let stays = to == RolloutStatus::Ready && self.before == self.next;
+                self.expect(stays || to == RolloutStatus::Running, || Violation::Transition { from, to });
             }
             RolloutStatus::Running => {
                 let onward = matches!(
@@ -95,6 +96,9 @@ impl Case<'_> {
             ] {
                 let right = match (old_ms, new_ms) {
                     (None, Some(new_ms)) => new_ms == now_ms && wave as usize <= current + 1,
+                    (Some(_), Some(new_ms)) if what == "the clock" && old.is_kept_out && !new.is_kept_out => {
+                        new_ms == now_ms
+                    }
                     (Some(old_ms), Some(new_ms)) => {
                         let set_back = old_ms > now_ms;
                         let restarts = set_back || (what == "the clock" && self.tells_to_switch());

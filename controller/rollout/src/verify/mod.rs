@@ -8,7 +8,9 @@
 
 mod actions;
 mod approval;
+mod beginning;
 mod blue_green;
+mod conflict;
 mod emergency;
 mod gate;
 mod history;
@@ -16,6 +18,7 @@ mod promotion;
 mod reading;
 mod scores;
 mod targets;
+mod timing;
 mod violation;
 
 pub use violation::Violation;
@@ -42,8 +45,11 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     let mut case = Case { before, next: &decision.next, decision, fleet, now_ms, found: Vec::new() };
     case.history();
     case.approval();
+    case.beginning();
+    case.conflict();
     case.targets();
     case.switches();
+    case.timing();
     case.actions();
     case.promotion();
     case.gate();

@@ -26,6 +26,15 @@ pub enum Violation {
     /// People were not asked, or not heard.
     #[error("approval: {0}")]
     Approval(&'static str),
+    /// It began before it might.
+    #[error("the rollout began, but {0}")]
+    Begun(&'static str),
+    /// Devices are another rollout's, and it completed as though they were not meant.
+    #[error("the rollout completed without {0} devices of another one, and does not say so")]
+    Unsaid(usize),
+    /// It completed without a device that it means and that was kept out.
+    #[error("the rollout completed without {0}, which a freeze or its windows kept out")]
+    Forgotten(DeviceId),
     /// Waves come one after the other.
     #[error("wave {to} cannot follow wave {from} here")]
     WaveSkipped {

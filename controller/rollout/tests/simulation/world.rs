@@ -213,7 +213,7 @@ impl World {
     }
 
     fn fleet(&self) -> Fleet {
-        let mut fleet = Fleet { devices: self.store.clone() };
+        let mut fleet = Fleet { devices: self.store.clone(), ..Fleet::default() };
         for (id, facts) in &mut fleet.devices {
             facts.online = !facts.revoked && self.devices.get(id).is_some_and(|device| device.online);
         }

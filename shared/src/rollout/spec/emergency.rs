@@ -1,6 +1,6 @@
 //! What an emergency leaves out.
 
-use super::{Limits, RolloutSpec};
+use super::{DEFAULT_PRIORITY, Limits, RolloutSpec};
 
 /// What an emergency cannot be asked for: it would be a promise that is not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +18,9 @@ pub enum EmergencyError {
     #[error("it takes the incumbent's place; leave out the stage, or let it be no emergency")]
     Stage,
     /// People and times that it waits for.
-    #[error("it waits for nobody: leave out the approvals, or let it be no emergency")]
+    #[error(
+        "it waits for nobody: leave out approvals, its beginning, windows, what becomes of conflicts and priority, or let it be no emergency"
+    )]
     People,
     /// Restrictions of the delivery.
     #[error("leave out how fast, when and on which links devices fetch, or let it be no emergency")]
@@ -36,14 +38,19 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), EmergencyError> {
     expect(spec.gate.is_none(), EmergencyError::Gate)?;
     expect(spec.limits == Limits::default(), EmergencyError::Limits)?;
     expect(spec.stage.is_serve(), EmergencyError::Stage)?;
-    expect(spec.approval.is_none(), EmergencyError::People)?;
+    let waits_for_nobody = spec.approval.is_none()
+        && spec.start_at_ms.is_none()
+        && spec.windows.is_empty()
+        && spec.conflict.is_skip()
+        && spec.priority == DEFAULT_PRIORITY;
+    expect(waits_for_nobody, EmergencyError::People)?;
     expect(spec.delivery.is_default(), EmergencyError::Delivery)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::{ApprovalSpec, SpecError, WaveSpec};
+    use crate::rollout::{ApprovalSpec, Conflict, SpecError, WaveSpec};
     use crate::selector::Selector;
     use crate::trust::{DeliveryPolicy, Stage};
 
@@ -68,6 +75,8 @@ mod tests {
         assert_eq!(with(&|s| s.delivery = DeliveryPolicy::at_once()), refused(EmergencyError::Delivery));
         let approval = Some(ApprovalSpec { needed: 1, approvers: Vec::new(), within_ms: None });
         assert_eq!(with(&|s| s.approval = approval.clone()), refused(EmergencyError::People));
+        assert_eq!(with(&|s| s.start_at_ms = Some(1)), refused(EmergencyError::People));
+        assert_eq!(with(&|s| s.conflict = Conflict::Queue), refused(EmergencyError::People));
         let words = with(&|s| s.limits.max_failures = 1).unwrap_err().to_string();
         assert!(words.contains("leave out the limits"), "{words}");
     }

@@ -2,17 +2,21 @@
 
 mod approval;
 mod blue_green;
+mod conflict;
 mod emergency;
 mod limits;
 mod wave;
+mod windows;
 
 use serde::{Deserialize, Serialize};
 
 pub use approval::{ApprovalError, ApprovalSpec};
 pub use blue_green::BlueGreen;
+pub use conflict::{Conflict, DEFAULT_PRIORITY, MAX_PRIORITY};
 pub use emergency::EmergencyError;
 pub use limits::Limits;
 pub use wave::{WaveSize, WaveSizeError, WaveSpec};
+pub use windows::{ClockTime, Day, MaintenanceWindow, WindowError};
 
 use super::gate::{GateError, GateSpec};
 use crate::ids::BundleRef;
@@ -55,6 +59,29 @@ pub struct RolloutSpec {
     /// Whether groups of devices switch together, and how; none to let each switch when it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blue_green: Option<BlueGreen>,
+    /// What becomes of it where it means devices of another rollout that has not ended.
+    #[serde(default, skip_serializing_if = "Conflict::is_skip")]
+    pub conflict: Conflict,
+    /// Who goes first of those that queue for the same devices, 0 to 100: the highest, and of these the oldest.
+    #[serde(default = "default_priority", skip_serializing_if = "is_default_priority")]
+    pub priority: u8,
+    /// When it begins, in milliseconds since the Unix epoch; at once where that is not said or past.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at_ms: Option<u64>,
+    /// When devices may come in, by their own clocks; at any time where no window is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<MaintenanceWindow>,
+    /// The time zone of devices that name none by the label or attribute `timezone`; UTC where that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+}
+
+fn default_priority() -> u8 {
+    DEFAULT_PRIORITY
+}
+
+fn is_default_priority(priority: &u8) -> bool {
+    *priority == DEFAULT_PRIORITY
 }
 
 /// Why a rollout as asked for is not valid.
@@ -84,6 +111,9 @@ pub enum SpecError {
     /// Groups that cannot switch together.
     #[error("blue_green: {0}")]
     BlueGreen(&'static str),
+    /// Windows that cannot be.
+    #[error("windows: {0}")]
+    Windows(#[from] WindowError),
     /// A limit that is not a sensible number.
     #[error("limit {field}: {reason}")]
     Limit {
@@ -110,6 +140,11 @@ impl RolloutSpec {
             emergency: false,
             approval: None,
             blue_green: None,
+            conflict: Conflict::Skip,
+            priority: DEFAULT_PRIORITY,
+            start_at_ms: None,
+            windows: Vec::new(),
+            timezone: None,
         }
     }
 
@@ -138,6 +173,10 @@ impl RolloutSpec {
         self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stage))?;
         self.approval.as_ref().map_or(Ok(()), ApprovalSpec::validate)?;
         blue_green::validate(self).map_err(SpecError::BlueGreen)?;
+        windows::validate(&self.windows, self.timezone.as_deref())?;
+        if self.priority > MAX_PRIORITY {
+            return Err(SpecError::Limit { field: "priority", reason: "0 to 100" });
+        }
         let limit = |ok: bool, field, reason| {
             if ok { Ok(()) } else { Err(SpecError::Limit { field, reason }) }
         };
@@ -179,6 +218,8 @@ mod tests {
         assert!(matches!(with(&|s| s.limits.max_error_rate = f64::NAN), SpecError::Limit { .. }));
         let none_of_it = with(&|s| s.stage = Stage::Shadow { share_bp: 0 });
         assert!(none_of_it.to_string().contains("0 basis points"), "{none_of_it}");
+        let first = with(&|s| s.priority = 101).to_string();
+        assert!(first.contains("priority") && first.contains("0 to 100"), "{first}");
         let crawls = with(&|s| s.delivery.max_download_bytes_per_s = Some(MIN_DOWNLOAD_BYTES_PER_S - 1));
         assert!(crawls.to_string().contains("delivery.max_download_bytes_per_s"), "{crawls}");
     }

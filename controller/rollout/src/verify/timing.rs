@@ -1,0 +1,83 @@
+//! Rules about when devices come in: none in a freeze, none outside its windows, and nobody is forgotten because it was kept out.
+
+use jiff::Timestamp;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
+use muster_shared::ids::DeviceId;
+use muster_shared::rollout::RolloutStatus;
+
+use super::reading::is_able;
+use super::{Case, Violation};
+use crate::fleet::DeviceFacts;
+use crate::rollout::Errand;
+
+impl Case<'_> {
+    pub(super) fn timing(&mut self) {
+        let (before, next) = (self.before, self.next);
+        if next.spec.emergency {
+            return;
+        }
+        let came = next.targets.iter().filter(|(id, _)| !before.targets.contains_key(*id));
+        for (id, _) in came.filter(|(_, target)| target.errand == Errand::Forward) {
+            let Some(facts) = self.fleet.devices.get(id) else { continue };
+            let refuse = |why| Violation::TakenIn { device: id.clone(), why };
+            let (frozen, open) = (self.is_frozen(id, facts), self.is_open(facts));
+            self.expect(!frozen, || refuse("a freeze covers it"));
+            self.expect(open, || refuse("it is outside its windows"));
+        }
+        if before.status == RolloutStatus::Running && next.status == RolloutStatus::Completed {
+            for (id, facts) in &self.fleet.devices {
+                let kept_out = self.is_frozen(id, facts) || !self.is_open(facts);
+                if kept_out && self.is_still_meant(id, facts) {
+                    self.found.push(Violation::Forgotten(id.clone()));
+                }
+            }
+        }
+    }
+
+    fn is_still_meant(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {
+        let next = self.next;
+        let has_reported = facts.reported.as_ref().is_some_and(|report| report.generation < u64::MAX);
+        let has_incumbent = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
+        !next.targets.contains_key(id)
+            && !facts.revoked
+            && facts.held_by.is_none()
+            && has_reported
+            && facts.desired.as_ref().is_none_or(|desired| desired.generation < u64::MAX)
+            && (next.spec.stage.is_serve() || has_incumbent)
+            && is_able(&next.bundle.requirements, facts)
+            && next.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes)
+    }
+
+    fn is_frozen(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {
+        self.fleet.freezes.iter().any(|freeze| {
+            (freeze.from_ms..freeze.to_ms).contains(&self.now_ms)
+                && freeze.selector.matches(id.as_str(), &facts.labels, &facts.attributes)
+        })
+    }
+
+    /// Looks for a window that began today or on one of the two days before, where the device is, and has not ended.
+    fn is_open(&self, facts: &DeviceFacts) -> bool {
+        let spec = &self.next.spec;
+        let named = [facts.labels.get("timezone").or_else(|| facts.attributes.get("timezone")), spec.timezone.as_ref()];
+        let zone = named.into_iter().flatten().find_map(|name| TimeZoneDatabase::bundled().get(name).ok());
+        let zone = zone.unwrap_or(TimeZone::UTC);
+        let Ok(now) = Timestamp::from_millisecond(i64::try_from(self.now_ms).unwrap_or(i64::MAX)) else { return false };
+        let begins =
+            [0, 1, 2].map(|days| now.to_zoned(zone.clone()).date().saturating_sub(jiff::Span::new().days(days)));
+        spec.windows.is_empty()
+            || spec.windows.iter().any(|window| {
+                begins.iter().any(|date| {
+                    let day = muster_shared::rollout::Day::ALL
+                        [usize::from(date.weekday().to_monday_zero_offset().unsigned_abs())];
+                    let at = |minutes: i64| {
+                        let wall = date.at(0, 0, 0, 0).saturating_add(jiff::Span::new().minutes(minutes));
+                        wall.to_zoned(zone.clone()).map(|zoned| zoned.timestamp())
+                    };
+                    let (from, to) = (i64::from(window.from.minutes()), i64::from(window.to.minutes()));
+                    let to = if to <= from { to + 1_440 } else { to };
+                    let listed = window.days.is_empty() || window.days.contains(&day);
+                    listed && matches!((at(from), at(to)), (Ok(from), Ok(to)) if from <= now && now < to)
+                })
+            })
+    }
+}
