@@ -12,6 +12,7 @@ mod failures;
 mod gate;
 mod going_back;
 mod operators;
+mod scenarios;
 mod sentences;
 mod timing;
 mod waves;
