@@ -4,6 +4,7 @@
 //! still name a port that is taken, and the part that binds it says so.
 
 mod alerts;
+mod analysis;
 mod outside;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,6 +14,7 @@ use muster_shared::limits::{MAX_APPROVERS, MAX_PACKET_BYTES};
 use serde::Deserialize;
 
 pub(crate) use alerts::{AlertsConfig, ReceiverConfig, ReceiverKind, is_loopback, receiver_url};
+pub(crate) use analysis::{AnalysisConfig, CredentialConfig};
 pub(crate) use outside::{DeviceIdFrom, OutsideConfig};
 
 use crate::pki::DAY_MS;
@@ -138,6 +140,8 @@ pub(crate) struct RolloutConfig {
     /// A device that has said nothing for this long counts as away, even where its connection still stands, in
     /// milliseconds.
     pub(crate) device_timeout_ms: u64,
+    /// Whom analyses may ask.
+    pub(crate) analysis: AnalysisConfig,
     /// Approvals that every rollout needs before it begins. A rollout can ask for more, and never for fewer.
     pub(crate) approvals_needed: u32,
 }
@@ -148,6 +152,7 @@ impl Default for RolloutConfig {
             tick_ms: 1_000,
             assignment_valid_for_ms: 7 * 24 * 3_600_000,
             device_timeout_ms: 3 * 3_600_000,
+            analysis: AnalysisConfig::default(),
             approvals_needed: 0,
         }
     }
@@ -359,6 +364,7 @@ impl Config {
             "pki.device-certificate-valid-for-ms",
             "6000 to 315360000000 (ten years) is expected",
         )?;
+        analysis::check(&self.rollout.analysis).map_err(|(setting, reason)| ConfigError::Value { setting, reason })?;
         alerts::check(&self.alerts).map_err(|(setting, reason)| ConfigError::Value { setting, reason })?;
         outside::check(&self.pki.outside).map_err(|reason| ConfigError::Value { setting: "pki.outside", reason })?;
         expect(self.telemetry.retention_ms > 0, "telemetry.retention-ms", "it must be above 0")?;

@@ -6,6 +6,7 @@
 mod access;
 mod admission;
 mod alerts;
+mod analysis;
 mod api;
 mod auth;
 mod blobs;

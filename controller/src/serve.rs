@@ -350,6 +350,7 @@ mod tests {
             (Table::AlertDeliveries, "on-call/00000000000000000001"),
             (Table::Collections, "c1"),
             (Table::CollectionOrders, "dev-1"),
+            (Table::AnalysisTemplates, "success-rate"),
         ] {
             let said = start_with(table, key, b"{\"half\":").await;
             assert!(said.contains(table.name()) && said.contains(key) && said.contains("damaged"), "{said}");

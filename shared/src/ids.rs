@@ -132,6 +132,11 @@ name_type!(
     MetricName,
     "metric name"
 );
+name_type!(
+    /// The name of an analysis template, shared by all its versions.
+    TemplateName,
+    "analysis template name"
+);
 
 /// A digest in the making, of bytes that come piece by piece.
 #[derive(Debug, Clone, Default)]

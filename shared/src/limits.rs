@@ -102,6 +102,18 @@ pub const MAX_GATE_KEYS: usize = 8;
 pub const MAX_GATE_CONTROLS: u32 = 8;
 /// Blocks of one wave; canaries beyond are watched without being compared.
 pub const MAX_GATE_BLOCKS: usize = 500;
+/// Analyses one rollout asks for.
+pub const MAX_ANALYSES: usize = 8;
+/// Metrics of one analysis template.
+pub const MAX_ANALYSIS_METRICS: usize = 16;
+/// Arguments of one analysis template.
+pub const MAX_ANALYSIS_ARGS: usize = 32;
+/// Measurements that all analyses of one wave ask for together, and errors in a row that one metric may allow.
+pub const MAX_MEASUREMENTS: u32 = 256;
+/// Length of a query, an address, a header or a body of an analysis, in bytes.
+pub const MAX_QUESTION_BYTES: usize = 8 * 1024;
+/// Length of an answer to an analysis, in bytes.
+pub const MAX_ANSWER_BYTES: usize = 256 * 1024;
 /// Collections of samples a device is told of at once.
 pub const MAX_COLLECTIONS: usize = 8;
 /// Bundles whose inferences one of them counts.

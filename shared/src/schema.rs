@@ -24,6 +24,9 @@ string_schema! {
     crate::ids::DeviceId: "A device's name.", "press-7";
     crate::ids::RuleName: "The name of an alert rule.", "input-drift";
     crate::ids::MetricName: "The name of a number that applications send.", "line_stops";
+    crate::ids::TemplateName: "The name of an analysis template.", "success-rate";
+    crate::rollout::TemplateRef: "An analysis template by name, or by name and version.", "success-rate@2";
+    crate::rollout::Span: "A length of time.", "5m";
     crate::ids::RolloutId: "A rollout's name.", "r1";
     crate::ids::CollectionId: "A collection's name.", "c1";
     crate::collection::RecipientKey: "An X25519 public key in hexadecimal.", "4310ee97d88cc1f088a5576c77ab0cf5c3ac797f3d95139c6c84b5429c59662a";

@@ -2,6 +2,7 @@
 
 mod acl;
 mod alerts;
+mod analysis;
 mod bad_input;
 mod beside;
 mod blue_green;

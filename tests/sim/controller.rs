@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use muster_rollout::{Action, Decision, Fleet, Rollout};
+use muster_rollout::{Action, Decision, Due, Fleet, Rollout};
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::rollout::RolloutStatus;
 
@@ -45,6 +45,8 @@ pub(crate) struct Controller {
     pub(crate) clock_ahead_ms: i64,
     /// When the clock alone may change something, by its own clock.
     pub(crate) wake_at_ms: Option<u64>,
+    /// What it asks others for analyses.
+    pub(crate) questions: Vec<(RolloutId, Due)>,
     step: Step,
     rollouts: Vec<Stored<Rollout>>,
 }
@@ -135,6 +137,7 @@ impl Controller {
         let decision = planner(before, &fleet, now_ms);
         ledger.planned(before, &decision, &fleet, now_ms, planner)?;
         self.wake_at_ms = [self.wake_at_ms, decision.wake_at_ms].into_iter().flatten().min();
+        self.questions.extend(decision.due.iter().map(|due| (before.id.clone(), due.clone())));
         let seen = fleet.devices.iter().map(|(id, facts)| (id.clone(), facts.desired.as_ref().map(|d| d.generation)));
         let planned = Planned { decision, seen: seen.collect(), event: ledger.event };
         self.step = Step::Read(at, Box::new(planned));

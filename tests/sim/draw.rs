@@ -6,7 +6,10 @@ use muster_agent_core::record::Record;
 use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
-use muster_shared::rollout::{BlueGreen, Conflict, Limits, RolloutSpec, WaveSize, WaveSpec};
+use muster_shared::rollout::{
+    Analysis, AnalysisUse, BlueGreen, Conflict, FleetQuestion, Limits, MetricTemplate, PrometheusQuestion, Provider,
+    RolloutSpec, Span, WaveSize, WaveSpec,
+};
 use muster_shared::selector::Selector;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
 use muster_tests::random::Random;
@@ -36,6 +39,8 @@ pub(crate) struct Trouble {
     pub(crate) two_controllers: bool,
     /// Bundles that do harm, in percent of devices.
     pub(crate) bad_bundles: usize,
+    /// Answers to analyses that are not good, in percent.
+    pub(crate) bad_answers: usize,
 }
 
 impl Trouble {
@@ -57,6 +62,7 @@ impl Trouble {
             revoke: weight(2),
             two_controllers: random.chance(30),
             bad_bundles: *random.pick(&[0, 0, 10, 30, 60]),
+            bad_answers: *random.pick(&[0, 10, 40]),
         }
     }
 }
@@ -103,6 +109,43 @@ pub(crate) fn nature(random: &mut Random, bad_percent: usize) -> Nature {
     *random.pick(&[Nature::FailsTest, Nature::FailsTrial, Nature::Errs, Nature::Crashes, Nature::Slow])
 }
 
+/// Metrics that somebody must be asked for and that the rollout itself knows.
+fn metrics(random: &mut Random) -> Vec<MetricTemplate> {
+    let number = |n: usize| u32::try_from(n).unwrap_or_default();
+    let count = 1 + number(random.below(3));
+    let asks = MetricTemplate {
+        name: "asks".to_owned(),
+        initial_delay: random.chance(30).then(|| Span::of_ms(random.below(500) as u64)),
+        interval: (count > 1 || random.chance(50)).then(|| Span::of_ms(100 + random.below(400) as u64)),
+        count: Some(count),
+        success_condition: Some("result > 0.9".to_owned()),
+        failure_condition: Some("result < 0.1".to_owned()),
+        failure_limit: number(random.below(count as usize)),
+        inconclusive_limit: number(random.below(count as usize)),
+        consecutive_error_limit: number(random.below(4)),
+        provider: Provider::Prometheus(PrometheusQuestion { address: None, query: "up".to_owned() }),
+    };
+    let own = MetricTemplate {
+        name: "own".to_owned(),
+        initial_delay: None,
+        failure_condition: None,
+        success_condition: Some("default(result.canary.errorRate, 0) <= 0.05 && result.targeted > 0".to_owned()),
+        provider: Provider::Fleet(FleetQuestion {}),
+        ..asks.clone()
+    };
+    if random.chance(40) { vec![asks, own] } else { vec![asks] }
+}
+
+/// What the waves of some rollouts must stand.
+fn analyses(random: &mut Random, waves: usize) -> Vec<AnalysisUse> {
+    if !random.chance(25) {
+        return Vec::new();
+    }
+    let one = u32::try_from(1 + random.below(waves)).unwrap_or(1);
+    let waves = if random.chance(50) { vec![one] } else { Vec::new() };
+    vec![AnalysisUse { template: "drawn@1".parse().expect("a template"), args: Default::default(), waves }]
+}
+
 /// A wish: sometimes an emergency.
 pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
     if random.chance(8) {
@@ -124,6 +167,7 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         let wave = WaveSpec::of(size.parse().expect("a size"), soak_ms, longest_ms);
         waves.push(WaveSpec { selector: narrowed.then(|| "site=a".parse().expect("a selector")), ..wave });
     }
+    let analyses = analyses(random, waves.len());
     let selector = match random.below(6) {
         0 => "site=a".parse().expect("a selector"),
         1 => "site!=b".parse().expect("a selector"),
@@ -134,6 +178,7 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
     let is_shadow = blue_green.is_none() && random.chance(20);
     let max_failures = if blue_green.is_some() { 0 } else { u32::try_from(random.below(3)).unwrap_or_default() };
     RolloutSpec {
+        analyses,
         limits: Limits {
             max_error_rate: 0.1,
             max_failures,
@@ -151,7 +196,14 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
 }
 
 /// A rollout of `spec`, named by its number.
-pub(crate) fn rollout(number: usize, spec: RolloutSpec, bundle: &Bundle, x86_only: bool, now_ms: u64) -> Rollout {
+pub(crate) fn rollout(random: &mut Random, number: usize, spec: RolloutSpec, bundle: &Bundle, now_ms: u64) -> Rollout {
+    let x86_only = random.chance(30);
+    let asked = spec.analyses.iter().map(|asked| Analysis {
+        template: asked.template.clone(),
+        waves: asked.waves.clone(),
+        metrics: metrics(random),
+    });
+    let analyses = asked.collect();
     let architectures = if x86_only { vec!["x86_64".to_owned()] } else { Vec::new() };
     let facts = BundleFacts {
         manifest: bundle.digest(),
@@ -160,5 +212,5 @@ pub(crate) fn rollout(number: usize, spec: RolloutSpec, bundle: &Bundle, x86_onl
         reference_predictions: Default::default(),
     };
     let id = RolloutId::new(format!("r{number}")).expect("an id");
-    Rollout::new(id, spec, facts, now_ms).expect("a valid wish")
+    Rollout::new(id, spec, facts, now_ms).and_then(|rollout| rollout.analysed_by(analyses)).expect("a valid wish")
 }

@@ -95,6 +95,7 @@ fn rollouts_keep_their_promises_whatever_happens() {
         (all.paused, "paused"),
         (all.dropped_plans, "overtaken"),
         (all.restarts, "restarted"),
+        (all.measured, "measured"),
     ] {
         assert!(count > runs / 100, "in {runs} runs {count} {what}");
     }

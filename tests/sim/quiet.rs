@@ -21,7 +21,7 @@ const PATIENCE: u32 = 2;
 
 /// Lets everything come to its end, and says what does not.
 pub(crate) fn finish(world: &mut World) -> Result<(), String> {
-    world.trouble = Trouble { lost: 0, twice: 0, reordered: 0, ..world.trouble };
+    world.trouble = Trouble { lost: 0, twice: 0, reordered: 0, bad_answers: 0, ..world.trouble };
     for at in 0..world.controllers.len() {
         world.set_clock(at, 0);
     }
@@ -92,6 +92,7 @@ fn round(world: &mut World) -> Result<(), String> {
             }
         }
     }
+    world.answer_all()?;
     world.settle()
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_rollout::{Action, Decision, DeviceFacts, Errand, Fleet, Rollout, Target, verify};
+use muster_rollout::{Action, Decision, DeviceFacts, Due, Errand, Fleet, Rollout, Target, verify};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::rollout::{Outcome, RolloutStatus, Verdict, WaveSpec};
 use muster_shared::trust::{Activation, Stage};
@@ -25,12 +25,23 @@ pub(crate) struct Ledger {
     /// A clock went back, so times of receipt no longer tell what came before a wave and what after.
     pub(crate) clock_went_back: bool,
     given: BTreeMap<DeviceId, BTreeMap<u64, Given>>,
+    /// Answers that were taken for each metric of a wave, since its analysis began.
+    answers: BTreeMap<(RolloutId, u32, u32, u32), Answers>,
     /// The event at which the plan was made that entered the current wave.
     entered: BTreeMap<RolloutId, u64>,
 }
 
 /// What a generation of a device means: what to run, for which rollout, in which part, and from when.
 type Given = (Option<Digest>, RolloutId, Stage, Activation);
+
+/// Answers to one metric, by what they mean.
+#[derive(Debug, Clone, Copy, Default)]
+struct Answers {
+    began_ms: u64,
+    good: u32,
+    bad: u32,
+    open: u32,
+}
 
 pub(crate) fn holds(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if condition { Ok(()) } else { Err(otherwise()) }
@@ -44,6 +55,7 @@ impl Ledger {
             asks_verify,
             clock_went_back: false,
             given: BTreeMap::new(),
+            answers: BTreeMap::new(),
             entered: BTreeMap::new(),
         }
     }
@@ -81,7 +93,7 @@ impl Ledger {
             control(before, &decision.next, verdict, fleet)?;
         }
         let again = planner(&decision.next, fleet, now_ms);
-        holds(again.next == decision.next && again.actions == decision.actions, || {
+        holds((&again.next, &again.actions, &again.due) == (&decision.next, &decision.actions, &decision.due), || {
             format!("replanning is not idempotent: {:?} became {:?}", decision.actions, again.actions)
         })?;
         if self.asks_verify {
@@ -105,6 +117,7 @@ impl Ledger {
         let completed = next.status != before.status && next.status == RolloutStatus::Completed;
         if advanced || completed {
             self.heard_enough(before, next, planned_at, store)?;
+            self.answered_enough(before)?;
         }
         if advanced || before.status == RolloutStatus::Ready {
             self.entered.insert(next.id.clone(), planned_at);
@@ -125,6 +138,49 @@ impl Ledger {
         holds(before.targets == next.targets && before.verdicts == next.verdicts, || {
             format!("{} was rewritten by an operator's action", next.id)
         })
+    }
+
+    /// Somebody answered what an analysis asked; none where that was an error.
+    pub(crate) fn answered(
+        &mut self,
+        before: &Rollout,
+        next: &Rollout,
+        due: &Due,
+        answer: Option<f64>,
+    ) -> Result<(), String> {
+        self.tally.measured += 1;
+        kept(before, next)?;
+        let same = (before.status, before.current_wave, &before.targets, &before.verdicts)
+            == (next.status, next.current_wave, &next.targets, &next.verdicts);
+        holds(same, || format!("{} was moved by an answer", next.id))?;
+        holds(before.status == RolloutStatus::Running, || {
+            format!("{} takes answers while {}", next.id, before.status)
+        })?;
+        let known = self.answers.entry((next.id.clone(), due.wave, due.analysis, due.metric)).or_default();
+        if known.began_ms != due.began_ms {
+            *known = Answers { began_ms: due.began_ms, ..Answers::default() };
+        }
+        known.good += u32::from(answer.is_some_and(|share| share > 0.9));
+        known.bad += u32::from(answer.is_some_and(|share| share < 0.1));
+        known.open += u32::from(answer.is_some_and(|share| (0.1..=0.9).contains(&share)));
+        Ok(())
+    }
+
+    /// A wave with analyses passes only on as many answers as they ask for, no more of them bad or open than they allow.
+    fn answered_enough(&self, before: &Rollout) -> Result<(), String> {
+        let wave = before.current_wave;
+        for (at, analysis) in (0u32..).zip(&before.analyses).filter(|(_, analysis)| analysis.is_for(wave)) {
+            let asked = (0u32..).zip(&analysis.metrics).filter(|(_, metric)| metric.name == "asks");
+            for (metric, template) in asked {
+                let known = self.answers.get(&(before.id.clone(), wave, at, metric)).copied().unwrap_or_default();
+                let Answers { good, bad, open, .. } = known;
+                let enough = Some(good + bad + open) == template.count
+                    && bad <= template.failure_limit
+                    && open <= template.inconclusive_limit;
+                holds(enough, || format!("{} passed wave {wave} on the answers {known:?}", before.id))?;
+            }
+        }
+        Ok(())
     }
 
     /// A message left for a device.
@@ -188,7 +244,8 @@ impl Ledger {
 /// Nothing is rewritten, whoever changes a rollout.
 fn kept(before: &Rollout, next: &Rollout) -> Result<(), String> {
     let id = &next.id;
-    holds((&before.spec, &before.bundle) == (&next.spec, &next.bundle), || format!("{id}: the wish changed"))?;
+    let same = (&before.spec, &before.bundle, &before.analyses) == (&next.spec, &next.bundle, &next.analyses);
+    holds(same, || format!("{id}: the wish changed"))?;
     for (device, old) in &before.targets {
         let new = next.targets.get(device).ok_or_else(|| format!("{id} dropped {device}"))?;
         holds(new.wave == old.wave, || format!("{id}: {device} changed its wave"))?;

@@ -23,6 +23,7 @@ pub(crate) struct Tally {
     pub(crate) paused: u64,
     pub(crate) operated: u64,
     pub(crate) overridden: u64,
+    pub(crate) measured: u64,
     pub(crate) quiet_rounds: u64,
 }
 
@@ -53,7 +54,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 17] {
+    fn counts_mut(&mut self) -> [&mut u64; 18] {
         [
             &mut self.runs,
             &mut self.events,
@@ -71,6 +72,7 @@ impl Tally {
             &mut self.paused,
             &mut self.operated,
             &mut self.overridden,
+            &mut self.measured,
             &mut self.quiet_rounds,
         ]
     }

@@ -1,8 +1,8 @@
 //! One run: a fleet, its controllers, the network between them, and one event after the other.
 
-use muster_rollout::OperatorAction;
-use muster_shared::ids::DeviceId;
-use muster_shared::rollout::RolloutStatus;
+use muster_rollout::{Due, OperatorAction};
+use muster_shared::ids::{DeviceId, RolloutId};
+use muster_shared::rollout::{RolloutStatus, Value};
 use muster_tests::random::Random;
 
 use crate::controller::{Controller, Did, Planner};
@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) now_ms: u64,
     pub(crate) trouble: Trouble,
     network: Vec<Message>,
+    /// What others were asked and have yet to answer.
+    questions: Vec<(RolloutId, Due)>,
     bundles: Vec<Bundle>,
     planner: Planner,
     /// What happened, in words; empty unless asked for.
@@ -51,6 +53,7 @@ impl World {
             now_ms: START_MS,
             trouble,
             network: Vec::new(),
+            questions: Vec::new(),
             bundles,
             planner,
             story: tells.then(Vec::new),
@@ -100,10 +103,9 @@ impl World {
         let candidates = draw::candidates();
         let bundle = &candidates[self.random.below(candidates.len())];
         let spec = draw::spec(&mut self.random, bundle);
-        let x86_only = self.random.chance(30);
         let number = self.store.rollouts.len() + 1;
         let now_ms = self.controllers[0].now_ms(self.now_ms);
-        let rollout = draw::rollout(number, spec, bundle, x86_only, now_ms);
+        let rollout = draw::rollout(&mut self.random, number, spec, bundle, now_ms);
         self.note(|| {
             format!(
                 "{} is created: {} to {} in {} waves",
@@ -123,7 +125,7 @@ impl World {
         self.now_ms += 1 + self.random.below(60) as u64;
         let Trouble { vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, .. } = self.trouble;
         let device = self.random.below(self.devices.len());
-        let kinds = [24, 24, 24, 8, 2, vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, 1];
+        let kinds = [24, 24, 24, 8, 2, vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, 6, 1];
         let mut at = self.random.below(kinds.iter().sum());
         let kind = kinds.iter().position(|weight| match at.checked_sub(*weight) {
             Some(rest) => {
@@ -162,6 +164,7 @@ impl World {
                 self.change_record(device, |record| drop(record.labels.insert("site".to_owned(), site)));
             }
             13 => self.change_record(device, |record| record.revoked = !record.revoked),
+            14 => self.answer_one()?,
             _ if self.store.rollouts.len() < 3 => self.create_rollout(),
             _ => {}
         }
@@ -172,6 +175,12 @@ impl World {
     /// A controller does one step.
     pub(crate) fn control(&mut self, at: usize) -> Result<(), String> {
         let did = self.controllers[at].turn(&mut self.store, &mut self.ledger, self.planner, self.now_ms)?;
+        for question in std::mem::take(&mut self.controllers[at].questions) {
+            // One that is on its way is not asked again, but for controllers that do not know of it.
+            if !self.questions.contains(&question) || self.random.chance(10) {
+                self.questions.push(question);
+            }
+        }
         match &did {
             Did::Sent(device, told) => {
                 self.ledger.sent(device, told)?;
@@ -380,7 +389,7 @@ impl World {
     }
 
     /// An operator acts on what the store says now.
-    pub(crate) fn operate(&mut self, id: &muster_shared::ids::RolloutId, action: OperatorAction) -> Result<(), String> {
+    pub(crate) fn operate(&mut self, id: &RolloutId, action: OperatorAction) -> Result<(), String> {
         let Some(Stored { version, value: before }) = self.store.rollouts.get(id).cloned() else { return Ok(()) };
         let now_ms = self.controllers[0].now_ms(self.now_ms);
         let Ok(next) = before.apply(action, "alice", None, now_ms) else { return Ok(()) };
@@ -389,6 +398,39 @@ impl World {
         self.note(|| format!("an operator does {} to {id}", action.as_str()));
         let rollouts = vec![Stored { version, value: next }];
         self.store.commit(Commit { rollouts, ..Commit::default() }).map_err(|_| "an operator was overtaken".to_owned())
+    }
+
+    /// Somebody answers a question, however late; some answers get lost, and some come twice.
+    fn answer_one(&mut self) -> Result<(), String> {
+        if self.questions.is_empty() {
+            return Ok(());
+        }
+        let at = self.random.below(self.questions.len());
+        let question = self.questions.swap_remove(at);
+        if self.random.chance(self.trouble.twice) {
+            self.questions.push(question.clone());
+        }
+        if self.random.chance(self.trouble.lost) { Ok(()) } else { self.answer(&question) }
+    }
+
+    /// Everybody answers.
+    pub(crate) fn answer_all(&mut self) -> Result<(), String> {
+        std::mem::take(&mut self.questions).iter().try_for_each(|question| self.answer(question))
+    }
+
+    fn answer(&mut self, (id, due): &(RolloutId, Due)) -> Result<(), String> {
+        let answer = if self.random.chance(self.trouble.bad_answers) {
+            self.random.pick(&[Ok(0.0), Ok(0.5), Err("nobody is there".to_owned())]).clone()
+        } else {
+            Ok(1.0)
+        };
+        let Some(Stored { version, value: before }) = self.store.rollouts.get(id).cloned() else { return Ok(()) };
+        let now_ms = self.controllers[0].now_ms(self.now_ms);
+        let Some(next) = before.record(due, answer.clone().map(Value::Number), now_ms) else { return Ok(()) };
+        self.ledger.answered(&before, &next, due, answer.as_ref().ok().copied())?;
+        self.note(|| format!("an analysis of {id} is answered: {answer:?}"));
+        let rollouts = vec![Stored { version, value: next }];
+        self.store.commit(Commit { rollouts, ..Commit::default() }).map_err(|_| "an answer was overtaken".to_owned())
     }
 
     /// Whether every rollout has come to its end.
@@ -422,7 +464,7 @@ impl World {
         Err("devices and network never come to rest".to_owned())
     }
 
-    pub(crate) fn paused(&self) -> Vec<muster_shared::ids::RolloutId> {
+    pub(crate) fn paused(&self) -> Vec<RolloutId> {
         let paused = self.store.rollouts.values().filter(|r| r.value.status() == RolloutStatus::Paused);
         paused.map(|rollout| rollout.value.id.clone()).collect()
     }

@@ -7,8 +7,8 @@ use crate::failure::Failure;
 use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
 use crate::{
-    access, alerts, broker, bundle, ca, completions, device, drift, events, feedback, freeze, gate, key, quality,
-    rollout, root, samples, token, trust,
+    access, alerts, analysis, broker, bundle, ca, completions, device, drift, events, feedback, freeze, gate, key,
+    quality, rollout, root, samples, token, trust,
 };
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
@@ -66,6 +66,9 @@ enum Command {
     /// Judge files of device scores as a rollout's gate does.
     #[command(subcommand)]
     Gate(gate::GateCommand),
+    /// Bring, show and try templates of what waves of a rollout must show.
+    #[command(subcommand)]
+    Analysis(Box<analysis::AnalysisCommand>),
     /// Show how far live data has moved from the reference, and score tables.
     #[command(subcommand)]
     Drift(Box<drift::DriftCommand>),
@@ -138,6 +141,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Rollout(command) => rollout::run(&context, *command),
         Command::Freeze(command) => freeze::run(&context, command),
         Command::Gate(command) => gate::run(&context, command),
+        Command::Analysis(command) => analysis::run(&context, *command),
         Command::Drift(command) => drift::run(&context, *command),
         Command::Quality(command) => quality::run(&context, command),
         Command::Feedback(command) => feedback::run(&context, command),

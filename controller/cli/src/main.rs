@@ -5,6 +5,7 @@
 
 mod access;
 mod alerts;
+mod analysis;
 mod api_client;
 mod broker;
 mod bundle;

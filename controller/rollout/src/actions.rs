@@ -129,6 +129,7 @@ impl Rollout {
             if let Some(gate) = wave.gate.as_mut().filter(|gate| gate.is_undecided()) {
                 gate.waived_by = Some(bounded_text(actor));
             }
+            next.measure_anew();
         }
         Ok(next)
     }

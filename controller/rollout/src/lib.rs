@@ -8,6 +8,7 @@
 //! wave wait longer, a clock set forward makes it pause earlier, and neither makes it pass without evidence.
 
 mod actions;
+mod analysis;
 mod approval;
 mod beginning;
 mod blue_green;
@@ -33,6 +34,7 @@ mod wave;
 mod wording;
 
 pub use actions::{ActionError, OperatorAction, RollbackError, goes_on_in_a_stop};
+pub use analysis::{AnalysisRun, AnalysisRuns, Due, MetricRun};
 pub use approval::ApprovalRefusal;
 pub use conflict::{ConflictError, QueuedRollout};
 pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Mean, Predictions};

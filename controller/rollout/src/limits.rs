@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use muster_shared::drift::{homogeneity, psi};
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{ArmSummary, Check, GateReport, Limits, Outcome, Rule, Verdict};
+use muster_shared::rollout::{AnalysisReport, ArmSummary, Check, GateReport, Limits, Outcome, Rule, Verdict};
 
 use crate::emergency;
 use crate::evidence::{Arm, total};
@@ -25,9 +25,13 @@ const PREDICTION_ALPHA: f64 = 0.001;
 pub(crate) struct Judgement {
     checks: Vec<Check>,
     gate: Option<GateReport>,
+    analyses: Vec<AnalysisReport>,
+    /// An analysis showed neither, or could not be made.
+    is_open: bool,
     /// What the rollout's devices reported.
     pub(crate) canary: ArmSummary,
-    control: ArmSummary,
+    /// What those did that it is compared with.
+    pub(crate) control: ArmSummary,
     compared: bool,
     /// It is an emergency, held against nothing.
     is_emergency: bool,
@@ -55,6 +59,8 @@ fn hold(
     Judgement {
         predictions_needed,
         gate: None,
+        analyses: Vec::new(),
+        is_open: false,
         checks: vec![
             failures(limits, &canary.summary, targets),
             error_rate(limits, &canary.summary, &control.summary),
@@ -74,7 +80,17 @@ impl Judgement {
     /// What is known of an emergency: `checks` that nothing follows from.
     pub(crate) fn of_emergency(checks: Vec<Check>, canary: &Arm<'_>, control: &Arm<'_>) -> Self {
         let (canary, control) = (canary.summary, control.summary);
-        Self { checks, gate: None, canary, control, compared: false, is_emergency: true, predictions_needed: None }
+        Self {
+            checks,
+            gate: None,
+            analyses: Vec::new(),
+            is_open: false,
+            canary,
+            control,
+            compared: false,
+            is_emergency: true,
+            predictions_needed: None,
+        }
     }
 
     /// The same with what came of the comparison of devices.
@@ -92,12 +108,24 @@ impl Judgement {
         self
     }
 
-    /// Whether a limit is passed, or canaries are worse.
+    /// The same with what analyses came to; `is_open` where one showed neither, or could not be made.
+    pub(crate) fn with_analyses(mut self, checks: Vec<Check>, reports: Vec<AnalysisReport>, is_open: bool) -> Self {
+        self.checks.extend(checks);
+        (self.analyses, self.is_open) = (reports, is_open);
+        self
+    }
+
+    /// Whether an analysis showed neither, or could not be made.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Whether a limit is passed, an analysis failed, or canaries are worse.
     pub(crate) fn is_failed(&self) -> bool {
         self.checks.iter().any(|check| check.outcome == Outcome::Failed)
     }
 
-    /// The verdict that a limit is passed.
+    /// The verdict that a limit is passed, an analysis failed, or canaries are worse.
     pub(crate) fn failed(self, wave: u32, at_ms: u64) -> Verdict {
         let broken = self.checks.iter().filter(|check| check.outcome == Outcome::Failed);
         let broken: Vec<&str> = broken.map(|check| check.sentence.as_str()).collect();
@@ -148,9 +176,12 @@ impl Judgement {
         )
     }
 
-    /// The verdict that the comparison of devices showed neither.
+    /// The verdict that the comparison of devices, or an analysis, showed neither.
     pub(crate) fn undecided(self, wave: u32, at_ms: u64) -> Verdict {
-        let why = self.gate.as_ref().map_or("", |report| report.sentence.as_str());
+        let compared = self.gate.iter().map(|report| report.sentence.as_str());
+        let metrics = self.analyses.iter().flat_map(|report| &report.metrics);
+        let open = metrics.filter(|metric| matches!(metric.outcome, Some(Outcome::Inconclusive | Outcome::Error)));
+        let why = compared.chain(open.map(|metric| metric.sentence.as_str())).collect::<Vec<_>>().join("; ");
         let summary = format!("wave {} is inconclusive: {why}", u64::from(wave) + 1);
         self.into_verdict(wave, at_ms, Outcome::Inconclusive, summary)
     }
@@ -174,8 +205,8 @@ impl Judgement {
     }
 
     fn into_verdict(self, wave: u32, at_ms: u64, outcome: Outcome, summary: String) -> Verdict {
-        let Self { checks, gate, canary, control, compared: _, is_emergency: _, predictions_needed: _ } = self;
-        Verdict { at_ms, wave, outcome, checks, canary, control, gate, summary }
+        let Self { checks, gate, analyses, canary, control, .. } = self;
+        Verdict { at_ms, wave, outcome, checks, canary, control, gate, analyses, summary }
     }
 }
 

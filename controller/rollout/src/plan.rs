@@ -3,6 +3,7 @@
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::rollout::{RolloutStatus, Waiting};
 
+use crate::analysis::{self, Due};
 use crate::approval;
 use crate::beginning;
 use crate::cohort::Survey;
@@ -35,6 +36,8 @@ pub struct Decision {
     pub actions: Vec<Action>,
     /// Why it is not further.
     pub waiting: Vec<Waiting>,
+    /// What somebody must be asked now, for an analysis. It is wanted again until [`Rollout::record`] takes the answer.
+    pub due: Vec<Due>,
     /// When the clock alone may change something.
     pub wake_at_ms: Option<u64>,
 }
@@ -78,7 +81,11 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
         RolloutStatus::WaitingForApproval => approval::deadline_ms(&next).filter(|at_ms| *at_ms > now_ms),
         RolloutStatus::Ready => beginning::wake_at_ms(&next, now_ms),
         RolloutStatus::Running => {
-            let ends = [wave::wake_at_ms(&next, now_ms), timing::wake_at_ms(&waiting, now_ms)];
+            let ends = [
+                wave::wake_at_ms(&next, now_ms),
+                analysis::wake_at_ms(&next, now_ms),
+                timing::wake_at_ms(&waiting, now_ms),
+            ];
             ends.into_iter().flatten().min()
         }
         RolloutStatus::Draft
@@ -88,7 +95,7 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
         | RolloutStatus::RolledBack
         | RolloutStatus::Stopped => None,
     };
-    Decision { next, actions, waiting, wake_at_ms }
+    Decision { due: analysis::due(&next, now_ms), next, actions, waiting, wake_at_ms }
 }
 
 /// What devices must be told, by comparing what they shall do with what the store and they themselves say; and the

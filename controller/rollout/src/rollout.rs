@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::limits::bounded_text;
-use muster_shared::rollout::{ApprovalRecord, RolloutSpec, RolloutStatus, SpecError, Verdict};
+use muster_shared::rollout::{Analysis, ApprovalRecord, RolloutSpec, RolloutStatus, SpecError, Verdict};
 use muster_shared::trust::Activation;
 use serde::{Deserialize, Serialize};
 
+use crate::analysis::AnalysisRuns;
 use crate::approval;
 use crate::fleet::{Evidence, Predictions};
 use crate::gate::GateState;
@@ -51,6 +52,9 @@ pub struct WaveState {
     /// How its devices are compared with others; none before it has any, and where the rollout asks for no comparison.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateState>,
+    /// Its analyses, by their place in [`Rollout::analyses`]; none before its soak.
+    #[serde(default, skip_serializing_if = "AnalysisRuns::is_empty")]
+    pub analyses: AnalysisRuns,
 }
 
 /// What a device of the rollout is about.
@@ -116,6 +120,9 @@ pub struct Rollout {
     pub spec: RolloutSpec,
     /// The bundle it brings.
     pub bundle: BundleFacts,
+    /// What was asked for as analyses, as their templates were then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub analyses: Vec<Analysis>,
     /// How it stands.
     pub status: RolloutStatus,
     /// Who or what decided last, and why.
@@ -159,6 +166,7 @@ impl Rollout {
             waves: vec![WaveState::default(); spec.waves.len()],
             spec,
             bundle,
+            analyses: Vec::new(),
             status: approval.as_ref().map_or(RolloutStatus::Ready, |_| RolloutStatus::WaitingForApproval),
             status_reason: "created".to_owned(),
             created_at_ms: now_ms,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{DeviceProgress, RolloutStatus, RolloutView, Waiting, WaveView};
 
+use crate::analysis;
 use crate::blue_green::is_ready;
 use crate::cohort::Survey;
 use crate::fleet::{DeviceFacts, Fleet};
@@ -44,6 +45,7 @@ impl Rollout {
                     devices,
                     started_at_ms: state.started_at_ms,
                     verdict: last_verdict(wave),
+                    analyses: analysis::reports(self, state),
                 })
                 .collect(),
             waiting: waiting.to_vec(),

@@ -12,6 +12,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::messages::HeldBack;
 use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
 
+use crate::analysis;
 use crate::blue_green;
 use crate::cohort::{Survey, new_target};
 use crate::conflict::left_out;
@@ -66,12 +67,14 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         if is_complete {
             deal(&mut grown, survey, &spec);
         }
+        let judgement = analysis::look(&mut grown, next, fleet, judgement, now_ms);
         let limits = grown.spec.judged_by();
         let (mut blocking, mut aside) = waiting(census, survey, limits, &judgement, soak_until_ms, kept_out, now_ms);
+        blocking.extend(analysis::waiting(&grown));
         aside.splice(0..0, blue_green::waits(&grown, fleet, survey, now_ms));
         let clock_from_ms = grown.wave_state().and_then(|state| state.clock_from_ms).unwrap_or(now_ms);
         let time_is_up = is_complete && clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms;
-        if judged && blocking.is_empty() {
+        if judged && (blocking.is_empty() || judgement.is_failed() || judgement.is_open()) {
             match course(&mut grown, fleet, judgement, now_ms, !time_is_up) {
                 Course::Wait(for_what) => blocking.push(for_what),
                 Course::Back(judgement) => {
@@ -116,7 +119,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
     }
 }
 
-/// What becomes of a wave that nothing but the comparison of its devices can hold up.
+/// What becomes of a wave that its analyses have decided, or that nothing but the comparison of its devices can hold up.
 enum Course {
     Wait(Waiting),
     Back(Judgement),
@@ -125,6 +128,12 @@ enum Course {
 }
 
 fn course(next: &mut Rollout, fleet: &Fleet, judgement: Judgement, now_ms: u64, may_wait: bool) -> Course {
+    if judgement.is_failed() {
+        return Course::Back(judgement);
+    }
+    if judgement.is_open() {
+        return Course::Undecided(judgement);
+    }
     match gate::answer(next, fleet, now_ms, may_wait) {
         Err(for_what) => Course::Wait(for_what),
         Ok(None) => Course::Pass(judgement),

@@ -7,6 +7,7 @@
 
 mod access;
 mod alerts;
+mod analysis;
 mod authorities;
 mod bundles;
 mod card;
@@ -112,6 +113,8 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/drift/quantiles", get(drift::quantiles)),
         ("/api/v1/quality", get(quality::report)),
         ("/api/v1/feedback", get(feedback::list).post(feedback::push)),
+        ("/api/v1/analysis-templates", get(analysis::list).post(analysis::push)),
+        ("/api/v1/analysis-templates/{reference}", get(analysis::show).delete(analysis::delete)),
         ("/api/v1/alerts", get(alerts::list)),
         ("/api/v1/alerts/silences", get(alerts::silences).post(alerts::silence)),
         ("/api/v1/alerts/silences/{id}/end", post(alerts::end_silence)),

@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    access, alerts, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events, explain,
-    feedback, files, freezes, health, quality, renewal, revocation, rollouts, tokens, trust,
+    access, alerts, analysis, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events,
+    explain, feedback, files, freezes, health, quality, renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -80,6 +80,10 @@ use super::{
         quality::report,
         feedback::push,
         feedback::list,
+        analysis::push,
+        analysis::list,
+        analysis::show,
+        analysis::delete,
         alerts::list,
         alerts::show,
         alerts::acknowledge,

@@ -14,6 +14,7 @@ use utoipa::IntoParams;
 
 use super::extract::{Approver, Json, Operator, OptionalJson, Parameters, Segments, Viewer};
 use super::paging::{page, page_size};
+use crate::analysis::TemplatesError;
 use crate::auth::Caller;
 use crate::executor::{self, ExecutorError};
 use crate::problem::{ApiError, ApiResult};
@@ -29,6 +30,10 @@ impl From<ExecutorError> for ApiError {
             ExecutorError::Untrusted { .. } => Self::unacceptable("untrusted-bundle", error),
             ExecutorError::Root(error) => error.into(),
             ExecutorError::Spec(_) => Self::invalid("invalid-rollout", error),
+            ExecutorError::Analysis(TemplatesError::Unknown(_)) => {
+                Self::unacceptable("unknown-analysis-template", error)
+            }
+            ExecutorError::Analysis(error) => error.into(),
             ExecutorError::Action(_) => Self::conflict("not-in-this-state", error),
             ExecutorError::UnknownFreeze(_) => Self::unknown("unknown-freeze", error),
             ExecutorError::Freeze(_) => Self::invalid("invalid-freeze", error),

@@ -9,6 +9,7 @@ mod explain;
 mod freezes;
 mod history;
 mod issue;
+mod measure;
 mod pass;
 mod prompts;
 mod requests;
@@ -37,6 +38,7 @@ pub(crate) use requests::{
 pub(crate) use schedule::Schedule;
 pub(crate) use stop::{lift_stop, stop_all, stop_view};
 
+use crate::analysis::TemplatesError;
 use crate::clock;
 use crate::state::App;
 use crate::store::StoreError;
@@ -73,6 +75,9 @@ pub(crate) enum ExecutorError {
     /// The root documents do not hold.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// An analysis that was asked for cannot be.
+    #[error(transparent)]
+    Analysis(#[from] TemplatesError),
     /// The wish is not valid.
     #[error("the rollout as asked for is not valid: {0}")]
     Spec(SpecError),

@@ -9,7 +9,7 @@ use muster_rollout::{
 use muster_shared::ids::{DeviceId, RolloutId};
 
 use super::freezes::Freezes;
-use super::{history, issue, prompts, stop, urgency};
+use super::{history, issue, measure, prompts, stop, urgency};
 use crate::clock;
 use crate::events::{ACTOR_CONTROLLER, NewEvent};
 use crate::state::App;
@@ -126,8 +126,9 @@ async fn step(
         let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
         return pause_broken(app, rollout, all.join("; "), now_ms).await.map(|()| None);
     }
-    let wake_at_ms = decision.wake_at_ms;
+    let (wake_at_ms, due) = (decision.wake_at_ms, decision.due.clone());
     carry_out(app, rollout, decision, &freezes, now_ms).await?;
+    measure::begin(app, &rollout.value, due);
     Ok(wake_at_ms)
 }
 

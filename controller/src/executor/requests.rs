@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::freezes::Freezes;
 use super::schedule::number;
 use super::{ExecutorError, StatusOnly, history, pass, stop};
+use crate::analysis;
 use crate::clock;
 use crate::events::ACTOR_CONTROLLER;
 use crate::fleet::reference_predictions;
@@ -77,7 +78,9 @@ pub(crate) async fn preview(app: &App, spec: RolloutSpec) -> Result<RolloutPrevi
     let facts = bundle_facts(app, &spec.bundle).await?;
     let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?.map_or(0, |last| last.value);
     let now_ms = clock::now_ms();
+    let analyses = analysis::resolve(app, &spec.analyses).await?;
     let rollout = Rollout::new(rollout_id(last + 1)?, spec, facts, now_ms).map_err(ExecutorError::Spec)?;
+    let rollout = rollout.analysed_by(analyses).map_err(ExecutorError::Spec)?;
     let (mut others, mut ends) = (others(app, &rollout).await?, Vec::new());
     rollout.check_conflicts(&seen(app, &rollout, &others, now_ms), others.iter().map(|other| &other.value))?;
     let in_the_way = rollout.in_the_way(&seen(app, &rollout, &others, now_ms));
@@ -124,7 +127,9 @@ pub(crate) async fn create(
         let facts = bundle_facts(app, &spec.bundle).await?;
         let (expect, last) = last.map_or((Expect::Absent, 0), |last| (Expect::Version(last.version), last.value));
         let id = rollout_id(last + 1)?;
+        let analyses = analysis::resolve(app, &spec.analyses).await?;
         let rollout = Rollout::new(id.clone(), spec.clone(), facts, clock::now_ms()).map_err(ExecutorError::Spec)?;
+        let rollout = rollout.analysed_by(analyses).map_err(ExecutorError::Spec)?;
         let rollout = rollout.asked_for_by(actor, app.config.rollout.approvals_needed);
         let rollout = rollout.map_err(|error| ExecutorError::Spec(SpecError::Approval(error)))?;
         let others = others(app, &rollout).await?;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use muster_rollout::Due;
 use muster_shared::ids::{DeviceId, RolloutId};
 
 /// A device that does not answer is told again after this time, in milliseconds.
@@ -22,6 +23,9 @@ const COMPLAIN_EVERY_MS: u64 = 60_000;
 /// Evidence is tidied up so often, in milliseconds.
 const TIDY_EVERY_MS: u64 = 10_000;
 
+/// Measurements that may be under way at once; what is due besides is begun at a later pass.
+const MAX_MEASURING: usize = 32;
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Schedule {
@@ -38,6 +42,8 @@ struct Inner {
     told_roots: Told,
     prompted: Told,
     complained_ms: HashMap<RolloutId, u64>,
+    /// What is being measured now.
+    measuring: BTreeSet<(RolloutId, Due)>,
     tidied_ms: u64,
     renewed_ms: u64,
     /// Whether the fleet is stopped, and the version of the record that says so.
@@ -150,6 +156,17 @@ impl Schedule {
     /// Whether the device was not told of `generation` in the last `within_ms`.
     pub(super) fn is_untold_for(&self, device: &DeviceId, generation: u64, now_ms: u64, within_ms: u64) -> bool {
         self.lock().issued.is_untold(device, generation, now_ms, within_ms)
+    }
+
+    /// Whether a measurement may be begun; if so, it counts as under way.
+    pub(super) fn may_measure(&self, what: &(RolloutId, Due)) -> bool {
+        let mut inner = self.lock();
+        inner.measuring.len() < MAX_MEASURING && inner.measuring.insert(what.clone())
+    }
+
+    /// A measurement is not under way any more.
+    pub(super) fn end_measuring(&self, what: &(RolloutId, Due)) {
+        self.lock().measuring.remove(what);
     }
 
     /// Whether it is time to renew some more assignments; if so, it counts as done.

@@ -1,5 +1,6 @@
 //! Rollouts from wish to end, with a broker that remembers.
 
+mod analysis;
 mod people;
 mod stop;
 mod urgency;

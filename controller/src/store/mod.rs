@@ -53,6 +53,8 @@ pub(crate) enum Table {
     Collections,
     /// `crate::collections::OrderRecord` by device id.
     CollectionOrders,
+    /// `crate::analysis::TemplateRecord` by template name.
+    AnalysisTemplates,
     /// `muster_shared::collection::SampleBatch` by collection, device and number.
     SampleBatches,
 }
@@ -79,6 +81,7 @@ impl Table {
             Self::AlertDeliveries => "alert-deliveries",
             Self::Collections => "collections",
             Self::CollectionOrders => "collection-orders",
+            Self::AnalysisTemplates => "analysis-templates",
             Self::SampleBatches => "sample-batches",
         }
     }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use super::certificates::{PendingCertificate, SupersededCertificate};
 use super::{Change, Expect, Store, StoreError, Table, Versioned};
+use crate::analysis::TemplateRecord;
 use crate::feedback::FeedbackBatchRecord;
 use crate::pki::AuthoritiesVersion;
 
@@ -405,6 +406,7 @@ pub(crate) async fn check(records: &Records) -> Result<(), StoreError> {
     records.all::<EnrolmentTokenRecord>(Table::EnrolmentTokens, "").await?;
     records.all::<AccessTokenRecord>(Table::AccessTokens, "").await?;
     each::<BundleRecord>(records, Table::Bundles).await?;
+    each::<TemplateRecord>(records, Table::AnalysisTemplates).await?;
     each::<EventView>(records, Table::Events).await?;
     each::<FeedbackBatchRecord>(records, Table::Feedback).await?;
     each::<WindowRecord>(records, Table::Windows).await

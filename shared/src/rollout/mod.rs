@@ -1,6 +1,7 @@
 //! Words of a rollout that controller, command line and pages share: what is asked for, how it stands, and
 //! what each verdict rests on. How decisions come about is `muster-rollout`'s matter.
 
+mod analysis;
 mod approval;
 mod explanation;
 mod freeze;
@@ -17,6 +18,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use analysis::{
+    Analysis, AnalysisReport, AnalysisTemplate, Argument, Condition, ExpressionError, FleetQuestion, Header,
+    Measurement, MetricReport, MetricTemplate, PrometheusQuestion, Provider, Question, Span, SpanError, TemplateError,
+    TemplateRef, TemplateRefError, TemplateView, Value, WebMethod, WebQuestion,
+};
 pub use approval::{Approval, ApprovalOutcome, ApprovalRecord};
 pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
 pub use freeze::{CreateFreeze, Freeze};
@@ -24,8 +30,9 @@ pub use gate::{Block, GateError, GateEvidence, GateReport, GateSpec, GuardrailRe
 pub use guardrail::{Guardrail, Metric, ScoreRange};
 pub use preview::{RolloutPreview, WavePreview};
 pub use spec::{
-    ApprovalError, ApprovalSpec, BlueGreen, ClockTime, Conflict, DEFAULT_PRIORITY, Day, EmergencyError, Limits,
-    MAX_PRIORITY, MaintenanceWindow, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec, WindowError,
+    AnalysisUse, AnalysisUseError, ApprovalError, ApprovalSpec, BlueGreen, ClockTime, Conflict, DEFAULT_PRIORITY, Day,
+    EmergencyError, Limits, MAX_PRIORITY, MaintenanceWindow, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec,
+    WindowError,
 };
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};
@@ -132,6 +139,9 @@ pub struct WaveView {
     pub started_at_ms: Option<u64>,
     /// What its gate found last.
     pub verdict: Option<Verdict>,
+    /// How its analyses stand; none before its soak.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub analyses: Vec<AnalysisReport>,
 }
 
 /// A rollout as it stands.

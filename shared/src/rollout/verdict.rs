@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::analysis::AnalysisReport;
 use super::gate::GateReport;
 
 /// How an analysis ended (Argo Rollouts' words).
@@ -52,6 +53,8 @@ pub enum Rule {
     MaxDuration,
     /// [`super::RolloutSpec::gate`]: evidence and threshold as natural logarithms.
     Gate,
+    /// [`super::RolloutSpec::analyses`], one metric each: the measurements that failed, and how many may.
+    Analysis,
 }
 
 impl Rule {
@@ -67,6 +70,7 @@ impl Rule {
             Self::MinRequests => "min-requests",
             Self::MaxDuration => "max-duration",
             Self::Gate => "gate",
+            Self::Analysis => "analysis",
         }
     }
 }
@@ -135,6 +139,9 @@ pub struct Verdict {
     /// What came of the comparison; none where the rollout asks for none, or it was not made yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateReport>,
+    /// How each analysis of the wave stood.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub analyses: Vec<AnalysisReport>,
     /// The verdict in a sentence.
     pub summary: String,
 }

@@ -113,6 +113,17 @@ pub enum Waiting {
         /// Which.
         devices: Vec<DeviceId>,
     },
+    /// An analysis has measurements to make.
+    Analysing {
+        /// The template and the metric.
+        metric: String,
+        /// Measurements made.
+        have: u32,
+        /// Measurements to make.
+        of: u32,
+        /// When the next one is due, in milliseconds since the Unix epoch.
+        next_ms: u64,
+    },
     /// Devices belong to another rollout that is not finished.
     HeldByOtherRollout {
         /// Which devices.
@@ -143,6 +154,7 @@ impl Waiting {
     pub const fn decider(&self) -> Decider {
         match self {
             Self::Soaking { until_ms: at_ms }
+            | Self::Analysing { next_ms: at_ms, .. }
             | Self::Scheduled { at_ms }
             | Self::Frozen { until_ms: at_ms, .. }
             | Self::OutsideWindow { next_ms: Some(at_ms), .. } => Decider::Clock { at_ms: *at_ms },
@@ -251,6 +263,9 @@ impl fmt::Display for Waiting {
             }
             Self::Unscored { devices } => {
                 write!(f, "{} to be compared have yet to report: {}", devices.len(), names(&mut devices.iter()))
+            }
+            Self::Analysing { metric, have, of, next_ms } => {
+                write!(f, "analysis {metric}: {have} of {of} measurements, the next at {next_ms} ms")
             }
             Self::HeldByOtherRollout { devices } => {
                 write!(f, "held by another rollout: {}", names(&mut devices.iter()))

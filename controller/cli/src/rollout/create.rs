@@ -7,6 +7,7 @@ use muster_shared::ids::BundleRef;
 use muster_shared::rollout::{RolloutSpec, RolloutStatus, RolloutView};
 use muster_shared::selector::Selector;
 
+use super::analysis::AnalysisOptions;
 use super::approval::ApprovalOptions;
 use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
@@ -54,6 +55,7 @@ pub(crate) struct Wish {
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
         "emergency", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha", "group_by", "lead",
         "approvals", "approvers", "approve_within", "start_at", "conflict", "priority", "windows", "timezone",
+        "analyses", "analysis_arg",
     ])]
     file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Beside the bundle in service")]
@@ -64,6 +66,8 @@ pub(crate) struct Wish {
     limits: LimitOptions,
     #[command(flatten, next_help_heading = "Comparison with devices like them")]
     gate: GateOptions,
+    #[command(flatten, next_help_heading = "Analyses")]
+    analysis: AnalysisOptions,
     #[command(flatten, next_help_heading = "When, and beside which others")]
     turn: TurnOptions,
     #[command(flatten, next_help_heading = "People")]
@@ -89,6 +93,7 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
             RolloutSpec {
                 stage: args.stage.stage()?,
                 gate: args.gate.gate(),
+                analyses: args.analysis.uses()?,
                 approval: args.approval.approval(),
                 emergency: args.emergency,
                 blue_green: args.blue_green.asked(),

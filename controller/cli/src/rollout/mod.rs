@@ -1,5 +1,6 @@
 //! `muster rollout`: bringing bundles out, watching, stopping, going back.
 
+mod analysis;
 mod approval;
 mod blue_green;
 mod compare;

@@ -5,6 +5,7 @@ use muster_shared::rollout::{Check, RolloutStatus, RolloutView, Verdict};
 
 use super::evidence::guardrails_table;
 use super::{approval, stop, words};
+use crate::analysis::report_table;
 use crate::command::{Context, block_on};
 use crate::duration::Millis;
 use crate::failure::Failure;
@@ -72,7 +73,11 @@ pub(super) fn numbers_text(verdict: &Verdict) -> String {
     let arms =
         output::properties(&[("canary", words::arm(&verdict.canary)), ("control", words::arm(&verdict.control))]);
     let gate = verdict.gate.as_ref().map_or_else(String::new, |report| format!("\n{}", guardrails_table(report)));
-    format!("{}\n{checks}{gate}\n{arms}", output::clean(&verdict.summary))
+    let analyses = match verdict.analyses.as_slice() {
+        [] => String::new(),
+        reports => format!("\n{}", report_table(reports)),
+    };
+    format!("{}\n{checks}{gate}{analyses}\n{arms}", output::clean(&verdict.summary))
 }
 
 fn waves_text(view: &RolloutView) -> String {
@@ -115,6 +120,9 @@ pub(super) fn text(view: &RolloutView, now_ms: u64) -> String {
         pairs.push(("waiting", waiting.join("\n")));
     }
     let mut parts = vec![output::properties(&pairs), waves_text(view)];
+    // What a verdict rests on is shown with it.
+    let current = view.waves.get(view.current_wave as usize).filter(|_| view.status == RolloutStatus::Running);
+    parts.extend(current.filter(|wave| !wave.analyses.is_empty()).map(|wave| report_table(&wave.analyses)));
     parts.extend(view.verdicts.iter().map(verdict_text));
     parts.join("\n\n")
 }

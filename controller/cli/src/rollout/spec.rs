@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use muster_shared::ids::BundleRef;
-use muster_shared::rollout::{Limits, MaintenanceWindow, RolloutSpec, WaveSize, WaveSpec};
+use muster_shared::rollout::{AnalysisUse, Limits, MaintenanceWindow, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
 use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
 use serde::Deserialize;
@@ -220,6 +220,8 @@ struct SpecFile {
     #[serde(default)]
     gate: GateOptions,
     #[serde(default)]
+    analyses: Vec<AnalysisUse>,
+    #[serde(default)]
     approval: ApprovalOptions,
     start_at: Option<Moment>,
     conflict: Option<ConflictWord>,
@@ -285,6 +287,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
     Ok(RolloutSpec {
         limits: file.limits.limits(),
         gate: file.gate.gate(),
+        analyses: file.analyses,
         approval: file.approval.approval(),
         watch: file.watch.policy(),
         delivery: file.delivery.policy(),
@@ -372,6 +375,22 @@ mod tests {
         assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
         let unknown = read("r.toml", &format!("{base}guardrails = [\"errors\"]\n")).unwrap_err().to_string();
         assert!(unknown.contains("line 4") && unknown.contains("error-rate"), "{unknown}");
+    }
+
+    #[test]
+    fn a_file_says_which_analyses_waves_must_stand() {
+        let yaml = "bundle: a@1.0.0\nselector: '*'\nanalyses:\n  - template: errors@2\n    args: {most: '0.1'}\n    waves: [1]\n";
+        let spec = read("r.yaml", yaml).unwrap();
+        let [asked] = spec.analyses.as_slice() else { panic!("{:?}", spec.analyses) };
+        assert_eq!(
+            (asked.template.to_string(), asked.args["most"].as_str(), asked.waves.clone()),
+            ("errors@2".into(), "0.1", vec![1])
+        );
+        assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+        let toml = "bundle = \"a@1.0.0\"\nselector = \"*\"\n[[analyses]]\ntemplate = \"errors@2\"\nargs = { most = \"0.1\" }\nwaves = [1]\n";
+        assert_eq!(read("r.toml", toml).unwrap(), spec);
+        let wrong = read("r.yaml", &yaml.replace("waves", "wave")).unwrap_err().to_string();
+        assert!(wrong.contains("unknown field `wave`") && wrong.contains("line 6"), "{wrong}");
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
             let left = Millis(until_ms.saturating_sub(now_ms)).rough();
             format!("soaking until {} ({left} left)", output::time(*until_ms))
         }
+        Waiting::Analysing { metric, have, of, next_ms } => {
+            format!("analysis {metric}: {have} of {of} measurements, the next at {}", output::time(*next_ms))
+        }
         Waiting::Frozen { until_ms, why } => format!("a freeze until {}: {why}", output::time(*until_ms)),
         Waiting::OutsideWindow { next_ms: Some(next_ms), .. } => {
             let text = reason.to_string();
@@ -193,8 +196,9 @@ pub(super) mod tests {
                     devices: [(device("a"), DeviceProgress::Committed), (device("b"), DeviceProgress::Trial)].into(),
                     started_at_ms: Some(0),
                     verdict: None,
+                    analyses: vec![],
                 },
-                WaveView { devices: BTreeMap::new(), started_at_ms: None, verdict: None },
+                WaveView { devices: BTreeMap::new(), started_at_ms: None, verdict: None, analyses: vec![] },
             ],
             waiting: vec![Waiting::Soaking { until_ms: 90_000 }, Waiting::TooFewRequests { have: 12, need: 100 }],
             verdicts: vec![],
@@ -220,6 +224,7 @@ pub(super) mod tests {
             canary: ArmSummary { devices: 2, latency_p99_us: Some(1_234.0), ..ArmSummary::default() },
             control: ArmSummary::default(),
             gate: None,
+            analyses: vec![],
             summary: "predictions moved".into(),
         }
     }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{Decider, DeviceProgress, Explanation, Obstacle, RolloutStatus, Verdict};
 
+use crate::analysis;
 use crate::cohort::Survey;
 use crate::evidence::Arm;
 use crate::fleet::Fleet;
@@ -110,7 +111,8 @@ impl Rollout {
         }
         let survey = Survey::of(self, fleet);
         let (canary, control) = (Arm::canary(self, fleet), Arm::control(self, &survey, fleet));
-        Some(judge(self, &canary, &control).so_far(self.current_wave, now_ms))
+        let judgement = analysis::held(self, judge(self, &canary, &control));
+        Some(judgement.so_far(self.current_wave, now_ms))
     }
 }
 

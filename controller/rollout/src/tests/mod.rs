@@ -1,5 +1,6 @@
 //! The rules of a rollout, each seen from outside: a small fleet, ticks, and what the planner makes of them.
 
+mod analyses;
 mod approvals;
 mod beginning;
 mod beside;

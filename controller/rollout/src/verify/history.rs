@@ -12,6 +12,7 @@ impl Case<'_> {
             (before.id == next.id, "the name"),
             (before.spec == next.spec, "what was asked for"),
             (before.bundle == next.bundle, "the bundle"),
+            (before.analyses == next.analyses, "what its analyses measure"),
             (before.destination == next.destination, "where it goes back to"),
             (before.created_at_ms == next.created_at_ms, "the time of creation"),
             (before.waves.len() == next.waves.len(), "the number of waves"),

@@ -2,11 +2,12 @@
 //!
 //! It is written from the rules, not from the planner, and shares no code with it but the types: a fault of the planner
 //! must not hide itself. It does not say what the best decision were, only that this one is none of the forbidden ones:
-//! a wave never exceeds its size; nothing passes without evidence; a limit that is passed is obeyed; only operators
+//! a wave never exceeds its size; nothing passes without evidence; a limit that is passed is obeyed; analyses are what was measured; only operators
 //! leave the states that absorb; generations only grow; cohorts only grow; nobody is told who must not be, and nobody
 //! is forgotten who must be.
 
 mod actions;
+mod analysis;
 mod approval;
 mod beginning;
 mod blue_green;
@@ -53,6 +54,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.actions();
     case.promotion();
     case.gate();
+    case.analyses();
     case.emergency();
     case.retreat();
     if case.found.is_empty() { Ok(()) } else { Err(case.found) }

@@ -10,10 +10,10 @@ use crate::rollout::{Errand, Target};
 
 /// What the devices that were in measured, counted anew.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     reports: u32,
-    requests: u64,
-    errors: u64,
+    pub(super) requests: u64,
+    pub(super) errors: u64,
     failures: u32,
 }
 
@@ -93,7 +93,7 @@ impl Case<'_> {
         })
     }
 
-    fn tally(&self, wave: u32) -> Tally {
+    pub(super) fn tally(&self, wave: u32) -> Tally {
         let mut tally = Tally::default();
         for (id, target) in self.next.targets.iter().filter(|(_, target)| target.wave <= wave) {
             let facts = self.fleet.devices.get(id).filter(|facts| !facts.revoked);

@@ -78,6 +78,14 @@ pub enum Violation {
         /// What is wrong.
         why: String,
     },
+    /// An analysis is not what it must be.
+    #[error("analysis of wave {wave}: {why}")]
+    Analysis {
+        /// Which wave, counted from 0.
+        wave: u32,
+        /// What is wrong.
+        why: String,
+    },
     /// A wave has more devices than its size allows.
     #[error("wave {wave} took devices in up to {have}, its size allows {allowed}")]
     CapExceeded {

@@ -1,6 +1,7 @@
 //! The API through its router, without a network.
 
 mod alerts;
+mod analysis;
 mod collections;
 mod content;
 mod enrolment;

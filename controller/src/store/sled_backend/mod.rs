@@ -85,6 +85,7 @@ impl Table {
             Self::Collections => 20,
             Self::CollectionOrders => 21,
             Self::SampleBatches => 22,
+            Self::AnalysisTemplates => 23,
         }
     }
 

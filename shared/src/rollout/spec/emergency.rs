@@ -11,6 +11,9 @@ pub enum EmergencyError {
     /// A comparison.
     #[error("leave out the gate, or let it be no emergency")]
     Gate,
+    /// Analyses.
+    #[error("leave out the analyses, or let it be no emergency")]
+    Analyses,
     /// Limits.
     #[error("leave out the limits, or let it be no emergency")]
     Limits,
@@ -36,6 +39,7 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), EmergencyError> {
     let at_once = spec.waves.len() == 1 && spec.waves.iter().all(|wave| wave.soak_ms == 0);
     expect(at_once, EmergencyError::Waves)?;
     expect(spec.gate.is_none(), EmergencyError::Gate)?;
+    expect(spec.analyses.is_empty(), EmergencyError::Analyses)?;
     expect(spec.limits == Limits::default(), EmergencyError::Limits)?;
     expect(spec.stage.is_serve(), EmergencyError::Stage)?;
     let waits_for_nobody = spec.approval.is_none()
@@ -50,7 +54,7 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), EmergencyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::{ApprovalSpec, Conflict, SpecError, WaveSpec};
+    use crate::rollout::{AnalysisUse, ApprovalSpec, Conflict, SpecError, WaveSpec};
     use crate::selector::Selector;
     use crate::trust::{DeliveryPolicy, Stage};
 
@@ -71,6 +75,8 @@ mod tests {
         assert_eq!(with(&|s| s.waves[0].soak_ms = 1), refused(EmergencyError::Waves));
         assert_eq!(with(&|s| s.waves.push(s.waves[0].clone())), refused(EmergencyError::Waves));
         assert_eq!(with(&|s| s.limits.max_failures = 1), refused(EmergencyError::Limits));
+        let asked = AnalysisUse { template: "errors".parse().unwrap(), args: Default::default(), waves: vec![] };
+        assert_eq!(with(&|s| s.analyses.push(asked.clone())), refused(EmergencyError::Analyses));
         assert_eq!(with(&|s| s.stage = Stage::Shadow { share_bp: 1 }), refused(EmergencyError::Stage));
         assert_eq!(with(&|s| s.delivery = DeliveryPolicy::at_once()), refused(EmergencyError::Delivery));
         let approval = Some(ApprovalSpec { needed: 1, approvers: Vec::new(), within_ms: None });

@@ -1,5 +1,6 @@
 //! What an operator asks for, and what makes it valid.
 
+mod analysis;
 mod approval;
 mod blue_green;
 mod conflict;
@@ -10,6 +11,7 @@ mod windows;
 
 use serde::{Deserialize, Serialize};
 
+pub use analysis::{AnalysisUse, AnalysisUseError};
 pub use approval::{ApprovalError, ApprovalSpec};
 pub use blue_green::BlueGreen;
 pub use conflict::{Conflict, DEFAULT_PRIORITY, MAX_PRIORITY};
@@ -41,6 +43,9 @@ pub struct RolloutSpec {
     /// How devices of a wave are compared with others before it passes; none to hold them against the limits alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateSpec>,
+    /// Analyses that waves must stand beside their limits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub analyses: Vec<AnalysisUse>,
     /// How devices watch the bundle before they commit.
     #[serde(default)]
     pub watch: WatchPolicy,
@@ -105,6 +110,9 @@ pub enum SpecError {
     /// A gate that cannot be.
     #[error("gate: {0}")]
     Gate(#[from] GateError),
+    /// Analyses that cannot be.
+    #[error("analyses: {0}")]
+    Analyses(#[from] AnalysisUseError),
     /// Approvals that cannot be.
     #[error("approval: {0}")]
     Approval(#[from] ApprovalError),
@@ -134,6 +142,7 @@ impl RolloutSpec {
             waves,
             limits: Limits::default(),
             gate: None,
+            analyses: Vec::new(),
             watch: WatchPolicy::default(),
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
@@ -171,6 +180,7 @@ impl RolloutSpec {
         emergency::validate(self)?;
         self.stage.validate()?;
         self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stage))?;
+        analysis::validate(&self.analyses, self.waves.len())?;
         self.approval.as_ref().map_or(Ok(()), ApprovalSpec::validate)?;
         blue_green::validate(self).map_err(SpecError::BlueGreen)?;
         windows::validate(&self.windows, self.timezone.as_deref())?;
