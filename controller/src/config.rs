@@ -144,6 +144,8 @@ pub(crate) struct RolloutConfig {
     pub(crate) analysis: AnalysisConfig,
     /// Approvals that every rollout needs before it begins. A rollout can ask for more, and never for fewer.
     pub(crate) approvals_needed: u32,
+    /// Updates that fail in a row on a device before no rollout takes it in any more, emergencies aside.
+    pub(crate) quarantine_after: u32,
 }
 
 impl Default for RolloutConfig {
@@ -154,6 +156,7 @@ impl Default for RolloutConfig {
             device_timeout_ms: 3 * 3_600_000,
             analysis: AnalysisConfig::default(),
             approvals_needed: 0,
+            quarantine_after: 3,
         }
     }
 }

@@ -333,6 +333,8 @@ pub(crate) fn device_record(name: &str) -> DeviceRecord {
         revocation: None,
         desired: None,
         assigned: Vec::new(),
+        updates: Default::default(),
+        pin: None,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::bundle::Manifest;
 use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use crate::messages::StateReport;
 use crate::rollout::Explanation;
+use crate::rollout::{Pin, Quarantine};
 use crate::trust::{Activation, Envelope, PublicKey, Stage};
 
 pub use card::{LatencyCard, LiveCard, ModelCard, RolloutCard};
@@ -257,6 +258,12 @@ pub struct DeviceView {
     /// Its certificate is no longer accepted; absent while it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Revocation>,
+    /// Updates keep failing on it, so no rollout takes it in; absent while rollouts may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<Quarantine>,
+    /// An operator keeps it from rollouts; absent while rollouts may take it in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pin>,
 }
 
 /// A change of a device's labels: a value sets, null removes.

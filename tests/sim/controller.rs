@@ -12,6 +12,9 @@ use muster_shared::rollout::RolloutStatus;
 use crate::rules::Ledger;
 use crate::store::{Commit, DeviceRecord, Store, Stored, Told};
 
+/// Updates that fail in a row on a device before it is quarantined.
+const QUARANTINE_AFTER: u32 = 2;
+
 /// What plans: the real planner, or one with a fault.
 pub(crate) type Planner = fn(&Rollout, &Fleet, u64) -> Decision;
 
@@ -183,7 +186,7 @@ impl Controller {
     /// Reads the records of the devices to be told, and puts together what is to be stored. Where one has changed since the plan was
     /// made, the plan is dropped.
     fn read(&mut self, at: usize, planned: Planned, store: &Store) {
-        let Planned { decision: Decision { next, actions, .. }, seen, event } = planned;
+        let Planned { decision: Decision { next, actions, notes, .. }, seen, event } = planned;
         let Some(Stored { version, value: before }) = self.rollouts.get(at) else { return };
         let (mut commit, mut to_send) = (Commit::default(), Vec::new());
         for Action::Assign { device, manifest, generation } in actions {
@@ -208,6 +211,16 @@ impl Controller {
             if store.heard.get(&device).is_some_and(|heard| heard.online) {
                 to_send.push((device, told));
             }
+        }
+        for (device, note) in notes {
+            let known = commit.devices.iter().position(|(id, _)| *id == device);
+            let Some(stored) = store.devices.get(&device) else { continue };
+            let at = known.unwrap_or_else(|| {
+                commit.devices.push((device, stored.clone()));
+                commit.devices.len() - 1
+            });
+            let record = &mut commit.devices[at].1.value;
+            record.updates = record.updates.with(&note, QUARANTINE_AFTER, next.updated_at_ms);
         }
         // Also where only devices' records change: an operator who was faster must not be overtaken.
         if next != *before || !commit.devices.is_empty() {

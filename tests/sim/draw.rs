@@ -7,8 +7,8 @@ use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::rollout::{
-    Analysis, AnalysisUse, BlueGreen, Conflict, FleetQuestion, Limits, MetricTemplate, PrometheusQuestion, Provider,
-    RolloutSpec, Span, WaveSize, WaveSpec,
+    Analysis, AnalysisUse, BlueGreen, Conflict, FleetQuestion, Joining, Limits, MetricTemplate, PrometheusQuestion,
+    Provider, RolloutSpec, Span, WaveSize, WaveSpec,
 };
 use muster_shared::selector::Selector;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
@@ -187,6 +187,8 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
             ..Limits::default()
         },
         watch: WatchPolicy { probation_ms: random.below(300) as u64, max_error_rate: 0.2, min_requests: 3 },
+        holdback: random.chance(20).then_some(WaveSize::Percent(40)),
+        joining: if random.chance(20) { Joining::Exclude } else { Joining::Include },
         stage: if is_shadow { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
         blue_green,
         conflict: if random.chance(25) { Conflict::Queue } else { Conflict::Skip },

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use muster_rollout::{Action, Decision, DeviceFacts, Due, Errand, Fleet, Rollout, Target, verify};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
-use muster_shared::rollout::{Outcome, RolloutStatus, Verdict, WaveSpec};
+use muster_shared::rollout::{Outcome, RolloutStatus, Verdict, WaveSize, WaveSpec};
 use muster_shared::trust::{Activation, Stage};
 
 use crate::controller::Planner;
@@ -124,6 +124,9 @@ impl Ledger {
         }
         for (device, record) in &commit.devices {
             let Some(told) = &record.value.desired else { continue };
+            if self.was_given(device, told) {
+                continue;
+            }
             self.given_new(device, told)?;
             holds(!record.value.revoked, || format!("{device} is revoked and was given a generation"))?;
         }
@@ -204,6 +207,13 @@ impl Ledger {
         holds(has_committed || !waits, || format!("{} was to wait with {}, and serves it", device.id, running.bundle))
     }
 
+    /// Whether this was the last thing given, so that the record changed for another reason.
+    fn was_given(&self, device: &DeviceId, told: &Told) -> bool {
+        let last = self.given.get(device).and_then(|given| given.last_key_value());
+        let now = (told.manifest, told.rollout.clone(), told.stage.clone(), told.activation);
+        last.is_some_and(|(generation, given)| *generation == told.generation && *given == now)
+    }
+
     /// Generations grow, and none is given twice.
     fn given_new(&mut self, device: &DeviceId, told: &Told) -> Result<(), String> {
         self.tally.given += 1;
@@ -244,6 +254,7 @@ impl Ledger {
 /// Nothing is rewritten, whoever changes a rollout.
 fn kept(before: &Rollout, next: &Rollout) -> Result<(), String> {
     let id = &next.id;
+    holds(before.meant == next.meant || before.meant.is_none(), || format!("{id} means others now"))?;
     let same = (&before.spec, &before.bundle, &before.analyses) == (&next.spec, &next.bundle, &next.analyses);
     holds(same, || format!("{id}: the wish changed"))?;
     for (device, old) in &before.targets {
@@ -323,8 +334,21 @@ fn orders(before: &Rollout, decision: &Decision, fleet: &Fleet) -> Result<(), St
     Ok(())
 }
 
+/// Whether the device belongs to those that are held back: the share of all there can be with the lowest hashes of their names.
+fn is_held_back(rollout: &Rollout, id: &DeviceId) -> bool {
+    let Some(WaveSize::Percent(percent)) = rollout.spec.holdback else { return false };
+    let hash = Digest::of(format!("muster holdback group\0{id}").as_bytes()).to_string();
+    let first = hash.get(..8).and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    first.is_some_and(|first| first * 100 < u64::from(percent) << 32)
+}
+
 /// Whether a wave is meant for the device, and the device can run the bundle.
 pub(crate) fn may_come_in(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
+    !is_held_back(rollout, id) && is_like_those(rollout, wave, id, facts)
+}
+
+/// The same, of those that are held back, too.
+fn is_like_those(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
     let selected =
         |selector: &muster_shared::selector::Selector| selector.matches(id.as_str(), &facts.labels, &facts.attributes);
     let architectures = &rollout.bundle.requirements.architectures;
@@ -333,7 +357,10 @@ pub(crate) fn may_come_in(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, fac
     let can_hold = facts.reported.as_ref().is_some_and(|report| report.can_hold);
     let highest = facts.reported.as_ref().map_or(0, |report| report.generation);
     !facts.revoked
+        && rollout.meant.as_ref().is_none_or(|meant| meant.contains(id))
         && facts.held_by.is_none()
+        && facts.pinned.is_none()
+        && (rollout.spec.emergency || facts.quarantined.is_none())
         && selected(&rollout.spec.selector)
         && wave.selector.as_ref().is_none_or(selected)
         && fits
@@ -414,7 +441,8 @@ fn control(before: &Rollout, next: &Rollout, verdict: &Verdict, fleet: &Fleet) -
             None => {
                 let told = facts.desired.as_ref().is_some_and(|desired| desired.manifest == Some(bundle));
                 let may_join = verdict.outcome != Outcome::Successful && next.spec.stage != Stage::Serve;
-                may_come_in(next, everywhere, id, facts) && (!told || may_join)
+                let may_join = may_join && !is_held_back(next, id);
+                is_like_those(next, everywhere, id, facts) && (!told || may_join)
             }
         };
         if pure {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, QueuedRollout, Rollout};
+use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, QueuedRollout, Rollout, UpdateLog};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::StateReport;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
@@ -35,6 +35,8 @@ pub(crate) struct Told {
 pub(crate) struct DeviceRecord {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) revoked: bool,
+    pub(crate) pinned: bool,
+    pub(crate) updates: UpdateLog,
     pub(crate) desired: Option<Told>,
 }
 
@@ -118,6 +120,9 @@ impl Store {
                 online: heard.is_some_and(|heard| heard.online) && is_recent,
                 last_seen_ms,
                 revoked: record.revoked,
+                pinned: record.pinned.then(|| "pinned by alice".to_owned()),
+                quarantined: record.updates.quarantine().map(|quarantine| format!("quarantined {}", quarantine.why)),
+                updates: record.updates.clone(),
                 held_by: held_by.get(id).cloned(),
                 desired: record.desired.as_ref().map(|told| Desired {
                     manifest: told.manifest,

@@ -165,6 +165,10 @@ impl World {
             }
             13 => self.change_record(device, |record| record.revoked = !record.revoked),
             14 => self.answer_one()?,
+            15 if self.random.chance(30) => self.change_record(device, |record| {
+                record.pinned = !record.pinned;
+                record.updates = record.updates.released();
+            }),
             _ if self.store.rollouts.len() < 3 => self.create_rollout(),
             _ => {}
         }

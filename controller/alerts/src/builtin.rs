@@ -57,7 +57,7 @@ const SHARE_OF_REQUESTS: BuiltIn = BuiltIn {
 
 /// Thresholds that suit most fleets. Drift's effect sizes are those by which the field reads a stability index: from 0.1 on something
 /// has moved, from 0.25 on much has (Siddiqi, Credit Risk Scorecards, 2006).
-const BUILT_IN: [BuiltIn; 16] = [
+const BUILT_IN: [BuiltIn; 17] = [
     BuiltIn {
         name: "input-drift",
         signal: Signal::InputDrift,
@@ -136,6 +136,12 @@ const BUILT_IN: [BuiltIn; 16] = [
         name: "device-update-failed",
         signal: Signal::DeviceUpdateFailed,
         summary: "{device} did not keep the bundle it was told to run: {detail}",
+        ..OF_DEVICE
+    },
+    BuiltIn {
+        name: "device-quarantined",
+        signal: Signal::DeviceQuarantined,
+        summary: "no rollout takes {device} in any more {detail}",
         ..OF_DEVICE
     },
     BuiltIn {

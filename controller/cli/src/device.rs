@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use comfy_table::Cell;
 use muster_shared::api::{ActionReason, DeviceView, LabelPatch, Revocation};
 use muster_shared::ids::DeviceId;
 use muster_shared::messages::{StateReport, UpdateState};
+use muster_shared::rollout::{Pin, Quarantine};
 use muster_shared::selector::Selector;
 
 use crate::command::{Context, block_on};
@@ -49,6 +50,21 @@ pub(crate) enum DeviceCommand {
         /// Its id.
         id: DeviceId,
     },
+    /// Keep a device from rollouts: none takes it in from now on. Those it takes part in go on.
+    Pin(StandingArgs),
+    /// Let rollouts take a pinned device in again.
+    Unpin(StandingArgs),
+    /// Release a device from its quarantine: what failed on it before counts no more, and rollouts take it in again.
+    Release(StandingArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StandingArgs {
+    /// Its id.
+    id: DeviceId,
+    /// Why, for the records.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
 }
 
 fn joined(pairs: &BTreeMap<String, String>, separator: &str) -> String {
@@ -100,10 +116,35 @@ fn desired(device: &DeviceView) -> Option<String> {
 }
 
 fn online_cell(device: &DeviceView) -> Cell {
-    match (&device.revoked, device.online) {
-        (Some(_), _) => toned("revoked", Tone::Bad),
-        (None, true) => toned("yes", Tone::Good),
-        (None, false) => toned("no", Tone::Bad),
+    let online = if device.online { "yes" } else { "no" };
+    if device.revoked.is_some() {
+        toned("revoked", Tone::Bad)
+    } else if device.quarantined.is_some() {
+        toned(format!("{online}, quarantined"), Tone::Bad)
+    } else if device.pinned.is_some() {
+        toned(format!("{online}, pinned"), Tone::Busy)
+    } else {
+        toned(online, if device.online { Tone::Good } else { Tone::Bad })
+    }
+}
+
+fn pinned_text(pin: &Pin) -> String {
+    let reason = pin.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    format!("since {}, by {}{reason}", output::time(pin.since_ms), pin.by)
+}
+
+fn quarantined_text(quarantine: &Quarantine) -> String {
+    format!("since {} {}", output::time(quarantine.since_ms), quarantine.why)
+}
+
+fn aside_text(device: &DeviceView) -> String {
+    let pinned = device.pinned.as_ref().map(|pin| format!("pinned {}", pinned_text(pin)));
+    let quarantined = device.quarantined.as_ref().map(|q| format!("quarantined {}", quarantined_text(q)));
+    let said: Vec<String> = [pinned, quarantined].into_iter().flatten().collect();
+    if said.is_empty() {
+        format!("{} is taken in by rollouts", device.id)
+    } else {
+        format!("{} is {}", device.id, said.join(", and "))
     }
 }
 
@@ -149,6 +190,8 @@ fn show_text(device: &DeviceView) -> String {
         ("labels", or_dash(Some(joined(&device.labels, "\n")))),
     ];
     pairs.extend(device.revoked.as_ref().map(|revocation| ("revoked", revoked_text(revocation))));
+    pairs.extend(device.quarantined.as_ref().map(|quarantine| ("quarantined", quarantined_text(quarantine))));
+    pairs.extend(device.pinned.as_ref().map(|pin| ("pinned", pinned_text(pin))));
     if let Some(wanted) = &device.desired {
         let text =
             format!("{} (generation {}, rollout {})", or_dash(desired(device)), wanted.generation, wanted.rollout);
@@ -229,5 +272,14 @@ pub(crate) fn run(context: &Context, command: DeviceCommand) -> Result<(), Failu
                 block_on(client.post(&["devices", id.as_str(), "reinstate"], &ActionReason::default()))?;
             context.output.show(&device, standing_text)
         }
+        DeviceCommand::Pin(args) => set_aside(context, "pin", args),
+        DeviceCommand::Unpin(args) => set_aside(context, "unpin", args),
+        DeviceCommand::Release(args) => set_aside(context, "release", args),
     }
+}
+
+fn set_aside(context: &Context, action: &str, args: StandingArgs) -> Result<(), Failure> {
+    let body = ActionReason { reason: args.reason };
+    let device: DeviceView = block_on(context.client()?.post(&["devices", args.id.as_str(), action], &body))?;
+    context.output.show(&device, aside_text)
 }

@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::blue_green;
 use crate::fleet::{DeviceFacts, Fleet};
+use crate::reach::is_held_back;
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{fresh_generation, is_taken, newest_generation, settled_generation};
 use crate::walk::side_by_side;
@@ -38,7 +39,11 @@ pub(crate) struct Survey<'f> {
     pub(crate) candidates: Vec<Candidate<'f>>,
     /// Those that another rollout has.
     pub(crate) held: Vec<DeviceId>,
-    /// Those that cannot run the bundle, and why.
+    /// Those that keep what they have for good, in the order of their names.
+    group: Vec<(&'f DeviceId, &'f DeviceFacts)>,
+    /// Those that are meant since it began, and left out for that.
+    pub(crate) later: Vec<DeviceId>,
+    /// Those that cannot run the bundle or are kept from rollouts, and why.
     pub(crate) unsuitable: BTreeMap<DeviceId, String>,
     /// Places of the candidates that were not in at first, in the order in which waves take them.
     order: OnceCell<Vec<usize>>,
@@ -52,6 +57,8 @@ impl<'f> Survey<'f> {
             by_groups: rollout.spec.blue_green.is_some(),
             candidates: Vec::new(),
             held: Vec::new(),
+            group: Vec::new(),
+            later: Vec::new(),
             unsuitable: BTreeMap::new(),
             order: OnceCell::new(),
         };
@@ -71,7 +78,9 @@ impl<'f> Survey<'f> {
                 }
             } else if rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
                 match suitability(rollout, facts) {
+                    _ if rollout.came_later(id) => survey.later.push(id.clone()),
                     _ if facts.held_by.is_some() => survey.held.push(id.clone()),
+                    Suitability::Suitable if is_held_back(&rollout.spec, id) => survey.group.push((id, facts)),
                     Suitability::Suitable => {
                         let group = blue_green::group_of(&rollout.spec, facts);
                         survey.candidates.push(Candidate { id, facts, wave: None, group });
@@ -134,13 +143,33 @@ impl<'f> Survey<'f> {
             .map(|candidate| (candidate.id, candidate.facts))
     }
 
-    /// Candidates without a target.
+    /// The devices that are held back for good.
+    pub(crate) fn group(&self) -> impl Iterator<Item = &'f DeviceId> {
+        self.group.iter().map(|(id, _)| *id)
+    }
+
+    /// Every device that may be compared in a wave: those of [`Self::wave_candidates`], and the ones like them that are held back.
+    pub(crate) fn comparable(
+        &self,
+        wave: u32,
+        spec: &WaveSpec,
+    ) -> impl Iterator<Item = (&'f DeviceId, &'f DeviceFacts)> {
+        let alike = self.group.iter().copied().filter(move |(id, facts)| {
+            spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
+        });
+        self.wave_candidates(wave, spec).chain(alike)
+    }
+
+    /// Devices without a target that are or could be in, and those that are held back.
     pub(crate) fn untouched(
         &self,
         targets: &BTreeMap<DeviceId, Target>,
     ) -> impl Iterator<Item = (&'f DeviceId, &'f DeviceFacts)> {
         let candidates = self.candidates.iter().map(|candidate| (candidate.id, candidate.facts));
-        side_by_side(candidates, targets).filter(|(_, _, target)| target.is_none()).map(|(id, facts, _)| (id, facts))
+        side_by_side(candidates, targets)
+            .filter(|(_, _, target)| target.is_none())
+            .map(|(id, facts, _)| (id, facts))
+            .chain(self.group.iter().copied())
     }
 
     fn order(&self) -> &[usize] {
@@ -215,6 +244,10 @@ enum Suitability {
 fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
     if newest_generation(facts) == u64::MAX {
         return Suitability::Unsuitable(format!("it reports generation {}, above which there is none", u64::MAX));
+    }
+    let quarantined = facts.quarantined.as_ref().filter(|_| !rollout.spec.emergency);
+    if let Some(why) = facts.pinned.as_ref().or(quarantined) {
+        return Suitability::Unsuitable(bounded_text(why));
     }
     let mut faults = Vec::new();
     let has_incumbent = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());

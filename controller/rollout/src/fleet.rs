@@ -9,6 +9,7 @@ use muster_shared::sketch::{LatencySketch, ObjectiveCounts, RightCounts};
 use serde::{Deserialize, Serialize};
 
 use crate::conflict::QueuedRollout;
+use crate::updates::UpdateLog;
 
 /// Predictions counted: by column of the profile, then by class.
 pub type Predictions = BTreeMap<String, BTreeMap<String, u64>>;
@@ -37,6 +38,12 @@ pub struct DeviceFacts {
     pub last_seen_ms: Option<u64>,
     /// Its certificate is no longer accepted.
     pub revoked: bool,
+    /// Why no rollout may take it in, where an operator said so.
+    pub pinned: Option<String>,
+    /// Why none but an emergency may, where updates failed on it again and again.
+    pub quarantined: Option<String>,
+    /// How updates went on it so far.
+    pub updates: UpdateLog,
     /// Another rollout, not finished, that this device takes part in ([`crate::Rollout::takes_part`]).
     pub held_by: Option<RolloutId>,
     /// What the store says it shall run.

@@ -22,11 +22,13 @@ mod gate;
 mod limits;
 mod plan;
 mod preview;
+mod reach;
 mod rollback;
 mod rollout;
 mod standing;
 pub mod statistics;
 mod timing;
+mod updates;
 mod verify;
 mod view;
 mod walk;
@@ -41,6 +43,7 @@ pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Mean, Predi
 pub use gate::{Gate, GateState, judge, scales};
 pub use plan::{Action, Decision, plan};
 pub use rollout::{BundleFacts, Errand, Rollout, Target, WaveState};
+pub use updates::{Note, UpdateLog};
 pub use verify::{Violation, verify};
 
 #[cfg(test)]

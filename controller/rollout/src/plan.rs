@@ -8,9 +8,11 @@ use crate::approval;
 use crate::beginning;
 use crate::cohort::Survey;
 use crate::fleet::Fleet;
+use crate::reach;
 use crate::rollback::go_back;
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{Standing, is_stored, standing};
+use crate::updates::{self, Note};
 use crate::{timing, wave};
 
 /// Something the controller must bring about.
@@ -34,6 +36,8 @@ pub struct Decision {
     pub next: Rollout,
     /// What to bring about once it is stored.
     pub actions: Vec<Action>,
+    /// How updates went on devices, as far as that is news: to be kept with each.
+    pub notes: Vec<(DeviceId, Note)>,
     /// Why it is not further.
     pub waiting: Vec<Waiting>,
     /// What somebody must be asked now, for an analysis. It is wanted again until [`Rollout::record`] takes the answer.
@@ -57,10 +61,12 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
     } else if next.status == RolloutStatus::Ready {
         next.status = RolloutStatus::Running;
         next.status_reason = "started".to_owned();
+        next.meant = reach::meant(&next.spec, fleet);
         wave::enter(&mut next, now_ms);
     }
     if next.status == RolloutStatus::Running {
-        waiting.extend(wave::step(&mut next, fleet, &Survey::of(rollout, fleet), now_ms));
+        let survey = Survey::of(&next, fleet);
+        waiting.extend(wave::step(&mut next, fleet, &survey, now_ms));
     }
     if next.status == RolloutStatus::RollingBack {
         waiting.extend(go_back(&mut next, fleet, now_ms));
@@ -95,7 +101,8 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
         | RolloutStatus::RolledBack
         | RolloutStatus::Stopped => None,
     };
-    Decision { due: analysis::due(&next, now_ms), next, actions, waiting, wake_at_ms }
+    let notes = updates::notes(rollout, &next, fleet);
+    Decision { due: analysis::due(&next, now_ms), next, actions, notes, waiting, wake_at_ms }
 }
 
 /// What devices must be told, by comparing what they shall do with what the store and they themselves say; and the

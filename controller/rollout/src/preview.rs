@@ -35,6 +35,7 @@ impl Rollout {
             spec: self.spec.clone(),
             manifest: self.bundle.manifest,
             waves,
+            group: survey.group().cloned().collect(),
             held: survey.held,
             ends: Vec::new(),
             unsuitable: survey.unsuitable,

@@ -1,6 +1,6 @@
 //! A rollout as it is stored: what was asked for, how far it is and whom it has told what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
@@ -21,6 +21,9 @@ pub(crate) const MAX_VERDICTS: usize = 128;
 /// Generations a device gets on one errand before it is given up: one that claims newer ones of its own, or fails to
 /// go back, must not keep a rollout from ending.
 pub(crate) const MAX_ATTEMPTS: u32 = 3;
+
+/// The failure of a device that claims generations of its own: it says nothing of the bundle.
+pub(crate) const GAVE_UP_ASTRAY: &str = "it claims generations that it was not given";
 
 /// What the planner must know of the bundle, taken from its manifest when the rollout is created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -143,6 +146,9 @@ pub struct Rollout {
     pub waves: Vec<WaveState>,
     /// Every device that has come in, whatever became of it. It only grows.
     pub targets: BTreeMap<DeviceId, Target>,
+    /// The devices it means, where those that come later are left out; none before it begins, and where they are welcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meant: Option<BTreeSet<DeviceId>>,
     /// Every verdict, oldest first.
     pub verdicts: Vec<Verdict>,
     /// Where it goes back to, if not to what each device ran before.
@@ -175,6 +181,7 @@ impl Rollout {
             updated_at_ms: now_ms,
             current_wave: 0,
             targets: BTreeMap::new(),
+            meant: None,
             verdicts: Vec::new(),
             destination: None,
             outstanding: false,

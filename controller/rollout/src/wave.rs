@@ -20,7 +20,7 @@ use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::gate::{self, GateState};
 use crate::limits::{Judgement, judge};
-use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target, WaveState};
+use crate::rollout::{Errand, GAVE_UP_ASTRAY, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
 use crate::timing::{self, Timing};
 
@@ -216,7 +216,7 @@ fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
                 target.done_at_ms = None;
                 target.attempts = attempts;
             }
-            None => target.failure = Some("it claims generations that it was not given".to_owned()),
+            None => target.failure = Some(GAVE_UP_ASTRAY.to_owned()),
         }
     });
 }
@@ -371,8 +371,11 @@ fn waiting(
 
 /// Devices that are meant and left out.
 fn outsiders(survey: &Survey<'_>) -> impl Iterator<Item = Waiting> {
+    let group: Vec<DeviceId> = survey.group().cloned().collect();
     let held = (!survey.held.is_empty()).then(|| Waiting::HeldByOtherRollout { devices: survey.held.clone() });
     let unsuitable =
         (!survey.unsuitable.is_empty()).then(|| Waiting::Unsuitable { devices: survey.unsuitable.clone() });
-    held.into_iter().chain(unsuitable)
+    let group = (!group.is_empty()).then_some(Waiting::HoldbackGroup { devices: group });
+    let later = (!survey.later.is_empty()).then(|| Waiting::CameLater { devices: survey.later.clone() });
+    [held, unsuitable, group, later].into_iter().flatten()
 }

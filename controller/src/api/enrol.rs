@@ -236,6 +236,8 @@ fn first(
         revocation: None,
         desired: None,
         assigned: Vec::new(),
+        updates: Default::default(),
+        pin: None,
     };
     let joins = Records::put(Table::Devices, device.as_str(), Expect::Absent, &record)?;
     Ok((record, spent.into_iter().chain([joins]).collect()))

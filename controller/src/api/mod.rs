@@ -8,6 +8,7 @@
 mod access;
 mod alerts;
 mod analysis;
+mod aside;
 mod authorities;
 mod bundles;
 mod card;
@@ -76,6 +77,9 @@ fn ordinary_routes() -> Vec<Route> {
         ("/api/v1/devices/{id}/labels", patch(devices::label)),
         ("/api/v1/devices/{id}/revoke", post(revocation::revoke)),
         ("/api/v1/devices/{id}/reinstate", post(revocation::reinstate)),
+        ("/api/v1/devices/{id}/pin", post(aside::pin)),
+        ("/api/v1/devices/{id}/unpin", post(aside::unpin)),
+        ("/api/v1/devices/{id}/release", post(aside::release)),
         ("/api/v1/trust", get(trust::show)),
         ("/api/v1/trust/root", post(trust::push)),
         ("/api/v1/trust/director", post(trust::prepare_director).delete(trust::discard_director)),

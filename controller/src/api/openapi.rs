@@ -4,8 +4,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    access, alerts, analysis, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol, events,
-    explain, feedback, files, freezes, health, quality, renewal, revocation, rollouts, tokens, trust,
+    access, alerts, analysis, aside, authorities, bundles, card, collections, comparison, crl, devices, drift, enrol,
+    events, explain, feedback, files, freezes, health, quality, renewal, revocation, rollouts, tokens, trust,
 };
 
 #[derive(OpenApi)]
@@ -31,6 +31,9 @@ use super::{
         devices::label,
         revocation::revoke,
         revocation::reinstate,
+        aside::pin,
+        aside::unpin,
+        aside::release,
         authorities::show,
         authorities::rotate,
         authorities::retire,

@@ -23,7 +23,7 @@ use crate::store::records::{Desired, DeviceRecord};
 use crate::store::{Expect, Records, StoreError, Stored, Table};
 
 /// Times a change is tried again because somebody else changed the device at the same moment.
-const ATTEMPTS: usize = 16;
+pub(super) const ATTEMPTS: usize = 16;
 
 /// Shuts a device out: its connection ends, and none of its certificates is accepted from now on.
 #[utoipa::path(
@@ -40,9 +40,7 @@ pub(super) async fn revoke(
     Segments(device): Segments<DeviceId>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<DeviceView>> {
-    if why.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
-        return Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")));
-    }
+    check_reason(&why)?;
     for _ in 0..ATTEMPTS {
         let stored = load(&app, &device).await?;
         if !stored.value.is_revoked() {
@@ -60,6 +58,14 @@ pub(super) async fn revoke(
         return view(&app, &device);
     }
     Err(busy(&device))
+}
+
+/// Refuses a reason that is no sentence any more.
+pub(super) fn check_reason(why: &ActionReason) -> ApiResult<()> {
+    if why.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
+        return Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")));
+    }
+    Ok(())
 }
 
 /// Lets a revoked device in again, with the certificate it had.
@@ -107,12 +113,12 @@ async fn brought_up_to_date(app: &App, record: &DeviceRecord) -> Result<Option<D
     Ok(Some(Desired { manifest: back, generation, stage, activation, delivery, since_ms, ..desired.clone() }))
 }
 
-async fn load(app: &App, device: &DeviceId) -> ApiResult<Stored<DeviceRecord>> {
+pub(super) async fn load(app: &App, device: &DeviceId) -> ApiResult<Stored<DeviceRecord>> {
     app.records.get(Table::Devices, device.as_str()).await?.ok_or_else(|| unknown(device))
 }
 
 /// Stores the record with its entry in the history. False when somebody else was faster.
-async fn change(
+pub(super) async fn change(
     app: &App,
     record: &DeviceRecord,
     version: u64,
@@ -138,11 +144,11 @@ async fn change(
     }
 }
 
-fn view(app: &App, device: &DeviceId) -> ApiResult<axum::Json<DeviceView>> {
+pub(super) fn view(app: &App, device: &DeviceId) -> ApiResult<axum::Json<DeviceView>> {
     app.fleet.view(device).map(axum::Json).ok_or_else(|| unknown(device))
 }
 
-fn busy(device: &DeviceId) -> ApiError {
+pub(super) fn busy(device: &DeviceId) -> ApiError {
     let detail = format!("device {device} is being changed by somebody else: try again");
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
 }

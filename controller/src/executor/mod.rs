@@ -15,6 +15,7 @@ mod prompts;
 mod requests;
 mod schedule;
 mod stop;
+mod updates;
 mod urgency;
 
 use std::sync::Arc;

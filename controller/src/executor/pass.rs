@@ -9,7 +9,7 @@ use muster_rollout::{
 use muster_shared::ids::{DeviceId, RolloutId};
 
 use super::freezes::Freezes;
-use super::{history, issue, measure, prompts, stop, urgency};
+use super::{history, issue, measure, prompts, stop, updates, urgency};
 use crate::clock;
 use crate::events::{ACTOR_CONTROLLER, NewEvent};
 use crate::state::App;
@@ -140,8 +140,10 @@ async fn carry_out(
     freezes: &Freezes,
     now_ms: u64,
 ) -> Result<(), StoreError> {
-    let Decision { next, actions, .. } = decision;
-    let assigned = assign(app, &next, actions, now_ms).await?;
+    let Decision { next, actions, notes, .. } = decision;
+    let mut assigned = assign(app, &next, actions, now_ms).await?;
+    let told: Vec<DeviceId> = assigned.changed.iter().map(|record| record.value.id.clone()).collect();
+    let quarantined = updates::keep(app, &mut assigned.changed, notes, &next, now_ms).await?;
     let mut changes: Vec<Change> = Vec::new();
     // Also where only devices' records change: an operator who stopped the rollout meanwhile must not be overtaken.
     let rollout_changes = next != rollout.value || !assigned.changed.is_empty();
@@ -157,8 +159,9 @@ async fn carry_out(
         changes.push(Records::put(Table::Devices, key, Expect::Version(record.version), &record.value)?);
     }
     if !changes.is_empty() {
-        let told: Vec<DeviceId> = assigned.changed.iter().map(|record| record.value.id.clone()).collect();
-        commit(app, changes, history::entries(&rollout.value, &next, &told)).await?;
+        let mut entries = history::entries(&rollout.value, &next, &told);
+        entries.extend(quarantined);
+        commit(app, changes, entries).await?;
         if rollout_changes {
             *rollout = Stored { version: rollout.version + 1, value: next };
         }
@@ -188,7 +191,7 @@ pub(super) async fn commit(app: &App, mut changes: Vec<Change>, entries: Vec<New
 
 #[derive(Default)]
 struct Assigned {
-    /// Records with another desired state than stored; versions as stored.
+    /// Records with another content than stored; versions as stored.
     changed: Vec<Stored<DeviceRecord>>,
     /// Devices that can hear, and what they are told.
     to_tell: Vec<(DeviceId, Desired)>,

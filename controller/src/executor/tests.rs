@@ -3,6 +3,7 @@
 mod analysis;
 mod people;
 mod stop;
+mod updates;
 mod urgency;
 
 use std::collections::BTreeSet;

@@ -20,6 +20,8 @@ pub(crate) struct DeviceHealth {
     pub(crate) heard_ms: Option<u64>,
     /// Its last update did not hold, and why.
     pub(crate) update_failed: Option<String>,
+    /// No rollout takes it in, and why.
+    pub(crate) quarantined: Option<String>,
     /// Since when its last assignment has been out of date, in milliseconds since the Unix epoch.
     pub(crate) stale_since_ms: Option<u64>,
     /// When its certificate ends, in milliseconds since the Unix epoch; none where that was not kept.
@@ -46,6 +48,7 @@ impl DeviceHealth {
             attributes: report.map(|report| report.attributes.clone()).unwrap_or_default(),
             heard_ms: (!waits).then(|| entry.last_seen_ms.unwrap_or(entry.record.enrolled_at_ms)),
             update_failed: failed.map(|update| update.reason.clone().unwrap_or_else(|| "no reason given".into())),
+            quarantined: entry.record.updates.quarantine().map(|quarantine| quarantine.why.clone()),
             stale_since_ms: report.and_then(|report| report.stale_since_ms),
             certificate_ends_ms: entry.record.certificate_ends_ms,
         }

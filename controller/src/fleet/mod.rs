@@ -4,6 +4,7 @@
 //! is known here alone: after a start every device is away until it is heard. What follows from all this is
 //! `muster-rollout`'s decision.
 
+mod aside;
 mod evidence;
 mod health;
 mod load;
@@ -93,6 +94,8 @@ impl Entry {
             }),
             reported: self.report.clone(),
             revoked: self.record.revocation.clone(),
+            quarantined: self.record.updates.quarantine().cloned(),
+            pinned: self.record.pin.clone(),
         }
     }
 }
@@ -360,6 +363,9 @@ impl FleetIndex {
                     online: entry.is_there(heard_since_ms),
                     last_seen_ms: entry.last_seen_ms,
                     revoked: entry.record.is_revoked(),
+                    pinned: entry.record.pin.as_ref().map(aside::pinned),
+                    quarantined: entry.record.updates.quarantine().map(aside::quarantined),
+                    updates: entry.record.updates.clone(),
                     held_by: held_by.get(device).cloned(),
                     desired: entry.record.desired.as_ref().map(|desired| muster_rollout::Desired {
                         manifest: desired.manifest,

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::engine::general_purpose::STANDARD;
+use muster_rollout::UpdateLog;
 use muster_shared::api::{AccessRole, EventView, Revocation};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::messages::{Position, StateReport, Stream, TelemetryWindow, WindowKey};
+use muster_shared::rollout::Pin;
 use muster_shared::trust::{Activation, DeliveryPolicy, Envelope, Stage, WatchPolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -59,6 +61,12 @@ pub(crate) struct DeviceRecord {
     /// Digests of the manifests it was told to run, the last at the end; at most [`MAX_ASSIGNED`].
     #[serde(default)]
     pub(crate) assigned: Vec<Digest>,
+    /// How updates went on it.
+    #[serde(default, skip_serializing_if = "UpdateLog::is_empty")]
+    pub(crate) updates: UpdateLog,
+    /// Set while an operator keeps it from rollouts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pin: Option<Pin>,
 }
 
 /// Bundles remembered of a device: the one it holds is among its last.

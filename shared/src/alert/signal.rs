@@ -57,6 +57,8 @@ pub enum Signal {
     DeviceSilence,
     /// 1 where a device's last update was reverted or failed, else 0.
     DeviceUpdateFailed,
+    /// 1 where updates failed on a device so often that no rollout takes it in any more, else 0.
+    DeviceQuarantined,
     /// Crashes of a device's agent.
     DeviceCrashes,
     /// Seconds for which the last assignment a device holds has been out of date.
@@ -69,7 +71,7 @@ pub enum Signal {
 
 impl Signal {
     /// Every signal.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::InputDrift,
         Self::PredictionDrift,
         Self::ConfidenceDrift,
@@ -89,6 +91,7 @@ impl Signal {
         Self::LatencyShare,
         Self::DeviceSilence,
         Self::DeviceUpdateFailed,
+        Self::DeviceQuarantined,
         Self::DeviceCrashes,
         Self::StaleMetadata,
         Self::CertificateLife,
@@ -117,6 +120,7 @@ impl Signal {
             | Self::LatencyShare
             | Self::DeviceSilence
             | Self::DeviceUpdateFailed
+            | Self::DeviceQuarantined
             | Self::DeviceCrashes
             | Self::StaleMetadata => Worse::Above,
         }
@@ -158,6 +162,7 @@ impl Signal {
             | Self::LatencyShare
             | Self::DeviceSilence
             | Self::DeviceUpdateFailed
+            | Self::DeviceQuarantined
             | Self::DeviceCrashes
             | Self::StaleMetadata
             | Self::CertificateLife
@@ -191,6 +196,7 @@ impl Signal {
             self,
             Self::DeviceSilence
                 | Self::DeviceUpdateFailed
+                | Self::DeviceQuarantined
                 | Self::DeviceCrashes
                 | Self::StaleMetadata
                 | Self::CertificateLife
@@ -221,6 +227,7 @@ impl Signal {
             Self::LatencyShare => "latency-share",
             Self::DeviceSilence => "device-silence",
             Self::DeviceUpdateFailed => "device-update-failed",
+            Self::DeviceQuarantined => "device-quarantined",
             Self::DeviceCrashes => "device-crashes",
             Self::StaleMetadata => "stale-metadata",
             Self::CertificateLife => "certificate-life",

@@ -3,6 +3,7 @@
 
 mod analysis;
 mod approval;
+mod aside;
 mod explanation;
 mod freeze;
 mod gate;
@@ -24,6 +25,7 @@ pub use analysis::{
     TemplateRef, TemplateRefError, TemplateView, Value, WebMethod, WebQuestion,
 };
 pub use approval::{Approval, ApprovalOutcome, ApprovalRecord};
+pub use aside::{Pin, Quarantine};
 pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
 pub use freeze::{CreateFreeze, Freeze};
 pub use gate::{Block, GateError, GateEvidence, GateReport, GateSpec, GuardrailReport, ScoredDevice};
@@ -31,8 +33,8 @@ pub use guardrail::{Guardrail, Metric, ScoreRange};
 pub use preview::{RolloutPreview, WavePreview};
 pub use spec::{
     AnalysisUse, AnalysisUseError, ApprovalError, ApprovalSpec, BlueGreen, ClockTime, Conflict, DEFAULT_PRIORITY, Day,
-    EmergencyError, Limits, MAX_PRIORITY, MaintenanceWindow, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec,
-    WindowError,
+    EmergencyError, Joining, Limits, MAX_PRIORITY, MaintenanceWindow, ReachError, RolloutSpec, SpecError, WaveSize,
+    WaveSizeError, WaveSpec, WindowError,
 };
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};

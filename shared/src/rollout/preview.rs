@@ -39,6 +39,9 @@ pub struct RolloutPreview {
     /// Rollouts that it would end, as an emergency does with those that have devices it wants.
     #[serde(default)]
     pub ends: Vec<RolloutId>,
-    /// Devices that cannot run the bundle, and why.
+    /// Devices that it would hold back for good, to compare with.
+    #[serde(default)]
+    pub group: Vec<DeviceId>,
+    /// Devices that are left out, and why: they cannot run the bundle, are pinned or quarantined.
     pub unsuitable: BTreeMap<DeviceId, String>,
 }

@@ -129,10 +129,20 @@ pub enum Waiting {
         /// Which devices.
         devices: Vec<DeviceId>,
     },
-    /// Devices cannot run the bundle; they are left out.
+    /// Devices are left out: they cannot run the bundle, are pinned or quarantined.
     Unsuitable {
         /// Which, and why.
         devices: BTreeMap<DeviceId, String>,
+    },
+    /// Devices of the group that is held back: they keep what they have for good, to compare with.
+    HoldbackGroup {
+        /// Which.
+        devices: Vec<DeviceId>,
+    },
+    /// Devices that are meant since the rollout began, which takes nobody in who comes later.
+    CameLater {
+        /// Which.
+        devices: Vec<DeviceId>,
     },
     /// An operator or a verdict paused the rollout.
     Paused {
@@ -170,7 +180,7 @@ impl Waiting {
             Self::TooFewRequests { .. } | Self::TooFewPredictions { .. } => Decider::Applications,
             Self::HeldByOtherRollout { .. } | Self::Queued { .. } => Decider::OtherRollouts,
             Self::Approval { .. } | Self::NoDevices | Self::Paused { .. } => Decider::People,
-            Self::Unsuitable { .. } => Decider::Nobody,
+            Self::Unsuitable { .. } | Self::HoldbackGroup { .. } | Self::CameLater { .. } => Decider::Nobody,
         }
     }
 }
@@ -271,8 +281,14 @@ impl fmt::Display for Waiting {
                 write!(f, "held by another rollout: {}", names(&mut devices.iter()))
             }
             Self::Unsuitable { devices } => {
-                write!(f, "cannot run the bundle: {}", names(&mut devices.keys()))?;
+                write!(f, "left out: {}", names(&mut devices.keys()))?;
                 devices.values().next().map_or(Ok(()), |why| write!(f, " ({why})"))
+            }
+            Self::HoldbackGroup { devices } => {
+                write!(f, "{} held back for good, to compare with: {}", devices.len(), names(&mut devices.iter()))
+            }
+            Self::CameLater { devices } => {
+                write!(f, "{} came later and left out: {}", devices.len(), names(&mut devices.iter()))
             }
             Self::Paused { why } => write!(f, "paused: {why}"),
             Self::GoingBack { done, of } => write!(f, "{done} of {of} devices have gone back"),

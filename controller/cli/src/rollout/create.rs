@@ -11,6 +11,7 @@ use super::analysis::AnalysisOptions;
 use super::approval::ApprovalOptions;
 use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
+use super::reach::ReachOptions;
 use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
 use super::stage::StageOptions;
 use super::turn::TurnOptions;
@@ -53,7 +54,7 @@ pub(crate) struct Wish {
         "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
         "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
-        "emergency", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha", "group_by", "lead",
+        "emergency", "holdback", "joining", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha", "group_by", "lead",
         "approvals", "approvers", "approve_within", "start_at", "conflict", "priority", "windows", "timezone",
         "analyses", "analysis_arg",
     ])]
@@ -72,6 +73,8 @@ pub(crate) struct Wish {
     turn: TurnOptions,
     #[command(flatten, next_help_heading = "People")]
     approval: ApprovalOptions,
+    #[command(flatten, next_help_heading = "Who is left out")]
+    reach: ReachOptions,
     #[command(flatten, next_help_heading = "On each device")]
     probation: ProbationOptions,
     #[command(flatten, next_help_heading = "Delivery")]
@@ -89,6 +92,7 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
             let (bundle, selector) = (bundle.clone(), selector.clone());
             let pace = args.pace.or_at_once(args.emergency);
             let spec = spec::from_flags(bundle, selector, &args.wave, pace, args.limits, args.probation, args.delivery);
+            let spec = args.reach.of(spec);
             let spec = args.turn.clone().apply(spec);
             RolloutSpec {
                 stage: args.stage.stage()?,

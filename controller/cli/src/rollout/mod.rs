@@ -10,6 +10,7 @@ mod explain;
 mod gate;
 mod labels;
 mod plan;
+mod reach;
 mod show;
 mod spec;
 mod stage;

@@ -91,11 +91,14 @@ fn text(planned: &Planned) -> String {
             output::listed(preview.ends.iter().map(ToString::to_string), SHOWN)
         ));
     }
+    if !preview.group.is_empty() {
+        parts.push(format!("held back for good, to compare with: {}", names(preview.group.iter())));
+    }
     if !preview.held.is_empty() {
         parts.push(format!("held by another rollout: {}", names(preview.held.iter())));
     }
     if let Some((_, why)) = preview.unsuitable.iter().next() {
-        parts.push(format!("cannot run the bundle: {} ({why})", names(preview.unsuitable.keys())));
+        parts.push(format!("left out: {} ({why})", names(preview.unsuitable.keys())));
     }
     parts.iter().map(|part| output::clean(part)).collect::<Vec<_>>().join("\n\n")
 }

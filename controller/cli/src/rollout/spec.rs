@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::approval::ApprovalOptions;
 use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
+use super::reach::{JoiningWord, ReachOptions};
 use super::stage::{Share, StageOptions, StageWord};
 use super::turn::{ConflictWord, TurnOptions};
 use crate::duration::Millis;
@@ -239,6 +240,8 @@ struct SpecFile {
     experiment: Option<String>,
     #[serde(default)]
     emergency: bool,
+    holdback: Option<WaveSize>,
+    joining: Option<JoiningWord>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -284,6 +287,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
             })
             .collect()
     };
+    let reach = ReachOptions { holdback: file.holdback, joining: file.joining };
     Ok(RolloutSpec {
         limits: file.limits.limits(),
         gate: file.gate.gate(),
@@ -294,7 +298,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         stage: stage.stage()?,
         emergency: file.emergency,
         blue_green: file.blue_green.as_ref().map(BlueGreenOptions::blue_green),
-        ..turn.apply(RolloutSpec::of(file.bundle, file.selector, waves))
+        ..turn.apply(reach.of(RolloutSpec::of(file.bundle, file.selector, waves)))
     })
 }
 
@@ -340,6 +344,17 @@ mod tests {
         assert_eq!(flags.validate(), Ok(()));
         assert_eq!(flags.waves[1].max_duration_ms, 3_600_000);
         assert_eq!(flags.limits.min_requests, Limits::default().min_requests);
+    }
+
+    #[test]
+    fn a_file_says_who_is_left_out() {
+        let text = "bundle: a@1.0.0\nselector: '*'\nholdback: 5%\njoining: exclude\n";
+        let spec = read("r.yaml", text).unwrap();
+        let flags = ReachOptions { holdback: Some(WaveSize::Percent(5)), joining: Some(JoiningWord::Exclude) };
+        let plain = read("r.yaml", "bundle: a@1.0.0\nselector: '*'\n").unwrap();
+        assert_eq!(flags.of(plain.clone()), spec);
+        assert_ne!(plain, spec);
+        assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         | Waiting::Unscored { .. }
         | Waiting::HeldByOtherRollout { .. }
         | Waiting::Unsuitable { .. }
+        | Waiting::HoldbackGroup { .. }
+        | Waiting::CameLater { .. }
         | Waiting::Paused { .. }
         | Waiting::GoingBack { .. } => reason.to_string(),
     }

@@ -117,6 +117,14 @@ impl Rollout {
             let by = facts.held_by.as_ref().map_or_else(|| "another rollout".to_owned(), ToString::to_string);
             return left_out(format!("it belongs to {by}, which has not ended"), Decider::OtherRollouts);
         }
+        if survey.later.contains(id) {
+            let why = "it is meant only since the rollout began, which takes nobody in who comes later";
+            return left_out(why.to_owned(), Decider::Nobody);
+        }
+        if survey.group().any(|held_back| held_back == id) {
+            let why = "it belongs to the group that keeps what it has for good, to compare with";
+            return left_out(why.to_owned(), Decider::Nobody);
+        }
         if let Some(why) = survey.unsuitable.get(id) {
             return left_out(format!("it is left out: {why}"), Decider::People);
         }

@@ -19,7 +19,7 @@ pub(crate) fn deal(rollout: &Rollout, survey: &Survey<'_>, gate: &GateSpec, spec
     rollout.targets.values().any(|target| target.wave == wave).then(|| {
         let mut dealt = if rollout.spec.stage.is_serve() {
             let mut members: Vec<_> = survey
-                .wave_candidates(wave, spec)
+                .comparable(wave, spec)
                 .filter_map(|(id, facts)| Some((hash(&rollout.id, id.as_str()), member(rollout, gate, id, facts)?)))
                 .collect();
             members.sort_unstable_by_key(|(hash, _)| *hash);

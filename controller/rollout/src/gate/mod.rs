@@ -20,6 +20,7 @@ pub(crate) use deal::deal;
 pub use judge::{Gate, judge, scales};
 
 use crate::fleet::Fleet;
+use crate::reach::keeps_controls;
 use crate::rollout::Rollout;
 use crate::statistics::wave_alpha;
 
@@ -74,10 +75,10 @@ impl Rollout {
 }
 
 /// The level at which `wave`, counted from 0, is judged. The last wave of a bundle that takes the incumbent's place leaves nobody to compare
-/// with, so it gets no part.
+/// with but the group that is held back; where there is none, it gets no part.
 pub(crate) fn alpha(spec: &RolloutSpec, gate: &GateSpec, wave: u32) -> f64 {
     let all = u32::try_from(spec.waves.len()).unwrap_or(u32::MAX);
-    wave_alpha(gate.alpha, wave, if spec.stage.is_serve() { all.saturating_sub(1).max(1) } else { all })
+    wave_alpha(gate.alpha, wave, if keeps_controls(spec) { all } else { all.saturating_sub(1).max(1) })
 }
 
 /// Judges the current wave, once; none where the rollout asks for no comparison. As long as `may_wait`, it is not judged before every device

@@ -2,6 +2,7 @@
 
 mod analyses;
 mod approvals;
+mod aside;
 mod beginning;
 mod beside;
 mod blue_green;
@@ -13,6 +14,7 @@ mod failures;
 mod gate;
 mod going_back;
 mod operators;
+mod reach;
 mod scenarios;
 mod sentences;
 mod timing;

@@ -174,6 +174,11 @@ impl World {
             self.fleet.devices.get_mut(device).unwrap().desired =
                 Some(Desired { manifest: *manifest, generation: *generation, rollout: self.rollout.id.clone() });
         }
+        for (id, note) in &decision.notes {
+            let facts = self.fleet.devices.get_mut(id).unwrap();
+            facts.updates = facts.updates.with(note, 3, self.now_ms);
+            facts.quarantined = facts.updates.quarantine().map(|quarantine| format!("quarantined {}", quarantine.why));
+        }
         let restarted = self.rollout.evidence_since_ms() != decision.next.evidence_since_ms();
         if restarted {
             self.fleet.devices.values_mut().for_each(|facts| facts.evidence.clear());

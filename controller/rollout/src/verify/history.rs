@@ -1,6 +1,6 @@
 //! Rules about states, waves, times and verdicts.
 
-use muster_shared::rollout::{Outcome, RolloutStatus, Waiting};
+use muster_shared::rollout::{Joining, Outcome, RolloutStatus, Waiting};
 use muster_shared::trust::Activation;
 
 use super::{Case, Violation};
@@ -19,6 +19,7 @@ impl Case<'_> {
         ] {
             self.expect(same, || Violation::Changed { what });
         }
+        self.meant();
         self.transition();
         self.wave_order();
         self.times();
@@ -37,6 +38,23 @@ impl Case<'_> {
         self.expect(speaks, || Violation::Silent);
         let ahead = self.decision.wake_at_ms.is_none_or(|at_ms| at_ms > self.now_ms);
         self.expect(ahead, || Violation::Wake);
+    }
+
+    /// Where later devices are left out, who is meant is fixed when it begins and stays so.
+    fn meant(&mut self) {
+        let (before, next) = (self.before, self.next);
+        let begins = before.status == RolloutStatus::Ready && next.status != RolloutStatus::Ready;
+        let right = if begins && before.spec.joining == Joining::Exclude {
+            let selected = self
+                .fleet
+                .devices
+                .iter()
+                .filter(|(id, facts)| before.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes));
+            next.meant.as_ref().is_some_and(|meant| meant.iter().eq(selected.map(|(id, _)| id)))
+        } else {
+            before.meant == next.meant
+        };
+        self.expect(right, || Violation::Changed { what: "who is meant" });
     }
 
     fn transition(&mut self) {

@@ -15,6 +15,7 @@ mod conflict;
 mod emergency;
 mod gate;
 mod history;
+mod notes;
 mod promotion;
 mod reading;
 mod scores;
@@ -56,6 +57,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.gate();
     case.analyses();
     case.emergency();
+    case.notes();
     case.retreat();
     if case.found.is_empty() { Ok(()) } else { Err(case.found) }
 }

@@ -3,8 +3,9 @@
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::messages::{StateReport, UpdateState};
-use muster_shared::rollout::WaveSpec;
+use muster_shared::rollout::{WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
+use sha2::{Digest as _, Sha256};
 
 use crate::fleet::DeviceFacts;
 use crate::rollout::{Errand, Rollout, Target};
@@ -116,6 +117,24 @@ pub(super) fn takes_room(wave: (u32, &WaveSpec), id: &DeviceId, target: &Target,
 
 fn is_selected(selector: &Selector, id: &DeviceId, facts: &DeviceFacts) -> bool {
     selector.matches(id.as_str(), &facts.labels, &facts.attributes)
+}
+
+/// Whether the rollout never takes the device in: it belongs to the share of devices held back, the first ones by SHA-256 over
+/// `muster holdback group`, a zero byte and the name; or it came later where those are left out.
+pub(super) fn is_kept_out(rollout: &Rollout, id: &DeviceId) -> bool {
+    let later = rollout.meant.as_ref().is_some_and(|meant| !meant.contains(id));
+    let share = match rollout.spec.holdback {
+        Some(WaveSize::Percent(percent)) => u128::from(percent),
+        Some(WaveSize::Count(_)) | None => 0,
+    };
+    let hash: [u8; 32] = Sha256::digest(format!("muster holdback group\0{id}")).into();
+    let first = hash.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+    later || u128::from(first) * 100 < share * (1 << 64)
+}
+
+/// Whether neither people nor its own failures keep the device from the rollout.
+pub(super) fn is_admitted(rollout: &Rollout, facts: &DeviceFacts) -> bool {
+    facts.pinned.is_none() && (rollout.spec.emergency || facts.quarantined.is_none())
 }
 
 /// Whether the device is known to be able to run the bundle.

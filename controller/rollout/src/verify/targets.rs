@@ -5,7 +5,8 @@ use muster_shared::rollout::RolloutStatus;
 
 use super::blue_green::{can_join, group_said};
 use super::reading::{
-    desired_generation, has_incumbent, is_able, is_foreign, is_meant, reported_generation, says_committed, takes_room,
+    desired_generation, has_incumbent, is_able, is_admitted, is_foreign, is_kept_out, is_meant, reported_generation,
+    says_committed, takes_room,
 };
 use super::{Case, Violation};
 use crate::rollout::{Errand, Target};
@@ -101,6 +102,8 @@ impl Case<'_> {
         self.expect(wave.is_some_and(|w| is_meant(next, w, id, facts)), || refuse("it is not selected"));
         self.expect(!facts.revoked, || refuse("it is revoked"));
         self.expect(facts.held_by.is_none(), || refuse("another rollout has it"));
+        self.expect(!is_kept_out(next, id), || refuse("it is held back for good, or came later and is left out"));
+        self.expect(is_admitted(next, facts), || refuse("it is pinned, or quarantined and this is no emergency"));
         self.expect(is_able(&next.bundle.requirements, facts), || {
             refuse("it is not known to be able to run the bundle")
         });
@@ -145,7 +148,8 @@ impl Case<'_> {
                 }
                 None => {
                     let fits = next.spec.stage.is_serve() || has_incumbent(facts);
-                    let free = facts.held_by.is_none() && fits && is_able(&next.bundle.requirements, facts);
+                    let kept = is_kept_out(next, id) || !is_admitted(next, facts);
+                    let free = facts.held_by.is_none() && !kept && fits && is_able(&next.bundle.requirements, facts);
                     let tellable = reported_generation(facts).max(desired_generation(facts)) < u64::MAX;
                     all += usize::from(free && tellable && is_meant(next, spec, id, facts));
                 }

@@ -115,6 +115,14 @@ pub enum Violation {
         /// How.
         why: &'static str,
     },
+    /// What is kept of the updates of a device is not what happened.
+    #[error("what is kept of {device} is wrong: {why}")]
+    Noted {
+        /// Which.
+        device: DeviceId,
+        /// How.
+        why: &'static str,
+    },
     /// An emergency is not what it must be.
     #[error("emergency: {0}")]
     Emergency(&'static str),

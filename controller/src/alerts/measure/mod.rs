@@ -134,6 +134,9 @@ fn of_device(signal: Signal, device: &DeviceHealth, now_ms: u64) -> Option<(f64,
         Signal::DeviceUpdateFailed => {
             Some((f64::from(u8::from(device.update_failed.is_some())), device.update_failed.clone()))
         }
+        Signal::DeviceQuarantined => {
+            Some((f64::from(u8::from(device.quarantined.is_some())), device.quarantined.clone()))
+        }
         Signal::StaleMetadata => {
             Some((device.stale_since_ms.map_or(0.0, |since_ms| seconds(now_ms.saturating_sub(since_ms))), None))
         }

@@ -6,6 +6,7 @@ mod blue_green;
 mod conflict;
 mod emergency;
 mod limits;
+mod reach;
 mod wave;
 mod windows;
 
@@ -17,6 +18,7 @@ pub use blue_green::BlueGreen;
 pub use conflict::{Conflict, DEFAULT_PRIORITY, MAX_PRIORITY};
 pub use emergency::EmergencyError;
 pub use limits::Limits;
+pub use reach::{Joining, ReachError};
 pub use wave::{WaveSize, WaveSizeError, WaveSpec};
 pub use windows::{ClockTime, Day, MaintenanceWindow, WindowError};
 
@@ -79,6 +81,12 @@ pub struct RolloutSpec {
     /// The time zone of devices that name none by the label or attribute `timezone`; UTC where that is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
+    /// The share of the devices meant that keeps what it has for good, to compare with: the same devices in every rollout with that share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdback: Option<WaveSize>,
+    /// What becomes of devices that are meant only later.
+    #[serde(default, skip_serializing_if = "Joining::is_include")]
+    pub joining: Joining,
 }
 
 fn default_priority() -> u8 {
@@ -107,6 +115,9 @@ pub enum SpecError {
     /// An emergency that asks for care.
     #[error("an emergency goes to every device at once, held against nothing: {0}")]
     Emergency(#[from] EmergencyError),
+    /// A reach that cannot be.
+    #[error(transparent)]
+    Reach(#[from] ReachError),
     /// A gate that cannot be.
     #[error("gate: {0}")]
     Gate(#[from] GateError),
@@ -154,6 +165,8 @@ impl RolloutSpec {
             start_at_ms: None,
             windows: Vec::new(),
             timezone: None,
+            holdback: None,
+            joining: Joining::Include,
         }
     }
 
@@ -178,6 +191,7 @@ impl RolloutSpec {
             return Err(SpecError::Duration(at + 1));
         }
         emergency::validate(self)?;
+        reach::validate(self)?;
         self.stage.validate()?;
         self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stage))?;
         analysis::validate(&self.analyses, self.waves.len())?;
