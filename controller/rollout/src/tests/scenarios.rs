@@ -211,13 +211,11 @@ impl Stage {
     }
 
     fn words(&self, reason: &Waiting) -> String {
-        match reason {
-            Waiting::Soaking { until_ms } => {
-                let minutes = (until_ms - START_MS) / MINUTE_MS;
-                format!("soaking until {:02}:{:02}", minutes / 60, minutes % 60)
-            }
-            other => other.to_string(),
+        if let Waiting::Soaking { until_ms } = reason {
+            let minutes = (until_ms - START_MS) / MINUTE_MS;
+            return format!("soaking until {:02}:{:02}", minutes / 60, minutes % 60);
         }
+        reason.to_string()
     }
 }
 

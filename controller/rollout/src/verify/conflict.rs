@@ -27,7 +27,8 @@ impl Case<'_> {
 
     /// Whether the rollout means the device, or had it, and another one has it.
     fn is_missed(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {
-        let meant = || self.next.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+        let came_later = self.next.meant.as_ref().is_some_and(|meant| !meant.contains(id));
+        let meant = || !came_later && self.next.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes);
         !facts.revoked
             && match self.before.targets.get(id) {
                 Some(target) => is_foreign(&self.next.id, target, facts),

@@ -5,7 +5,7 @@ use jiff::tz::{TimeZone, TimeZoneDatabase};
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::RolloutStatus;
 
-use super::reading::is_able;
+use super::reading::{is_able, is_admitted, is_kept_out};
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
 use crate::rollout::Errand;
@@ -45,6 +45,8 @@ impl Case<'_> {
             && facts.desired.as_ref().is_none_or(|desired| desired.generation < u64::MAX)
             && (next.spec.stage.is_serve() || has_incumbent)
             && is_able(&next.bundle.requirements, facts)
+            && is_admitted(next, facts)
+            && !is_kept_out(next, id)
             && next.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes)
     }
 
