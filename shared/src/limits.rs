@@ -100,6 +100,10 @@ pub const MAX_GUARDRAILS: usize = 16;
 pub const MAX_GATE_KEYS: usize = 8;
 /// Controls one canary is compared with.
 pub const MAX_GATE_CONTROLS: u32 = 8;
+/// Columns of predictions that are compared between canaries and controls.
+pub const MAX_DRIFT_COLUMNS: usize = 8;
+/// Classes of them in all, with one for the rest of each column.
+pub const MAX_DRIFT_CELLS: usize = 32;
 /// Blocks of one wave; canaries beyond are watched without being compared.
 pub const MAX_GATE_BLOCKS: usize = 500;
 /// Analyses one rollout asks for.

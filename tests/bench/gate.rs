@@ -1,6 +1,7 @@
 //! How often a rollout's gate is wrong, and how often it sees a loss, beside rules in common use on the same draws.
 
 use muster_tests::gate_draws::{Drawn, Setting, draw};
+use muster_tests::prediction_draws::{self, drifts};
 use muster_tests::random::Random;
 
 use crate::report::{self, Table};
@@ -80,6 +81,8 @@ pub(crate) fn measure(draws: u32) -> anyhow::Result<Vec<Table>> {
             ("errors 5 % to 10 %", Setting { candidate: 0.10, ..of }),
             ("errors 5 % to 15 %", Setting { candidate: 0.15, ..of }),
             ("accuracy 90 % to 85 %", Setting { incumbent: 0.10, candidate: 0.15, ..of }),
+            // Of log-normal latencies with a deviation of 0.5, those above the control's 95th percentile.
+            ("latency x 1.5", Setting { candidate: 0.202, ..of }),
             ("8 % of devices broken", Setting { broken: 0.08, ..of }),
         ] {
             let rates = Rates::of(&mut random, &setting, draws)?;
@@ -100,5 +103,37 @@ pub(crate) fn measure(draws: u32) -> anyhow::Result<Vec<Table>> {
         );
         report::line(&format!("losses, {canaries} canaries, 1:{controls}: done"));
     }
-    Ok(vec![null, power, proof])
+    Ok(vec![null, power, proof, predictions(&mut random, draws / 10)?])
+}
+
+/// How often predictions are said to have drifted: of equal bundles, and of those that say another class now and then.
+fn predictions(random: &mut Random, draws: u32) -> anyhow::Result<Table> {
+    let mut table =
+        Table::new(format!("Predictions called different, {draws} draws each, ten classes, 200 predictions a device"));
+    for (controls, canaries) in
+        [1, 4].into_iter().flat_map(|controls| [10, 20, 50].map(|canaries| (controls, canaries)))
+    {
+        for (correlation, moved) in [(0.01, 0.0), (0.05, 0.0), (0.05, 0.05), (0.05, 0.1)] {
+            let setting = prediction_draws::Setting {
+                canaries,
+                controls,
+                correlation,
+                moved,
+                ..prediction_draws::Setting::default()
+            };
+            let mut hits = 0;
+            for draw in 0..draws {
+                hits += u32::from(drifts(random, &setting, ALPHA, u64::from(draw))?);
+            }
+            let percent = 100.0 * f64::from(hits) / f64::from(draws.max(1));
+            let of = format!("{canaries} canaries, 1:{controls}, correlation {correlation}");
+            if moved > 0.0 {
+                table.text(&format!("{:.0} % of predictions moved, {of}", moved * 100.0), &format!("{percent:.1} %"));
+            } else {
+                table.goal(&format!("equal, {of}"), percent, 100.0 * ALPHA, "%");
+            }
+        }
+        report::line(&format!("predictions, {canaries} canaries, 1:{controls}: done"));
+    }
+    Ok(table)
 }

@@ -96,6 +96,7 @@ pub fn draw(random: &mut Random, setting: &Setting, alpha: f64, margin: f64) -> 
         device: name.clone(),
         silent: false,
         scores: vec![Some(f64::from(windows.iter().sum::<u32>()) / requests)],
+        predicted: Vec::new(),
     };
     for wave in 0..setting.waves {
         let size = setting.canaries * (setting.controls + 1);

@@ -15,6 +15,7 @@ pub mod mosquitto;
 pub mod null_draws;
 pub mod operator;
 pub mod png;
+pub mod prediction_draws;
 pub mod process;
 pub mod programs;
 pub mod random;

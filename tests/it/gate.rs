@@ -1,6 +1,7 @@
 //! How often the statistics of a gate are wrong, and how often they see a loss: few draws here, many in `muster-bench gate`.
 
 use muster_tests::gate_draws::{Drawn, Setting, draw};
+use muster_tests::prediction_draws;
 use muster_tests::random::Random;
 
 const ALPHA: f64 = 0.05;
@@ -65,5 +66,30 @@ fn rules_that_ignore_the_device_are_wrong_far_more_often() -> anyhow::Result<()>
     let null = Setting::default();
     assert!(rate(null, 300, 0.02, |drawn| drawn.pooled_z)? > 0.15);
     assert!(rate(null, 300, 0.02, |drawn| drawn.mann_whitney)? > 0.15);
+    Ok(())
+}
+
+/// Predictions of equal bundles are called different no more often than promised, and those that moved are seen.
+#[test]
+fn predictions_that_drift_are_told_from_habits_of_devices() -> anyhow::Result<()> {
+    use prediction_draws::{Setting, drifts};
+    let mut random = Random::new(20_261_122);
+    let mut rate = |setting: Setting, draws: u32| -> anyhow::Result<f64> {
+        let mut hits = 0;
+        for draw in 0..draws {
+            hits += u32::from(drifts(&mut random, &setting, ALPHA, u64::from(draw))?);
+        }
+        Ok(f64::from(hits) / f64::from(draws))
+    };
+    let most = |draws: f64| ALPHA + 3.0 * (ALPHA * (1.0 - ALPHA) / draws).sqrt();
+    for correlation in [0.01, 0.05] {
+        let wrong = rate(Setting { correlation, ..Setting::default() }, 300)?;
+        assert!(wrong <= most(300.0), "{correlation}: {wrong}");
+    }
+    // Choices of canaries are drawn here, not all looked at.
+    let wrong = rate(Setting { canaries: 8, controls: 4, ..Setting::default() }, 40)?;
+    assert!(wrong <= most(40.0), "{wrong}");
+    let seen = rate(Setting { moved: 0.15, correlation: 0.01, ..Setting::default() }, 60)?;
+    assert!(seen > 0.9, "{seen}");
     Ok(())
 }

@@ -201,6 +201,16 @@ pub(crate) fn hash(rollout: &RolloutId, name: &str) -> [u8; 32] {
     hasher.finalize().into()
 }
 
+/// From where chance is drawn that concerns a whole wave, so that it is the same again.
+pub(crate) fn drawn_from(rollout: &RolloutId, wave: u32) -> u64 {
+    let mut hasher = Sha256::new();
+    hasher.update(rollout.as_str());
+    // No device is called that.
+    hasher.update(format!("\0wave {wave}"));
+    let digest: [u8; 32] = hasher.finalize().into();
+    digest.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+}
+
 /// The target of a device that comes in with `wave`; none when no generation is left for it.
 pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_ms: u64) -> Option<Target> {
     let manifest = rollout.bundle.manifest;

@@ -154,8 +154,58 @@ pub struct ScoredDevice {
     /// It was not heard of while it was to be watched, so it scores worst.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub silent: bool,
-    /// One for each guardrail, in order; none where there was nothing to score.
+    /// One for each guardrail, in order; none where there was nothing to score. With `prediction-drift` 0 where there are predictions.
     pub scores: Vec<Option<f64>>,
+    /// How often it predicted each of [`GateEvidence::predicted`], where the gate asks for that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub predicted: Vec<u64>,
+}
+
+/// Classes of one column of predictions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PredictedColumn {
+    /// Which column.
+    pub column: String,
+    /// Its classes; after them comes the rest.
+    pub classes: Vec<String>,
+}
+
+/// What predictions are counted by: column by column, class by class.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PredictedClasses {
+    /// The columns.
+    pub columns: Vec<PredictedColumn>,
+    /// From where choices of other canaries are drawn.
+    pub seed: u64,
+}
+
+/// How canaries' predictions differ from their controls', held against every or many another choice of canaries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DriftReport {
+    /// How often equal bundles would differ by as much.
+    pub p_value: f64,
+    /// Up to which it is enough to roll back: the part of the wave's level that this guardrail gets.
+    pub level: f64,
+    /// The least that so many blocks can give.
+    pub least_p_value: f64,
+    /// Choices of canaries that were looked at, the one made included.
+    pub choices: u32,
+    /// They were all that there are; else they were drawn.
+    pub exact: bool,
+    /// The greatest difference of a class's share, in standard deviations over choices.
+    pub statistic: f64,
+    /// In which column.
+    pub column: String,
+    /// In which class of it; none for the rest.
+    pub class: Option<String>,
+    /// Mean difference of its share, canary less control.
+    pub difference: f64,
 }
 
 /// What one guardrail showed.
@@ -179,6 +229,9 @@ pub struct GuardrailReport {
     pub upper_bound: Option<f64>,
     /// Blocks that would show it, if they are like those so far.
     pub blocks_needed: Option<u32>,
+    /// With `prediction-drift`, what the test came to; its evidence is one over its level where it rejects, and none where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<DriftReport>,
     /// All of it in a sentence.
     pub sentence: String,
 }
@@ -227,6 +280,9 @@ pub struct GateEvidence {
     pub dealt: usize,
     /// The scores.
     pub blocks: Vec<Block<ScoredDevice>>,
+    /// With `prediction-drift`, what was counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<PredictedClasses>,
     /// What came of them.
     pub report: GateReport,
 }

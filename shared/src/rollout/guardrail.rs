@@ -22,6 +22,8 @@ pub enum Metric {
     LabelError,
     /// Share of rows for which a shadow names another class than the bundle in service.
     Disagreement,
+    /// Whether canaries predict other classes than their controls, all classes at once: a test by itself, not a score.
+    PredictionDrift,
     /// One less the mean confidence of the answers.
     Confidence,
     /// Mean of the agent's resident memory in bytes, within [`Guardrail::range`].
@@ -35,12 +37,13 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric there is.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ErrorRate,
         Self::LatencyShare,
         Self::Failures,
         Self::LabelError,
         Self::Disagreement,
+        Self::PredictionDrift,
         Self::Confidence,
         Self::Memory,
         Self::Temperature,
@@ -56,6 +59,7 @@ impl Metric {
             Self::Failures => "failures",
             Self::LabelError => "label-error",
             Self::Disagreement => "disagreement",
+            Self::PredictionDrift => "prediction-drift",
             Self::Confidence => "confidence",
             Self::Memory => "memory",
             Self::Temperature => "temperature",
@@ -171,6 +175,8 @@ impl Guardrail {
         )?;
         // A few devices without a failure prove little, and their scores do not spread: no bound would say so.
         expect(*metric != Metric::Failures || margin.is_none(), "a device fails or does not: it has no margin")?;
+        let is_drift = *metric == Metric::PredictionDrift;
+        expect(!is_drift || margin.is_none(), "predictions drift or do not: it has no margin")?;
         expect(*metric != Metric::Disagreement || margin.is_some(), "it needs a margin")
     }
 }

@@ -28,7 +28,10 @@ pub use approval::{Approval, ApprovalOutcome, ApprovalRecord};
 pub use aside::{Pin, Quarantine};
 pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
 pub use freeze::{CreateFreeze, Freeze};
-pub use gate::{Block, GateError, GateEvidence, GateReport, GateSpec, GuardrailReport, ScoredDevice};
+pub use gate::{
+    Block, DriftReport, GateError, GateEvidence, GateReport, GateSpec, GuardrailReport, PredictedClasses,
+    PredictedColumn, ScoredDevice,
+};
 pub use guardrail::{Guardrail, Metric, ScoreRange};
 pub use preview::{RolloutPreview, WavePreview};
 pub use spec::{

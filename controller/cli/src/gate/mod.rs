@@ -13,7 +13,7 @@ use muster_rollout::{Gate, scales};
 use muster_shared::rollout::{GateReport, GateSpec, Outcome};
 use serde::Serialize;
 
-use self::scores::TimedBlock;
+use self::scores::Scores;
 use crate::command::Context;
 use crate::failure::Failure;
 use crate::output::{self, cell, number, toned};
@@ -36,7 +36,7 @@ pub(crate) struct CheckArgs {
     policy: PathBuf,
     /// The scores, as CSV with the columns time, block, device, arm (canary or control) and one for each guardrail, named as in the
     /// policy without margin and range (metric:line_stops). A cell is a share from 0 to 1, of confidence or a guardrail with a range the mean
-    /// itself; an empty one is a device that had nothing to score, "silent" one that was not heard of.
+    /// itself; prediction-drift has a column predicted:CLASS with a count for each class instead. An empty one is a device that had nothing to score, "silent" one that was not heard of.
     #[arg(long, value_name = "FILE.csv")]
     data: PathBuf,
     /// Which wave of how many this is, as 2/3: it gets that wave's part of alpha.
@@ -85,7 +85,8 @@ fn policy(path: &Path) -> Result<GateSpec, Failure> {
     Ok(gate)
 }
 
-fn judge(spec: &GateSpec, alpha: f64, blocks: Vec<TimedBlock>) -> Checked {
+fn judge(spec: &GateSpec, alpha: f64, scores: Scores) -> Checked {
+    let Scores { blocks, predicted } = scores;
     let plain: Vec<_> = blocks.iter().map(|timed| timed.block.clone()).collect();
     let all = u32::try_from(plain.len()).unwrap_or(u32::MAX);
     let mut gate = Gate::new(spec, alpha, &scales(spec, &plain), all);
@@ -97,6 +98,9 @@ fn judge(spec: &GateSpec, alpha: f64, blocks: Vec<TimedBlock>) -> Checked {
             Step { time: timed.time, block: timed.name, report: gate.report(so_far < MIN_BLOCKS) }
         })
         .collect();
+    if let Some(classes) = &predicted {
+        gate.compare_predictions(&plain, classes);
+    }
     Checked { steps, report: gate.report(all < MIN_BLOCKS) }
 }
 
@@ -131,8 +135,8 @@ fn text(checked: &Checked) -> String {
 pub(crate) fn run(context: &Context, command: GateCommand) -> Result<(), Failure> {
     let GateCommand::Check(args) = command;
     let spec = policy(&args.policy)?;
-    let blocks = scores::read(&args.data, &spec.guardrails)?;
-    let checked = judge(&spec, wave_alpha(spec.alpha, args.wave.number - 1, args.wave.of), blocks);
+    let scores = scores::read(&args.data, &spec.guardrails, u64::from(args.wave.number))?;
+    let checked = judge(&spec, wave_alpha(spec.alpha, args.wave.number - 1, args.wave.of), scores);
     context.output.show(&checked, text)?;
     match checked.report.outcome {
         Outcome::Successful => Ok(()),
@@ -158,7 +162,7 @@ mod tests {
         }
         std::fs::write(&data, csv).unwrap();
         let spec = policy(&policy_path).unwrap();
-        judge(&spec, spec.alpha, scores::read(&data, &spec.guardrails).unwrap())
+        judge(&spec, spec.alpha, scores::read(&data, &spec.guardrails, 1).unwrap())
     }
 
     #[test]

@@ -7,13 +7,15 @@ use std::path::Path;
 use csv::StringRecord;
 use jiff::Timestamp;
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{Block, Guardrail, ScoredDevice};
+use muster_shared::rollout::{Block, Guardrail, Metric, PredictedClasses, PredictedColumn, ScoredDevice};
 
 use crate::failure::Failure;
 use crate::table_file::TableFile;
 
 const FIXED: [&str; 4] = ["time", "block", "device", "arm"];
 const SILENT: &str = "silent";
+/// What the columns that count predictions of a class are called, before its name.
+const PREDICTED: &str = "predicted:";
 /// Rows beyond this are no scores of devices.
 const MAX_ROWS: usize = 5_000_000;
 
@@ -53,13 +55,41 @@ struct Rows {
     controls: Vec<ScoredDevice>,
 }
 
-/// The blocks of the file in the order in which they were complete; `guardrails` are the columns wanted.
+/// What a file holds.
+pub(super) struct Scores {
+    /// The blocks, in the order in which they were complete.
+    pub(super) blocks: Vec<TimedBlock>,
+    /// What predictions are counted by, where a guardrail asks for them.
+    pub(super) predicted: Option<PredictedClasses>,
+}
+
+/// The file's blocks; `guardrails` are the columns wanted. `seed` is where choices of other canaries are drawn from.
 ///
 /// # Errors
 /// [`Failure`] with file, line and what is expected.
-pub(super) fn read(path: &Path, guardrails: &[Guardrail]) -> Result<Vec<TimedBlock>, Failure> {
+pub(super) fn read(path: &Path, guardrails: &[Guardrail], seed: u64) -> Result<Scores, Failure> {
     let table = TableFile::open(path)?;
-    let names: Vec<String> = guardrails.iter().map(ToString::to_string).collect();
+    // Predictions have a column for each class instead.
+    let is_scored = |guardrail: &&Guardrail| guardrail.metric != Metric::PredictionDrift;
+    let names: Vec<String> = guardrails.iter().filter(is_scored).map(ToString::to_string).collect();
+    let classes =
+        || table.header().iter().enumerate().filter_map(|(at, name)| Some((at, name.strip_prefix(PREDICTED)?)));
+    let drifts = !guardrails.iter().all(|guardrail| is_scored(&guardrail));
+    if drifts && classes().count() < 2 {
+        return Err(Failure::input(format!(
+            "{}: prediction-drift takes columns {PREDICTED}CLASS, one for each class",
+            path.display()
+        )));
+    }
+    let predicted = drifts.then(|| PredictedClasses {
+        columns: vec![PredictedColumn {
+            column: "the file".to_owned(),
+            classes: classes().map(|(_, class)| class.to_owned()).collect(),
+        }],
+        seed,
+    });
+    let counted: Vec<(usize, String)> =
+        classes().filter(|_| drifts).map(|(at, class)| (at, class.to_owned())).collect();
     let at = |name: &str| {
         table.header().iter().position(|column| column == name).ok_or_else(|| {
             let columns = FIXED.iter().copied().chain(names.iter().map(String::as_str)).collect::<Vec<_>>();
@@ -83,9 +113,27 @@ pub(super) fn read(path: &Path, guardrails: &[Guardrail]) -> Result<Vec<TimedBlo
         if seen.len() > MAX_ROWS {
             return Err(fault(format!("more than {MAX_ROWS} devices")));
         }
+        let predicted: Vec<u64> = counted
+            .iter()
+            .map(|(at, class)| match text(*at) {
+                "" => Ok(0),
+                cell => {
+                    cell.parse().map_err(|_| fault(format!("{PREDICTED}{class} {cell:?} is no count of predictions")))
+                }
+            })
+            .collect::<Result<_, _>>()?;
+        // What is of no class of the file is not in it.
+        let predicted: Vec<u64> =
+            if predicted.iter().all(|n| *n == 0) { Vec::new() } else { [predicted, vec![0]].concat() };
         let mut silent = false;
-        let mut cells = Vec::with_capacity(scores.len());
-        for ((at, name), guardrail) in scores.iter().zip(&names).zip(guardrails) {
+        let mut cells = Vec::with_capacity(guardrails.len());
+        let mut columns = scores.iter().zip(&names);
+        for guardrail in guardrails {
+            if !is_scored(&guardrail) {
+                cells.push((!predicted.is_empty()).then_some(0.0));
+                continue;
+            }
+            let Some((at, name)) = columns.next() else { break };
             let cell = text(*at);
             silent |= cell == SILENT;
             cells.push(match cell {
@@ -108,7 +156,7 @@ pub(super) fn read(path: &Path, guardrails: &[Guardrail]) -> Result<Vec<TimedBlo
         if rows.time.0.order(when).is_lt() {
             rows.time = (when, text(time).to_owned());
         }
-        let scored = ScoredDevice { device, silent, scores: cells };
+        let scored = ScoredDevice { device, silent, scores: cells, predicted };
         match text(arm) {
             "canary" if rows.canary.is_some() => Err(fault(format!("block {:?} has two canaries", text(block)))),
             "canary" => {
@@ -133,7 +181,8 @@ pub(super) fn read(path: &Path, guardrails: &[Guardrail]) -> Result<Vec<TimedBlo
     }
     // Those complete at the same time go by name, so that the order is the same again.
     all.sort_by(|((a, _), a_name, _), ((b, _), b_name, _)| a.order(*b).then_with(|| a_name.cmp(b_name)));
-    Ok(all.into_iter().map(|((_, time), name, block)| TimedBlock { time, name, block }).collect())
+    let blocks = all.into_iter().map(|((_, time), name, block)| TimedBlock { time, name, block }).collect();
+    Ok(Scores { blocks, predicted })
 }
 
 /// The score in a cell.
@@ -147,7 +196,7 @@ fn score(guardrail: &Guardrail, cell: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use muster_shared::rollout::{Metric, ScoreRange};
+    use muster_shared::rollout::ScoreRange;
 
     use super::*;
 
@@ -155,8 +204,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("scores.csv");
         std::fs::write(&path, format!("time,block,device,arm,error-rate\n{rows}")).unwrap();
-        match read(&path, &[Guardrail::of(Metric::ErrorRate, None)]) {
-            Ok(blocks) => format!("{} blocks", blocks.len()),
+        match read(&path, &[Guardrail::of(Metric::ErrorRate, None)], 0) {
+            Ok(scores) => format!("{} blocks", scores.blocks.len()),
             Err(failure) => failure.to_string(),
         }
     }
@@ -191,9 +240,35 @@ mod tests {
         .unwrap();
         let range = Some(ScoreRange { best: 100.0, worst: 80.0 });
         let number = Guardrail { name: Some("yield".parse().unwrap()), range, ..Guardrail::of(Metric::Custom, None) };
-        let blocks = read(&path, &[number, Guardrail::of(Metric::Confidence, None)])
+        let blocks = read(&path, &[number, Guardrail::of(Metric::Confidence, None)], 0)
+            .map(|scores| scores.blocks)
             .unwrap_or_else(|failure| panic!("{failure}"));
         let scores: Vec<_> = blocks[0].block.members().map(|device| device.scores.clone()).collect();
         assert_eq!(scores, [[Some(0.4), Some(0.25)], [Some(0.0), Some(0.0)]]);
+    }
+
+    #[test]
+    fn predictions_have_a_column_for_each_class() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.csv");
+        let drifts = [Guardrail::of(Metric::PredictionDrift, None)];
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read(&path, &drifts, 7)
+        };
+        let head = "time,block,device,arm,predicted:a,predicted:b\n";
+        let Ok(scores) = read(&format!("{head}1,x,c,canary,3,4\n1,x,d,control,,\n")) else { panic!() };
+        let devices: Vec<_> =
+            scores.blocks[0].block.members().map(|d| (d.scores.clone(), d.predicted.clone())).collect();
+        assert_eq!(devices, [(vec![Some(0.0)], vec![3, 4, 0]), (vec![None], vec![])]);
+        let classes = scores.predicted.unwrap();
+        assert_eq!((classes.columns[0].classes.clone(), classes.seed), (vec!["a".to_owned(), "b".to_owned()], 7));
+        for (text, why) in [
+            (format!("{head}1,x,c,canary,3,-4\n"), "line 2: predicted:b \"-4\" is no count"),
+            ("time,block,device,arm,predicted:a\n".to_owned(), "columns predicted:CLASS"),
+        ] {
+            let error = read(&text).err().unwrap().to_string();
+            assert!(error.contains(why), "{error}");
+        }
     }
 }

@@ -102,7 +102,10 @@ fn parse(path: &Path) -> Result<Vec<GateEvidence>, Failure> {
 /// [`Failure`] when the file is none, or a verdict comes out otherwise.
 pub(super) fn replay(context: &Context, path: &Path) -> Result<(), Failure> {
     let stored = parse(path)?;
-    let again = stored.iter().map(|one| judge(&one.gate, one.alpha, &one.blocks, one.dealt)).collect::<Vec<_>>();
+    let again = stored
+        .iter()
+        .map(|one| judge(&one.gate, one.alpha, &one.blocks, one.dealt, one.predicted.as_ref()))
+        .collect::<Vec<_>>();
     context.output.show(&again, |again| {
         let all = stored.iter().zip(again).map(|(stored, report)| {
             let title = format!(

@@ -3,10 +3,16 @@
 //! Evidence that canaries are worse is gathered block by block and looked at after each; that of several guardrails is averaged, which is
 //! evidence again. Each margin must be kept at the whole level: all of them together are kept wrongly no more often than one. A device
 //! that was silent scores worst on either side as far as a loss goes. A silent control says nothing for the bundle, so margins leave it out.
+//!
+//! Predictions are compared once, at the end, as a permutation test has it: it rejects at its part of the level, and is then evidence of one
+//! over that part; else it is evidence of 0. On average that is 1 at most, so it is averaged with the others.
 
-use muster_shared::rollout::{Block, GateReport, GateSpec, Guardrail, GuardrailReport, Outcome, ScoredDevice};
+use muster_shared::rollout::{
+    Block, DriftReport, GateReport, GateSpec, Guardrail, GuardrailReport, Metric, Outcome, PredictedClasses,
+    ScoredDevice,
+};
 
-use super::wording;
+use super::{predictions, wording};
 use crate::statistics::{EProcess, MIN_BLOCKS, Margin, log_mean_exp, spread};
 
 /// No evidence is as strong as this; an infinite number could not be stored.
@@ -31,15 +37,25 @@ struct Rail {
     process: Option<EProcess>,
     margin: Margin,
     blocks: u32,
+    drift: Option<DriftReport>,
 }
 
 /// Judges a wave by its scored `blocks`, in order, at the level `alpha`. `dealt` is how many blocks there were before devices were left out: with fewer
-/// than [`MIN_BLOCKS`] the wave rests on its limits.
+/// than [`MIN_BLOCKS`] the wave rests on its limits. `predicted` is what predictions were counted by, where the gate asks for them.
 #[must_use]
-pub fn judge(spec: &GateSpec, alpha: f64, blocks: &[Block<ScoredDevice>], dealt: usize) -> GateReport {
+pub fn judge(
+    spec: &GateSpec,
+    alpha: f64,
+    blocks: &[Block<ScoredDevice>],
+    dealt: usize,
+    predicted: Option<&PredictedClasses>,
+) -> GateReport {
     let expected = u32::try_from(blocks.len()).unwrap_or(u32::MAX);
     let mut gate = Gate::new(spec, alpha, &scales(spec, blocks), expected);
     blocks.iter().for_each(|block| gate.add(block));
+    if let Some(classes) = predicted {
+        gate.compare_predictions(blocks, classes);
+    }
     gate.report(dealt < MIN_BLOCKS as usize)
 }
 
@@ -73,8 +89,9 @@ impl<'s> Gate<'s> {
     pub fn new(spec: &'s GateSpec, alpha: f64, scales: &[Option<f64>], expected: u32) -> Self {
         let rail = |(at, guardrail): (usize, &Guardrail)| {
             let scale = scales.get(at).copied().flatten();
-            let process = scale.filter(|_| guardrail.metric.is_loss()).and_then(|scale| EProcess::new(scale, expected));
-            Rail { scale, process, margin: Margin::default(), blocks: 0 }
+            let gathers = guardrail.metric.is_loss() && guardrail.metric != Metric::PredictionDrift;
+            let process = scale.filter(|_| gathers).and_then(|scale| EProcess::new(scale, expected));
+            Rail { scale, process, margin: Margin::default(), blocks: 0, drift: None }
         };
         let rails: Vec<Rail> = spec.guardrails.iter().enumerate().map(rail).collect();
         Self { spec, alpha, strongest_of: vec![0.0; rails.len()], rails, blocks: 0, strongest: 0.0 }
@@ -86,6 +103,9 @@ impl<'s> Gate<'s> {
         for ((at, rail), guardrail) in self.rails.iter_mut().enumerate().zip(&self.spec.guardrails) {
             if let Some((scores, process)) = scores(block, at, false).zip(rail.process.as_mut()) {
                 process.add(&beyond(guardrail, scores));
+            }
+            if guardrail.metric == Metric::PredictionDrift {
+                continue;
             }
             if let Some(scores) = scores(block, at, true) {
                 rail.margin.add(&scores);
@@ -99,12 +119,41 @@ impl<'s> Gate<'s> {
         }
     }
 
+    /// Compares what the devices of all `blocks` predicted, where the gate asks for that: once, after the last of them was added.
+    pub fn compare_predictions(&mut self, blocks: &[Block<ScoredDevice>], classes: &PredictedClasses) {
+        let level = self.alpha / self.losses().count().max(1) as f64;
+        let drifts = self.spec.guardrails.iter().position(|guardrail| guardrail.metric == Metric::PredictionDrift);
+        let Some(rail) = drifts.and_then(|at| self.rails.get_mut(at)) else { return };
+        (rail.blocks, rail.drift) = predictions::compare(blocks, classes, level);
+        if rail.drift.as_ref().is_some_and(|drift| drift.p_value <= drift.level) {
+            // It is enough by itself, whatever rounding makes of the mean.
+            self.strongest = self.log_e().max(self.strongest).max(-self.alpha.ln());
+            self.strongest_of = self.rails.iter().map(Rail::log_e).collect();
+        }
+    }
+
+    fn losses(&self) -> impl Iterator<Item = &Rail> {
+        let all = self.spec.guardrails.iter().zip(&self.rails);
+        all.filter(|(guardrail, _)| guardrail.metric.is_loss()).map(|(_, rail)| rail)
+    }
+
     /// Evidence of a loss after the blocks so far: the mean over guardrails, as a natural logarithm.
     #[must_use]
     pub fn log_e(&self) -> f64 {
-        let losses =
-            || self.spec.guardrails.iter().zip(&self.rails).filter(|(guardrail, _)| guardrail.metric.is_loss());
-        if losses().next().is_none() { 0.0 } else { log_mean_exp(|| losses().map(|(_, rail)| rail.log_e())) }
+        let is_drift =
+            |at: usize| self.spec.guardrails.get(at).is_some_and(|rail| rail.metric == Metric::PredictionDrift);
+        let losses = || {
+            let all = self.spec.guardrails.iter().zip(&self.rails).enumerate();
+            all.filter(|(_, (guardrail, _))| guardrail.metric.is_loss())
+        };
+        // A test that has not rejected is evidence of 0, not of 1.
+        let log_e =
+            |at, rail: &Rail| if is_drift(at) && rail.rejected().is_none() { f64::NEG_INFINITY } else { rail.log_e() };
+        if losses().next().is_none() {
+            0.0
+        } else {
+            log_mean_exp(|| losses().map(|(at, (_, rail))| log_e(at, rail))).max(-MOST_LOG_E)
+        }
     }
 
     /// What the blocks so far prove. `limits_only` where there can be no more of them, and they are too few for any margin.
@@ -143,7 +192,15 @@ impl<'s> Gate<'s> {
 }
 
 impl Rail {
+    /// The test of predictions, if it rejects.
+    fn rejected(&self) -> Option<&DriftReport> {
+        self.drift.as_ref().filter(|drift| drift.p_value <= drift.level)
+    }
+
     fn log_e(&self) -> f64 {
+        if let Some(drift) = self.rejected() {
+            return -drift.level.ln();
+        }
         self.process.as_ref().map_or(0.0, EProcess::log_e).clamp(-MOST_LOG_E, MOST_LOG_E)
     }
 
@@ -160,9 +217,13 @@ impl Rail {
             blocks: self.blocks,
             scale: self.scale,
             log_e,
-            mean_difference: (self.blocks > 0).then(|| self.margin.mean()),
+            mean_difference: match &self.drift {
+                Some(drift) => Some(drift.difference),
+                None => (self.blocks > 0 && guardrail.metric != Metric::PredictionDrift).then(|| self.margin.mean()),
+            },
             upper_bound,
             blocks_needed: guardrail.margin.and_then(|margin| self.margin.blocks_needed(alpha, margin)),
+            drift: self.drift.clone(),
             sentence: String::new(),
         };
         report.sentence = wording::guardrail(&report);

@@ -7,6 +7,7 @@
 
 mod deal;
 mod judge;
+mod predictions;
 mod score;
 mod wording;
 
@@ -98,13 +99,14 @@ pub(crate) fn answer(
     if let Some(judged) = &dealt.judged {
         return Ok(Some(judged.report.clone()));
     }
-    let (gate, blocks) = score::score(next, gate, &dealt.blocks, state.soak_from_ms.unwrap_or(now_ms), fleet);
+    let (gate, blocks, predicted) =
+        score::score(next, gate, &dealt.blocks, state.soak_from_ms.unwrap_or(now_ms), fleet);
     let unscored = score::unscored(&blocks);
     if may_wait && !unscored.is_empty() {
         return Err(Waiting::Unscored { devices: unscored });
     }
     let alpha = alpha(&next.spec, &gate, wave);
-    let report = judge(&gate, alpha, &blocks, dealt.blocks.len());
+    let report = judge(&gate, alpha, &blocks, dealt.blocks.len(), predicted.as_ref());
     let evidence = GateEvidence {
         rollout: next.id.clone(),
         bundle: next.bundle.bundle.clone(),
@@ -114,6 +116,7 @@ pub(crate) fn answer(
         dealt: dealt.blocks.len(),
         gate,
         blocks,
+        predicted,
         report: report.clone(),
     };
     if let Some(state) = next.waves.get_mut(wave as usize).and_then(|state| state.gate.as_mut()) {

@@ -1,12 +1,14 @@
 //! One score a device and guardrail, from what it measured since the soak began. Canaries and controls are scored over the same time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{Block, GateSpec, Guardrail, Metric, ScoredDevice};
+use muster_shared::rollout::{Block, GateSpec, Guardrail, Metric, PredictedClasses, ScoredDevice};
 use muster_shared::sketch::{LatencySketch, RightCounts};
 use muster_shared::trust::Stage;
 
+use super::predictions;
+use crate::cohort::drawn_from;
 use crate::fleet::{DeviceFacts, Evidence, Fleet, Mean};
 use crate::rollout::Rollout;
 
@@ -44,7 +46,7 @@ enum Part {
     Control,
 }
 
-/// The scores of `blocks`, and the gate with the latencies it took for slow. Devices that another rollout or nobody has any more are left
+/// The scores of `blocks`, the gate with the latencies it took for slow, and by what predictions were counted. Devices that another rollout or nobody has any more are left
 /// out, and controls that were told to run the bundle; so are blocks without a canary or a control.
 pub(super) fn score(
     rollout: &Rollout,
@@ -52,7 +54,7 @@ pub(super) fn score(
     blocks: &[Block<DeviceId>],
     since_ms: u64,
     fleet: &Fleet,
-) -> (GateSpec, Vec<Block<ScoredDevice>>) {
+) -> (GateSpec, Vec<Block<ScoredDevice>>, Option<PredictedClasses>) {
     let seen: Vec<Block<Side<'_>>> = blocks
         .iter()
         .filter_map(|block| {
@@ -67,13 +69,22 @@ pub(super) fn score(
         // Of both sides together: who is a canary must not move what counts as slow.
         guardrail.above_us = guardrail.above_us.or_else(|| slow_us(&seen));
     }
-    let device = |side: &Side<'_>| ScoredDevice {
-        device: side.device.clone(),
-        silent: side.silent,
-        scores: gate.guardrails.iter().map(|guardrail| side.score(guardrail)).collect(),
+    let drifts = gate.guardrails.iter().any(|guardrail| guardrail.metric == Metric::PredictionDrift);
+    let predicted = drifts.then(|| {
+        let all: Vec<_> = seen.iter().map(|block| block.map(|side| predictions::counted(&side.measured))).collect();
+        predictions::classes(&all, drawn_from(&rollout.id, rollout.current_wave))
+    });
+    let device = |side: &Side<'_>| {
+        let count = |classes| predictions::counts(&predictions::counted(&side.measured), classes);
+        ScoredDevice {
+            device: side.device.clone(),
+            silent: side.silent,
+            scores: gate.guardrails.iter().map(|guardrail| side.score(guardrail)).collect(),
+            predicted: predicted.as_ref().map(count).unwrap_or_default(),
+        }
     };
     let scored = seen.iter().map(|block| block.map(device)).collect();
-    (gate, scored)
+    (gate, scored, predicted)
 }
 
 /// Devices that were not heard of, or have nothing to be scored by yet.
@@ -185,6 +196,11 @@ impl<'f> Side<'f> {
             Metric::LabelError => share(self.labels.labels.saturating_sub(self.labels.right), self.labels.labels),
             Metric::Disagreement if self.part == Part::Control => Some(0.0),
             Metric::Disagreement => share(self.disagreed, self.agreed.saturating_add(self.disagreed)),
+            Metric::PredictionDrift => {
+                let any =
+                    |measured: &&Evidence| measured.predictions.values().flat_map(BTreeMap::values).any(|n| *n > 0);
+                self.measured.iter().copied().any(|measured| any(&measured)).then_some(0.0)
+            }
             // Logits that a profile takes for confidence are beyond, and say nothing.
             Metric::Confidence => self
                 .mean(|measured| Some(&measured.confidence))

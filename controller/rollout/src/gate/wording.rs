@@ -1,6 +1,6 @@
 //! What a comparison showed, in sentences.
 
-use muster_shared::rollout::{GateReport, Guardrail, GuardrailReport, Metric, Outcome, ScoreRange};
+use muster_shared::rollout::{DriftReport, GateReport, Guardrail, GuardrailReport, Metric, Outcome, ScoreRange};
 
 use crate::statistics::MIN_BLOCKS;
 use crate::wording::{count, counted, latency};
@@ -18,6 +18,7 @@ fn name(guardrail: &Guardrail) -> String {
         (Metric::Confidence, ..) => "lack of confidence".to_owned(),
         (Metric::Memory, ..) => range("memory", " B"),
         (Metric::Temperature, ..) => range("temperature", " °C"),
+        (Metric::PredictionDrift, ..) => "predictions".to_owned(),
         (Metric::Custom, _, Some(name)) => range(name.as_str(), ""),
         (metric, ..) => metric.to_string(),
     }
@@ -39,6 +40,9 @@ fn odds(log_e: f64) -> String {
 pub(super) fn guardrail(report: &GuardrailReport) -> String {
     let GuardrailReport { guardrail, outcome, blocks, mean_difference, upper_bound, blocks_needed, .. } = report;
     let name = name(guardrail);
+    if let Some(drift) = &report.drift {
+        return predictions(drift, *blocks);
+    }
     let Some(mean) = mean_difference else { return format!("{name}: nothing to compare") };
     let basis = format!("{name} {} over {}", points(*mean), counted(u64::from(*blocks), "block"));
     match (outcome, guardrail.margin, upper_bound) {
@@ -64,6 +68,24 @@ pub(super) fn guardrail(report: &GuardrailReport) -> String {
                 wider * 100.0
             )
         }
+    }
+}
+
+/// What the predictions showed.
+fn predictions(drift: &DriftReport, blocks: u32) -> String {
+    let DriftReport { p_value, level, least_p_value, column, class, difference, .. } = drift;
+    let class = class.as_ref().map_or_else(|| "the rest".to_owned(), |class| format!("{class:?}"));
+    let basis = format!(
+        "predictions: {class} of {column} {} over {}, p = {p_value:.2$}",
+        points(*difference),
+        counted(u64::from(blocks), "block"),
+        if *p_value < 0.01 { 4 } else { 2 }
+    );
+    match least_p_value > level {
+        true => format!(
+            "{basis}, and with so few blocks no p-value is below {least_p_value:.4}, where {level:.4} is enough"
+        ),
+        false => format!("{basis}, where {level:.4} is enough"),
     }
 }
 

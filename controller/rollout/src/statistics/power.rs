@@ -7,6 +7,7 @@ use std::f64::consts::TAU;
 
 use muster_shared::rollout::Block;
 
+use super::random::SplitMix;
 use super::{EProcess, Margin, spread};
 
 /// Comparisons drawn for each loss.
@@ -34,7 +35,7 @@ pub fn power(blocks: u32, controls: u32, alpha: f64) -> Power {
         return Power::default();
     }
     let sees = |loss: f64| {
-        let mut normal = Normal(u64::from(blocks));
+        let mut normal = Normal(SplitMix::new(u64::from(blocks)));
         let seen = (0..DRAWS).filter(|_| {
             let drawn = draw(&mut normal, blocks, controls, loss);
             let process = spread(&drawn).and_then(|scale| EProcess::new(scale, blocks));
@@ -55,7 +56,7 @@ pub fn power(blocks: u32, controls: u32, alpha: f64) -> Power {
         }
         high
     });
-    let mut normal = Normal(u64::from(blocks));
+    let mut normal = Normal(SplitMix::new(u64::from(blocks)));
     let bounds = (0..DRAWS).map(|_| {
         let mut margin = Margin::default();
         draw(&mut normal, blocks, controls, 0.0).iter().for_each(|block| margin.add(block));
@@ -71,16 +72,13 @@ fn draw(normal: &mut Normal, blocks: u32, controls: u32, loss: f64) -> Vec<Block
     (0..blocks).map(block).collect()
 }
 
-/// Normal numbers from a seed: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) through Box and Muller's transform.
-struct Normal(u64);
+/// Normal numbers from a seed, through Box and Muller's transform.
+struct Normal(SplitMix);
 
 impl Normal {
     fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         // Above 0, for the logarithm.
-        (((mixed ^ (mixed >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+        ((self.0.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
     fn next(&mut self) -> f64 {

@@ -181,4 +181,58 @@ proptest! {
             prop_assert!(spread <= 1, "{sizes:?}");
         }
     }
+
+    /// Whoever of each block is the canary, not more than a share α of the choices is called different at α: that is what the test rests on.
+    #[test]
+    fn equal_bundles_differ_as_rarely_as_the_p_value_says(
+        tables in prop::collection::vec(prop::collection::vec(prop::collection::vec(0u8..4, 3), 2..4), 1..5),
+    ) {
+        let sizes: Vec<usize> = tables.iter().map(Vec::len).collect();
+        let all: usize = sizes.iter().product();
+        let of = |mut number: usize| -> Vec<Block<Vec<f64>>> {
+            tables.iter().map(|table| {
+                let canary = number % table.len();
+                number /= table.len();
+                let mut devices: Vec<Vec<f64>> = table.iter().map(|own| own.iter().map(|x| f64::from(*x)).collect()).collect();
+                Block { canary: devices.remove(canary), controls: devices }
+            }).collect()
+        };
+        let found: Vec<MaxT> = (0..all).filter_map(|number| max_t(&of(number), 1)).collect();
+        prop_assert!(found.is_empty() || found.len() == all);
+        for alpha in [0.01, 0.05, 0.1, 0.25, 0.5] {
+            let rejected = found.iter().filter(|one| one.p_value <= alpha).count();
+            prop_assert!(rejected as f64 <= alpha * all as f64 + 1e-9, "{rejected} of {all} at {alpha}");
+        }
+        for one in &found {
+            prop_assert!(one.exact && one.choices as usize == all && one.p_value >= one.least - 1e-12, "{one:?}");
+        }
+        // Scaled and shifted numbers say the same.
+        if let Some(first) = found.first() {
+            let mut blocks = of(0);
+            for block in &mut blocks {
+                std::iter::once(&mut block.canary).chain(&mut block.controls).for_each(|own| own[1] = own[1] * 8.0 + 3.0);
+            }
+            let scaled = max_t(&blocks, 1).unwrap();
+            let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * (1.0 + b.abs());
+            prop_assert!(close(scaled.p_value, first.p_value) && close(scaled.statistic, first.statistic));
+        }
+    }
+}
+
+#[test]
+fn choices_that_are_drawn_are_the_same_again_and_say_about_the_same_as_all() {
+    // 13 pairs have 8,192 choices, 14 twice as many.
+    let pairs = |n: usize| -> Vec<Block<Vec<f64>>> {
+        let own = |at: usize, by: f64| vec![(at * 7 % 5) as f64 + by, (at * 3 % 7) as f64];
+        (0..n).map(|at| Block { canary: own(at, 0.9), controls: vec![own(at + 2, 0.0)] }).collect()
+    };
+    let (all, drawn) = (max_t(&pairs(13), 1).unwrap(), max_t(&pairs(14), 1).unwrap());
+    assert_eq!((all.exact, all.choices, drawn.exact, drawn.choices), (true, 8_192, false, 5_000));
+    assert_eq!(max_t(&pairs(14), 1).unwrap(), drawn);
+    let other = max_t(&pairs(14), 2).unwrap();
+    // Four standard errors of what is drawn.
+    let error = 4.0 * (2.0 * drawn.p_value * (1.0 - drawn.p_value) / 5_000.0).sqrt();
+    assert!((other.p_value - drawn.p_value).abs() <= error, "{other:?} {drawn:?}");
+    assert!(max_t(&[], 1).is_none());
+    assert!(max_t(&[Block { canary: vec![1.0], controls: vec![vec![1.0]] }], 1).is_none());
 }

@@ -1,5 +1,7 @@
 //! A rollout whose waves are compared with devices like theirs.
 
+use std::collections::BTreeMap;
+
 use muster_shared::rollout::{
     Block, GateSpec, Guardrail, Limits, Metric, Outcome, RolloutSpec, RolloutStatus, Rule, ScoreRange, Waiting,
 };
@@ -105,7 +107,7 @@ fn canaries_that_are_worse_go_back() {
     assert!(verdict.summary.contains("canaries are worse than their controls, evidence"), "{}", verdict.summary);
     assert!(verdict.summary.contains("where 20.0 to 1 is enough: error-rate +8"), "{}", verdict.summary);
     let evidence = world.rollout.gate_evidence().next().unwrap();
-    assert_eq!(crate::judge(&evidence.gate, evidence.alpha, &evidence.blocks, evidence.dealt), evidence.report);
+    assert_eq!(crate::judge(&evidence.gate, evidence.alpha, &evidence.blocks, evidence.dealt, None), evidence.report);
 }
 
 #[test]
@@ -316,4 +318,76 @@ fn canaries_that_are_worse_by_what_applications_send_go_back() {
     assert!(waits_for(&decision, |w| matches!(w, Waiting::Unscored { devices } if devices.len() == 20)));
     world.tick(MAX_MS);
     assert_eq!(world.rollout.status, RolloutStatus::Paused);
+}
+
+#[test]
+fn canaries_that_predict_other_classes_than_their_controls_go_back() {
+    let run = |shift: u64| {
+        let drift = guardrail(Metric::PredictionDrift, None);
+        let mut world = world_of(gated(&["20", "100%"], &[ERRORS[0].clone(), drift]), 40);
+        world.tick(0);
+        soaks(&mut world, |at| at as u64 % 3, |at| at as u64 % 3);
+        let targets: Vec<_> = world.rollout.targets.keys().cloned().collect();
+        for (at, (id, facts)) in world.fleet.devices.iter_mut().enumerate() {
+            let shift = if targets.contains(id) { shift } else { 0 };
+            let (a, b) = (40 + at as u64 * 7 % 11 + shift, 30 + at as u64 * 5 % 13);
+            let counts =
+                BTreeMap::from([("a", a), ("b", b), ("c", 120 - a - b)].map(|(class, n)| (class.to_owned(), n)));
+            let predictions = BTreeMap::from([("class".to_owned(), counts)]);
+            facts.soak.iter_mut().for_each(|own| own.predictions = predictions.clone());
+        }
+        world
+    };
+    let mut world = run(0);
+    assert_eq!(world.tick(SOAK_MS).next.current_wave, 1, "{}", world.rollout.status_reason);
+    let report = last_verdict(&world.rollout).gate.clone().unwrap();
+    let drift = report.guardrails[1].drift.clone().unwrap();
+    assert!(drift.p_value > drift.level && (drift.level - 0.025).abs() < 1e-9 && !drift.exact, "{drift:?}");
+
+    let mut world = run(12);
+    world.now_ms += SOAK_MS;
+    let decision = plan(&world.rollout, &world.fleet, world.now_ms);
+    assert_eq!(verify(&world.rollout, &decision, &world.fleet, world.now_ms), Ok(()));
+    assert_eq!(decision.next.status, RolloutStatus::RollingBack);
+    let evidence = decision.next.gate_evidence().next().unwrap().clone();
+    let drift = evidence.report.guardrails[1].drift.clone().unwrap();
+    assert!(drift.p_value <= drift.level && drift.difference.abs() > 0.05, "{drift:?}");
+    assert!(evidence.report.sentence.contains("predictions: "), "{}", evidence.report.sentence);
+    let again =
+        crate::judge(&evidence.gate, evidence.alpha, &evidence.blocks, evidence.dealt, evidence.predicted.as_ref());
+    assert_eq!(again, evidence.report);
+    // Evidence survives its store, but for the last digit of a number.
+    let stored = serde_json::to_vec(&evidence).unwrap();
+    let read: muster_shared::rollout::GateEvidence = serde_json::from_slice(&stored).unwrap();
+    assert_eq!((&read.blocks, &read.predicted), (&evidence.blocks, &evidence.predicted));
+    let again = crate::judge(&read.gate, read.alpha, &read.blocks, read.dealt, read.predicted.as_ref());
+    assert_eq!(again.guardrails[1].drift, evidence.report.guardrails[1].drift);
+    // What was counted, from where choices are drawn and what came of it are held against what was reported.
+    let spoilt = |spoil: &dyn Fn(&mut muster_shared::rollout::GateEvidence)| {
+        let mut decision = decision.clone();
+        spoil(decision.next.waves[0].gate.as_mut().unwrap().judged.as_mut().unwrap());
+        verify(&world.rollout, &decision, &world.fleet, world.now_ms).is_err()
+    };
+    assert!(!spoilt(&|_| {}));
+    assert!(spoilt(&|judged| judged.blocks[3].canary.predicted[0] += 1));
+    assert!(spoilt(&|judged| judged.predicted.as_mut().unwrap().seed += 1));
+    assert!(spoilt(&|judged| judged.report.outcome = Outcome::Successful));
+}
+
+#[test]
+fn few_blocks_say_that_they_cannot_show_a_drift() {
+    let drift = guardrail(Metric::PredictionDrift, None);
+    let mut world = world_of(gated(&["4", "100%"], &[ERRORS[0].clone(), drift]), 40);
+    world.tick(0);
+    soaks(&mut world, |_| 0, |_| 0);
+    for (at, facts) in world.fleet.devices.values_mut().enumerate() {
+        let counts = BTreeMap::from([("a".to_owned(), 50 + at as u64 % 7), ("b".to_owned(), 50)]);
+        let predictions = BTreeMap::from([("class".to_owned(), counts)]);
+        facts.soak.iter_mut().for_each(|own| own.predictions = predictions.clone());
+    }
+    world.tick(SOAK_MS);
+    let report = last_verdict(&world.rollout).gate.clone().unwrap();
+    let rail = &report.guardrails[1];
+    assert_eq!((rail.drift.as_ref().unwrap().choices, report.limits_only), (16, true));
+    assert!(rail.sentence.contains("no p-value is below 0.1250, where 0.0250 is enough"), "{}", rail.sentence);
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{Block, GateEvidence, GateSpec, Metric, Outcome, RolloutStatus, ScoredDevice};
+use muster_shared::rollout::{Block, GateEvidence, GateSpec, Guardrail, Metric, Outcome, RolloutStatus, ScoredDevice};
 
-use super::{Case, Violation};
+use super::{Case, Violation, drift};
 use crate::gate::GateState;
 use crate::rollout::Errand;
 
@@ -132,7 +132,13 @@ impl Case<'_> {
         let all: f64 = (1..=waves.max(1).max(wave as usize + 1)).map(|j| 1.0 / (j * j) as f64).sum();
         let alpha = judged.gate.alpha / f64::from(wave + 1).powi(2) / all;
         hold((judged.alpha - alpha).abs() < ROUNDING, "its part of alpha is another");
-        let (e, bounds) = computed(&judged.gate, alpha, &judged.blocks);
+        let (e, bounds) = computed(&judged.gate, alpha, judged);
+        let seed = judged.predicted.as_ref().is_none_or(|classes| classes.seed == drift::seed(&self.next.id, wave));
+        hold(seed, "its choices are drawn from elsewhere");
+        hold(
+            judged.blocks.iter().all(|block| self.predictions_are_right(judged, &block.canary)),
+            "predictions are not what was reported",
+        );
         let same = |a: f64, b: f64| (a - b).abs() <= ROUNDING * (1.0 + b.abs());
         hold(same(judged.report.log_e, e), "its evidence is another");
         let failed = e >= -alpha.ln();
@@ -153,11 +159,17 @@ impl Case<'_> {
 }
 
 /// The greatest mean over guardrails of the evidence after any block, as a natural logarithm, and the upper end of each guardrail's confidence sequence.
-fn computed(gate: &GateSpec, alpha: f64, blocks: &[Block<ScoredDevice>]) -> (f64, Vec<Option<f64>>) {
+fn computed(gate: &GateSpec, alpha: f64, judged: &GateEvidence) -> (f64, Vec<Option<f64>>) {
+    let blocks = &judged.blocks;
     let losses = gate.guardrails.iter().filter(|guardrail| guardrail.metric != Metric::Disagreement).count();
     let mut means = vec![0.0; blocks.len()];
     let mut bounds = Vec::new();
+    let is_drift = |guardrail: &Guardrail| guardrail.metric == Metric::PredictionDrift;
     for (at, guardrail) in gate.guardrails.iter().enumerate() {
+        if is_drift(guardrail) {
+            bounds.push(None);
+            continue;
+        }
         let value = |device: &ScoredDevice| device.scores[at];
         // Of a number, the loss has to lie beyond the margin.
         let is_number = guardrail.range.is_some() || guardrail.metric == Metric::Confidence;
@@ -198,6 +210,13 @@ fn computed(gate: &GateSpec, alpha: f64, blocks: &[Block<ScoredDevice>]) -> (f64
             }
         }
         bounds.push(upper_end(&differences, alpha));
+    }
+    // A test that rejects at its part of the level is evidence of one over that part, and it is made at the end.
+    let drift =
+        gate.guardrails.iter().any(is_drift).then(|| drift::p_value(blocks, judged.predicted.as_ref()?)).flatten();
+    let rejects = drift.is_some_and(|p| p <= alpha / losses as f64);
+    if let Some(last) = means.last_mut().filter(|_| rejects) {
+        *last += 1.0 / alpha;
     }
     (means.iter().fold(1.0, |most: f64, e| most.max(*e)).ln(), bounds)
 }

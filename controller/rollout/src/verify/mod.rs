@@ -12,6 +12,7 @@ mod approval;
 mod beginning;
 mod blue_green;
 mod conflict;
+mod drift;
 mod emergency;
 mod gate;
 mod history;

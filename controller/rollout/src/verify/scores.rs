@@ -50,8 +50,11 @@ fn expected(guardrail: &Guardrail, own: &[&Evidence]) -> Option<Option<f64>> {
         Metric::Memory => in_range(mean(&|e| Some(e.memory))),
         Metric::Temperature => in_range(mean(&|e| Some(e.temperature))),
         Metric::Custom => in_range(mean(&|e| e.numbers.get(guardrail.name.as_ref()?).copied())),
-        Metric::LatencyShare | Metric::Failures | Metric::LabelError | Metric::Disagreement | Metric::Confidence => {
-            None
-        }
+        Metric::LatencyShare
+        | Metric::Failures
+        | Metric::LabelError
+        | Metric::Disagreement
+        | Metric::PredictionDrift
+        | Metric::Confidence => None,
     }
 }
