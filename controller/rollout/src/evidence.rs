@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use muster_shared::drift::effective_size;
-use muster_shared::rollout::ArmSummary;
+use muster_shared::rollout::{ArmSummary, DeviceOutcomes};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::trust::Stage;
 
 use crate::cohort::Survey;
 use crate::fleet::{DeviceFacts, Evidence, Fleet, Predictions};
-use crate::rollout::{Rollout, Target};
+use crate::rollout::{Errand, Rollout, Target};
 use crate::walk::side_by_side;
 
 /// What one side measured.
@@ -33,6 +33,7 @@ impl<'f> Arm<'f> {
         for (_, target, facts) in side_by_side(&rollout.targets, &fleet.devices) {
             arm.add_device(facts.filter(|facts| !facts.revoked), |evidence| target.is_about(evidence));
             arm.summary.failures += u32::from(target.failure.is_some());
+            arm.summary.succeeded += u32::from(has_succeeded(target));
         }
         arm.finish()
     }
@@ -50,6 +51,8 @@ impl<'f> Arm<'f> {
             let incumbent = facts.reported.as_ref().and_then(|report| report.committed.as_ref());
             if let Some(incumbent) = incumbent.filter(|incumbent| incumbent.manifest != rollout.bundle.manifest) {
                 arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent.manifest);
+                // It runs what it is meant to run, or it would not be here.
+                arm.summary.succeeded += 1;
             }
         }
         if matches!(rollout.spec.stage, Stage::Shadow { .. }) {
@@ -74,13 +77,17 @@ impl<'f> Arm<'f> {
         let mut arm = Self::default();
         arm.add_device(Some(facts), |evidence| target.is_about(evidence));
         arm.summary.failures = u32::from(target.failure.is_some());
+        arm.summary.succeeded = u32::from(has_succeeded(target));
         arm.finish().summary
     }
 
     fn add_device(&mut self, facts: Option<&'f DeviceFacts>, counts: impl Fn(&Evidence) -> bool) {
         let mut reports = 0u32;
+        let errors_before = self.summary.errors;
+        let mut crashed = false;
         for evidence in facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| counts(evidence)) {
             reports = reports.saturating_add(evidence.reports);
+            crashed |= evidence.crashes > 0;
             self.summary.requests = self.summary.requests.saturating_add(evidence.requests.served);
             self.summary.errors = self.summary.errors.saturating_add(evidence.requests.errors());
             self.latency_us.merge(&evidence.latency_us);
@@ -92,6 +99,7 @@ impl<'f> Arm<'f> {
             }
         }
         self.summary.devices += 1;
+        self.summary.erring += u32::from(reports > 0 && (crashed || self.summary.errors > errors_before));
         self.summary.reporting += u32::from(reports > 0);
         self.summary.reports = self.summary.reports.saturating_add(reports);
     }
@@ -117,6 +125,34 @@ impl<'f> Arm<'f> {
         self.summary.predictions = self.predictions.values().map(total).max().unwrap_or(0);
         self
     }
+}
+
+/// Whether a device has what it was meant to have, and has not failed since.
+fn has_succeeded(target: &Target) -> bool {
+    target.failure.is_none()
+        && match target.errand {
+            Errand::Keep => true,
+            Errand::Forward => target.done_at_ms.is_some(),
+            Errand::Back => false,
+        }
+}
+
+/// How the devices that have come in fare, since the current wave began.
+pub(crate) fn outcomes(rollout: &Rollout, fleet: &Fleet) -> DeviceOutcomes {
+    let mut outcomes = DeviceOutcomes::default();
+    for (_, target, facts) in side_by_side(&rollout.targets, &fleet.devices) {
+        let facts = facts.filter(|facts| !facts.revoked);
+        let own = facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| target.is_about(evidence));
+        let (reports, faults) = own.fold((0u64, 0u64), |(reports, faults), own| {
+            let faulty = own.requests.errors().saturating_add(u64::from(own.crashes));
+            (reports + u64::from(own.reports), faults.saturating_add(faulty))
+        });
+        outcomes.targeted += 1;
+        outcomes.succeeded += u32::from(has_succeeded(target));
+        outcomes.reported += u32::from(reports > 0);
+        outcomes.erring += u32::from(reports > 0 && faults > 0);
+    }
+    outcomes
 }
 
 /// Adds counts of classes. Those of one column mostly have the same classes, and are then added one by one without looking any up.

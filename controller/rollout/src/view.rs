@@ -8,6 +8,7 @@ use muster_shared::rollout::{DeviceProgress, RolloutStatus, RolloutView, Waiting
 use crate::analysis;
 use crate::blue_green::is_ready;
 use crate::cohort::Survey;
+use crate::evidence::outcomes;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{Standing, standing};
@@ -48,6 +49,7 @@ impl Rollout {
                     analyses: analysis::reports(self, state),
                 })
                 .collect(),
+            outcomes: outcomes(self, fleet),
             waiting: waiting.to_vec(),
             verdicts: self.verdicts.clone(),
         }

@@ -40,7 +40,7 @@ pub use spec::{
     WaveSizeError, WaveSpec, WindowError,
 };
 pub use stop::{FleetStop, FleetStopView};
-pub use verdict::{ArmSummary, Check, Outcome, Rule, Verdict};
+pub use verdict::{ArmSummary, Check, DeviceOutcomes, Outcome, Rule, Verdict};
 pub use waiting::{Prepared, Waiting};
 
 use crate::ids::{DeviceId, Digest, RolloutId};
@@ -177,6 +177,9 @@ pub struct RolloutView {
     pub current_wave: u32,
     /// Its waves.
     pub waves: Vec<WaveView>,
+    /// How the devices that have come in fare, since the current wave began.
+    #[serde(default)]
+    pub outcomes: DeviceOutcomes,
     /// Why it is not further.
     pub waiting: Vec<Waiting>,
     /// Every verdict so far, oldest first.

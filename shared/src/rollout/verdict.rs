@@ -117,6 +117,52 @@ pub struct ArmSummary {
     pub predictions: u64,
     /// Devices that failed, reverted or crashed.
     pub failures: u32,
+    /// Of the devices reporting, those with at least one error or crash: errors are counted over devices that reported.
+    #[serde(default)]
+    pub erring: u32,
+    /// Devices meant that have what they were meant to have, and have not failed: success is counted over all that are meant, so that silence is none.
+    #[serde(default)]
+    pub succeeded: u32,
+}
+
+impl ArmSummary {
+    /// Success and errors, each over the devices that it is to be held against.
+    #[must_use]
+    pub fn outcomes(&self) -> DeviceOutcomes {
+        let Self { devices, reporting, erring, succeeded, .. } = *self;
+        DeviceOutcomes { targeted: devices, succeeded, reported: reporting, erring }
+    }
+}
+
+/// How devices fare, with two denominators: errors over those that reported, success over those targeted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeviceOutcomes {
+    /// Devices meant.
+    pub targeted: u32,
+    /// Of those targeted, they have what they were meant to have, and have not failed.
+    pub succeeded: u32,
+    /// Devices with at least one report since the wave began.
+    pub reported: u32,
+    /// Of those that reported, with at least one error or crash since then.
+    pub erring: u32,
+}
+
+impl fmt::Display for DeviceOutcomes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { targeted, succeeded, reported, erring } = *self;
+        let share = |part: u32, of: u32| match of {
+            0 => String::new(),
+            of => format!(" ({:.1} %)", 100.0 * f64::from(part) / f64::from(of)),
+        };
+        write!(
+            f,
+            "success on {succeeded} of {targeted} devices targeted{}, errors on {erring} of {reported} that reported{}",
+            share(succeeded, targeted),
+            share(erring, reported)
+        )
+    }
 }
 
 /// What an analysis found, with everything it rests on.
@@ -144,4 +190,25 @@ pub struct Verdict {
     pub analyses: Vec<AnalysisReport>,
     /// The verdict in a sentence.
     pub summary: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn success_and_errors_have_their_own_denominators() {
+        let arm = ArmSummary { devices: 40, reporting: 38, erring: 3, succeeded: 35, ..ArmSummary::default() };
+        let said = arm.outcomes().to_string();
+        assert_eq!(said, "success on 35 of 40 devices targeted (87.5 %), errors on 3 of 38 that reported (7.9 %)");
+        let nobody = DeviceOutcomes { targeted: 2, ..DeviceOutcomes::default() }.to_string();
+        assert_eq!(nobody, "success on 0 of 2 devices targeted (0.0 %), errors on 0 of 0 that reported");
+        // Verdicts of before are still read.
+        let mut stored = serde_json::to_value(arm).unwrap();
+        stored.as_object_mut().unwrap().retain(|name, _| name != "erring" && name != "succeeded");
+        assert_eq!(
+            serde_json::from_value::<ArmSummary>(stored).unwrap(),
+            ArmSummary { erring: 0, succeeded: 0, ..arm }
+        );
+    }
 }

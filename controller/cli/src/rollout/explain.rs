@@ -187,7 +187,7 @@ mod tests {
             "device        press-7: it serves digits@1.1.0 under watch, before it commits",
             "wave          1",
             "told          to run nothing under generation 4 at 1970-01-01T00:00:00Z, attempt 2, done at 1970-01-01T00:00:01Z",
-            "measured      0 of 2 devices reporting",
+            "measured      success on 0 of 2 devices targeted",
         ] {
             assert!(shown.contains(part), "{part:?} is not in\n{shown}");
         }

@@ -116,6 +116,9 @@ pub(super) fn text(view: &RolloutView, now_ms: u64) -> String {
     if let Some(record) = &view.approval {
         pairs.push(("approval", approval::text(record)));
     }
+    if view.outcomes.targeted > 0 {
+        pairs.push(("so far", view.outcomes.to_string()));
+    }
     if !waiting.is_empty() {
         pairs.push(("waiting", waiting.join("\n")));
     }
@@ -156,7 +159,8 @@ mod tests {
             "prediction-psi  Failed",
             "3.41",
             "412",
-            "canary   0 of 2 devices reporting",
+            "so far    success on 1 of 2 devices targeted (50.0 %), errors on 0 of 1 that reported (0.0 %)",
+            "canary   success on 0 of 2 devices targeted (0.0 %), errors on 0 of 0 that reported; 0 reports",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

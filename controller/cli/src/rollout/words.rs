@@ -139,8 +139,13 @@ pub(super) fn wave_name(index: usize, waves: usize, spec: Option<&WaveSpec>) -> 
 pub(super) fn arm(arm: &ArmSummary) -> String {
     let p99 = output::optional(arm.latency_p99_us, |us| format!("{} ms", output::significant(us / 1_000.0)));
     format!(
-        "{} of {} devices reporting, {} reports, {} requests, {} errors, p99 {p99}, {} predictions, {} failures",
-        arm.reporting, arm.devices, arm.reports, arm.requests, arm.errors, arm.predictions, arm.failures
+        "{}; {} reports, {} requests, {} errors, p99 {p99}, {} predictions, {} failures",
+        arm.outcomes(),
+        arm.reports,
+        arm.requests,
+        arm.errors,
+        arm.predictions,
+        arm.failures
     )
 }
 
@@ -169,7 +174,7 @@ pub(super) fn verdict(verdict: &Verdict) -> Vec<String> {
 #[cfg(test)]
 pub(super) mod tests {
     use muster_shared::ids::{DeviceId, Digest};
-    use muster_shared::rollout::{RolloutSpec, Rule, WaveSize};
+    use muster_shared::rollout::{DeviceOutcomes, RolloutSpec, Rule, WaveSize};
     use muster_shared::selector::Selector;
 
     use super::*;
@@ -202,6 +207,7 @@ pub(super) mod tests {
                 },
                 WaveView { devices: BTreeMap::new(), started_at_ms: None, verdict: None, analyses: vec![] },
             ],
+            outcomes: DeviceOutcomes { targeted: 2, succeeded: 1, reported: 1, erring: 0 },
             waiting: vec![Waiting::Soaking { until_ms: 90_000 }, Waiting::TooFewRequests { have: 12, need: 100 }],
             verdicts: vec![],
         }

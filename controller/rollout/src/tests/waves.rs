@@ -380,3 +380,26 @@ fn a_rollout_survives_its_store() {
     let with_more = text.replacen('{', "{\"surprise\":1,", 1);
     assert!(serde_json::from_str::<crate::Rollout>(&with_more).unwrap_err().to_string().contains("surprise"));
 }
+
+#[test]
+fn success_is_counted_over_devices_targeted_and_errors_over_those_that_reported() {
+    let mut wanted = spec(&["100%"]);
+    (wanted.limits.max_failures, wanted.limits.max_error_rate) = (5, 1.0);
+    let mut world = World::new(wanted, &["a", "b", "c", "d", "e"]);
+    world.tick(0);
+    // Of five, three commit; one of them reports an error and one nothing at all. One reverts, and one is never heard of.
+    ["a", "b", "c"].iter().for_each(|name| world.commits(name));
+    world.serves("a", Served::default());
+    world.serves("b", Served { errors: 1, ..Served::default() });
+    world.fails("d", UpdateState::Reverted, "golden examples");
+    let decision = world.tick(1);
+    let outcomes = world.rollout.view(&world.fleet, &decision.waiting).outcomes;
+    assert_eq!(
+        outcomes.to_string(),
+        "success on 3 of 5 devices targeted (60.0 %), errors on 1 of 2 that reported (50.0 %)"
+    );
+    // A verdict says the same of the same devices.
+    let decision = world.tick(MAX_MS);
+    let canary = decision.next.verdicts.last().unwrap().canary;
+    assert_eq!((canary.outcomes(), canary.reporting, canary.devices), (outcomes, 2, 5));
+}
