@@ -1,7 +1,7 @@
 //! How far apart two vectors of counts lie: scores without a judgement.
 //!
 //! Every score takes the counts of reference and current over the same cells and is `None` where a side is empty or the
-//! lengths differ. How large a score chance alone makes is decided in [`super::null`].
+//! lengths differ. How large a score chance alone makes is decided in [`super::small_counts`].
 
 use super::layout::Layout;
 

@@ -37,7 +37,7 @@ pub struct MaxT {
 
 /// Compares the canary of each block with its controls in every number of its vector. All vectors are as long as each other, and finite; a
 /// block without controls says nothing. None where no number differs within any block. `seed` decides which choices are drawn, where not
-/// all are looked at: draw by draw and block by block, the next number of [`SplitMix`] modulo the block's devices is the place of the canary.
+/// all are looked at: draw by draw and block by block, the next number of SplitMix64 modulo the block's devices is the place of the canary.
 #[must_use]
 pub fn max_t(blocks: &[Block<Vec<f64>>], seed: u64) -> Option<MaxT> {
     let numbers = blocks.first()?.canary.len();
