@@ -133,17 +133,17 @@ impl Stage {
     fn happens(&mut self, what: &str, at_ms: u64) {
         let (subject, what) = what.split_once(' ').unwrap();
         let (verb, rest) = what.split_once(' ').unwrap_or((what, ""));
-        if subject == "alice" {
+        if subject == "operator" {
             let action = match verb {
                 "pauses" => OperatorAction::Pause,
                 "resumes" => OperatorAction::Resume,
                 "aborts" => OperatorAction::Abort,
                 "rolls" => OperatorAction::Rollback,
-                other => unreachable!("alice {other}"),
+                other => unreachable!("operator {other}"),
             };
-            match self.world.rollout.apply(action, "alice", None, self.world.now_ms) {
+            match self.world.rollout.apply(action, "operator", None, self.world.now_ms) {
                 Ok(next) => self.world.rollout = next,
-                Err(error) => writeln!(self.report, "       alice is told: {error}").unwrap(),
+                Err(error) => writeln!(self.report, "       the operator is told: {error}").unwrap(),
             }
             return;
         }
