@@ -7,7 +7,7 @@ use muster_shared::rollout::RolloutStatus;
 use muster_tests::fixtures;
 use muster_tests::fleet::Fleet;
 
-use crate::stage::{self, PACE};
+use crate::stage::{self, EASY};
 
 /// Images in the calibration set beside the model: some megabytes of them, of which neighbours differ a little.
 const COPIES: usize = 24;
@@ -33,7 +33,7 @@ async fn update(fleet: &mut Fleet, http: &reqwest::Client, version: &str) -> any
     let write = |path: &Path| fixtures::write_calibration_set(path, COPIES);
     fleet.release_digits_with(version, "calibration.npy", write).await?;
     let bundle = format!("digits@{version}");
-    let id = fleet.roll_out(&[&["--bundle", &bundle, "--selector", "*"], &PACE[..]].concat()).await?;
+    let id = fleet.roll_out(&[&["--bundle", &bundle, "--selector", "*"], &EASY[..]].concat()).await?;
     fleet.wait_committed("dev-1", version).await?;
     fleet.wait_rollout(&id, RolloutStatus::Completed).await?;
     let after = spent(fleet, http).await?;
