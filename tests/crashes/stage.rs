@@ -160,8 +160,12 @@ impl Stage {
     /// The generation under which `device` was assigned something by the rollout `id`.
     async fn assigned(&self, device: &str, id: &str) -> anyhow::Result<u64> {
         wait::until(&format!("{device} is assigned something by {id}"), PATIENCE, async || {
-            let desired = self.api.device(device).await?.desired;
-            Ok(desired.filter(|desired| desired.rollout.to_string() == id).map(|desired| desired.generation))
+            let view = self.api.device(device).await?;
+            if view.quarantined.is_some() {
+                // Killed again and again, it has failed more updates than a device may.
+                self.fleet.operator.run(&["device", "release", device, "--reason", "killed on purpose"]).await?;
+            }
+            Ok(view.desired.filter(|desired| desired.rollout.to_string() == id).map(|desired| desired.generation))
         })
         .await
     }
