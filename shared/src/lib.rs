@@ -21,8 +21,11 @@ pub mod drift;
 pub mod exposition;
 pub mod feedback;
 pub mod ids;
+#[cfg(feature = "json-schema")]
+mod json_schema;
 pub mod labels;
 pub mod limits;
+pub mod listing;
 pub mod messages;
 pub mod numbers;
 pub mod outliers;

@@ -16,26 +16,6 @@ use muster_tests::wait;
 use crate::delivery::quiet_now;
 use crate::stage;
 
-/// Of a rollout that judges little, but tolerates no failure.
-const STRICT: [&str; 16] = [
-    "--soak",
-    "1s",
-    "--max-duration",
-    "20m",
-    "--probation",
-    "1s",
-    "--min-reports",
-    "1",
-    "--min-requests",
-    "1",
-    "--max-latency-p99-ratio",
-    "100000",
-    "--max-prediction-psi",
-    "1000",
-    "--max-error-rate",
-    "1",
-];
-
 const LYON: [&str; 3] = ["dev-1", "dev-2", "dev-3"];
 const NICE: [&str; 2] = ["dev-4", "dev-5"];
 
@@ -61,7 +41,7 @@ async fn sites(
 async fn begin(fleet: &Fleet, version: &str) -> anyhow::Result<String> {
     let bundle = format!("digits@{version}");
     let own = ["--bundle", &bundle, "--selector", "*", "--wave", "1:site=lyon", "--wave", "100%"];
-    fleet.roll_out(&[&own[..], &["--switch-by", "site", "--switch-lead", "3s"], &STRICT[..]].concat()).await
+    fleet.roll_out(&[&own[..], &["--switch-by", "site", "--switch-lead", "3s"], stage::STRICT].concat()).await
 }
 
 async fn views(fleet: &Fleet) -> anyhow::Result<BTreeMap<String, DeviceView>> {

@@ -349,8 +349,7 @@ pub(crate) fn may_come_in(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, fac
 
 /// The same, of those that are held back, too.
 fn is_like_those(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
-    let selected =
-        |selector: &muster_shared::selector::Selector| selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+    let selected = |selector: &muster_shared::selector::Selector| facts.is_meant_by(selector, id);
     let architectures = &rollout.bundle.requirements.architectures;
     let fits = architectures.is_empty() || facts.attributes.get("arch").is_some_and(|a| architectures.contains(a));
     let has_own = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
@@ -387,8 +386,7 @@ fn caps(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
         let (mut all, mut have) = (0, 0);
         for (id, facts) in &fleet.devices {
             let member = next.targets.get(id).filter(|target| target.wave <= wave);
-            let in_selector =
-                spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes));
+            let in_selector = spec.selector.as_ref().is_none_or(|s| facts.is_meant_by(s, id));
             let counts = match member {
                 Some(target) => has_say(&next.id, target, facts) && (target.wave == wave || in_selector),
                 None => may_come_in(next, spec, id, facts),

@@ -55,7 +55,7 @@ pub(crate) fn group_cap(
     }
     let (mut all, mut have) = (BTreeSet::new(), BTreeSet::new());
     for (id, facts) in &fleet.devices {
-        let meant = |s: &muster_shared::selector::Selector| s.matches(id.as_str(), &facts.labels, &facts.attributes);
+        let meant = |s: &muster_shared::selector::Selector| facts.is_meant_by(s, id);
         let in_wave = spec.selector.as_ref().is_none_or(meant);
         if let Some(target) = next.targets.get(id).filter(|target| target.wave <= wave) {
             if has_say(&next.id, target, facts) && (target.wave == wave || in_wave) {

@@ -121,13 +121,6 @@ fn shortened(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The first `most` of `items`, and how many more there are.
-pub(crate) fn listed(items: impl ExactSizeIterator<Item = String>, most: usize) -> String {
-    let more = items.len().saturating_sub(most);
-    let shown = items.take(most).collect::<Vec<_>>().join(", ");
-    if more > 0 { format!("{shown} and {more} more") } else { shown }
-}
-
 /// `text` without characters that would steer a terminal; line ends and tabs stay.
 pub(crate) fn clean(text: &str) -> String {
     let steers = |c: char| {

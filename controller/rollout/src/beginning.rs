@@ -13,7 +13,7 @@ pub(crate) fn wait(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Option<Wait
 
 /// A rollout before its time waits for that alone, and in nobody's queue.
 fn scheduled(rollout: &Rollout, now_ms: u64) -> Option<Waiting> {
-    rollout.spec.start_at_ms.filter(|at_ms| *at_ms > now_ms).map(|at_ms| Waiting::Scheduled { at_ms })
+    wake_at_ms(rollout, now_ms).map(|at_ms| Waiting::Scheduled { at_ms })
 }
 
 /// When the clock alone may let a rollout that is ready begin.

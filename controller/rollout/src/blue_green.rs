@@ -27,7 +27,7 @@ impl Rollout {
 /// The group of a device that is not in yet; none where the rollout knows no groups, or the device does not say.
 pub(crate) fn group_of(spec: &RolloutSpec, facts: &DeviceFacts) -> Option<String> {
     let key = &spec.blue_green.as_ref()?.group_by;
-    facts.labels.get(key).or_else(|| facts.attributes.get(key)).cloned()
+    facts.label_or_attribute(key).cloned()
 }
 
 /// Why a device cannot switch with others.

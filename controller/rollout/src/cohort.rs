@@ -76,7 +76,7 @@ impl<'f> Survey<'f> {
                         group: target.group.clone(),
                     });
                 }
-            } else if rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
+            } else if facts.is_meant_by(&rollout.spec.selector, id) {
                 match suitability(rollout, facts) {
                     _ if rollout.came_later(id) => survey.later.push(id.clone()),
                     _ if facts.held_by.is_some() => survey.held.push(id.clone()),
@@ -154,9 +154,11 @@ impl<'f> Survey<'f> {
         wave: u32,
         spec: &WaveSpec,
     ) -> impl Iterator<Item = (&'f DeviceId, &'f DeviceFacts)> {
-        let alike = self.group.iter().copied().filter(move |(id, facts)| {
-            spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
-        });
+        let alike = self
+            .group
+            .iter()
+            .copied()
+            .filter(move |(id, facts)| spec.selector.as_ref().is_none_or(|s| facts.is_meant_by(s, id)));
         self.wave_candidates(wave, spec).chain(alike)
     }
 
@@ -186,8 +188,7 @@ impl<'f> Survey<'f> {
 impl Candidate<'_> {
     pub(crate) fn is_for(&self, wave: u32, spec: &WaveSpec) -> bool {
         let Self { id, facts, wave: came_with, .. } = self;
-        *came_with == Some(wave)
-            || spec.selector.as_ref().is_none_or(|s| s.matches(id.as_str(), &facts.labels, &facts.attributes))
+        *came_with == Some(wave) || spec.selector.as_ref().is_none_or(|s| facts.is_meant_by(s, id))
     }
 }
 
@@ -207,8 +208,12 @@ pub(crate) fn drawn_from(rollout: &RolloutId, wave: u32) -> u64 {
     hasher.update(rollout.as_str());
     // No device is called that.
     hasher.update(format!("\0wave {wave}"));
-    let digest: [u8; 32] = hasher.finalize().into();
-    digest.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+    first_number(hasher.finalize().into())
+}
+
+/// The first eight bytes of a hash as a number.
+pub(crate) fn first_number(hash: [u8; 32]) -> u64 {
+    hash.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }
 
 /// The target of a device that comes in with `wave`; none when no generation is left for it.
@@ -240,7 +245,7 @@ pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_
 
 /// Whether `rollout` could have the device but for the rollout that holds it.
 pub(crate) fn is_wanted(rollout: &Rollout, id: &DeviceId, facts: &DeviceFacts) -> bool {
-    let is_meant = rollout.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+    let is_meant = facts.is_meant_by(&rollout.spec.selector, id);
     is_meant && !facts.revoked && matches!(suitability(rollout, facts), Suitability::Suitable)
 }
 

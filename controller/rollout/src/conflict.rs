@@ -43,7 +43,7 @@ pub struct ConflictError {
 }
 
 fn means(selector: &Selector, id: &DeviceId, facts: &DeviceFacts) -> bool {
-    !facts.revoked && selector.matches(id.as_str(), &facts.labels, &facts.attributes)
+    !facts.revoked && facts.is_meant_by(selector, id)
 }
 
 impl Rollout {
@@ -107,7 +107,7 @@ pub(crate) fn left_out(survey: &Survey<'_>, fleet: &Fleet) -> String {
     let holders: BTreeSet<&RolloutId> = survey.held.iter().filter_map(holder).collect();
     let by = match holders.is_empty() {
         true => "another rollout".to_owned(),
-        false => listed(holders.into_iter().map(ToString::to_string)),
+        false => listed(holders),
     };
     format!("; without {} of {by}: {}", counted(survey.held.len() as u64, "device"), names(&survey.held))
 }

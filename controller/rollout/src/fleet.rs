@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use muster_shared::ids::{DeviceId, Digest, MetricName, RolloutId};
 use muster_shared::messages::{RequestCounts, StateReport};
 use muster_shared::rollout::Freeze;
+use muster_shared::selector::Selector;
 use muster_shared::sketch::{LatencySketch, ObjectiveCounts, RightCounts};
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,20 @@ pub struct DeviceFacts {
     pub evidence: Vec<Evidence>,
     /// The same from windows received at or after [`crate::Rollout::scored_since_ms`], of [`crate::Rollout::scored_devices`] alone.
     pub soak: Vec<Evidence>,
+}
+
+impl DeviceFacts {
+    /// Whether `selector` means the device, which is called `id`.
+    #[must_use]
+    pub fn is_meant_by(&self, selector: &Selector, id: &DeviceId) -> bool {
+        selector.matches(id.as_str(), &self.labels, &self.attributes)
+    }
+
+    /// What operators call `key`, or else what the device says it is.
+    #[must_use]
+    pub fn label_or_attribute(&self, key: &str) -> Option<&String> {
+        self.labels.get(key).or_else(|| self.attributes.get(key))
+    }
 }
 
 /// What the store says a device shall run.

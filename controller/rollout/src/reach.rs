@@ -9,6 +9,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{Joining, RolloutSpec, WaveSize};
 use sha2::{Digest as _, Sha256};
 
+use crate::cohort::first_number;
 use crate::fleet::Fleet;
 use crate::rollout::Rollout;
 
@@ -26,13 +27,12 @@ pub(crate) fn is_held_back(spec: &RolloutSpec, device: &DeviceId) -> bool {
 /// Where a device stands among all there can be: its place out of 2⁶⁴.
 fn place(device: &DeviceId) -> u128 {
     let hash = Sha256::new().chain_update(DOMAIN).chain_update(device.as_str()).finalize();
-    hash.iter().take(8).fold(0, |place, byte| (place << 8) | u128::from(*byte))
+    u128::from(first_number(hash.into()))
 }
 
 /// The devices that a rollout which begins now means for good; none where later ones are welcome.
 pub(crate) fn meant(spec: &RolloutSpec, fleet: &Fleet) -> Option<BTreeSet<DeviceId>> {
-    let selected =
-        fleet.devices.iter().filter(|(id, facts)| spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes));
+    let selected = fleet.devices.iter().filter(|(id, facts)| facts.is_meant_by(&spec.selector, id));
     (spec.joining == Joining::Exclude).then(|| selected.map(|(id, _)| id.clone()).collect())
 }
 

@@ -91,14 +91,14 @@ impl<'f> Timing<'f> {
     }
 
     fn door(&self, id: &DeviceId, facts: &DeviceFacts) -> Door<'f> {
-        let covers = |freeze: &&&Freeze| freeze.selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+        let covers = |freeze: &&&Freeze| facts.is_meant_by(&freeze.selector, id);
         if let Some(freeze) = self.freezes.iter().filter(covers).max_by_key(|freeze| freeze.to_ms) {
             return Door::Frozen(freeze);
         }
         if self.windows.is_empty() {
             return Door::Open;
         }
-        let named = facts.labels.get(ZONE_KEY).or_else(|| facts.attributes.get(ZONE_KEY));
+        let named = facts.label_or_attribute(ZONE_KEY);
         match self.opening(named.map_or(self.zone, String::as_str)) {
             Some(at_ms) if at_ms <= self.now_ms => Door::Open,
             other => Door::Closed(other),

@@ -1,6 +1,9 @@
 //! Numbers as people read them.
 
+use std::fmt::Display;
+
 use muster_shared::ids::DeviceId;
+use muster_shared::listing::first_few;
 
 /// `1604` as `1,604`.
 pub(crate) fn count(n: u64) -> String {
@@ -61,18 +64,12 @@ pub(crate) fn duration(ms: u64) -> String {
 
 /// The first few names, and how many more there are.
 pub(crate) fn names<'d>(devices: impl IntoIterator<Item = &'d DeviceId>) -> String {
-    listed(devices.into_iter().map(|device| device.as_str().to_owned()))
+    listed(devices)
 }
 
 /// The first few items, and how many more there are.
-pub(crate) fn listed(items: impl IntoIterator<Item = String>) -> String {
-    const SHOWN: usize = 3;
-    let mut items = items.into_iter();
-    let shown: Vec<String> = items.by_ref().take(SHOWN).collect();
-    match items.count() {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
+pub(crate) fn listed<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    first_few(items, 3)
 }
 
 #[cfg(test)]
@@ -100,7 +97,5 @@ mod tests {
         ] {
             assert_eq!(duration(ms), text);
         }
-        let names = |n: usize| listed((0..n).map(|i| format!("d{i}")));
-        assert_eq!([names(0), names(3), names(5)], ["", "d0, d1, d2", "d0, d1, d2 and 2 more"]);
     }
 }

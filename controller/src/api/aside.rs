@@ -9,8 +9,8 @@ use muster_shared::api::{ActionReason, DeviceView, Problem};
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::Pin;
 
-use super::extract::{Operator, OptionalJson, Segments};
-use super::revocation::{ATTEMPTS, busy, change, check_reason, load, view};
+use super::device_record::edit;
+use super::extract::{Operator, OptionalJson, Segments, reason_of};
 use crate::clock;
 use crate::problem::ApiResult;
 use crate::state::App;
@@ -31,11 +31,11 @@ pub(super) async fn pin(
     Segments(device): Segments<DeviceId>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<DeviceView>> {
-    check_reason(&why)?;
+    reason_of(&why)?;
     edit(&app, &device, &caller.name, |record| {
         let pin = Pin { since_ms: clock::now_ms(), by: caller.name.clone(), reason: why.reason.clone() };
         let told = ("device.pinned", why.reason.clone().unwrap_or_default());
-        record.pin.is_none().then_some((DeviceRecord { pin: Some(pin), ..record }, told))
+        Ok(record.pin.is_none().then_some((DeviceRecord { pin: Some(pin), ..record }, told)))
     })
     .await
 }
@@ -55,10 +55,10 @@ pub(super) async fn unpin(
     Segments(device): Segments<DeviceId>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<DeviceView>> {
-    check_reason(&why)?;
+    reason_of(&why)?;
     edit(&app, &device, &caller.name, |record| {
         let told = ("device.unpinned", why.reason.clone().unwrap_or_default());
-        record.pin.is_some().then_some((DeviceRecord { pin: None, ..record }, told))
+        Ok(record.pin.is_some().then_some((DeviceRecord { pin: None, ..record }, told)))
     })
     .await
 }
@@ -78,34 +78,15 @@ pub(super) async fn release(
     Segments(device): Segments<DeviceId>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<DeviceView>> {
-    check_reason(&why)?;
+    reason_of(&why)?;
     edit(&app, &device, &caller.name, |record| {
-        let quarantine = record.updates.quarantine()?;
+        let Some(quarantine) = record.updates.quarantine() else { return Ok(None) };
         let detail = match &why.reason {
             Some(reason) => format!("{reason}; it was quarantined {}", quarantine.why),
             None => format!("it was quarantined {}", quarantine.why),
         };
         let updates = record.updates.released();
-        Some((DeviceRecord { updates, ..record }, ("device.released", detail)))
+        Ok(Some((DeviceRecord { updates, ..record }, ("device.released", detail))))
     })
     .await
-}
-
-/// Stores what `edit` makes of the device's record, with its entry in the history; none where it stays as it is.
-async fn edit(
-    app: &App,
-    device: &DeviceId,
-    actor: &str,
-    edit: impl Fn(DeviceRecord) -> Option<(DeviceRecord, (&'static str, String))>,
-) -> ApiResult<axum::Json<DeviceView>> {
-    for _ in 0..ATTEMPTS {
-        let stored = load(app, device).await?;
-        let Some((record, told)) = edit(stored.value) else { return view(app, device) };
-        let kind = told.0;
-        if change(app, &record, stored.version, actor, told).await? {
-            tracing::info!(%device, kind, by = actor, "what rollouts may do with a device has changed");
-            return view(app, device);
-        }
-    }
-    Err(busy(device))
 }

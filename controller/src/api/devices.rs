@@ -3,24 +3,18 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use muster_shared::api::{DeviceView, LabelPatch, Page, Problem};
 use muster_shared::ids::DeviceId;
-use muster_shared::selector::Selector;
+use muster_shared::selector::{Selector, check_labels};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::device_record::{edit, view};
 use super::extract::{Json, Operator, Parameters, Segments, Viewer};
 use super::paging::{page, page_size};
-use crate::events::NewEvent;
 use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
 use crate::store::records::DeviceRecord;
-use crate::store::{Expect, Records, StoreError, Table};
-use muster_shared::selector::check_labels;
-
-/// Times a change is tried again because somebody else changed the device at the same moment.
-const ATTEMPTS: usize = 16;
 
 /// Which devices to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -73,7 +67,7 @@ pub(super) async fn show(
     _caller: Viewer,
     Segments(device): Segments<DeviceId>,
 ) -> ApiResult<axum::Json<DeviceView>> {
-    app.fleet.view(&device).map(axum::Json).ok_or_else(|| unknown(&device))
+    view(&app, &device)
 }
 
 /// Sets and removes labels.
@@ -92,30 +86,11 @@ pub(super) async fn label(
     Segments(device): Segments<DeviceId>,
     Json(patch): Json<LabelPatch>,
 ) -> ApiResult<axum::Json<DeviceView>> {
-    for _ in 0..ATTEMPTS {
-        let stored =
-            app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?.ok_or_else(|| unknown(&device))?;
-        let record = patched(stored.value, &patch)?;
-        let (event, _held) = app.events.prepare(NewEvent {
-            kind: "device.labelled".into(),
-            actor: caller.name.clone(),
-            device: Some(device.clone()),
-            detail: in_words(&patch),
-            ..NewEvent::default()
-        })?;
-        let change = Records::put(Table::Devices, device.as_str(), Expect::Version(stored.version), &record)?;
-        match app.records.commit(vec![change, event]).await {
-            Ok(()) => {
-                app.fleet.update_record(&record, stored.version + 1);
-                app.nudge.notify_one();
-                return app.fleet.view(&device).map(axum::Json).ok_or_else(|| unknown(&device));
-            }
-            Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let detail = format!("device {device} is being changed by somebody else: try again");
-    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail))
+    edit(&app, &device, &caller.name, |record| {
+        let labelled = patched(record, &patch)?;
+        Ok(Some((labelled, ("device.labelled", in_words(&patch)))))
+    })
+    .await
 }
 
 fn patched(mut record: DeviceRecord, patch: &LabelPatch) -> ApiResult<DeviceRecord> {

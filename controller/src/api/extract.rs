@@ -7,12 +7,13 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use muster_shared::api::AccessRole;
+use muster_shared::api::{AccessRole, ActionReason};
+use muster_shared::limits::MAX_TEXT_BYTES;
 use muster_shared::selector::is_label_text;
 use serde::de::DeserializeOwned;
 
 use crate::auth::{self, Caller};
-use crate::problem::ApiError;
+use crate::problem::{ApiError, ApiResult};
 use crate::state::App;
 
 /// Finds out who asks, and refuses those who may not.
@@ -184,5 +185,15 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Parameters<T> {
             Ok(Query(value)) => Ok(Self(value)),
             Err(rejection) => Err(ApiError::invalid("invalid-query", rejection.body_text())),
         }
+    }
+}
+
+/// The reason somebody gives, if it is a sentence still.
+pub(super) fn reason_of(why: &ActionReason) -> ApiResult<Option<&str>> {
+    match why.reason.as_deref() {
+        Some(reason) if reason.len() > MAX_TEXT_BYTES => {
+            Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")))
+        }
+        reason => Ok(reason),
     }
 }

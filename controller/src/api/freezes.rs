@@ -7,8 +7,7 @@ use axum::http::StatusCode;
 use muster_shared::api::{ActionReason, Page, Problem};
 use muster_shared::rollout::{CreateFreeze, Freeze};
 
-use super::extract::{Json, Operator, OptionalJson, Segments, Viewer};
-use super::rollouts::bounded;
+use super::extract::{Json, Operator, OptionalJson, Segments, Viewer, reason_of};
 use crate::executor;
 use crate::problem::ApiResult;
 use crate::state::App;
@@ -53,5 +52,5 @@ pub(super) async fn lift(
     Segments(id): Segments<String>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<Freeze>> {
-    Ok(axum::Json(executor::lift_freeze(&app, &id, &caller.name, bounded(&why)?).await?))
+    Ok(axum::Json(executor::lift_freeze(&app, &id, &caller.name, reason_of(&why)?).await?))
 }

@@ -15,6 +15,7 @@ mod card;
 mod collections;
 mod comparison;
 mod crl;
+mod device_record;
 mod devices;
 mod drift;
 mod enrol;

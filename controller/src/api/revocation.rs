@@ -6,24 +6,18 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use muster_rollout::Rollout;
 use muster_shared::api::{ActionReason, DeviceView, Problem, Revocation};
 use muster_shared::ids::DeviceId;
-use muster_shared::limits::MAX_TEXT_BYTES;
 use muster_shared::trust::{Activation, DeliveryPolicy, Stage};
 
-use super::devices::unknown;
-use super::extract::{Operator, OptionalJson, Segments};
+use super::device_record::{ATTEMPTS, busy, change, load, view};
+use super::extract::{Operator, OptionalJson, Segments, reason_of};
 use crate::clock;
-use crate::events::NewEvent;
-use crate::problem::{ApiError, ApiResult};
+use crate::problem::ApiResult;
 use crate::state::App;
 use crate::store::records::{Desired, DeviceRecord};
-use crate::store::{Expect, Records, StoreError, Stored, Table};
-
-/// Times a change is tried again because somebody else changed the device at the same moment.
-pub(super) const ATTEMPTS: usize = 16;
+use crate::store::{StoreError, Table};
 
 /// Shuts a device out: its connection ends, and none of its certificates is accepted from now on.
 #[utoipa::path(
@@ -40,7 +34,7 @@ pub(super) async fn revoke(
     Segments(device): Segments<DeviceId>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<DeviceView>> {
-    check_reason(&why)?;
+    reason_of(&why)?;
     for _ in 0..ATTEMPTS {
         let stored = load(&app, &device).await?;
         if !stored.value.is_revoked() {
@@ -58,14 +52,6 @@ pub(super) async fn revoke(
         return view(&app, &device);
     }
     Err(busy(&device))
-}
-
-/// Refuses a reason that is no sentence any more.
-pub(super) fn check_reason(why: &ActionReason) -> ApiResult<()> {
-    if why.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
-        return Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")));
-    }
-    Ok(())
 }
 
 /// Lets a revoked device in again, with the certificate it had.
@@ -111,44 +97,4 @@ async fn brought_up_to_date(app: &App, record: &DeviceRecord) -> Result<Option<D
     let (stage, activation, delivery) = (Stage::Serve, Activation::AtOnce, DeliveryPolicy::at_once());
     let since_ms = clock::now_ms();
     Ok(Some(Desired { manifest: back, generation, stage, activation, delivery, since_ms, ..desired.clone() }))
-}
-
-pub(super) async fn load(app: &App, device: &DeviceId) -> ApiResult<Stored<DeviceRecord>> {
-    app.records.get(Table::Devices, device.as_str()).await?.ok_or_else(|| unknown(device))
-}
-
-/// Stores the record with its entry in the history. False when somebody else was faster.
-pub(super) async fn change(
-    app: &App,
-    record: &DeviceRecord,
-    version: u64,
-    actor: &str,
-    (kind, detail): (&str, String),
-) -> ApiResult<bool> {
-    let (event, _held) = app.events.prepare(NewEvent {
-        kind: kind.into(),
-        actor: actor.into(),
-        device: Some(record.id.clone()),
-        detail,
-        ..NewEvent::default()
-    })?;
-    let change = Records::put(Table::Devices, record.id.as_str(), Expect::Version(version), record)?;
-    match app.records.commit(vec![change, event]).await {
-        Ok(()) => {
-            app.fleet.update_record(record, version + 1);
-            app.nudge.notify_one();
-            Ok(true)
-        }
-        Err(StoreError::Conflict { .. }) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-pub(super) fn view(app: &App, device: &DeviceId) -> ApiResult<axum::Json<DeviceView>> {
-    app.fleet.view(device).map(axum::Json).ok_or_else(|| unknown(device))
-}
-
-pub(super) fn busy(device: &DeviceId) -> ApiError {
-    let detail = format!("device {device} is being changed by somebody else: try again");
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
 }

@@ -7,12 +7,11 @@ use axum::http::{HeaderMap, StatusCode};
 use muster_rollout::OperatorAction;
 use muster_shared::api::{AccessRole, ActionReason, CreateRollout, Page, Problem, RollbackOrder};
 use muster_shared::ids::RolloutId;
-use muster_shared::limits::MAX_TEXT_BYTES;
 use muster_shared::rollout::{FleetStopView, GateEvidence, RolloutPreview, RolloutSpec, RolloutView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Approver, Json, Operator, OptionalJson, Parameters, Segments, Viewer};
+use super::extract::{Approver, Json, Operator, OptionalJson, Parameters, Segments, Viewer, reason_of};
 use super::paging::{page, page_size};
 use crate::analysis::TemplatesError;
 use crate::auth::Caller;
@@ -191,7 +190,7 @@ pub(super) async fn stop_all(
     Operator(caller): Operator,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<FleetStopView>> {
-    let reason = bounded(&why)?;
+    let reason = reason_of(&why)?;
     Ok(axum::Json(executor::stop_all(&app, &caller.name, reason).await?))
 }
 
@@ -208,17 +207,8 @@ pub(super) async fn lift_stop(
     Operator(caller): Operator,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<FleetStopView>> {
-    let reason = bounded(&why)?;
+    let reason = reason_of(&why)?;
     Ok(axum::Json(executor::lift_stop(&app, &caller.name, reason).await?))
-}
-
-pub(super) fn bounded(why: &ActionReason) -> ApiResult<Option<&str>> {
-    match why.reason.as_deref() {
-        Some(reason) if reason.len() > MAX_TEXT_BYTES => {
-            Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")))
-        }
-        reason => Ok(reason),
-    }
 }
 
 async fn act(
@@ -228,7 +218,7 @@ async fn act(
     action: OperatorAction,
     why: ActionReason,
 ) -> ApiResult<axum::Json<RolloutView>> {
-    let reason = bounded(&why)?;
+    let reason = reason_of(&why)?;
     Ok(axum::Json(executor::act(app, rollout, action, &caller.name, reason).await?))
 }
 
@@ -291,7 +281,7 @@ pub(super) async fn approve(
     Segments(rollout): Segments<RolloutId>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<RolloutView>> {
-    Ok(axum::Json(executor::approve(&app, &rollout, &caller.name, bounded(&why)?).await?))
+    Ok(axum::Json(executor::approve(&app, &rollout, &caller.name, reason_of(&why)?).await?))
 }
 
 /// Rejects a rollout that waits for approvals: it has ended.
@@ -311,7 +301,7 @@ pub(super) async fn reject(
     Segments(rollout): Segments<RolloutId>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<RolloutView>> {
-    Ok(axum::Json(executor::reject(&app, &rollout, &caller.name, bounded(&why)?).await?))
+    Ok(axum::Json(executor::reject(&app, &rollout, &caller.name, reason_of(&why)?).await?))
 }
 
 /// Brings every device back to what it ran before, or to a bundle that is named.
@@ -335,7 +325,7 @@ pub(super) async fn rollback(
     match to {
         None => act(&app, &caller, &rollout, OperatorAction::Rollback, why).await,
         Some(to) => {
-            let reason = bounded(&why)?;
+            let reason = reason_of(&why)?;
             Ok(axum::Json(executor::roll_back_to(&app, &rollout, &to, &caller.name, reason).await?))
         }
     }

@@ -8,13 +8,12 @@ use muster_shared::api::{
     ActionReason, CreateToken, CreatedToken, Page, Problem, ProvisioningString, Revocation, TokenView,
 };
 use muster_shared::ids::Digest;
-use muster_shared::limits::MAX_TEXT_BYTES;
 use muster_shared::selector::check_labels;
 use muster_shared::token::EnrolmentToken;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Json, Operator, OptionalJson, Parameters, Segments, Viewer};
+use super::extract::{Json, Operator, OptionalJson, Parameters, Segments, Viewer, reason_of};
 use super::paging::{page, page_size};
 use crate::auth;
 use crate::clock;
@@ -193,9 +192,7 @@ pub(super) async fn revoke(
     Segments(TokenId(id)): Segments<TokenId>,
     OptionalJson(why): OptionalJson<ActionReason>,
 ) -> ApiResult<axum::Json<TokenView>> {
-    if why.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
-        return Err(ApiError::invalid("invalid-body", format!("a reason has at most {MAX_TEXT_BYTES} bytes")));
-    }
+    reason_of(&why)?;
     for _ in 0..ATTEMPTS {
         let found = app.records.scan::<EnrolmentTokenRecord>(Table::EnrolmentTokens, None, &id, 2).await?;
         let [(key, stored)] = <[_; 1]>::try_from(found)

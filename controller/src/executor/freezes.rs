@@ -78,17 +78,17 @@ pub(crate) async fn freeze(app: &App, wish: CreateFreeze, actor: &str) -> Result
     let CreateFreeze { from_ms, to_ms, reason, selector } = wish;
     let reason = bounded_text(reason.trim());
     if reason.is_empty() {
-        return Err(ExecutorError::Freeze("say why: a freeze without a reason cannot be judged by others"));
+        return Err(ExecutorError::Freeze("say why: a freeze without a reason cannot be judged by others".to_owned()));
     }
-    for _ in 0..ATTEMPTS {
+    change(app, actor, |record| {
         let now_ms = clock::now_ms();
         if to_ms <= from_ms.unwrap_or(now_ms).max(now_ms) {
-            return Err(ExecutorError::Freeze("it must end after it begins, and not in the past"));
+            return Err(ExecutorError::Freeze("it must end after it begins, and not in the past".to_owned()));
         }
-        let Freezes { expect, mut record } = Freezes::load(app).await?;
         record.freezes.retain(|freeze| freeze.to_ms > now_ms);
         if record.freezes.len() >= MAX_FREEZES {
-            return Err(ExecutorError::Freeze("there are 64 freezes in force or to come: lift one first"));
+            let why = format!("there are {MAX_FREEZES} freezes in force or to come: lift one first");
+            return Err(ExecutorError::Freeze(why));
         }
         record.last = record.last.saturating_add(1);
         let freeze = Freeze {
@@ -101,17 +101,9 @@ pub(crate) async fn freeze(app: &App, wish: CreateFreeze, actor: &str) -> Result
             created_at_ms: now_ms,
         };
         record.freezes.push(freeze.clone());
-        let change = Records::put(Table::Meta, FREEZES_KEY, expect, &record)?;
-        match pass::commit(app, vec![change], vec![entry("fleet.frozen", actor, &freeze, &freeze.reason)]).await {
-            Ok(()) => {
-                app.nudge.notify_one();
-                return Ok(freeze);
-            }
-            Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(ExecutorError::Busy)
+        Ok((freeze, "fleet.frozen", reason.as_str()))
+    })
+    .await
 }
 
 /// Ends a freeze, or lets it not begin.
@@ -124,14 +116,25 @@ pub(crate) async fn lift_freeze(
     actor: &str,
     reason: Option<&str>,
 ) -> Result<Freeze, ExecutorError> {
-    for _ in 0..ATTEMPTS {
-        let Freezes { expect, mut record } = Freezes::load(app).await?;
+    change(app, actor, |record| {
         let at = record.freezes.iter().position(|freeze| freeze.id == id);
         let at = at.ok_or_else(|| ExecutorError::UnknownFreeze(id.chars().take(40).collect()))?;
-        let freeze = record.freezes.remove(at);
+        Ok((record.freezes.remove(at), "fleet.freeze-lifted", reason.unwrap_or_default()))
+    })
+    .await
+}
+
+/// Stores what `edit` makes of the freezes. It gives the one it is about, the kind of the history's entry, and why.
+async fn change<'w>(
+    app: &App,
+    actor: &str,
+    edit: impl Fn(&mut FreezeRecord) -> Result<(Freeze, &'static str, &'w str), ExecutorError>,
+) -> Result<Freeze, ExecutorError> {
+    for _ in 0..ATTEMPTS {
+        let Freezes { expect, mut record } = Freezes::load(app).await?;
+        let (freeze, kind, why) = edit(&mut record)?;
         let change = Records::put(Table::Meta, FREEZES_KEY, expect, &record)?;
-        let entry = entry("fleet.freeze-lifted", actor, &freeze, reason.unwrap_or_default());
-        match pass::commit(app, vec![change], vec![entry]).await {
+        match pass::commit(app, vec![change], vec![entry(kind, actor, &freeze, why)]).await {
             Ok(()) => {
                 app.nudge.notify_one();
                 return Ok(freeze);

@@ -90,7 +90,7 @@ pub(crate) enum ExecutorError {
     UnknownFreeze(String),
     /// A freeze that cannot be.
     #[error("the freeze as asked for is not valid: {0}")]
-    Freeze(&'static str),
+    Freeze(String),
     /// It wants what others have.
     #[error("the rollout is refused: {0}")]
     Conflict(#[from] ConflictError),

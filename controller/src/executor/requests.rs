@@ -69,28 +69,35 @@ async fn bundle_facts(app: &App, reference: &BundleRef) -> Result<BundleFacts, E
     })
 }
 
+/// The rollout `id` as `spec` asks for it, with what must be known of its bundle and its analyses.
+async fn asked_for(app: &App, id: RolloutId, spec: RolloutSpec, now_ms: u64) -> Result<Rollout, ExecutorError> {
+    let facts = bundle_facts(app, &spec.bundle).await?;
+    let analyses = analysis::resolve(app, &spec.analyses).await?;
+    let rollout = Rollout::new(id, spec, facts, now_ms).map_err(ExecutorError::Spec)?;
+    rollout.analysed_by(analyses).map_err(ExecutorError::Spec)
+}
+
 /// What a rollout would do if it were created now. Nothing is stored, and nobody told.
 ///
 /// # Errors
 /// [`ExecutorError`] with what is wrong with the wish.
 pub(crate) async fn preview(app: &App, spec: RolloutSpec) -> Result<RolloutPreview, ExecutorError> {
     spec.validate().map_err(ExecutorError::Spec)?;
-    let facts = bundle_facts(app, &spec.bundle).await?;
     let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?.map_or(0, |last| last.value);
     let now_ms = clock::now_ms();
-    let analyses = analysis::resolve(app, &spec.analyses).await?;
-    let rollout = Rollout::new(rollout_id(last + 1)?, spec, facts, now_ms).map_err(ExecutorError::Spec)?;
-    let rollout = rollout.analysed_by(analyses).map_err(ExecutorError::Spec)?;
+    let rollout = asked_for(app, rollout_id(last + 1)?, spec, now_ms).await?;
     let (mut others, mut ends) = (others(app, &rollout).await?, Vec::new());
-    rollout.check_conflicts(&seen(app, &rollout, &others, now_ms), others.iter().map(|other| &other.value))?;
-    let in_the_way = rollout.in_the_way(&seen(app, &rollout, &others, now_ms));
+    let fleet = seen(app, &rollout, &others, now_ms);
+    rollout.check_conflicts(&fleet, others.iter().map(|other| &other.value))?;
+    let in_the_way = rollout.in_the_way(&fleet);
     others.retain(|other| {
         let is_ended = in_the_way.contains(&other.value.id)
             && other.value.overridden(&rollout, ACTOR_CONTROLLER, now_ms).is_some();
         ends.extend(is_ended.then(|| other.value.id.clone()));
         !is_ended
     });
-    let preview = rollout.preview(&seen(app, &rollout, &others, now_ms), now_ms);
+    let fleet = if ends.is_empty() { fleet } else { seen(app, &rollout, &others, now_ms) };
+    let preview = rollout.preview(&fleet, now_ms);
     Ok(RolloutPreview { ends, ..preview })
 }
 
@@ -124,12 +131,9 @@ pub(crate) async fn create(
         if let Some(stop) = stop::standing(app).await? {
             return Err(ExecutorError::Stopped(stop));
         }
-        let facts = bundle_facts(app, &spec.bundle).await?;
         let (expect, last) = last.map_or((Expect::Absent, 0), |last| (Expect::Version(last.version), last.value));
         let id = rollout_id(last + 1)?;
-        let analyses = analysis::resolve(app, &spec.analyses).await?;
-        let rollout = Rollout::new(id.clone(), spec.clone(), facts, clock::now_ms()).map_err(ExecutorError::Spec)?;
-        let rollout = rollout.analysed_by(analyses).map_err(ExecutorError::Spec)?;
+        let rollout = asked_for(app, id.clone(), spec.clone(), clock::now_ms()).await?;
         let rollout = rollout.asked_for_by(actor, app.config.rollout.approvals_needed);
         let rollout = rollout.map_err(|error| ExecutorError::Spec(SpecError::Approval(error)))?;
         let others = others(app, &rollout).await?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::explanation::Decider;
 use crate::ids::{DeviceId, RolloutId};
+use crate::listing::first_few;
 use crate::messages::HeldBack;
 
 /// Why a rollout is not further than it is. Every reason reaches the operator.
@@ -198,19 +199,9 @@ pub struct Prepared {
 /// Names up to how many are shown.
 const SHOWN: usize = 5;
 
-/// The first of `items`, and how many more there are.
-fn first_of(items: impl ExactSizeIterator<Item = String>) -> String {
-    let more = items.len().saturating_sub(SHOWN);
-    let shown = items.take(SHOWN).collect::<Vec<_>>().join(", ");
-    if more > 0 { format!("{shown} and {more} more") } else { shown }
-}
-
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = |devices: &mut dyn Iterator<Item = &DeviceId>| {
-            let all: Vec<_> = devices.map(ToString::to_string).collect();
-            first_of(all.into_iter())
-        };
+        let names = |devices: &mut dyn Iterator<Item = &DeviceId>| first_few(devices, SHOWN);
         match self {
             Self::Approval { have, need, given, missing, not_alone, until_ms } => {
                 write!(f, "{have} of {need} approvals")?;
@@ -227,12 +218,7 @@ impl fmt::Display for Waiting {
                 until_ms.map_or(Ok(()), |until_ms| write!(f, "; until {until_ms} ms"))
             }
             Self::Scheduled { at_ms } => write!(f, "it begins at {at_ms} ms"),
-            Self::Queued { behind } => {
-                let behind: Vec<&str> = behind.iter().map(RolloutId::as_str).collect();
-                let (shown, more) = behind.split_at(behind.len().min(5));
-                write!(f, "queued behind {}", shown.join(", "))?;
-                if more.is_empty() { Ok(()) } else { write!(f, " and {} more", more.len()) }
-            }
+            Self::Queued { behind } => write!(f, "queued behind {}", first_few(behind, SHOWN)),
             Self::Frozen { until_ms, why } => write!(f, "a freeze until {until_ms} ms: {why}"),
             Self::OutsideWindow { devices, next_ms } => {
                 write!(f, "{} outside their maintenance windows: {}", devices.len(), names(&mut devices.iter()))?;
@@ -254,11 +240,11 @@ impl fmt::Display for Waiting {
             }
             Self::Preparing { groups } => {
                 let said = groups.iter().map(|(name, Prepared { ready, of })| format!("{name} {ready} of {of} ready"));
-                write!(f, "preparing: {}", first_of(said))
+                write!(f, "preparing: {}", first_few(said, SHOWN))
             }
             Self::Switching { groups } => {
                 let said = groups.iter().map(|(name, at_ms)| format!("{name} at {at_ms} ms"));
-                write!(f, "to switch together: {}", first_of(said))
+                write!(f, "to switch together: {}", first_few(said, SHOWN))
             }
             Self::Offline { devices } => {
                 write!(f, "{} away, to join on return: {}", devices.len(), names(&mut devices.iter()))

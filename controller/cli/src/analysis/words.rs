@@ -1,5 +1,6 @@
 //! How templates and measurements are said.
 
+use muster_shared::listing::first_few;
 use muster_shared::rollout::{AnalysisReport, MetricTemplate, Provider, TemplateView};
 
 use crate::output::{self, cell, number, toned};
@@ -16,12 +17,12 @@ pub(super) fn provider(provider: &Provider) -> &'static str {
 
 pub(super) fn list_table(all: &[TemplateView]) -> String {
     let rows = all.iter().map(|view| {
-        let args = view.template.args.iter().map(|arg| arg.name.clone());
+        let args = view.template.args.iter().map(|arg| &arg.name);
         vec![
             cell(view.template.name.as_str()),
             number(view.version.to_string()),
-            cell(output::listed(args, 5)),
-            cell(output::listed(view.template.metrics.iter().map(|metric| metric.name.clone()), 5)),
+            cell(first_few(args, 5)),
+            cell(first_few(view.template.metrics.iter().map(|metric| &metric.name), 5)),
             cell(output::time(view.pushed_at_ms)),
             cell(&view.pushed_by),
         ]

@@ -10,6 +10,7 @@ use muster_shared::api::{ColumnDrift, DataQuality};
 use muster_shared::bundle::{DataType, Manifest};
 use muster_shared::drift::{Criteria, DeviceGroups, Draws, adjust, by_devices, cell_names, column_drift};
 use muster_shared::ids::Digest;
+use muster_shared::listing::first_few;
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::sketch::ColumnSketch;
 use serde::Serialize;
@@ -404,7 +405,7 @@ fn text(report: &Report) -> String {
 }
 
 fn tell(report: &Report) {
-    let list = |names: &[String]| output::listed(names.iter().map(|name| format!("{name:?}")), 10);
+    let list = |names: &[String]| first_few(names.iter().map(|name| format!("{name:?}")), 10);
     if !report.missing_columns.is_empty() {
         output::warn(&format!("the table lacks {}: not scored", list(&report.missing_columns)));
     }

@@ -2,6 +2,7 @@
 
 use muster_rollout::statistics::{MIN_BLOCKS, Power, power};
 use muster_shared::ids::DeviceId;
+use muster_shared::listing::first_few;
 use muster_shared::rollout::{RolloutPreview, WavePreview};
 use serde::Serialize;
 
@@ -45,7 +46,7 @@ fn wave_power(wave: &WavePreview) -> Option<WavePower> {
 }
 
 fn names<'d>(devices: impl ExactSizeIterator<Item = &'d DeviceId>) -> String {
-    output::listed(devices.map(ToString::to_string), SHOWN)
+    first_few(devices, SHOWN)
 }
 
 fn text(planned: &Planned) -> String {
@@ -86,10 +87,7 @@ fn text(planned: &Planned) -> String {
         parts.push(format!("blocks of wave {number}:\n{}", blocks.join("\n")));
     }
     if !preview.ends.is_empty() {
-        parts.push(format!(
-            "ends, as an emergency: {}",
-            output::listed(preview.ends.iter().map(ToString::to_string), SHOWN)
-        ));
+        parts.push(format!("ends, as an emergency: {}", first_few(&preview.ends, SHOWN)));
     }
     if !preview.group.is_empty() {
         parts.push(format!("held back for good, to compare with: {}", names(preview.group.iter())));

@@ -92,15 +92,42 @@ impl MetricRun {
     }
 }
 
-/// The metrics of `state`'s analyses, each with its analysis and what is known of it.
-fn metrics<'r>(
-    analyses: &'r [Analysis],
-    state: &'r WaveState,
-) -> impl Iterator<Item = (u32, &'r AnalysisRun, u32, &'r MetricTemplate, &'r MetricRun)> {
-    state.analyses.iter().flat_map(|(analysis, run)| {
-        let templates = analyses.get(*analysis as usize).map(|analysis| analysis.metrics.as_slice());
-        let each = (0u32..).zip(templates.unwrap_or_default().iter().zip(&run.metrics));
-        each.map(move |(metric, (template, known))| (*analysis, run, metric, template, known))
+/// A metric of a wave's analyses, and what is known of it.
+struct Metric<'r> {
+    /// Which of [`Rollout::analyses`], and when it began.
+    at: u32,
+    began_ms: u64,
+    analysis: &'r Analysis,
+    /// Which of its metrics.
+    metric_at: u32,
+    template: &'r MetricTemplate,
+    run: &'r MetricRun,
+}
+
+impl Metric<'_> {
+    fn outcome(&self) -> Option<Outcome> {
+        outcome(self.template, self.run)
+    }
+
+    /// Whether it showed neither, or could not be asked.
+    fn is_open(&self) -> bool {
+        matches!(self.outcome(), Some(Outcome::Inconclusive | Outcome::Error))
+    }
+
+    /// What there is to ask for next.
+    fn due(&self, wave: u32) -> Due {
+        let Self { at: analysis, metric_at: metric, began_ms, .. } = *self;
+        Due { wave, analysis, metric, began_ms, taken: self.run.taken() }
+    }
+}
+
+/// The metrics of `state`'s analyses.
+fn metrics<'r>(analyses: &'r [Analysis], state: &'r WaveState) -> impl Iterator<Item = Metric<'r>> {
+    let begun = state.analyses.iter().filter_map(|(at, run)| Some((*at, analyses.get(*at as usize)?, run)));
+    begun.flat_map(|(at, analysis, known)| {
+        let each = (0u32..).zip(analysis.metrics.iter().zip(&known.metrics));
+        let began_ms = known.began_ms;
+        each.map(move |(metric_at, (template, run))| Metric { at, began_ms, analysis, metric_at, template, run })
     })
 }
 
@@ -128,12 +155,8 @@ impl Rollout {
     pub fn metric_due(&self, due: &Due) -> Option<&MetricTemplate> {
         let state =
             self.wave_state().filter(|_| self.status == RolloutStatus::Running && self.current_wave == due.wave)?;
-        let found = metrics(&self.analyses, state).find(|(analysis, run, metric, ..)| {
-            (*analysis, *metric, run.began_ms) == (due.analysis, due.metric, due.began_ms)
-        });
-        found
-            .filter(|(.., metric, run)| run.taken() == due.taken && outcome(metric, run).is_none())
-            .map(|found| found.3)
+        let found = metrics(&self.analyses, state).find(|metric| metric.due(due.wave) == *due);
+        found.filter(|metric| metric.outcome().is_none()).map(|metric| metric.template)
     }
 
     /// The rollout after an answer to what was due; none where nobody waits for it any more.
@@ -151,11 +174,7 @@ impl Rollout {
     /// Has what showed neither measured anew.
     pub(crate) fn measure_anew(&mut self) {
         let Some(state) = self.waves.get_mut(self.current_wave as usize) else { return };
-        let open = |outcome: Option<Outcome>| matches!(outcome, Some(Outcome::Inconclusive | Outcome::Error));
-        let again: Vec<u32> = metrics(&self.analyses, state)
-            .filter(|(.., metric, run)| open(outcome(metric, run)))
-            .map(|(analysis, ..)| analysis)
-            .collect();
+        let again: Vec<u32> = metrics(&self.analyses, state).filter(Metric::is_open).map(|metric| metric.at).collect();
         state.analyses.retain(|analysis, _| !again.contains(analysis));
     }
 }
@@ -228,13 +247,13 @@ fn begin(next: &mut Rollout, now_ms: u64) {
 /// What the current wave's analyses have yet to be told.
 pub(crate) fn waiting(rollout: &Rollout) -> Vec<Waiting> {
     let Some(state) = rollout.wave_state().filter(|state| state.soak_from_ms.is_some()) else { return Vec::new() };
-    let known = metrics(&rollout.analyses, state).filter(|(.., metric, run)| outcome(metric, run).is_none());
+    let known = metrics(&rollout.analyses, state).filter(|metric| metric.outcome().is_none());
     let mut waiting: Vec<Waiting> = known
-        .map(|(analysis, _, _, metric, run)| Waiting::Analysing {
-            metric: report::name(rollout, analysis, metric),
-            have: u32::try_from(run.counted().count()).unwrap_or(u32::MAX),
-            of: metric.needed(),
-            next_ms: run.next_ms,
+        .map(|metric| Waiting::Analysing {
+            metric: report::name(&metric),
+            have: u32::try_from(metric.run.counted().count()).unwrap_or(u32::MAX),
+            of: metric.template.needed(),
+            next_ms: metric.run.next_ms,
         })
         .collect();
     // What was asked for and is not there must not be taken for passed.
@@ -255,25 +274,17 @@ pub(crate) fn due(rollout: &Rollout, now_ms: u64) -> Vec<Due> {
     let Some(state) = rollout.wave_state().filter(|_| rollout.status == RolloutStatus::Running) else {
         return Vec::new();
     };
+    let asked = |metric: &Metric<'_>| !matches!(metric.template.provider, Provider::Fleet(_));
     metrics(&rollout.analyses, state)
-        .filter(|(.., metric, run)| {
-            !matches!(metric.provider, Provider::Fleet(_)) && run.next_ms <= now_ms && outcome(metric, run).is_none()
-        })
-        .map(|(analysis, run, metric, _, known)| Due {
-            wave: rollout.current_wave,
-            analysis,
-            metric,
-            began_ms: run.began_ms,
-            taken: known.taken(),
-        })
+        .filter(|metric| asked(metric) && metric.run.next_ms <= now_ms && metric.outcome().is_none())
+        .map(|metric| metric.due(rollout.current_wave))
         .collect()
 }
 
 /// When the next measurement is due that is not due yet.
 pub(crate) fn wake_at_ms(rollout: &Rollout, now_ms: u64) -> Option<u64> {
-    let open =
-        metrics(&rollout.analyses, rollout.wave_state()?).filter(|(.., metric, run)| outcome(metric, run).is_none());
-    open.map(|(.., run)| run.next_ms).filter(|at_ms| *at_ms > now_ms).min()
+    let open = metrics(&rollout.analyses, rollout.wave_state()?).filter(|metric| metric.outcome().is_none());
+    open.map(|metric| metric.run.next_ms).filter(|at_ms| *at_ms > now_ms).min()
 }
 
 /// The analyses of one wave, by their place in [`Rollout::analyses`].

@@ -104,7 +104,7 @@ impl Rollout {
             let (why, decider) = shut_out();
             return left_out(why, decider);
         }
-        if !self.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
+        if !facts.is_meant_by(&self.spec.selector, id) {
             return left_out(format!("it is not meant: the selector is {}", self.spec.selector), Decider::People);
         }
         if self.status.is_terminal() || self.status == RolloutStatus::RollingBack {

@@ -56,6 +56,6 @@ fn member<'f>(
     if target.is_some_and(|target| target.wave != rollout.current_wave || target.errand != Errand::Forward) {
         return None;
     }
-    let shared = gate.match_on.iter().map(|key| facts.labels.get(key).or_else(|| facts.attributes.get(key))).collect();
+    let shared = gate.match_on.iter().map(|key| facts.label_or_attribute(key)).collect();
     Some(Member { device: id.clone(), stratum: (incumbent(rollout, facts)?, shared), is_canary })
 }

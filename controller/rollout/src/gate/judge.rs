@@ -21,18 +21,18 @@ const MOST_LOG_E: f64 = 1e6;
 /// A gate while blocks are added to it.
 #[derive(Debug, Clone)]
 pub struct Gate<'s> {
-    spec: &'s GateSpec,
     alpha: f64,
-    rails: Vec<Rail>,
+    rails: Vec<Rail<'s>>,
     blocks: u32,
     /// The strongest evidence after any block.
     strongest: f64,
-    /// That of each guardrail then.
-    strongest_of: Vec<f64>,
 }
 
 #[derive(Debug, Clone)]
-struct Rail {
+struct Rail<'s> {
+    guardrail: &'s Guardrail,
+    /// Its evidence when that of all was strongest.
+    strongest: f64,
     scale: Option<f64>,
     process: Option<EProcess>,
     margin: Margin,
@@ -87,24 +87,24 @@ impl<'s> Gate<'s> {
     /// ([`scales`]); a guardrail without one gathers no evidence of a loss. `expected` is about how many blocks there will be.
     #[must_use]
     pub fn new(spec: &'s GateSpec, alpha: f64, scales: &[Option<f64>], expected: u32) -> Self {
-        let rail = |(at, guardrail): (usize, &Guardrail)| {
+        let rail = |(at, guardrail): (usize, &'s Guardrail)| {
             let scale = scales.get(at).copied().flatten();
             let gathers = guardrail.metric.is_loss() && guardrail.metric != Metric::PredictionDrift;
             let process = scale.filter(|_| gathers).and_then(|scale| EProcess::new(scale, expected));
-            Rail { scale, process, margin: Margin::default(), blocks: 0, drift: None }
+            Rail { guardrail, strongest: 0.0, scale, process, margin: Margin::default(), blocks: 0, drift: None }
         };
-        let rails: Vec<Rail> = spec.guardrails.iter().enumerate().map(rail).collect();
-        Self { spec, alpha, strongest_of: vec![0.0; rails.len()], rails, blocks: 0, strongest: 0.0 }
+        let rails = spec.guardrails.iter().enumerate().map(rail).collect();
+        Self { alpha, rails, blocks: 0, strongest: 0.0 }
     }
 
     /// Adds one block. Each may be added once.
     pub fn add(&mut self, block: &Block<ScoredDevice>) {
         self.blocks += 1;
-        for ((at, rail), guardrail) in self.rails.iter_mut().enumerate().zip(&self.spec.guardrails) {
+        for (at, rail) in self.rails.iter_mut().enumerate() {
             if let Some((scores, process)) = scores(block, at, false).zip(rail.process.as_mut()) {
-                process.add(&beyond(guardrail, scores));
+                process.add(&beyond(rail.guardrail, scores));
             }
-            if guardrail.metric == Metric::PredictionDrift {
+            if rail.is_drift() {
                 continue;
             }
             if let Some(scores) = scores(block, at, true) {
@@ -114,46 +114,40 @@ impl<'s> Gate<'s> {
         }
         let log_e = self.log_e();
         if log_e > self.strongest {
-            self.strongest = log_e;
-            self.strongest_of = self.rails.iter().map(Rail::log_e).collect();
+            self.note(log_e);
         }
+    }
+
+    /// Takes the evidence as it is now, `log_e` of all together, for the strongest.
+    fn note(&mut self, log_e: f64) {
+        self.strongest = log_e;
+        self.rails.iter_mut().for_each(|rail| rail.strongest = rail.log_e());
     }
 
     /// Compares what the devices of all `blocks` predicted, where the gate asks for that: once, after the last of them was added.
     pub fn compare_predictions(&mut self, blocks: &[Block<ScoredDevice>], classes: &PredictedClasses) {
         let level = self.alpha / self.losses().count().max(1) as f64;
-        let drifts = self.spec.guardrails.iter().position(|guardrail| guardrail.metric == Metric::PredictionDrift);
-        let Some(rail) = drifts.and_then(|at| self.rails.get_mut(at)) else { return };
+        let Some(rail) = self.rails.iter_mut().find(|rail| rail.is_drift()) else { return };
         (rail.blocks, rail.drift) = predictions::compare(blocks, classes, level);
-        if rail.drift.as_ref().is_some_and(|drift| drift.p_value <= drift.level) {
+        if rail.rejected().is_some() {
             // It is enough by itself, whatever rounding makes of the mean.
-            self.strongest = self.log_e().max(self.strongest).max(-self.alpha.ln());
-            self.strongest_of = self.rails.iter().map(Rail::log_e).collect();
+            self.note(self.log_e().max(self.strongest).max(-self.alpha.ln()));
         }
     }
 
-    fn losses(&self) -> impl Iterator<Item = &Rail> {
-        let all = self.spec.guardrails.iter().zip(&self.rails);
-        all.filter(|(guardrail, _)| guardrail.metric.is_loss()).map(|(_, rail)| rail)
+    fn losses(&self) -> impl Iterator<Item = &Rail<'s>> {
+        self.rails.iter().filter(|rail| rail.guardrail.metric.is_loss())
     }
 
     /// Evidence of a loss after the blocks so far: the mean over guardrails, as a natural logarithm.
     #[must_use]
     pub fn log_e(&self) -> f64 {
-        let is_drift =
-            |at: usize| self.spec.guardrails.get(at).is_some_and(|rail| rail.metric == Metric::PredictionDrift);
-        let losses = || {
-            let all = self.spec.guardrails.iter().zip(&self.rails).enumerate();
-            all.filter(|(_, (guardrail, _))| guardrail.metric.is_loss())
-        };
         // A test that has not rejected is evidence of 0, not of 1.
-        let log_e =
-            |at, rail: &Rail| if is_drift(at) && rail.rejected().is_none() { f64::NEG_INFINITY } else { rail.log_e() };
-        if losses().next().is_none() {
-            0.0
-        } else {
-            log_mean_exp(|| losses().map(|(at, (_, rail))| log_e(at, rail))).max(-MOST_LOG_E)
-        }
+        let log_e = |rail: &Rail<'_>| match rail.is_drift() && rail.rejected().is_none() {
+            true => f64::NEG_INFINITY,
+            false => rail.log_e(),
+        };
+        if self.losses().next().is_none() { 0.0 } else { log_mean_exp(|| self.losses().map(log_e)).max(-MOST_LOG_E) }
     }
 
     /// What the blocks so far prove. `limits_only` where there can be no more of them, and they are too few for any margin.
@@ -161,16 +155,9 @@ impl<'s> Gate<'s> {
     pub fn report(&self, limits_only: bool) -> GateReport {
         let log_threshold = -self.alpha.ln();
         let has_failed = self.strongest >= log_threshold;
-        let guardrails: Vec<GuardrailReport> = self
-            .spec
-            .guardrails
-            .iter()
-            .zip(&self.rails)
-            .zip(&self.strongest_of)
-            .map(|((guardrail, rail), log_e)| {
-                rail.report(guardrail, self.alpha, *log_e, has_failed && *log_e >= log_threshold)
-            })
-            .collect();
+        let reports =
+            self.rails.iter().map(|rail| rail.report(self.alpha, has_failed && rail.strongest >= log_threshold));
+        let guardrails: Vec<GuardrailReport> = reports.collect();
         let kept = guardrails.iter().all(|report| report.outcome == Outcome::Successful);
         let mut report = GateReport {
             outcome: match (has_failed, kept) {
@@ -191,7 +178,11 @@ impl<'s> Gate<'s> {
     }
 }
 
-impl Rail {
+impl Rail<'_> {
+    fn is_drift(&self) -> bool {
+        self.guardrail.metric == Metric::PredictionDrift
+    }
+
     /// The test of predictions, if it rejects.
     fn rejected(&self) -> Option<&DriftReport> {
         self.drift.as_ref().filter(|drift| drift.p_value <= drift.level)
@@ -204,7 +195,8 @@ impl Rail {
         self.process.as_ref().map_or(0.0, EProcess::log_e).clamp(-MOST_LOG_E, MOST_LOG_E)
     }
 
-    fn report(&self, guardrail: &Guardrail, alpha: f64, log_e: f64, has_failed: bool) -> GuardrailReport {
+    fn report(&self, alpha: f64, has_failed: bool) -> GuardrailReport {
+        let guardrail = self.guardrail;
         let upper_bound = self.margin.upper_bound(alpha);
         let kept = guardrail.margin.is_none_or(|margin| upper_bound.is_some_and(|bound| bound < margin));
         let mut report = GuardrailReport {
@@ -216,10 +208,10 @@ impl Rail {
             },
             blocks: self.blocks,
             scale: self.scale,
-            log_e,
+            log_e: self.strongest,
             mean_difference: match &self.drift {
                 Some(drift) => Some(drift.difference),
-                None => (self.blocks > 0 && guardrail.metric != Metric::PredictionDrift).then(|| self.margin.mean()),
+                None => (self.blocks > 0 && !self.is_drift()).then(|| self.margin.mean()),
             },
             upper_bound,
             blocks_needed: guardrail.margin.and_then(|margin| self.margin.blocks_needed(alpha, margin)),

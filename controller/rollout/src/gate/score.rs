@@ -197,9 +197,8 @@ impl<'f> Side<'f> {
             Metric::Disagreement if self.part == Part::Control => Some(0.0),
             Metric::Disagreement => share(self.disagreed, self.agreed.saturating_add(self.disagreed)),
             Metric::PredictionDrift => {
-                let any =
-                    |measured: &&Evidence| measured.predictions.values().flat_map(BTreeMap::values).any(|n| *n > 0);
-                self.measured.iter().copied().any(|measured| any(&measured)).then_some(0.0)
+                let all = self.measured.iter().flat_map(|measured| measured.predictions.values());
+                all.flat_map(BTreeMap::values).any(|n| *n > 0).then_some(0.0)
             }
             // Logits that a profile takes for confidence are beyond, and say nothing.
             Metric::Confidence => self

@@ -7,7 +7,7 @@ use muster_shared::rollout::{
 };
 use muster_shared::trust::Stage;
 
-use super::world::{MAX_MS, SOAK_MS, Served, World, broken, check, device, last_verdict, spec, waits_for};
+use super::world::{MAX_MS, SOAK_MS, Served, World, broken, check, device, last_verdict, names, spec, waits_for};
 use crate::{Mean, OperatorAction, Violation, plan, verify};
 
 fn guardrail(metric: Metric, margin: Option<f64>) -> Guardrail {
@@ -19,16 +19,6 @@ fn gated(waves: &[&str], guardrails: &[Guardrail]) -> RolloutSpec {
     // The gate is what is looked at here.
     let limits = Limits { max_error_rate: 1.0, max_latency_p99_ratio: 100.0, max_failures: 100, ..Limits::default() };
     RolloutSpec { gate: Some(gate), limits, ..spec(waves) }
-}
-
-fn names(n: u32) -> Vec<String> {
-    (0..n).map(|at| format!("d{at:03}")).collect()
-}
-
-fn world_of(spec: RolloutSpec, n: u32) -> World {
-    let mut world = World::new(spec, &[]);
-    names(n).iter().for_each(|name| world.add(name));
-    world
 }
 
 /// Everybody commits and reports; the soak begins, and then everybody serves with so many errors of a hundred: canaries by their place, controls by
@@ -65,7 +55,7 @@ const ERRORS: &[Guardrail] = &[Guardrail::of(Metric::ErrorRate, Some(0.03))];
 
 #[test]
 fn a_wave_passes_when_its_canaries_are_shown_to_be_no_worse() {
-    let mut world = world_of(gated(&["20", "100%"], ERRORS), 40);
+    let mut world = World::numbered(gated(&["20", "100%"], ERRORS), 40);
     world.tick(0);
     let dealt = blocks(&world);
     assert_eq!(dealt.len(), 20, "every canary has a control");
@@ -95,7 +85,7 @@ fn a_wave_passes_when_its_canaries_are_shown_to_be_no_worse() {
 
 #[test]
 fn canaries_that_are_worse_go_back() {
-    let mut world = world_of(gated(&["20", "100%"], ERRORS), 40);
+    let mut world = World::numbered(gated(&["20", "100%"], ERRORS), 40);
     world.tick(0);
     soaks(&mut world, |at| 8 + at as u64 % 5, |at| at as u64 % 5);
     let decision = world.tick(SOAK_MS);
@@ -112,7 +102,7 @@ fn canaries_that_are_worse_go_back() {
 
 #[test]
 fn what_shows_neither_pauses_and_people_decide() {
-    let mut world = world_of(gated(&["12", "100%"], ERRORS), 40);
+    let mut world = World::numbered(gated(&["12", "100%"], ERRORS), 40);
     world.tick(0);
     soaks(&mut world, |at| 2 + at as u64 % 7, |at| at as u64 % 7);
     let decision = world.tick(SOAK_MS);
@@ -133,13 +123,13 @@ fn what_shows_neither_pauses_and_people_decide() {
 
 #[test]
 fn too_few_to_compare_rest_on_limits_and_still_go_back() {
-    let mut world = world_of(gated(&["9", "100%"], ERRORS), 40);
+    let mut world = World::numbered(gated(&["9", "100%"], ERRORS), 40);
     world.tick(0);
     soaks(&mut world, |_| 0, |_| 0);
     assert_eq!(world.tick(SOAK_MS).next.current_wave, 1);
     assert!(last_verdict(&world.rollout).summary.contains("limits only"), "{}", last_verdict(&world.rollout).summary);
 
-    let mut world = world_of(gated(&["9", "100%"], ERRORS), 40);
+    let mut world = World::numbered(gated(&["9", "100%"], ERRORS), 40);
     world.tick(0);
     soaks(&mut world, |at| 60 + at as u64, |at| at as u64 % 2);
     assert_eq!(world.tick(SOAK_MS).next.status, RolloutStatus::RollingBack);
@@ -148,7 +138,7 @@ fn too_few_to_compare_rest_on_limits_and_still_go_back() {
 #[test]
 fn nobody_is_judged_before_everybody_has_reported_or_time_is_up() {
     let silence = |silent_canary: bool| {
-        let mut world = world_of(gated(&["12", "100%"], ERRORS), 40);
+        let mut world = World::numbered(gated(&["12", "100%"], ERRORS), 40);
         world.tick(0);
         soaks(&mut world, |_| 1, |_| 1);
         let block = blocks(&world)[0].clone();
@@ -171,7 +161,7 @@ fn nobody_is_judged_before_everybody_has_reported_or_time_is_up() {
 
 #[test]
 fn silence_on_both_sides_promotes_nobody() {
-    let mut world = world_of(gated(&["12", "100%"], ERRORS), 40);
+    let mut world = World::numbered(gated(&["12", "100%"], ERRORS), 40);
     world.tick(0);
     soaks(&mut world, |_| 0, |_| 0);
     world.fleet.devices.values_mut().for_each(|facts| facts.soak.clear());
@@ -190,7 +180,7 @@ fn blocks_share_what_was_asked_for_and_only_hold_who_was_there() {
     let mut wanted = gated(&["10", "100%"], ERRORS);
     wanted.gate.as_mut().unwrap().match_on = vec!["site".into()];
     wanted.gate.as_mut().unwrap().controls = 3;
-    let mut world = world_of(wanted, 60);
+    let mut world = World::numbered(wanted, 60);
     for (at, name) in names(60).iter().enumerate() {
         let facts = world.facts(name);
         facts.labels.insert("site".into(), ["lyon", "oslo", "kyoto"][at % 3].into());
@@ -214,7 +204,7 @@ fn a_shadow_is_compared_with_its_own_device() {
     let disagreement = guardrail(Metric::Disagreement, Some(0.2));
     let mut wanted = gated(&["100%"], &[ERRORS[0].clone(), disagreement]);
     wanted.stage = Stage::Shadow { share_bp: 10_000 };
-    let mut world = world_of(wanted, 12);
+    let mut world = World::numbered(wanted, 12);
     world.tick(0);
     assert!(blocks(&world).iter().all(|block| block.controls == [block.canary.clone()]));
     let serve = |world: &mut World, name: &str, disagreed: u64| {
@@ -244,7 +234,7 @@ fn a_shadow_is_compared_with_its_own_device() {
 
 #[test]
 fn the_checker_finds_a_forged_comparison() {
-    let mut world = world_of(gated(&["12", "100%"], ERRORS), 40);
+    let mut world = World::numbered(gated(&["12", "100%"], ERRORS), 40);
     world.tick(0);
     soaks(&mut world, |at| 2 + at as u64 % 7, |at| at as u64 % 7);
     world.now_ms += SOAK_MS;
@@ -275,7 +265,7 @@ fn canaries_that_are_worse_by_what_applications_send_go_back() {
     let range = Some(ScoreRange { best: 1e6, worst: 2e6 });
     let memory = Guardrail { range, ..guardrail(Metric::Memory, Some(0.2)) };
     let run = |canaries: f64, heard: bool| {
-        let mut world = world_of(gated(&["20", "100%"], &[yields.clone(), memory.clone()]), 40);
+        let mut world = World::numbered(gated(&["20", "100%"], &[yields.clone(), memory.clone()]), 40);
         world.tick(0);
         soaks(&mut world, |_| 0, |_| 0);
         let targets: Vec<_> = world.rollout.targets.keys().cloned().collect();
@@ -324,7 +314,7 @@ fn canaries_that_are_worse_by_what_applications_send_go_back() {
 fn canaries_that_predict_other_classes_than_their_controls_go_back() {
     let run = |shift: u64| {
         let drift = guardrail(Metric::PredictionDrift, None);
-        let mut world = world_of(gated(&["20", "100%"], &[ERRORS[0].clone(), drift]), 40);
+        let mut world = World::numbered(gated(&["20", "100%"], &[ERRORS[0].clone(), drift]), 40);
         world.tick(0);
         soaks(&mut world, |at| at as u64 % 3, |at| at as u64 % 3);
         let targets: Vec<_> = world.rollout.targets.keys().cloned().collect();
@@ -377,7 +367,7 @@ fn canaries_that_predict_other_classes_than_their_controls_go_back() {
 #[test]
 fn few_blocks_say_that_they_cannot_show_a_drift() {
     let drift = guardrail(Metric::PredictionDrift, None);
-    let mut world = world_of(gated(&["4", "100%"], &[ERRORS[0].clone(), drift]), 40);
+    let mut world = World::numbered(gated(&["4", "100%"], &[ERRORS[0].clone(), drift]), 40);
     world.tick(0);
     soaks(&mut world, |_| 0, |_| 0);
     for (at, facts) in world.fleet.devices.values_mut().enumerate() {

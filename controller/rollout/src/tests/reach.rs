@@ -4,21 +4,11 @@ use muster_shared::rollout::{
     GateSpec, Guardrail, Joining, Limits, Metric, Outcome, RolloutSpec, RolloutStatus, Waiting,
 };
 
-use super::world::{SOAK_MS, Served, World, device, last_verdict, spec, told, wave};
+use super::world::{SOAK_MS, Served, World, device, last_verdict, names, spec, told, wave};
 use crate::{OperatorAction, Violation, plan, verify};
 
 fn holding_back(percent: &str, waves: &[&str]) -> RolloutSpec {
     RolloutSpec { holdback: Some(percent.parse().unwrap()), ..spec(waves) }
-}
-
-fn names(n: u32) -> Vec<String> {
-    (0..n).map(|at| format!("d{at:03}")).collect()
-}
-
-fn world_of(spec: RolloutSpec, n: u32) -> World {
-    let mut world = World::new(spec, &[]);
-    names(n).iter().for_each(|name| world.add(name));
-    world
 }
 
 fn group(waiting: &[Waiting]) -> Vec<String> {
@@ -34,7 +24,7 @@ fn group(waiting: &[Waiting]) -> Vec<String> {
 
 #[test]
 fn the_last_wave_reaches_everybody_but_the_group_which_is_the_same_for_every_rollout() {
-    let mut world = world_of(holding_back("30%", &["2", "100%"]), 40);
+    let mut world = World::numbered(holding_back("30%", &["2", "100%"]), 40);
     let held_back = group(&world.tick(0).waiting);
     assert!((5..=20).contains(&held_back.len()), "{held_back:?}");
     world.pass_wave();
@@ -43,10 +33,10 @@ fn the_last_wave_reaches_everybody_but_the_group_which_is_the_same_for_every_rol
     assert_eq!(world.rollout.status, RolloutStatus::Completed);
     assert_eq!(world.rollout.targets.len() + held_back.len(), 40);
     assert!(held_back.iter().all(|name| world.target(name).is_none()));
-    let mut other = world_of(holding_back("30%", &["100%"]), 40);
+    let mut other = World::numbered(holding_back("30%", &["100%"]), 40);
     other.rollout.id = "r77".parse().unwrap();
     assert_eq!(group(&other.tick(0).waiting), held_back);
-    let mut smaller = world_of(holding_back("10%", &["100%"]), 40);
+    let mut smaller = World::numbered(holding_back("10%", &["100%"]), 40);
     assert!(group(&smaller.tick(0).waiting).iter().all(|name| held_back.contains(name)));
 }
 
@@ -59,7 +49,7 @@ fn the_group_is_what_the_last_wave_is_compared_with() {
         guardrails: vec![Guardrail::of(Metric::ErrorRate, Some(0.03))],
     };
     let limits = Limits { max_error_rate: 1.0, max_latency_p99_ratio: 100.0, ..Limits::default() };
-    let mut world = world_of(RolloutSpec { gate: Some(gate), limits, ..holding_back("50%", &["100%"]) }, 60);
+    let mut world = World::numbered(RolloutSpec { gate: Some(gate), limits, ..holding_back("50%", &["100%"]) }, 60);
     let held_back = group(&world.tick(0).waiting);
     assert!(held_back.len() >= 20, "{held_back:?}");
     let blocks = world.rollout.waves[0].gate.clone().unwrap().blocks;
@@ -122,7 +112,7 @@ fn who_is_meant_is_fixed_at_the_beginning_and_not_when_it_is_asked_for() {
 
 #[test]
 fn the_checker_finds_who_should_have_been_left_out() {
-    let mut world = world_of(holding_back("30%", &["100%"]), 40);
+    let mut world = World::numbered(holding_back("30%", &["100%"]), 40);
     let free = plan(&crate::Rollout { spec: spec(&["100%"]), ..world.rollout.clone() }, &world.fleet, world.now_ms);
     let mut decision = free;
     decision.next.spec = world.rollout.spec.clone();

@@ -30,6 +30,11 @@ pub(super) fn device(name: &str) -> DeviceId {
     DeviceId::new(name).unwrap()
 }
 
+/// `d000` and so on.
+pub(super) fn names(n: u32) -> Vec<String> {
+    (0..n).map(|at| format!("d{at:03}")).collect()
+}
+
 pub(super) fn wave(size: &str) -> WaveSpec {
     WaveSpec::of(size.parse().unwrap(), SOAK_MS, MAX_MS)
 }
@@ -77,6 +82,12 @@ impl World {
         let mut world = Self { rollout, fleet: Fleet::default(), now_ms: START_MS };
         devices.iter().for_each(|name| world.add(name));
         world
+    }
+
+    /// With the first `n` devices of [`names`].
+    pub(super) fn numbered(spec: RolloutSpec, n: u32) -> Self {
+        let names = names(n);
+        Self::new(spec, &names.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// A device that runs the incumbent since generation 1.

@@ -18,7 +18,7 @@ use crate::rollout::{Errand, Rollout, Target};
 /// To which group a device says that it belongs.
 pub(super) fn group_said<'f>(rollout: &Rollout, facts: &'f DeviceFacts) -> Option<&'f String> {
     let BlueGreen { group_by, .. } = rollout.spec.blue_green.as_ref()?;
-    facts.labels.get(group_by).or_else(|| facts.attributes.get(group_by))
+    facts.label_or_attribute(group_by)
 }
 
 /// Whether the device can wait with others, where the rollout has them wait.

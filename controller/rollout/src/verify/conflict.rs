@@ -28,7 +28,7 @@ impl Case<'_> {
     /// Whether the rollout means the device, or had it, and another one has it.
     fn is_missed(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {
         let came_later = self.next.meant.as_ref().is_some_and(|meant| !meant.contains(id));
-        let meant = || !came_later && self.next.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+        let meant = || !came_later && facts.is_meant_by(&self.next.spec.selector, id);
         !facts.revoked
             && match self.before.targets.get(id) {
                 Some(target) => is_foreign(&self.next.id, target, facts),
@@ -39,7 +39,7 @@ impl Case<'_> {
     fn turn(&mut self) {
         let own = self.before;
         for (id, facts) in self.fleet.devices.iter().filter(|(_, facts)| !facts.revoked) {
-            if !own.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes) {
+            if !facts.is_meant_by(&own.spec.selector, id) {
                 continue;
             }
             self.expect(facts.held_by.is_none(), || {
@@ -49,7 +49,7 @@ impl Case<'_> {
                 let first = other.priority > own.spec.priority
                     || (other.priority == own.spec.priority
                         && (other.created_at_ms, &other.id) < (own.created_at_ms, &own.id));
-                let wanted = other.selector.matches(id.as_str(), &facts.labels, &facts.attributes);
+                let wanted = facts.is_meant_by(&other.selector, id);
                 self.expect(!(first && wanted), || Violation::Begun("another one in the queue goes first"));
             }
         }

@@ -45,11 +45,7 @@ impl Case<'_> {
         let (before, next) = (self.before, self.next);
         let begins = before.status == RolloutStatus::Ready && next.status != RolloutStatus::Ready;
         let right = if begins && before.spec.joining == Joining::Exclude {
-            let selected = self
-                .fleet
-                .devices
-                .iter()
-                .filter(|(id, facts)| before.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes));
+            let selected = self.fleet.devices.iter().filter(|(id, facts)| facts.is_meant_by(&before.spec.selector, id));
             next.meant.as_ref().is_some_and(|meant| meant.iter().eq(selected.map(|(id, _)| id)))
         } else {
             before.meant == next.meant

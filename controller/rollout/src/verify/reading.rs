@@ -4,7 +4,6 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::messages::{StateReport, UpdateState};
 use muster_shared::rollout::{WaveSize, WaveSpec};
-use muster_shared::selector::Selector;
 use sha2::{Digest as _, Sha256};
 
 use crate::fleet::DeviceFacts;
@@ -106,17 +105,13 @@ pub(super) fn says_back(target: &Target, facts: &DeviceFacts) -> bool {
 
 /// Whether the wave is meant for the device, leaving aside who has it.
 pub(super) fn is_meant(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &DeviceFacts) -> bool {
-    is_selected(&rollout.spec.selector, id, facts) && wave.selector.as_ref().is_none_or(|s| is_selected(s, id, facts))
+    facts.is_meant_by(&rollout.spec.selector, id) && wave.selector.as_ref().is_none_or(|s| facts.is_meant_by(s, id))
 }
 
 /// Whether a device that is in takes up room in the wave. What its labels make of the rollout's selector is past.
 pub(super) fn takes_room(wave: (u32, &WaveSpec), id: &DeviceId, target: &Target, facts: &DeviceFacts) -> bool {
     let (number, spec) = wave;
-    target.wave == number || (target.wave < number && spec.selector.as_ref().is_none_or(|s| is_selected(s, id, facts)))
-}
-
-fn is_selected(selector: &Selector, id: &DeviceId, facts: &DeviceFacts) -> bool {
-    selector.matches(id.as_str(), &facts.labels, &facts.attributes)
+    target.wave == number || (target.wave < number && spec.selector.as_ref().is_none_or(|s| facts.is_meant_by(s, id)))
 }
 
 /// Whether the rollout never takes the device in: it belongs to the share of devices held back, the first ones by SHA-256 over

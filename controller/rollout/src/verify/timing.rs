@@ -47,20 +47,19 @@ impl Case<'_> {
             && is_able(&next.bundle.requirements, facts)
             && is_admitted(next, facts)
             && !is_kept_out(next, id)
-            && next.spec.selector.matches(id.as_str(), &facts.labels, &facts.attributes)
+            && facts.is_meant_by(&next.spec.selector, id)
     }
 
     fn is_frozen(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {
         self.fleet.freezes.iter().any(|freeze| {
-            (freeze.from_ms..freeze.to_ms).contains(&self.now_ms)
-                && freeze.selector.matches(id.as_str(), &facts.labels, &facts.attributes)
+            (freeze.from_ms..freeze.to_ms).contains(&self.now_ms) && facts.is_meant_by(&freeze.selector, id)
         })
     }
 
     /// Looks for a window that began today or on one of the two days before, where the device is, and has not ended.
     fn is_open(&self, facts: &DeviceFacts) -> bool {
         let spec = &self.next.spec;
-        let named = [facts.labels.get("timezone").or_else(|| facts.attributes.get("timezone")), spec.timezone.as_ref()];
+        let named = [facts.label_or_attribute("timezone"), spec.timezone.as_ref()];
         let zone = named.into_iter().flatten().find_map(|name| TimeZoneDatabase::bundled().get(name).ok());
         let zone = zone.unwrap_or(TimeZone::UTC);
         let Ok(now) = Timestamp::from_millisecond(i64::try_from(self.now_ms).unwrap_or(i64::MAX)) else { return false };

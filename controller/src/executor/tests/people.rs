@@ -168,7 +168,7 @@ async fn freezes_that_cannot_be_are_refused_and_there_are_so_many() {
         freeze(&test.app, an_hour(), "bob").await.unwrap();
     }
     let refused = freeze(&test.app, an_hour(), "bob").await;
-    assert!(matches!(refused, Err(ExecutorError::Freeze(why)) if why.contains("64")), "{refused:?}");
+    assert!(matches!(&refused, Err(ExecutorError::Freeze(why)) if why.contains("64")), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

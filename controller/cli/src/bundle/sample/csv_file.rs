@@ -6,9 +6,10 @@ use std::path::Path;
 
 use csv::{Position, Reader, ReaderBuilder, StringRecord, Trim};
 use muster_shared::bundle::DataType;
+use muster_shared::listing::first_few;
 
 use super::{MAX_TEXTS, MAX_VALUES, Place, SampleError, Texts, Wanted, admit};
-use crate::{output, table_file};
+use crate::table_file;
 
 /// Names listed in a message.
 const MAX_LISTED: usize = 5;
@@ -67,7 +68,7 @@ fn positions(header: &StringRecord, wanted: &[Wanted]) -> Result<Vec<usize>, Fau
     if missing.is_empty() {
         return Ok(positions);
     }
-    let missing = output::listed(missing.into_iter(), MAX_LISTED);
+    let missing = first_few(missing, MAX_LISTED);
     Err(in_header(format!("the header has no column {missing}, which the description names")))
 }
 

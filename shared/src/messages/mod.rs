@@ -6,16 +6,16 @@
 //! Fields that a reader does not know are ignored, so that a fleet of mixed versions can talk; a command it does not know is
 //! refused, and so is any signed document with a field it does not know.
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod state;
+mod telemetry;
 
 use serde::{Deserialize, Serialize};
 
+pub use state::{FreezeProtection, HeldBack, InstalledBundle, StateReport, UpdateReport, UpdateState};
+pub use telemetry::{RequestCounts, Resources, TelemetryWindow, WindowKey};
+
 use crate::chunk::{Accepts, ChunkSet};
-use crate::collection::SamplesReport;
 use crate::ids::{BundleRef, Digest};
-use crate::numbers::Numbers;
-use crate::sketch::{Comparison, LatencySketch, ObjectiveCounts};
 use crate::trust::Envelope;
 
 /// The streams a device repeats until they are acknowledged.
@@ -56,260 +56,6 @@ pub struct Sequenced<T> {
     pub position: Position,
     /// What it says.
     pub body: T,
-}
-
-/// States of an update on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub enum UpdateState {
-    /// Nothing to do.
-    #[default]
-    Idle,
-    /// Chunks are on their way.
-    Fetching,
-    /// All files are there and right.
-    Verified,
-    /// The new bundle runs beside the incumbent, as it was told to: it shadows it, or shares the requests with it.
-    Beside,
-    /// The new bundle serves under watch.
-    Trial,
-    /// The new bundle passed its probation: this is success.
-    Committed,
-    /// The new bundle failed on the device, and the one before serves again.
-    Reverted,
-    /// The bundle was refused or could not be fetched; the incumbent never stopped.
-    Failed,
-    /// Something this version has no word for.
-    #[serde(other)]
-    Other,
-}
-
-impl UpdateState {
-    /// Whether the device is done with this assignment, well or badly.
-    #[must_use]
-    pub fn is_final(self) -> bool {
-        match self {
-            Self::Committed | Self::Reverted | Self::Failed => true,
-            Self::Idle | Self::Fetching | Self::Verified | Self::Beside | Self::Trial | Self::Other => false,
-        }
-    }
-}
-
-/// A bundle on a device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct InstalledBundle {
-    /// Digest of its manifest.
-    pub manifest: Digest,
-    /// Its name and version.
-    pub bundle: BundleRef,
-    /// The generation under which it came to run.
-    pub generation: u64,
-}
-
-/// What keeps a device from fetching what it was told to run, or from switching to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "by", rename_all_fields = "snake_case")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub enum HeldBack {
-    /// The device has quiet hours.
-    QuietHours {
-        /// Until this minute of the device's day.
-        until_minute: u16,
-    },
-    /// The device's link costs by the byte.
-    MeteredLink,
-    /// The bundle is checked and tested, and the device was told to wait before it switches.
-    Switch {
-        /// Until when, in milliseconds since the Unix epoch; none for another word.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        at_ms: Option<u64>,
-    },
-    /// Something this version has no word for.
-    #[serde(other)]
-    Other,
-}
-
-impl fmt::Display for HeldBack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::QuietHours { until_minute } => {
-                write!(f, "quiet hours until {:02}:{:02}", until_minute / 60, until_minute % 60)
-            }
-            Self::MeteredLink => f.write_str("metered link"),
-            Self::Switch { at_ms: None } => f.write_str("the word to switch"),
-            Self::Switch { at_ms: Some(at_ms) } => write!(f, "the switch at {at_ms} ms"),
-            Self::Other => f.write_str("the device's delivery policy"),
-        }
-    }
-}
-
-/// The update a device works on, or did last.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct UpdateReport {
-    /// How far it is.
-    pub state: UpdateState,
-    /// The generation it belongs to; 0 before the first.
-    pub generation: u64,
-    /// Digest of the manifest it brings; none when the device is told to run nothing.
-    pub manifest: Option<Digest>,
-    /// Chunks on the device.
-    pub chunks_done: u32,
-    /// Chunks of the bundle.
-    pub chunks_total: u32,
-    /// Why it failed, reverted or waits, in words.
-    pub reason: Option<String>,
-    /// What keeps the device from fetching or from switching; none while nothing does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_back: Option<HeldBack>,
-}
-
-/// Whether a device can tell that a document is out of date.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub enum FreezeProtection {
-    /// The clock is trusted.
-    Full,
-    /// The clock stands before the latest time the device has verified; expiry is checked against that time only.
-    #[default]
-    Degraded,
-    /// Something this version has no word for.
-    #[serde(other)]
-    Other,
-}
-
-/// What a device reports about itself.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct StateReport {
-    /// The device's clock when it said so, in milliseconds since the Unix epoch.
-    pub reported_at_ms: u64,
-    /// The highest generation it has accepted.
-    pub generation: u64,
-    /// The update it works on, or did last.
-    pub update: UpdateReport,
-    /// What answers requests now.
-    pub running: Option<InstalledBundle>,
-    /// What has passed its probation and is what the device falls back to.
-    pub committed: Option<InstalledBundle>,
-    /// The least release counter it will run.
-    pub security_floor: u64,
-    /// Whether it can tell that a document is out of date.
-    pub freeze_protection: FreezeProtection,
-    /// When the last assignment ended, in milliseconds since the Unix epoch, if it was not renewed: the device has not heard from the
-    /// controller since, or is kept from hearing.
-    pub stale_since_ms: Option<u64>,
-    /// The version of the root document it trusts; 0 from agents that do not say.
-    pub root_version: u64,
-    /// What it accepted was signed by a director that the root document names no more: it waits to hear it from the one named now.
-    pub awaits_director: bool,
-    /// Facts about the device: `arch`, `os`, `agent-version`, `memory-bytes` and whatever its configuration adds.
-    pub attributes: BTreeMap<String, String>,
-    /// Telemetry given up for want of space since the outbox was made.
-    pub dropped_messages: u64,
-    /// Times the agent has started.
-    pub starts: u64,
-    /// It can prepare a bundle and wait with the switch; agents that cannot do not say so.
-    pub can_hold: bool,
-    /// How it stands with collections of samples.
-    #[serde(skip_serializing_if = "SamplesReport::is_empty")]
-    pub samples: SamplesReport,
-}
-
-/// Requests of one window, by how they ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct RequestCounts {
-    /// Answered with a result, or failed by the model: the denominator of the error rate.
-    pub served: u64,
-    /// Of those served, the model gave an error.
-    pub failed: u64,
-    /// Of those served, an output held NaN or an infinity.
-    pub non_finite: u64,
-    /// Turned away because the caller's input did not fit; not the model's fault.
-    pub rejected: u64,
-    /// Turned away because all workers were busy.
-    pub overloaded: u64,
-}
-
-impl RequestCounts {
-    /// Requests the model is to blame for.
-    #[must_use]
-    pub fn errors(&self) -> u64 {
-        self.failed.saturating_add(self.non_finite)
-    }
-
-    /// Adds what another window counted.
-    pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in [
-            (&mut self.served, other.served),
-            (&mut self.failed, other.failed),
-            (&mut self.non_finite, other.non_finite),
-            (&mut self.rejected, other.rejected),
-            (&mut self.overloaded, other.overloaded),
-        ] {
-            *mine = mine.saturating_add(theirs);
-        }
-    }
-}
-
-/// The agent's own use of the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Resources {
-    /// Resident memory, in bytes.
-    pub resident_bytes: u64,
-    /// Processor time since the start, in milliseconds.
-    pub cpu_ms: u64,
-    /// Time since the start, in milliseconds.
-    pub uptime_ms: u64,
-    /// Free space where the agent keeps its data, in bytes.
-    pub disk_free_bytes: u64,
-    /// Temperature of the device's hottest thermal zone, in thousandths of a degree Celsius; absent where it has none to read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature_mc: Option<i32>,
-}
-
-/// Which bundle a window is about, and when it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WindowKey {
-    /// Digest of the manifest that served.
-    pub manifest: Digest,
-    /// The generation under which it served.
-    pub generation: u64,
-    /// Start of the window by the device's clock, in milliseconds since the Unix epoch.
-    pub start_ms: u64,
-    /// How long it was, in milliseconds. A window also closes when the bundle changes.
-    pub duration_ms: u64,
-}
-
-/// Counters of one closed window.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TelemetryWindow {
-    /// Which bundle, and when.
-    pub key: WindowKey,
-    /// Requests by outcome.
-    pub requests: RequestCounts,
-    /// Time from a request's last byte to its answer's first, in microseconds, over requests served.
-    pub latency_us: LatencySketch,
-    /// The agent's own use of the device.
-    pub resources: Resources,
-    /// How the bundle's answers compare with the incumbent's; absent where it ran beside none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub comparison: Option<Comparison>,
-    /// Requests served, held against the bundle's latency objectives; absent where it has none.
-    #[serde(default, skip_serializing_if = "ObjectiveCounts::is_empty")]
-    pub objectives: ObjectiveCounts,
-    /// Numbers that applications on the device sent while the bundle served; absent where none came.
-    #[serde(default, skip_serializing_if = "Numbers::is_empty")]
-    pub numbers: Numbers,
 }
 
 /// What kind of thing happened on a device.
@@ -434,13 +180,17 @@ pub enum Command {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
+
     use proptest::prelude::*;
     use serde::de::DeserializeOwned;
 
     use super::*;
-    use crate::collection::{CollectionProgress, CollectionStage};
+    use crate::collection::{CollectionProgress, CollectionStage, SamplesReport};
     use crate::damage;
+    use crate::numbers::Numbers;
     use crate::profile::Objectives;
+    use crate::sketch::{LatencySketch, ObjectiveCounts};
     use crate::trust::{DocumentKind, Signature};
 
     fn window() -> Sequenced<TelemetryWindow> {
