@@ -2,13 +2,14 @@
 
 use clap::Args;
 use muster_shared::rollout::{ApprovalRecord, ApprovalSpec};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::duration::Millis;
 use crate::output;
 
 /// Who must approve.
-#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[derive(Debug, Clone, Default, Args, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct ApprovalOptions {
     /// How many people must approve before it begins; whoever creates it does not suffice alone [default: as many as the

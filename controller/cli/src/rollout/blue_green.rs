@@ -2,12 +2,13 @@
 
 use clap::Args;
 use muster_shared::rollout::BlueGreen;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::duration::Millis;
 
 /// Which devices switch together.
-#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[derive(Debug, Clone, Default, Args, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct BlueGreenOptions {
     /// Prepare the bundle on all devices of a group, then let them switch at one time. KEY is the label or attribute whose value names a

@@ -4,14 +4,19 @@ use std::str::FromStr;
 
 use clap::Args;
 use muster_shared::rollout::{GateSpec, Guardrail, Metric, ScoreRange};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::duration::Millis;
 
 /// A guardrail in a word: `METRIC[:…][=MARGIN]`, as `error-rate=3%`, `latency-share:50ms=5%`, `memory:50MB..200MB=5%` or
 /// `metric:line_stops:0..10=5%`; ranges go from the best number to the worst.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(
+    with = "String",
+    extend("pattern" = r"^[a-z-]+(:[^=]+)?(=[0-9.]+%?)?$", "examples" = ["error-rate=3%", "latency-share:50ms=5%", "metric:line_stops:0..10=5%"])
+)]
 pub(crate) struct GuardrailWord(Guardrail);
 
 impl FromStr for GuardrailWord {
@@ -81,7 +86,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 /// How the devices of a wave are compared with others.
-#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[derive(Debug, Clone, Default, Args, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct GateOptions {
     /// What must not become worse against devices like them: error-rate, latency-share (of requests above a latency, as

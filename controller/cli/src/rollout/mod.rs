@@ -11,6 +11,7 @@ mod gate;
 mod labels;
 mod plan;
 mod reach;
+mod schema;
 mod show;
 mod spec;
 mod stage;
@@ -59,6 +60,8 @@ pub(crate) enum RolloutCommand {
         /// What `muster rollout evidence` wrote.
         file: PathBuf,
     },
+    /// Print the form of a rollout's file as a JSON schema, for editors.
+    Schema,
     /// Approve a rollout that waits for approvals; with enough of them it begins.
     Approve(ActionArgs),
     /// Reject a rollout that waits for approvals: it has ended.
@@ -130,6 +133,7 @@ pub(crate) fn run(context: &Context, command: RolloutCommand) -> Result<(), Fail
         RolloutCommand::Compare(args) => compare::run(context, args),
         RolloutCommand::Evidence(args) => evidence::write(context, &args),
         RolloutCommand::Replay { file } => evidence::replay(context, &file),
+        RolloutCommand::Schema => schema::run(),
         RolloutCommand::Approve(args) => act(context, "approve", args),
         RolloutCommand::Reject(args) => act(context, "reject", args),
         RolloutCommand::Pause(args) => act(context, "pause", args),

@@ -2,10 +2,11 @@
 
 use clap::{Args, ValueEnum};
 use muster_shared::rollout::{Joining, RolloutSpec, WaveSize};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// What becomes of devices that are meant only later, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum JoiningWord {
     /// They come in with the wave that has room for them.

@@ -6,9 +6,10 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use muster_shared::ids::BundleRef;
-use muster_shared::rollout::{AnalysisUse, Limits, MaintenanceWindow, RolloutSpec, WaveSize, WaveSpec};
+use muster_shared::rollout::{AnalysisUse, Limits, MAX_PRIORITY, MaintenanceWindow, RolloutSpec, WaveSize, WaveSpec};
 use muster_shared::selector::Selector;
 use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::approval::ApprovalOptions;
@@ -63,7 +64,7 @@ pub(super) struct Pace {
 }
 
 /// Limits that stop a wave at once.
-#[derive(Debug, Clone, Copy, Default, Args, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Args, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct LimitOptions {
     /// Largest share of requests that the model may fail [default: 0.05].
@@ -101,7 +102,7 @@ impl LimitOptions {
 }
 
 /// How each device watches the bundle before it commits.
-#[derive(Debug, Clone, Copy, Default, Args, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Args, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct ProbationOptions {
     /// How long a device serves the new bundle under watch before it commits [default: 60s].
@@ -127,7 +128,7 @@ impl ProbationOptions {
 }
 
 /// Whether a bundle may travel on metered links, as flags and files have it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Metered {
     /// As each device is configured.
@@ -140,7 +141,7 @@ pub(super) enum Metered {
 }
 
 /// When and how fast each device fetches the bundle.
-#[derive(Debug, Clone, Copy, Default, Args, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Args, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct DeliveryOptions {
     /// Most bytes a device fetches in a second, where it is not configured to fewer [default: no cap].
@@ -207,49 +208,73 @@ pub(super) fn from_flags(
     }
 }
 
-#[derive(Debug, Deserialize)]
+/// A rollout as its file has it.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct SpecFile {
+pub(super) struct SpecFile {
+    /// The bundle to bring out.
     bundle: BundleRef,
+    /// The devices meant, by labels and attributes; '*' for all.
     selector: Selector,
+    /// The least time each wave is watched after its devices have committed [default: 10m].
     soak: Option<Millis>,
+    /// Pause if a wave has no verdict after this [default: 1h].
     max_duration: Option<Millis>,
+    /// The waves, in order; the last must be 100%. One for everybody where none is given.
     #[serde(default)]
     waves: Vec<WaveTable>,
     #[serde(default)]
     limits: LimitOptions,
     #[serde(default)]
     gate: GateOptions,
+    /// Analyses that waves must stand beside their limits.
     #[serde(default)]
     analyses: Vec<AnalysisUse>,
     #[serde(default)]
     approval: ApprovalOptions,
+    /// Begin at this time [default: at once].
     start_at: Option<Moment>,
+    /// Where it means devices of another rollout that has not ended [default: skip].
     conflict: Option<ConflictWord>,
+    /// Of those that queue for the same devices, the highest goes first [default: 50].
+    #[schemars(range(max = MAX_PRIORITY))]
     priority: Option<u8>,
+    /// Devices come in only in these windows, by their own clocks.
     #[serde(default)]
     windows: Vec<MaintenanceWindow>,
+    /// The time zone of devices that name none by the label or attribute timezone, as Europe/Paris [default: UTC].
     timezone: Option<String>,
     #[serde(default)]
     watch: ProbationOptions,
     #[serde(default)]
     delivery: DeliveryOptions,
+    /// Which devices switch together; left out, each switches when it can.
     blue_green: Option<BlueGreenOptions>,
+    /// In which part devices run the bundle [default: serve].
     stage: Option<StageWord>,
+    /// The share of requests it runs on (shadow) or answers (split) [default: 100% of a shadow].
     share: Option<Share>,
+    /// What a split is called: the same name deals the same keys to the same bundle.
     experiment: Option<String>,
+    /// Everybody at once, held against nothing.
     #[serde(default)]
     emergency: bool,
+    /// Share of the devices that keeps what it has for good, as 5%.
     holdback: Option<WaveSize>,
+    /// What becomes of devices that the selector means only after the rollout began [default: include].
     joining: Option<JoiningWord>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct WaveTable {
+    /// How large it is, all waves before it included: a number of devices ('3') or a share (25%).
     size: WaveSize,
+    /// Narrows the wave to some of the rollout's devices, as to one site.
     selector: Option<Selector>,
+    /// As above, of this wave.
     soak: Option<Millis>,
+    /// As above, of this wave.
     max_duration: Option<Millis>,
 }
 

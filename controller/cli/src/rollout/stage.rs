@@ -5,12 +5,13 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use muster_shared::trust::Stage;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::failure::Failure;
 
 /// The part, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum StageWord {
     /// It takes the place of the bundle in service, as any new version does.
@@ -22,8 +23,9 @@ pub(super) enum StageWord {
 }
 
 /// A share of requests, written `20%` or `0.5%`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(extend("pattern" = r"^\s*[0-9]{1,3}(\.[0-9]{0,2})?%\s*$", "examples" = ["20%", "0.5%"]))]
 pub(super) struct Share {
     basis_points: u16,
 }

@@ -2,12 +2,13 @@
 
 use clap::{Args, ValueEnum};
 use muster_shared::rollout::{Conflict, DEFAULT_PRIORITY, MaintenanceWindow, RolloutSpec};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::moment::Moment;
 
 /// What becomes of a rollout that means devices of another one, as flags and files have it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum ConflictWord {
     /// It leaves them out, and says so.

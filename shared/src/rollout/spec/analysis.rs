@@ -11,6 +11,7 @@ use crate::rollout::TemplateRef;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct AnalysisUse {
     /// Which template. Without a version, the newest there is when the rollout is created; it stays with that one.
     pub template: TemplateRef,

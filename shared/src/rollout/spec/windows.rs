@@ -12,6 +12,7 @@ use crate::limits::MAX_WINDOWS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub enum Day {
     /// Monday.
     Mon,
@@ -102,6 +103,7 @@ impl fmt::Display for ClockTime {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct MaintenanceWindow {
     /// The days on which it begins; every day where none is given.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
