@@ -35,6 +35,8 @@ impl Rollout {
             spec: self.spec.clone(),
             manifest: self.bundle.manifest,
             waves,
+            approval: self.approval.clone(),
+            analyses: self.analyses.clone(),
             group: survey.group().cloned().collect(),
             held: survey.held,
             ends: Vec::new(),

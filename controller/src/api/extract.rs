@@ -67,7 +67,7 @@ macro_rules! role {
 }
 
 role!(
-    /// Somebody who may read, where what they read is written down.
+    /// Somebody who may read, where it matters who that is.
     ViewerByName,
     AccessRole::Viewer
 );

@@ -11,7 +11,7 @@ use muster_shared::rollout::{FleetStopView, GateEvidence, RolloutPreview, Rollou
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Approver, Json, Operator, OptionalJson, Parameters, Segments, Viewer, reason_of};
+use super::extract::{Approver, Json, Operator, OptionalJson, Parameters, Segments, Viewer, ViewerByName, reason_of};
 use super::paging::{page, page_size};
 use crate::analysis::TemplatesError;
 use crate::auth::Caller;
@@ -102,10 +102,10 @@ pub(super) async fn create(
 )]
 pub(super) async fn preview(
     State(app): State<Arc<App>>,
-    _caller: Viewer,
+    ViewerByName(caller): ViewerByName,
     Json(spec): Json<CreateRollout>,
 ) -> ApiResult<axum::Json<RolloutPreview>> {
-    Ok(axum::Json(executor::preview(&app, spec).await?))
+    Ok(axum::Json(executor::preview(&app, spec, &caller.name).await?))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<&str>> {

@@ -69,23 +69,31 @@ async fn bundle_facts(app: &App, reference: &BundleRef) -> Result<BundleFacts, E
     })
 }
 
-/// The rollout `id` as `spec` asks for it, with what must be known of its bundle and its analyses.
-async fn asked_for(app: &App, id: RolloutId, spec: RolloutSpec, now_ms: u64) -> Result<Rollout, ExecutorError> {
+/// The rollout `id` as `actor` asks for it, with what must be known of its bundle and its analyses.
+async fn asked_for(
+    app: &App,
+    id: RolloutId,
+    spec: RolloutSpec,
+    actor: &str,
+    now_ms: u64,
+) -> Result<Rollout, ExecutorError> {
     let facts = bundle_facts(app, &spec.bundle).await?;
     let analyses = analysis::resolve(app, &spec.analyses).await?;
     let rollout = Rollout::new(id, spec, facts, now_ms).map_err(ExecutorError::Spec)?;
-    rollout.analysed_by(analyses).map_err(ExecutorError::Spec)
+    let rollout = rollout.analysed_by(analyses).map_err(ExecutorError::Spec)?;
+    let rollout = rollout.asked_for_by(actor, app.config.rollout.approvals_needed);
+    rollout.map_err(|error| ExecutorError::Spec(SpecError::Approval(error)))
 }
 
-/// What a rollout would do if it were created now. Nothing is stored, and nobody told.
+/// What a rollout would do if `actor` created it now. Nothing is stored, and nobody told.
 ///
 /// # Errors
 /// [`ExecutorError`] with what is wrong with the wish.
-pub(crate) async fn preview(app: &App, spec: RolloutSpec) -> Result<RolloutPreview, ExecutorError> {
+pub(crate) async fn preview(app: &App, spec: RolloutSpec, actor: &str) -> Result<RolloutPreview, ExecutorError> {
     spec.validate().map_err(ExecutorError::Spec)?;
     let last = app.records.get::<u64>(Table::Meta, ROLLOUT_SEQUENCE_KEY).await?.map_or(0, |last| last.value);
     let now_ms = clock::now_ms();
-    let rollout = asked_for(app, rollout_id(last + 1)?, spec, now_ms).await?;
+    let rollout = asked_for(app, rollout_id(last + 1)?, spec, actor, now_ms).await?;
     let (mut others, mut ends) = (others(app, &rollout).await?, Vec::new());
     let fleet = seen(app, &rollout, &others, now_ms);
     rollout.check_conflicts(&fleet, others.iter().map(|other| &other.value))?;
@@ -133,9 +141,7 @@ pub(crate) async fn create(
         }
         let (expect, last) = last.map_or((Expect::Absent, 0), |last| (Expect::Version(last.version), last.value));
         let id = rollout_id(last + 1)?;
-        let rollout = asked_for(app, id.clone(), spec.clone(), clock::now_ms()).await?;
-        let rollout = rollout.asked_for_by(actor, app.config.rollout.approvals_needed);
-        let rollout = rollout.map_err(|error| ExecutorError::Spec(SpecError::Approval(error)))?;
+        let rollout = asked_for(app, id.clone(), spec.clone(), actor, clock::now_ms()).await?;
         let others = others(app, &rollout).await?;
         let seen = seen(app, &rollout, &others, rollout.created_at_ms);
         rollout.check_conflicts(&seen, others.iter().map(|other| &other.value))?;

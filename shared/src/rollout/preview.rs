@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::analysis::Analysis;
+use super::approval::ApprovalRecord;
 use super::gate::Block;
 use super::spec::RolloutSpec;
 use crate::ids::{DeviceId, Digest, RolloutId};
@@ -36,6 +38,12 @@ pub struct RolloutPreview {
     pub waves: Vec<WavePreview>,
     /// Devices that belong to another rollout that is not finished.
     pub held: Vec<DeviceId>,
+    /// Who must approve it before it begins; nobody where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalRecord>,
+    /// The analyses that its waves would have to stand, with the versions that it would keep.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub analyses: Vec<Analysis>,
     /// Rollouts that it would end, as an emergency does with those that have devices it wants.
     #[serde(default)]
     pub ends: Vec<RolloutId>,

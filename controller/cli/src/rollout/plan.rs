@@ -3,7 +3,7 @@
 use muster_rollout::statistics::{MIN_BLOCKS, Power, power};
 use muster_shared::ids::DeviceId;
 use muster_shared::listing::first_few;
-use muster_shared::rollout::{RolloutPreview, WavePreview};
+use muster_shared::rollout::{Analysis, MetricTemplate, RolloutPreview, WavePreview};
 use serde::Serialize;
 
 use super::create::{self, Wish};
@@ -49,6 +49,20 @@ fn names<'d>(devices: impl ExactSizeIterator<Item = &'d DeviceId>) -> String {
     first_few(devices, SHOWN)
 }
 
+/// An analysis in a line: `success-rate@2 in wave 1: errors (5 measurements)`.
+fn analysis(analysis: &Analysis) -> String {
+    let waves = match analysis.waves.as_slice() {
+        [] => "every wave".to_owned(),
+        [wave] => format!("wave {wave}"),
+        waves => format!("waves {}", first_few(waves, SHOWN)),
+    };
+    let counted = |metric: &MetricTemplate| match metric.needed() {
+        1 => format!("{} (1 measurement)", metric.name),
+        n => format!("{} ({n} measurements)", metric.name),
+    };
+    format!("  {} in {waves}: {}", analysis.template, first_few(analysis.metrics.iter().map(counted), SHOWN))
+}
+
 fn text(planned: &Planned) -> String {
     let Planned { preview, power } = planned;
     let waves = preview.waves.iter().zip(power).enumerate().map(|(index, (wave, power))| {
@@ -86,6 +100,15 @@ fn text(planned: &Planned) -> String {
         }
         parts.push(format!("blocks of wave {number}:\n{}", blocks.join("\n")));
     }
+    if let Some(approval) = &preview.approval {
+        let named = preview.spec.approval.as_ref().map(|asked| asked.approvers.as_slice()).unwrap_or_default();
+        let of = if named.is_empty() { String::new() } else { format!(", of {}", first_few(named, SHOWN)) };
+        parts.push(format!("begins with {} approvals{of}", approval.needed));
+    }
+    if !preview.analyses.is_empty() {
+        let analyses: Vec<String> = preview.analyses.iter().map(analysis).collect();
+        parts.push(format!("waves must stand:\n{}", analyses.join("\n")));
+    }
     if !preview.ends.is_empty() {
         parts.push(format!("ends, as an emergency: {}", first_few(&preview.ends, SHOWN)));
     }
@@ -110,4 +133,23 @@ pub(super) fn run(context: &Context, wish: &Wish) -> Result<(), Failure> {
     let preview: RolloutPreview = block_on(context.client()?.post(&["rollouts", "preview"], &spec))?;
     let power = preview.waves.iter().map(wave_power).collect();
     context.output.show(&Planned { preview, power }, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_analysis_is_a_line() {
+        let metric = |name: &str, count: Option<u32>| serde_json::json!({"name": name, "count": count, "interval": "1s", "successCondition": "true", "provider": {"fleet": {}}});
+        let metrics = [metric("errors", Some(5)), metric("share", None)];
+        let said = |waves: &[u32]| {
+            let read = serde_json::json!({"template": "success-rate@2", "waves": waves, "metrics": metrics});
+            analysis(&serde_json::from_value(read).unwrap())
+        };
+        let measured = "errors (5 measurements), share (1 measurement)";
+        assert_eq!(said(&[]), format!("  success-rate@2 in every wave: {measured}"));
+        assert_eq!(said(&[1]), format!("  success-rate@2 in wave 1: {measured}"));
+        assert_eq!(said(&[1, 3]), format!("  success-rate@2 in waves 1, 3: {measured}"));
+    }
 }

@@ -1,6 +1,6 @@
 //! Rollouts whose waves must stand what others say.
 
-use muster_shared::rollout::{AnalysisTemplate, AnalysisUse, Outcome, Rule};
+use muster_shared::rollout::{AnalysisTemplate, AnalysisUse, ApprovalSpec, Outcome, Rule};
 
 use super::*;
 use crate::analysis::{self, Service};
@@ -36,6 +36,20 @@ async fn begun(test: &TestApp, bundle: &Manifest, spec: RolloutSpec) -> RolloutI
     let told = plan_until(test, &id, |view| !view.waves[0].devices.is_empty()).await;
     told.iter().for_each(|assignment| comply(test, assignment, bundle, 5, 0));
     id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_says_what_waves_must_stand_and_who_must_approve() {
+    let test = controller(&Service::open().await).await;
+    fleet(&test, &["a"]).await;
+    let bundle = test.bundle("digits", "1.0.0", 10).await;
+    let approval = Some(ApprovalSpec { needed: 2, approvers: Vec::new(), within_ms: None });
+    let wish = RolloutSpec { approval, ..analysed(&bundle, "*", &["100%"]) };
+    let planned = preview(&test.app, wish, "alice").await.unwrap();
+    assert_eq!(planned.approval.map(|approval| approval.needed), Some(2));
+    let [analysis] = planned.analyses.as_slice() else { panic!("{:?}", planned.analyses) };
+    assert_eq!((analysis.template.to_string().as_str(), analysis.metrics[0].needed()), ("share@1", 3));
+    assert_eq!(views(&test.app, None, 10).await.unwrap(), [], "nothing is made");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

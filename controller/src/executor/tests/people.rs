@@ -180,7 +180,7 @@ async fn a_rollout_that_refuses_conflicts_names_them_and_one_that_queues_takes_i
     plan_until(&test, &holder, |view| !view.waves[0].devices.is_empty()).await;
     let careful = RolloutSpec { conflict: Conflict::Refuse, ..spec(&two, "*", &["100%"]) };
     for refused in
-        [create(&test.app, careful.clone(), "ann", None).await.err(), preview(&test.app, careful).await.err()]
+        [create(&test.app, careful.clone(), "ann", None).await.err(), preview(&test.app, careful, "ann").await.err()]
     {
         assert!(matches!(&refused, Some(ExecutorError::Conflict(error)) if error.devices == 1), "{refused:?}");
     }

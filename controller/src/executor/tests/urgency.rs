@@ -22,7 +22,7 @@ async fn an_emergency_ends_what_is_in_its_way_and_takes_its_devices() {
     let (old, new) = (test.bundle("digits", "1.0.0", 10).await, test.bundle("digits", "1.1.0", 10).await);
     let (in_the_way, beside) = (holding(&test, &new, &devices[0]).await, holding(&test, &new, &devices[2]).await);
     let urgent = emergency(&old, "id!=c");
-    let shown = preview(&test.app, urgent.clone()).await.unwrap();
+    let shown = preview(&test.app, urgent.clone(), "ann").await.unwrap();
     assert_eq!((shown.waves[0].devices.len(), shown.held.len()), (2, 0), "{shown:?}");
     assert_eq!(shown.ends, std::slice::from_ref(&in_the_way));
     let id = create(&test.app, urgent, "bob", None).await.unwrap().id;
