@@ -23,7 +23,9 @@ const CELLS: usize = 520;
 /// well.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LatencySketch {
-    /// As long as the highest cell in use.
+    /// The lowest cell in use; 0 while none is.
+    first: usize,
+    /// From that one to the highest in use: durations of one model lie close together.
     counts: Vec<u64>,
 }
 
@@ -36,18 +38,30 @@ impl LatencySketch {
     /// Counts one duration.
     pub fn add(&mut self, duration_us: u64) {
         let cell = Self::cell(duration_us as f64);
-        if self.counts.len() <= cell {
-            self.counts.resize(cell + 1, 0);
+        self.make_room(cell, cell + 1);
+        add(&mut self.counts[cell - self.first], 1);
+    }
+
+    /// Widens it to hold the cells from `first` to before `end`, of which the outermost are to be counted.
+    fn make_room(&mut self, first: usize, end: usize) {
+        if self.counts.is_empty() {
+            self.first = first;
+        } else if first < self.first {
+            self.counts.splice(..0, std::iter::repeat_n(0, self.first - first));
+            self.first = first;
         }
-        add(&mut self.counts[cell], 1);
+        if self.first + self.counts.len() < end {
+            self.counts.resize(end - self.first, 0);
+        }
     }
 
     /// Adds what another sketch counted.
     pub fn merge(&mut self, other: &Self) {
-        if self.counts.len() < other.counts.len() {
-            self.counts.resize(other.counts.len(), 0);
+        if other.counts.is_empty() {
+            return;
         }
-        add_all(&mut self.counts, &other.counts);
+        self.make_room(other.first, other.first + other.counts.len());
+        add_all(&mut self.counts[other.first - self.first..], &other.counts);
     }
 
     /// How many durations were counted.
@@ -65,25 +79,31 @@ impl LatencySketch {
         }
         let rank = q.clamp(0.0, 1.0) * (counted - 1) as f64;
         let mut below = 0.0;
-        for (cell, n) in self.counts.iter().enumerate() {
+        for (cell, n) in self.cells() {
             below += *n as f64;
             if below > rank {
                 return Some(Self::representative_us(cell));
             }
         }
-        self.counts.iter().rposition(|n| *n > 0).map(Self::representative_us)
+        self.cells().rfind(|(_, n)| **n > 0).map(|(cell, _)| Self::representative_us(cell))
     }
 
     /// How many durations were at most `edge_us`, cells being counted whole: within [`LATENCY_RELATIVE_ERROR`] of the edge.
     #[must_use]
     pub fn count_up_to(&self, edge_us: f64) -> u64 {
-        self.counts.iter().take(Self::cell(edge_us) + 1).fold(0, |sum, n| sum.saturating_add(*n))
+        let edge = Self::cell(edge_us);
+        self.cells().take_while(|(cell, _)| *cell <= edge).fold(0, |sum, (_, n)| sum.saturating_add(*n))
     }
 
     /// All durations added up, in microseconds, within [`LATENCY_RELATIVE_ERROR`].
     #[must_use]
     pub fn sum_us(&self) -> f64 {
-        self.counts.iter().enumerate().map(|(cell, n)| *n as f64 * Self::representative_us(cell)).sum()
+        self.cells().map(|(cell, n)| *n as f64 * Self::representative_us(cell)).sum()
+    }
+
+    /// Cells in use, and those between them, with their counts.
+    fn cells(&self) -> impl DoubleEndedIterator<Item = (usize, &u64)> {
+        (self.first..self.first + self.counts.len()).zip(&self.counts)
     }
 
     fn cell(duration_us: f64) -> usize {
@@ -106,7 +126,8 @@ impl LatencySketch {
 
 impl LatencySketch {
     fn pairs(&self) -> Vec<(u16, u64)> {
-        (0u16..).zip(self.counts.iter().copied()).filter(|(_, n)| *n > 0).collect()
+        let first = u16::try_from(self.first).unwrap_or(u16::MAX);
+        (first..).zip(self.counts.iter().copied()).filter(|(_, n)| *n > 0).collect()
     }
 
     fn of_pairs(cells: Vec<(u16, u64)>) -> Result<Self, LatencySketchError> {
@@ -116,32 +137,33 @@ impl LatencySketch {
             if cell >= CELLS || n == 0 {
                 return Err(LatencySketchError);
             }
-            if sketch.counts.len() <= cell {
-                sketch.counts.resize(cell + 1, 0);
-            }
-            if sketch.counts[cell] != 0 {
+            sketch.make_room(cell, cell + 1);
+            let count = &mut sketch.counts[cell - sketch.first];
+            if *count != 0 {
                 return Err(LatencySketchError);
             }
-            sketch.counts[cell] = n;
+            *count = n;
         }
         Ok(sketch)
     }
 
     fn runs(&self) -> Vec<u64> {
-        let Some(first) = self.counts.iter().position(|n| *n > 0) else { return Vec::new() };
-        let mut numbers = vec![first as u64];
-        numbers.extend(sparse::runs(&self.counts[first..]));
+        if self.counts.is_empty() {
+            return Vec::new();
+        }
+        let mut numbers = vec![self.first as u64];
+        numbers.extend(sparse::runs(&self.counts));
         numbers
     }
 
     fn of_runs(numbers: &[u64]) -> Result<Self, LatencySketchError> {
         let Some((first, rest)) = numbers.split_first() else { return Ok(Self::default()) };
         let first = usize::try_from(*first).ok().filter(|first| *first < CELLS).ok_or(LatencySketchError)?;
-        let mut counts = vec![0; first];
-        sparse::extend(&mut counts, rest.iter().copied().map(Ok::<u64, LatencySketchError>), CELLS)?
+        let mut counts = Vec::new();
+        sparse::extend(&mut counts, rest.iter().copied().map(Ok::<u64, LatencySketchError>), CELLS - first)?
             .ok_or(LatencySketchError)?;
-        let ends_in_use = counts.get(first).is_some_and(|n| *n > 0) && counts.last().is_some_and(|n| *n > 0);
-        if ends_in_use { Ok(Self { counts }) } else { Err(LatencySketchError) }
+        let ends_in_use = [counts.first(), counts.last()].iter().all(|end| end.is_some_and(|n| *n > 0));
+        if ends_in_use { Ok(Self { first, counts }) } else { Err(LatencySketchError) }
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) struct Gate {
 
 /// The device behind a session: its client id, which equals its certificate's common name since [`Gate::authenticate`].
 fn device_of(session: &Session) -> Option<DeviceId> {
-    DeviceId::new(session.id.client_id.to_string()).ok()
+    DeviceId::new(&session.id.client_id).ok()
 }
 
 /// Whether `device` may publish so.
