@@ -93,7 +93,8 @@ impl<'f> Survey<'f> {
         survey
     }
 
-    /// The devices that the wave takes in beyond the `members`, which count towards its size, of those that `may` come in now.
+    /// The devices that the wave takes in beyond the `members`, which count towards its size, of those that `may` come in now; in the
+    /// order of their names.
     pub(crate) fn additions<T>(
         &self,
         wave: u32,
@@ -117,12 +118,18 @@ impl<'f> Survey<'f> {
         if room == 0 {
             return Vec::new();
         }
-        let free = self.order().iter().filter(|at| free.get(**at) == Some(&true));
-        free.filter_map(|at| self.candidates.get(*at))
-            .map(|candidate| (candidate.id, candidate.facts))
-            .filter(|(id, facts)| may(id, facts))
-            .take(room)
-            .collect()
+        let may_come = |at: &usize| {
+            free.get(*at) == Some(&true) && self.candidates.get(*at).is_some_and(|found| may(found.id, found.facts))
+        };
+        let mut added: Vec<usize> = if room >= all - have {
+            // There is room for everybody, whatever the order.
+            (0..self.candidates.len()).filter(may_come).collect()
+        } else {
+            self.order().iter().copied().filter(may_come).take(room).collect()
+        };
+        added.sort_unstable();
+        let added = added.into_iter().filter_map(|at| self.candidates.get(at));
+        added.map(|candidate| (candidate.id, candidate.facts)).collect()
     }
 
     /// Whether the wave may take this device, or counts it because it is in.

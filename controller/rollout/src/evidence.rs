@@ -44,7 +44,8 @@ impl<'f> Arm<'f> {
     pub(crate) fn control(rollout: &Rollout, survey: &Survey<'f>, fleet: &'f Fleet) -> Self {
         let mut arm = Self::default();
         let bundle = Some(rollout.bundle.manifest);
-        let beside = rollout.governed_targets(fleet).filter(|(_, target, _)| target.beside).map(|(_, _, facts)| facts);
+        let beside = rollout.targets.iter().filter(|(_, target)| target.beside);
+        let beside = rollout.governed_of(beside, fleet).map(|(_, _, facts)| facts);
         let untouched = survey.untouched(&rollout.targets).map(|(_, facts)| facts);
         let untold = untouched.filter(|facts| facts.desired.as_ref().is_none_or(|desired| desired.manifest != bundle));
         for facts in beside.chain(untold) {
@@ -109,12 +110,17 @@ impl<'f> Arm<'f> {
         let Some(all) = self.predictions.get(column) else { return 0.0 };
         let mut devices: Vec<Vec<u64>> = Vec::new();
         for of_device in self.predicted.chunk_by(|(one, _), (other, _)| one == other) {
-            let mut own: BTreeMap<&str, u64> = BTreeMap::new();
-            for (_, predictions) in of_device {
-                predictions.get(column).into_iter().for_each(|classes| add(&mut own, classes));
+            let mut own = vec![0u64; all.len()];
+            for classes in of_device.iter().filter_map(|(_, predictions)| predictions.get(column)) {
+                // Sorted alike, so that each class is found along the way.
+                let mut cells = all.keys().zip(&mut own);
+                for (class, n) in classes {
+                    if let Some((_, cell)) = cells.find(|(of_all, _)| *of_all == class) {
+                        *cell = cell.saturating_add(*n);
+                    }
+                }
             }
-            // Sorted alike, so that the one with fewer classes is found along the other.
-            devices.push(side_by_side(all, &own).map(|(.., n)| n.copied().unwrap_or(0)).collect());
+            devices.push(own);
         }
         effective_size(&devices)
     }

@@ -27,6 +27,7 @@ mod rollback;
 mod rollout;
 mod standing;
 pub mod statistics;
+mod targets;
 mod timing;
 mod updates;
 mod verify;
@@ -43,6 +44,7 @@ pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Mean, Predi
 pub use gate::{Gate, GateState, judge, scales};
 pub use plan::{Action, Decision, plan};
 pub use rollout::{BundleFacts, Errand, Rollout, Target, WaveState};
+pub use targets::Targets;
 pub use updates::{Note, UpdateLog};
 pub use verify::{Violation, verify};
 

@@ -424,21 +424,26 @@ fn column_score<'a>(
     let beside = control.predictions.get(column);
     let in_control = beside.map_or(0, total);
     let of_reference: BTreeMap<&str, u64>;
-    let (other, other_effective, rows) = match beside.filter(|_| in_control >= limits.min_requests) {
-        Some(beside) => (beside, control.effective_predictions(column), None),
+    let (other, rows) = match beside.filter(|_| in_control >= limits.min_requests) {
+        Some(beside) => (beside, None),
         None => {
             of_reference = reference.get(column)?.iter().map(|(class, n)| (class.as_str(), *n)).collect();
             let rows = total(&of_reference);
             if rows < limits.min_requests {
                 return None;
             }
-            (&of_reference, rows as f64, Some(rows))
+            (&of_reference, Some(rows))
         }
     };
     let (other, current) = aligned(other, classes);
     let score = psi(&other, &current)?;
+    // What is within the limit needs no test, which takes another look at every device.
+    let test = (score > limits.max_prediction_psi).then(|| {
+        let other_effective = rows.map_or_else(|| control.effective_predictions(column), |rows| rows as f64);
+        homogeneity(&other, other_effective, &current, arm.effective_predictions(column))
+    });
     // A single class on both sides cannot have moved.
-    let test = homogeneity(&other, other_effective, &current, arm.effective_predictions(column));
+    let test = test.flatten();
     let p_value = test.map_or(1.0, |test| test.p_value);
     let times_needed = test.map_or(1.0, |test| test.critical(PREDICTION_ALPHA) / test.statistic.max(f64::MIN_POSITIVE));
     Some(ColumnScore { column, score, p_value, times_needed, canary, control: in_control, reference: rows })

@@ -1,6 +1,6 @@
 //! A rollout as it is stored: what was asked for, how far it is and whom it has told what.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
@@ -13,6 +13,7 @@ use crate::analysis::AnalysisRuns;
 use crate::approval;
 use crate::fleet::{Evidence, Predictions};
 use crate::gate::GateState;
+use crate::targets::Targets;
 use crate::timing::check_zone;
 
 /// Verdicts a rollout remembers; the oldest go first. Only an operator who resumes again and again gets there.
@@ -145,7 +146,7 @@ pub struct Rollout {
     /// How each wave stands, as many as the spec has.
     pub waves: Vec<WaveState>,
     /// Every device that has come in, whatever became of it. It only grows.
-    pub targets: BTreeMap<DeviceId, Target>,
+    pub targets: Targets,
     /// The devices it means, where those that come later are left out; none before it begins, and where they are welcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meant: Option<BTreeSet<DeviceId>>,
@@ -180,7 +181,7 @@ impl Rollout {
             approval,
             updated_at_ms: now_ms,
             current_wave: 0,
-            targets: BTreeMap::new(),
+            targets: Targets::default(),
             meant: None,
             verdicts: Vec::new(),
             destination: None,

@@ -42,7 +42,16 @@ impl Rollout {
         &'t self,
         fleet: &'f Fleet,
     ) -> impl Iterator<Item = (&'t DeviceId, &'t Target, &'f DeviceFacts)> {
-        side_by_side(&self.targets, &fleet.devices)
+        self.governed_of(&self.targets, fleet)
+    }
+
+    /// Those of `targets`, which come in the order of their names, that the rollout has a say over.
+    pub(crate) fn governed_of<'t, 'f>(
+        &'t self,
+        targets: impl IntoIterator<Item = (&'t DeviceId, &'t Target)>,
+        fleet: &'f Fleet,
+    ) -> impl Iterator<Item = (&'t DeviceId, &'t Target, &'f DeviceFacts)> {
+        side_by_side(targets, &fleet.devices)
             .filter_map(|(id, target, facts)| Some((id, target, facts.filter(|facts| self.governs(target, facts))?)))
     }
 
@@ -52,13 +61,16 @@ impl Rollout {
         fleet: &'f Fleet,
         mut change: impl FnMut(&Self, &DeviceId, &mut Target, &'f DeviceFacts),
     ) {
-        let mut targets = std::mem::take(&mut self.targets);
-        for (id, target, facts) in side_by_side(&mut targets, &fleet.devices) {
-            if let Some(facts) = facts.filter(|facts| self.governs(target, facts)) {
-                change(self, id, target, facts);
+        let mut changed = Vec::new();
+        for (at, (id, target, facts)) in side_by_side(&self.targets, &fleet.devices).enumerate() {
+            let Some(facts) = facts.filter(|facts| self.governs(target, facts)) else { continue };
+            let mut next = target.clone();
+            change(self, id, &mut next, facts);
+            if next != *target {
+                changed.push((at, next));
             }
         }
-        self.targets = targets;
+        self.targets.replace(changed);
     }
 }
 

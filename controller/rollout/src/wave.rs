@@ -39,15 +39,15 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         let Some(spec) = next.spec.waves.get(wave as usize).cloned() else { return Vec::new() };
         let started_ms = rewind(next, now_ms);
         let judged = started_ms < now_ms;
-        put_right(next, fleet, now_ms);
-        take_note(next, fleet, now_ms);
+        next.change_governed(fleet, |next, _, target, facts| {
+            put_right(next, target, facts, now_ms);
+            take_note(target, facts, now_ms);
+        });
 
         // Judged as it will be with those that join now; they join only if the wave goes on.
         let mut grown = next.clone();
         let timing = Timing::of(next, fleet, now_ms);
-        if take_in(&mut grown, survey, &spec, |id, facts| timing.lets_in(id, facts), now_ms) {
-            take_note(&mut grown, fleet, now_ms);
-        }
+        take_in(&mut grown, survey, &spec, |id, facts| timing.lets_in(id, facts), now_ms);
         let kept_out = timing.kept_out(survey, wave, &spec, &grown.targets);
         timing::mark(&mut grown, !kept_out.is_empty(), now_ms);
         let judgement = {
@@ -192,73 +192,71 @@ fn rewind(next: &mut Rollout, now_ms: u64) -> u64 {
     started_ms
 }
 
-/// Brings targets up to date with what devices report: what they would go back to, a new generation for those that know a
-/// newer one than theirs, as after a restored store, and the bundle for those that had it and lost it.
-fn put_right(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
-    next.change_governed(fleet, |next, _, target, facts| {
-        if target.failure.is_some() {
-            return;
-        }
-        target.previous = past(target, facts);
-        if standing(target, facts) != Standing::Astray {
-            return;
-        }
-        let attempts = target.attempts + 1;
-        match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
-            Some(generation) => {
-                if target.errand == Errand::Keep {
-                    target.activation = blue_green::first_word(&next.spec);
-                }
-                target.errand = Errand::Forward;
-                target.beside = !next.spec.stage.is_serve();
-                target.generation = generation;
-                target.assigned_at_ms = now_ms;
-                target.done_at_ms = None;
-                target.attempts = attempts;
+/// Brings a target up to date with what its device reports: what it would go back to, a new generation if it knows a newer one than
+/// its own, as after a restored store, and the bundle if it had that and lost it.
+fn put_right(next: &Rollout, target: &mut Target, facts: &DeviceFacts, now_ms: u64) {
+    if target.failure.is_some() {
+        return;
+    }
+    target.previous = past(target, facts);
+    if standing(target, facts) != Standing::Astray {
+        return;
+    }
+    let attempts = target.attempts + 1;
+    match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
+        Some(generation) => {
+            if target.errand == Errand::Keep {
+                target.activation = blue_green::first_word(&next.spec);
             }
-            None => target.failure = Some(GAVE_UP_ASTRAY.to_owned()),
+            target.errand = Errand::Forward;
+            target.beside = !next.spec.stage.is_serve();
+            target.generation = generation;
+            target.assigned_at_ms = now_ms;
+            target.done_at_ms = None;
+            target.attempts = attempts;
         }
-    });
+        None => target.failure = Some(GAVE_UP_ASTRAY.to_owned()),
+    }
 }
 
-/// Marks devices that committed, and devices that failed, reverted or crashed on the bundle. The marks stay.
-fn take_note(next: &mut Rollout, fleet: &Fleet, now_ms: u64) {
-    next.change_governed(fleet, |_, _, target, facts| {
-        if target.failure.is_some() {
-            return;
+/// Marks a device that committed, and one that failed, reverted or crashed on the bundle. The marks stay.
+fn take_note(target: &mut Target, facts: &DeviceFacts, now_ms: u64) {
+    if target.failure.is_some() {
+        return;
+    }
+    let standing = standing(target, facts);
+    if standing == Standing::Done && target.done_at_ms.is_none() {
+        target.done_at_ms = Some(now_ms);
+    }
+    target.failure = match standing {
+        Standing::Failed(why) => Some(why),
+        Standing::Unheard | Standing::Working | Standing::Trial | Standing::Done | Standing::Astray => {
+            has_crashed(target, facts).then(|| "crashed".to_owned())
         }
-        let standing = standing(target, facts);
-        if standing == Standing::Done && target.done_at_ms.is_none() {
-            target.done_at_ms = Some(now_ms);
-        }
-        target.failure = match standing {
-            Standing::Failed(why) => Some(why),
-            Standing::Unheard | Standing::Working | Standing::Trial | Standing::Done | Standing::Astray => {
-                has_crashed(target, facts).then(|| "crashed".to_owned())
-            }
-        };
-    });
+    };
 }
 
 fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
     facts.evidence.iter().any(|evidence| evidence.crashes > 0 && target.is_about(evidence))
 }
 
-/// Gives targets to the devices that the wave has room for, and that `may` come in now. True when there were any.
+/// Gives targets to the devices that the wave has room for, and that `may` come in now, with what they report already.
 pub(crate) fn take_in(
     next: &mut Rollout,
     survey: &Survey<'_>,
     spec: &WaveSpec,
     may: impl Fn(&DeviceId, &DeviceFacts) -> bool,
     now_ms: u64,
-) -> bool {
-    let before = next.targets.len();
-    for (id, facts) in survey.additions(next.current_wave, spec, &next.targets, may) {
-        if let Some(target) = new_target(next, facts, next.current_wave, now_ms) {
-            next.targets.insert(id.clone(), target);
-        }
+) {
+    let added = survey.additions(next.current_wave, spec, &next.targets, may).into_iter().filter_map(|(id, facts)| {
+        let mut target = new_target(next, facts, next.current_wave, now_ms)?;
+        take_note(&mut target, facts, now_ms);
+        Some((id.clone(), target))
+    });
+    let mut added: BTreeMap<DeviceId, Target> = added.collect();
+    if !added.is_empty() {
+        next.targets.append(&mut added);
     }
-    next.targets.len() > before
 }
 
 /// Starts the soak when it is time, and gives its end.
@@ -292,8 +290,8 @@ impl Census {
     fn of(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> Self {
         let (mut reachable, mut done, mut failed, mut away) = (0, 0, 0, Vec::new());
         let mut held = BTreeMap::new();
-        // Devices that came in with this wave, and earlier ones that count towards its size: all, and committed.
-        let (mut own, mut earlier) = ((0, 0), (0, 0));
+        // Devices that came in with this wave: all, and committed.
+        let mut own = (0, 0);
         for (id, target, facts) in rollout.governed_targets(fleet) {
             let has_failed = target.failure.is_some();
             let committed = !has_failed && standing(target, facts) == Standing::Done;
@@ -306,19 +304,25 @@ impl Census {
             } else if !committed {
                 away.push(id.clone());
             }
-            let counted = if target.wave == rollout.current_wave {
-                &mut own
-            } else if survey.is_candidate(id, rollout.current_wave, spec) {
-                &mut earlier
-            } else {
-                continue;
-            };
-            counted.0 += 1;
-            counted.1 += u32::from(committed);
+            if target.wave == rollout.current_wave {
+                own.0 += 1;
+                own.1 += u32::from(committed);
+            }
         }
-        let (all, committed) = if own.0 > 0 { own } else { earlier };
+        let (all, committed) = if own.0 > 0 { own } else { Self::of_earlier(rollout, fleet, survey, spec) };
         let (is_populated, has_committed) = (all > 0, committed > 0);
         Self { is_populated, has_committed, reachable, done, failed, away, held_back: held }
+    }
+
+    /// Devices of waves before that count towards the size of this one: all, and committed.
+    fn of_earlier(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> (u32, u32) {
+        let earlier = rollout.governed_targets(fleet).filter(|(id, target, _)| {
+            target.wave != rollout.current_wave && survey.is_candidate(id, rollout.current_wave, spec)
+        });
+        earlier.fold((0, 0), |(all, done), (_, target, facts)| {
+            let committed = target.failure.is_none() && standing(target, facts) == Standing::Done;
+            (all + 1, done + u32::from(committed))
+        })
     }
 }
 

@@ -154,7 +154,7 @@ fn a_wave_whose_devices_are_let_in_has_its_time() {
 #[test]
 fn a_wave_takes_those_that_may_come_in_its_order() {
     let mut world = World::new(spec(&["1", "100%"]), &["a", "b", "c"]);
-    let first = plan(&world.rollout, &world.fleet, world.now_ms).next.targets.into_keys().next().unwrap();
+    let first = plan(&world.rollout, &world.fleet, world.now_ms).next.targets.keys().next().cloned().unwrap();
     world.fleet.freezes = vec![freeze("f1", 1, u64::MAX, &format!("id={first}"))];
     let decision = world.tick(0);
     assert!(told(&decision).len() == 1 && told(&decision) != [first.as_str()]);
