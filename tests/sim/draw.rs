@@ -7,8 +7,8 @@ use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::rollout::{
-    Analysis, AnalysisUse, BlueGreen, Conflict, FleetQuestion, Joining, Limits, MetricTemplate, PrometheusQuestion,
-    Provider, RolloutSpec, Span, WaveSize, WaveSpec,
+    Analysis, AnalysisUse, BlueGreen, Conflict, ExponentialRate, FleetQuestion, Joining, Limits, MetricTemplate,
+    PrometheusQuestion, Provider, Rate, RateIncreaseCriteria, RolloutSpec, Span, WaveSize, WaveSpec,
 };
 use muster_shared::selector::Selector;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
@@ -146,6 +146,25 @@ fn analyses(random: &mut Random, waves: usize) -> Vec<AnalysisUse> {
     vec![AnalysisUse { template: "drawn@1".parse().expect("a template"), args: Default::default(), waves }]
 }
 
+/// How fast devices of some rollouts come in.
+fn rate(random: &mut Random) -> Option<Rate> {
+    if !random.chance(25) {
+        return None;
+    }
+    let number = |n: usize| u32::try_from(n).unwrap_or_default();
+    let every = Some(1 + number(random.below(3)));
+    let by_telling = random.chance(50);
+    let exponential_rate = random.chance(60).then(|| ExponentialRate {
+        base_rate_per_minute: 1 + number(random.below(2)),
+        increment_factor: *random.pick(&[1.1, 1.5, 2.0, 5.0]),
+        rate_increase_criteria: RateIncreaseCriteria {
+            number_of_notified_things: every.filter(|_| by_telling),
+            number_of_succeeded_things: every.filter(|_| !by_telling),
+        },
+    });
+    Some(Rate { maximum_per_minute: 2 + number(random.below(3)), exponential_rate })
+}
+
 /// A wish: sometimes an emergency.
 pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
     if random.chance(8) {
@@ -175,6 +194,7 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
     };
     let blue_green =
         random.chance(20).then(|| BlueGreen { group_by: "site".to_owned(), lead_ms: random.below(400) as u64 });
+    let rate = if blue_green.is_some() { None } else { rate(random) };
     let is_shadow = blue_green.is_none() && random.chance(20);
     let max_failures = if blue_green.is_some() { 0 } else { u32::try_from(random.below(3)).unwrap_or_default() };
     RolloutSpec {
@@ -191,6 +211,7 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         joining: if random.chance(20) { Joining::Exclude } else { Joining::Include },
         stage: if is_shadow { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
         blue_green,
+        rate,
         conflict: if random.chance(25) { Conflict::Queue } else { Conflict::Skip },
         priority: *random.pick(&[10, 50, 50, 90]),
         ..RolloutSpec::of(bundle.manifest.bundle.clone(), selector, waves)

@@ -66,6 +66,18 @@ fn a_wave_that_passes_without_its_analysis() {
 }
 
 #[test]
+fn a_rate_that_is_not_kept() {
+    fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
+        let mut going = rollout.clone();
+        going.spec.rate = None;
+        let mut decision = plan(&going, fleet, now_ms);
+        decision.next.spec = rollout.spec.clone();
+        decision
+    }
+    must_be_caught("no rate", planner, &["its rate is"]);
+}
+
+#[test]
 fn a_stop_that_is_forgotten() {
     fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
         let mut going = rollout.clone();

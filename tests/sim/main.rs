@@ -10,6 +10,7 @@ mod controller;
 mod device;
 mod draw;
 mod faulty;
+mod pace;
 mod quiet;
 mod rules;
 mod store;
@@ -89,6 +90,7 @@ fn rollouts_keep_their_promises_whatever_happens() {
     for (count, what) in [
         (all.promoted, "promoted"),
         (all.completed, "completed"),
+        (all.paced, "held by a rate"),
         (all.switched, "switched together"),
         (all.turned_back, "turned back"),
         (all.rolled_back, "rolled back"),

@@ -70,9 +70,9 @@ pub(crate) fn finish(world: &mut World) -> Result<(), String> {
 
 /// Devices work, serve and report; controllers look at everything once.
 fn round(world: &mut World) -> Result<(), String> {
-    world.ledger.event += 1;
     world.ledger.tally.quiet_rounds += 1;
     world.now_ms += ROUND_MS;
+    world.ledger.happens(world.now_ms);
     for at in 0..world.devices.len() {
         let now_ms = world.now_ms;
         let device = &mut world.devices[at];

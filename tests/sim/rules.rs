@@ -10,6 +10,7 @@ use muster_shared::trust::{Activation, Stage};
 
 use crate::controller::Planner;
 use crate::device::Device;
+use crate::pace::Pace;
 use crate::store::{Commit, Store, Told};
 use crate::tally::Tally;
 use crate::together::{group_cap, site, together};
@@ -25,6 +26,7 @@ pub(crate) struct Ledger {
     /// A clock went back, so times of receipt no longer tell what came before a wave and what after.
     pub(crate) clock_went_back: bool,
     given: BTreeMap<DeviceId, BTreeMap<u64, Given>>,
+    pace: Pace,
     /// Answers that were taken for each metric of a wave, since its analysis began.
     answers: BTreeMap<(RolloutId, u32, u32, u32), Answers>,
     /// The event at which the plan was made that entered the current wave.
@@ -55,9 +57,21 @@ impl Ledger {
             asks_verify,
             clock_went_back: false,
             given: BTreeMap::new(),
+            pace: Pace::default(),
             answers: BTreeMap::new(),
             entered: BTreeMap::new(),
         }
+    }
+
+    /// The next event happens, at that true time.
+    pub(crate) fn happens(&mut self, true_ms: u64) {
+        self.event += 1;
+        self.pace.happens(self.event, true_ms);
+    }
+
+    /// A clock jumps.
+    pub(crate) fn jumps(&mut self) {
+        self.pace.jumps();
     }
 
     /// Notes what a device was given before the rollouts came.
@@ -113,6 +127,7 @@ impl Ledger {
         let Some(next) = commit.rollouts.first().map(|stored| &stored.value) else { return Ok(()) };
         kept(before, next)?;
         controllers_step(before, next)?;
+        self.pace.committed(before, next, planned_at)?;
         let advanced = next.current_wave > before.current_wave;
         let completed = next.status != before.status && next.status == RolloutStatus::Completed;
         if advanced || completed {

@@ -17,6 +17,7 @@ pub(crate) struct Tally {
     pub(crate) restarts: u64,
     pub(crate) promoted: u64,
     pub(crate) completed: u64,
+    pub(crate) paced: u64,
     pub(crate) switched: u64,
     pub(crate) rolled_back: u64,
     pub(crate) turned_back: u64,
@@ -30,6 +31,11 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn step(&mut self, before: &Rollout, next: &Rollout) {
         self.promoted += u64::from(next.current_wave > before.current_wave);
+        let is_held = |rollout: &Rollout| {
+            let wave = rollout.waves.get(rollout.current_wave as usize);
+            rollout.spec.rate.is_some() && wave.is_some_and(|wave| wave.is_kept_out)
+        };
+        self.paced += u64::from(!is_held(before) && is_held(next));
         let waits = |rollout: &Rollout| rollout.targets.values().filter(|t| t.activation == Activation::Hold).count();
         self.switched += u64::from(before.status == next.status && waits(next) < waits(before));
         if next.status == before.status {
@@ -54,7 +60,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 18] {
+    fn counts_mut(&mut self) -> [&mut u64; 19] {
         [
             &mut self.runs,
             &mut self.events,
@@ -66,6 +72,7 @@ impl Tally {
             &mut self.restarts,
             &mut self.promoted,
             &mut self.completed,
+            &mut self.paced,
             &mut self.switched,
             &mut self.rolled_back,
             &mut self.turned_back,

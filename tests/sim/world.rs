@@ -120,9 +120,9 @@ impl World {
 
     /// One event, and what must hold after it.
     pub(crate) fn step(&mut self) -> Result<(), String> {
-        self.ledger.event += 1;
         self.ledger.tally.events += 1;
         self.now_ms += 1 + self.random.below(60) as u64;
+        self.ledger.happens(self.now_ms);
         let Trouble { vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, .. } = self.trouble;
         let device = self.random.below(self.devices.len());
         let kinds = [24, 24, 24, 8, 2, vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, 6, 1];
@@ -369,6 +369,7 @@ impl World {
     pub(crate) fn set_clock(&mut self, at: usize, ahead_ms: i64) {
         self.ledger.clock_went_back |= ahead_ms < self.controllers[at].clock_ahead_ms || self.controllers.len() > 1;
         self.controllers[at].clock_ahead_ms = ahead_ms;
+        self.ledger.jumps();
     }
 
     fn change_record(&mut self, at: usize, change: impl FnOnce(&mut DeviceRecord)) {

@@ -13,6 +13,7 @@ use crate::analysis::AnalysisRuns;
 use crate::approval;
 use crate::fleet::{Evidence, Predictions};
 use crate::gate::GateState;
+use crate::rate::Intake;
 use crate::targets::Targets;
 use crate::timing::check_zone;
 
@@ -50,7 +51,7 @@ pub struct WaveState {
     pub clock_from_ms: Option<u64>,
     /// When every device of it that could be reached was first seen to have committed; the soak runs from then on.
     pub soak_from_ms: Option<u64>,
-    /// It waits for devices that a freeze or their windows keep out: its longest duration does not run.
+    /// It waits for devices that a freeze, their windows or the rate keep out: its longest duration does not run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_kept_out: bool,
     /// How its devices are compared with others; none before it has any, and where the rollout asks for no comparison.
@@ -147,6 +148,9 @@ pub struct Rollout {
     pub waves: Vec<WaveState>,
     /// Every device that has come in, whatever became of it. It only grows.
     pub targets: Targets,
+    /// How many devices came in when, as far as the rate counts them, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intake: Vec<Intake>,
     /// The devices it means, where those that come later are left out; none before it begins, and where they are welcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meant: Option<BTreeSet<DeviceId>>,
@@ -182,6 +186,7 @@ impl Rollout {
             updated_at_ms: now_ms,
             current_wave: 0,
             targets: Targets::default(),
+            intake: Vec::new(),
             meant: None,
             verdicts: Vec::new(),
             destination: None,

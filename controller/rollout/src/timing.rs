@@ -163,8 +163,11 @@ pub(crate) fn mark(next: &mut Rollout, is_kept_out: bool, now_ms: u64) {
 /// When the clock alone lets in somebody who is waited for.
 pub(crate) fn wake_at_ms(waiting: &[Waiting], now_ms: u64) -> Option<u64> {
     let ends = waiting.iter().filter_map(|waiting| {
-        if let Waiting::Frozen { until_ms, .. } | Waiting::OutsideWindow { next_ms: Some(until_ms), .. } = waiting {
-            Some(*until_ms)
+        if let Waiting::Frozen { until_ms: at_ms, .. }
+        | Waiting::OutsideWindow { next_ms: Some(at_ms), .. }
+        | Waiting::Rate { next_ms: at_ms, .. } = waiting
+        {
+            Some(*at_ms)
         } else {
             None
         }

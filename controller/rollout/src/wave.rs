@@ -3,7 +3,7 @@
 //! The soak runs from the time at which every device of the wave that could be reached was first seen to have
 //! committed, and is not started anew by a device that comes back or joins later: the wave waits for such a device
 //! until it has committed too, but no longer than its longest duration, after which it is inconclusive like any other.
-//! Devices that a freeze or their windows keep out hold the wave until it is complete (see [`crate::timing`]).
+//! Devices that a freeze, their windows or the rate keep out hold the wave until it is complete (see [`crate::timing`], [`crate::rate`]).
 //! A wave passes only on devices of its own, if it has any: at least one must have committed and not failed since.
 
 use std::collections::BTreeMap;
@@ -20,6 +20,7 @@ use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::gate::{self, GateState};
 use crate::limits::{Judgement, judge};
+use crate::rate;
 use crate::rollout::{Errand, GAVE_UP_ASTRAY, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
 use crate::timing::{self, Timing};
@@ -47,8 +48,10 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         // Judged as it will be with those that join now; they join only if the wave goes on.
         let mut grown = next.clone();
         let timing = Timing::of(next, fleet, now_ms);
-        take_in(&mut grown, survey, &spec, |id, facts| timing.lets_in(id, facts), now_ms);
-        let kept_out = timing.kept_out(survey, wave, &spec, &grown.targets);
+        let room = rate::room(next, now_ms);
+        let left = take_in(&mut grown, survey, &spec, |id, facts| timing.lets_in(id, facts), room, now_ms);
+        let mut kept_out = timing.kept_out(survey, wave, &spec, &grown.targets);
+        kept_out.extend(rate::waiting(&grown, left, now_ms));
         timing::mark(&mut grown, !kept_out.is_empty(), now_ms);
         let judgement = {
             let (canary, control) = (Arm::canary(&grown, fleet), Arm::control(&grown, survey, fleet));
@@ -67,7 +70,8 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         if is_complete {
             deal(&mut grown, survey, &spec);
         }
-        let judgement = analysis::look(&mut grown, next, fleet, judgement, now_ms);
+        // What an analysis finds at once is for a wave that can be judged, too: it would drop those that join now.
+        let judgement = if judged { analysis::look(&mut grown, next, fleet, judgement, now_ms) } else { judgement };
         let limits = grown.spec.judged_by();
         let (mut blocking, mut aside) = waiting(census, survey, limits, &judgement, soak_until_ms, kept_out, now_ms);
         blocking.extend(analysis::waiting(&grown));
@@ -189,6 +193,7 @@ fn rewind(next: &mut Rollout, now_ms: u64) -> u64 {
     state.started_at_ms = Some(started_ms);
     state.clock_from_ms = Some(clock_from_ms);
     state.soak_from_ms = state.soak_from_ms.map(|from_ms| from_ms.min(now_ms));
+    rate::rewind(next, now_ms);
     started_ms
 }
 
@@ -240,23 +245,36 @@ fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
     facts.evidence.iter().any(|evidence| evidence.crashes > 0 && target.is_about(evidence))
 }
 
-/// Gives targets to the devices that the wave has room for, and that `may` come in now, with what they report already.
+/// Gives targets to the devices that the wave has room for, and that `may` come in now, with what they report already, and tells at most
+/// `most` of them to go forward. Says how many more there are.
 pub(crate) fn take_in(
     next: &mut Rollout,
     survey: &Survey<'_>,
     spec: &WaveSpec,
     may: impl Fn(&DeviceId, &DeviceFacts) -> bool,
+    most: Option<u32>,
     now_ms: u64,
-) {
-    let added = survey.additions(next.current_wave, spec, &next.targets, may).into_iter().filter_map(|(id, facts)| {
-        let mut target = new_target(next, facts, next.current_wave, now_ms)?;
+) -> u32 {
+    let (mut added, mut told, mut left) = (BTreeMap::new(), 0, 0);
+    for (id, facts) in survey.additions(next.current_wave, spec, &next.targets, may) {
+        let Some(mut target) = new_target(next, facts, next.current_wave, now_ms) else { continue };
+        if target.errand == Errand::Forward {
+            if most.is_some_and(|most| told >= most) {
+                left += 1;
+                continue;
+            }
+            told += 1;
+        }
         take_note(&mut target, facts, now_ms);
-        Some((id.clone(), target))
-    });
-    let mut added: BTreeMap<DeviceId, Target> = added.collect();
+        added.insert(id.clone(), target);
+    }
     if !added.is_empty() {
         next.targets.append(&mut added);
     }
+    if most.is_some() {
+        rate::remember(next, told, now_ms);
+    }
+    left
 }
 
 /// Starts the soak when it is time, and gives its end.

@@ -33,11 +33,11 @@ pub use gate::{
     PredictedColumn, ScoredDevice,
 };
 pub use guardrail::{Guardrail, Metric, ScoreRange};
-pub use preview::{RolloutPreview, WavePreview};
+pub use preview::{IntakePreview, RolloutPreview, WavePreview};
 pub use spec::{
     AnalysisUse, AnalysisUseError, ApprovalError, ApprovalSpec, BlueGreen, ClockTime, Conflict, DEFAULT_PRIORITY, Day,
-    EmergencyError, Joining, Limits, MAX_PRIORITY, MaintenanceWindow, ReachError, RolloutSpec, SpecError, WaveSize,
-    WaveSizeError, WaveSpec, WindowError,
+    EmergencyError, ExponentialRate, Joining, Limits, MAX_PER_MINUTE, MAX_PRIORITY, MaintenanceWindow, Rate,
+    RateIncreaseCriteria, ReachError, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec, WindowError,
 };
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, DeviceOutcomes, Outcome, Rule, Verdict};

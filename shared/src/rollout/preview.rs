@@ -22,6 +22,19 @@ pub struct WavePreview {
     pub alpha: Option<f64>,
     /// Who would be compared with whom.
     pub blocks: Vec<Block<DeviceId>>,
+    /// How long its devices would take to come in; none without a rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intake: Option<IntakePreview>,
+}
+
+/// How long the devices of a wave would take to come in at the rate asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct IntakePreview {
+    /// From the first to the last, in milliseconds, where everybody has done it within a minute.
+    pub least_ms: u64,
+    /// The same where nobody of the wave succeeds meanwhile.
+    pub most_ms: u64,
 }
 
 /// A rollout as it would be, as things are: nothing was stored, and nobody told.

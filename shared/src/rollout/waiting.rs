@@ -54,6 +54,15 @@ pub enum Waiting {
         /// When the first of them may come in, in milliseconds since the Unix epoch; none where that is not in the days ahead.
         next_ms: Option<u64>,
     },
+    /// The wave has room for more devices than the rate lets in now.
+    Rate {
+        /// Devices a minute, at present.
+        per_minute: u32,
+        /// Devices that the wave has yet to take in.
+        left: u32,
+        /// When the next may come in, in milliseconds since the Unix epoch.
+        next_ms: u64,
+    },
     /// No device is selected.
     NoDevices,
     /// Devices of the wave are still updating.
@@ -168,6 +177,7 @@ impl Waiting {
             | Self::Analysing { next_ms: at_ms, .. }
             | Self::Scheduled { at_ms }
             | Self::Frozen { until_ms: at_ms, .. }
+            | Self::Rate { next_ms: at_ms, .. }
             | Self::OutsideWindow { next_ms: Some(at_ms), .. } => Decider::Clock { at_ms: *at_ms },
             Self::OutsideWindow { next_ms: None, .. } => Decider::People,
             Self::Updating { .. }
@@ -223,6 +233,9 @@ impl fmt::Display for Waiting {
             Self::OutsideWindow { devices, next_ms } => {
                 write!(f, "{} outside their maintenance windows: {}", devices.len(), names(&mut devices.iter()))?;
                 next_ms.map_or(Ok(()), |next_ms| write!(f, "; open at {next_ms} ms"))
+            }
+            Self::Rate { per_minute, left, next_ms } => {
+                write!(f, "{per_minute} devices a minute: {left} still to come in, the next at {next_ms} ms")
             }
             Self::NoDevices => f.write_str("no device matches the selector"),
             Self::Updating { done, of } => {

@@ -11,6 +11,7 @@ use super::analysis::AnalysisOptions;
 use super::approval::ApprovalOptions;
 use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
+use super::rate::RateOptions;
 use super::reach::ReachOptions;
 use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
 use super::stage::StageOptions;
@@ -56,9 +57,12 @@ pub(crate) struct Wish {
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
         "emergency", "holdback", "joining", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha", "group_by", "lead",
         "approvals", "approvers", "approve_within", "start_at", "conflict", "priority", "windows", "timezone",
-        "analyses", "analysis_arg",
+        "analyses", "analysis_arg", "maximum_per_minute", "base_rate_per_minute", "increment_factor", "increase_after_succeeded",
+        "increase_after_notified",
     ])]
     file: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "How fast devices come in")]
+    rate: RateOptions,
     #[command(flatten, next_help_heading = "Beside the bundle in service")]
     stage: StageOptions,
     #[command(flatten, next_help_heading = "Devices that switch together")]
@@ -101,6 +105,7 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
                 approval: args.approval.approval(),
                 emergency: args.emergency,
                 blue_green: args.blue_green.asked(),
+                rate: args.rate.asked(),
                 ..spec
             }
         }

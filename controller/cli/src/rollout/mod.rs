@@ -10,6 +10,7 @@ mod explain;
 mod gate;
 mod labels;
 mod plan;
+mod rate;
 mod reach;
 mod schema;
 mod show;

@@ -3,7 +3,7 @@
 use muster_rollout::statistics::{MIN_BLOCKS, Power, power};
 use muster_shared::ids::DeviceId;
 use muster_shared::listing::first_few;
-use muster_shared::rollout::{Analysis, MetricTemplate, RolloutPreview, WavePreview};
+use muster_shared::rollout::{Analysis, IntakePreview, MetricTemplate, RolloutPreview, WavePreview};
 use serde::Serialize;
 
 use super::create::{self, Wish};
@@ -63,6 +63,16 @@ fn analysis(analysis: &Analysis) -> String {
     format!("  {} in {waves}: {}", analysis.template, first_few(analysis.metrics.iter().map(counted), SHOWN))
 }
 
+/// How long a wave's devices take to come in.
+fn comes_in(IntakePreview { least_ms, most_ms }: IntakePreview) -> String {
+    match (least_ms, most_ms) {
+        (_, 0) => "at once".to_owned(),
+        (0, most) => format!("at once or within {}", Millis(most).rough()),
+        (least, most) if least == most => format!("within {}", Millis(most).rough()),
+        (least, most) => format!("within {} to {}", Millis(least).rough(), Millis(most).rough()),
+    }
+}
+
 fn text(planned: &Planned) -> String {
     let Planned { preview, power } = planned;
     let waves = preview.waves.iter().zip(power).enumerate().map(|(index, (wave, power))| {
@@ -87,6 +97,11 @@ fn text(planned: &Planned) -> String {
         parts.push(format!(
             "Losses and margins are four times in five, in spreads of scores between devices: where their error rates differ by 2 points, one spread is 2 points. Fewer than {MIN_BLOCKS} blocks prove nothing: such a wave rests on its limits."
         ));
+    }
+    if let Some(rate) = &preview.spec.rate {
+        let waves = preview.waves.iter().zip(1..).filter_map(|(wave, number)| Some((number, wave.intake?)));
+        let said: Vec<String> = waves.map(|(number, intake)| format!("wave {number} {}", comes_in(intake))).collect();
+        parts.push(format!("{rate}: {}", said.join(", ")));
     }
     for (wave, number) in preview.waves.iter().zip(1..).filter(|(wave, _)| !wave.blocks.is_empty()) {
         let mut blocks: Vec<String> = wave

@@ -116,6 +116,9 @@ pub(super) fn text(view: &RolloutView, now_ms: u64) -> String {
     if let Some(record) = &view.approval {
         pairs.push(("approval", approval::text(record)));
     }
+    if let Some(rate) = &view.spec.rate {
+        pairs.push(("rate", rate.to_string()));
+    }
     if view.outcomes.targeted > 0 {
         pairs.push(("so far", view.outcomes.to_string()));
     }

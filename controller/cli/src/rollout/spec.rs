@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use muster_shared::ids::BundleRef;
-use muster_shared::rollout::{AnalysisUse, Limits, MAX_PRIORITY, MaintenanceWindow, RolloutSpec, WaveSize, WaveSpec};
+use muster_shared::rollout::{
+    AnalysisUse, Limits, MAX_PRIORITY, MaintenanceWindow, Rate, RolloutSpec, WaveSize, WaveSpec,
+};
 use muster_shared::selector::Selector;
 use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
 use schemars::JsonSchema;
@@ -263,6 +265,8 @@ pub(super) struct SpecFile {
     holdback: Option<WaveSize>,
     /// What becomes of devices that the selector means only after the rollout began [default: include].
     joining: Option<JoiningWord>,
+    /// How fast devices come in, in the words of AWS IoT Jobs; left out, as many at once as a wave has room for.
+    rate: Option<Rate>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -323,6 +327,7 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         stage: stage.stage()?,
         emergency: file.emergency,
         blue_green: file.blue_green.as_ref().map(BlueGreenOptions::blue_green),
+        rate: file.rate,
         ..turn.apply(reach.of(RolloutSpec::of(file.bundle, file.selector, waves)))
     })
 }
@@ -380,6 +385,22 @@ mod tests {
         assert_eq!(flags.of(plain.clone()), spec);
         assert_ne!(plain, spec);
         assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_file_says_how_fast_devices_come_in() {
+        let text = "bundle: a@1.0.0\nselector: '*'\nrate:\n  maximum_per_minute: 200\n  exponential_rate:\n    base_rate_per_minute: 10\n    \
+            increment_factor: 1.5\n    rate_increase_criteria: {number_of_notified_things: 50}\n";
+        let spec = read("r.yaml", text).unwrap();
+        assert_eq!(spec.validate(), Ok(()));
+        let said = spec.rate.map(|rate| rate.to_string());
+        assert_eq!(
+            said.as_deref(),
+            Some("10 devices a minute, times 1.5 whenever 50 more have been told, at most 200")
+        );
+        assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+        let unknown = read("r.yaml", &text.replace("number_of_notified_things", "told")).unwrap_err().to_string();
+        assert!(unknown.contains("number_of_notified_things") && unknown.contains("line 8"), "{unknown}");
     }
 
     #[test]

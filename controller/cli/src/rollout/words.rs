@@ -20,6 +20,11 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
             format!("analysis {metric}: {have} of {of} measurements, the next at {}", output::time(*next_ms))
         }
         Waiting::Frozen { until_ms, why } => format!("a freeze until {}: {why}", output::time(*until_ms)),
+        Waiting::Rate { next_ms, .. } => {
+            let text = reason.to_string();
+            let without = text.rsplit_once(" at ").map_or(text.as_str(), |(before, _)| before);
+            format!("{without} at {}", output::time(*next_ms))
+        }
         Waiting::OutsideWindow { next_ms: Some(next_ms), .. } => {
             let text = reason.to_string();
             let without = text.rsplit_once("; open at").map_or(text.as_str(), |(before, _)| before);
@@ -241,6 +246,9 @@ pub(super) mod tests {
     fn everything_is_said_in_words() {
         let view = running();
         assert_eq!(all_waiting(&view, 0), "soaking until 1970-01-01T00:01:30Z (1m 30s left); 12 of 100 requests");
+        let held = Waiting::Rate { per_minute: 20, left: 340, next_ms: 60_000 };
+        let said = "20 devices a minute: 340 still to come in, the next at 1970-01-01T00:01:00Z";
+        assert_eq!(waiting(&held, 0), said);
         assert_eq!(progress(&view.waves[0]), "1 committed, 1 trial");
         assert_eq!(progress(&view.waves[1]), "no device yet");
         assert_eq!(arrived(&view.waves[0], RolloutStatus::Running), (1, 2));

@@ -14,6 +14,7 @@ mod failures;
 mod gate;
 mod going_back;
 mod operators;
+mod rate;
 mod reach;
 mod scenarios;
 mod sentences;

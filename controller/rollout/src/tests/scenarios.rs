@@ -9,7 +9,9 @@ use std::fmt::Write as _;
 
 use muster_shared::ids::DeviceId;
 use muster_shared::messages::UpdateState;
-use muster_shared::rollout::{GateSpec, Guardrail, Metric, RolloutSpec, Waiting, WaveSpec};
+use muster_shared::rollout::{
+    ExponentialRate, GateSpec, Guardrail, Metric, Rate, RateIncreaseCriteria, RolloutSpec, Waiting, WaveSpec,
+};
 
 use super::world::{START_MS, Served, World, new, spec};
 use crate::{Action, Decision, OperatorAction};
@@ -100,6 +102,15 @@ fn asked(text: &str) -> RolloutSpec {
         // Absolute limits must not see it first.
         wish.limits.max_error_rate = 1.0;
         GateSpec::of(vec![Guardrail::of(Metric::ErrorRate, margin)])
+    });
+    wish.rate = option("rate").map(|base| {
+        let (base_rate_per_minute, increment_factor) =
+            (base.parse().unwrap(), option("times").unwrap().parse().unwrap());
+        let number_of_succeeded_things = Some(option("after").unwrap().parse().unwrap());
+        let rate_increase_criteria =
+            RateIncreaseCriteria { number_of_notified_things: None, number_of_succeeded_things };
+        let growing = ExponentialRate { base_rate_per_minute, increment_factor, rate_increase_criteria };
+        Rate { maximum_per_minute: 1_000, exponential_rate: Some(growing) }
     });
     wish
 }
@@ -211,6 +222,10 @@ impl Stage {
     }
 
     fn words(&self, reason: &Waiting) -> String {
+        if let Waiting::Rate { per_minute, left, next_ms } = reason {
+            let minutes = (next_ms - START_MS) / MINUTE_MS;
+            return format!("{per_minute} devices a minute: {left} still to come in, the next at 00:{minutes:02}");
+        }
         if let Waiting::Soaking { until_ms } = reason {
             let minutes = (until_ms - START_MS) / MINUTE_MS;
             return format!("soaking until {:02}:{:02}", minutes / 60, minutes % 60);

@@ -18,6 +18,7 @@ mod gate;
 mod history;
 mod notes;
 mod promotion;
+mod rate;
 mod reading;
 mod scores;
 mod targets;
@@ -53,6 +54,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.targets();
     case.switches();
     case.timing();
+    case.rate();
     case.actions();
     case.promotion();
     case.gate();

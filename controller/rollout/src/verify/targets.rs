@@ -132,11 +132,17 @@ impl Case<'_> {
 
     /// Of the devices a wave is meant for and may have, those that are in must not exceed its size.
     fn cap(&mut self, wave: u32) {
-        let next = self.next;
-        if next.spec.blue_green.is_some() {
+        if self.next.spec.blue_green.is_some() {
             return self.group_cap(wave);
         }
-        let Some(spec) = next.spec.waves.get(wave as usize) else { return };
+        let Some((have, allowed)) = self.places(wave) else { return };
+        self.expect(have <= allowed, || Violation::CapExceeded { wave, have, allowed });
+    }
+
+    /// Devices that take up room in a wave, and how many may; none where there is no such wave.
+    pub(super) fn places(&self, wave: u32) -> Option<(usize, usize)> {
+        let next = self.next;
+        let spec = next.spec.waves.get(wave as usize)?;
         let (mut all, mut have) = (0, 0);
         for (id, facts) in self.fleet.devices.iter().filter(|(_, facts)| !facts.revoked) {
             // Those that came in with a later wave stand for what they were before: candidates.
@@ -155,7 +161,6 @@ impl Case<'_> {
                 }
             }
         }
-        let allowed = spec.size.of(all);
-        self.expect(have <= allowed, || Violation::CapExceeded { wave, have, allowed });
+        Some((have, spec.size.of(all)))
     }
 }

@@ -34,7 +34,7 @@ impl Case<'_> {
         }
     }
 
-    fn is_still_meant(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {
+    pub(super) fn is_still_meant(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {
         let next = self.next;
         let has_reported = facts.reported.as_ref().is_some_and(|report| report.generation < u64::MAX);
         let has_incumbent = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());

@@ -35,6 +35,17 @@ pub enum Violation {
     /// It completed without a device that it means and that was kept out.
     #[error("the rollout completed without {0}, which a freeze or its windows kept out")]
     Forgotten(DeviceId),
+    /// More devices came in than the rate lets.
+    #[error("{came} devices came in within a minute, the rate lets {allowed}")]
+    TooFast {
+        /// Those of the minute.
+        came: u64,
+        /// The rate that counts now, in devices a minute.
+        allowed: u64,
+    },
+    /// What is remembered of devices that came in is not what happened, or a wave soaks without those that the rate held.
+    #[error("rate: {0}")]
+    Rate(&'static str),
     /// Waves come one after the other.
     #[error("wave {to} cannot follow wave {from} here")]
     WaveSkipped {

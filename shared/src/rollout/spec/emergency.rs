@@ -25,6 +25,9 @@ pub enum EmergencyError {
         "it waits for nobody: leave out approvals, its beginning, windows, what becomes of conflicts and priority, or let it be no emergency"
     )]
     People,
+    /// Devices that come in one after the other.
+    #[error("it goes to everybody at once: leave out the rate, or let it be no emergency")]
+    Rate,
     /// Restrictions of the delivery.
     #[error("leave out how fast, when and on which links devices fetch, or let it be no emergency")]
     Delivery,
@@ -48,13 +51,14 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), EmergencyError> {
         && spec.conflict.is_skip()
         && spec.priority == DEFAULT_PRIORITY;
     expect(waits_for_nobody, EmergencyError::People)?;
+    expect(spec.rate.is_none(), EmergencyError::Rate)?;
     expect(spec.delivery.is_default(), EmergencyError::Delivery)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::{AnalysisUse, ApprovalSpec, Conflict, SpecError, WaveSpec};
+    use crate::rollout::{AnalysisUse, ApprovalSpec, Conflict, Rate, SpecError, WaveSpec};
     use crate::selector::Selector;
     use crate::trust::{DeliveryPolicy, Stage};
 
@@ -83,6 +87,8 @@ mod tests {
         assert_eq!(with(&|s| s.approval = approval.clone()), refused(EmergencyError::People));
         assert_eq!(with(&|s| s.start_at_ms = Some(1)), refused(EmergencyError::People));
         assert_eq!(with(&|s| s.conflict = Conflict::Queue), refused(EmergencyError::People));
+        let rate = Some(Rate { maximum_per_minute: 1_000, exponential_rate: None });
+        assert_eq!(with(&|s| s.rate = rate), refused(EmergencyError::Rate));
         let words = with(&|s| s.limits.max_failures = 1).unwrap_err().to_string();
         assert!(words.contains("leave out the limits"), "{words}");
     }

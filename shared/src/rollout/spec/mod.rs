@@ -6,6 +6,7 @@ mod blue_green;
 mod conflict;
 mod emergency;
 mod limits;
+mod rate;
 mod reach;
 mod wave;
 mod windows;
@@ -18,6 +19,7 @@ pub use blue_green::BlueGreen;
 pub use conflict::{Conflict, DEFAULT_PRIORITY, MAX_PRIORITY};
 pub use emergency::EmergencyError;
 pub use limits::Limits;
+pub use rate::{ExponentialRate, MAX_PER_MINUTE, Rate, RateIncreaseCriteria};
 pub use reach::{Joining, ReachError};
 pub use wave::{WaveSize, WaveSizeError, WaveSpec};
 pub use windows::{ClockTime, Day, MaintenanceWindow, WindowError};
@@ -87,6 +89,9 @@ pub struct RolloutSpec {
     /// What becomes of devices that are meant only later.
     #[serde(default, skip_serializing_if = "Joining::is_include")]
     pub joining: Joining,
+    /// How many devices a minute come in; as many as a wave has room for, where that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
 }
 
 fn default_priority() -> u8 {
@@ -130,6 +135,9 @@ pub enum SpecError {
     /// Groups that cannot switch together.
     #[error("blue_green: {0}")]
     BlueGreen(&'static str),
+    /// A rate that cannot be kept.
+    #[error("rate: {0}")]
+    Rate(&'static str),
     /// Windows that cannot be.
     #[error("windows: {0}")]
     Windows(#[from] WindowError),
@@ -167,6 +175,7 @@ impl RolloutSpec {
             timezone: None,
             holdback: None,
             joining: Joining::Include,
+            rate: None,
         }
     }
 
@@ -197,6 +206,7 @@ impl RolloutSpec {
         analysis::validate(&self.analyses, self.waves.len())?;
         self.approval.as_ref().map_or(Ok(()), ApprovalSpec::validate)?;
         blue_green::validate(self).map_err(SpecError::BlueGreen)?;
+        rate::validate(self).map_err(SpecError::Rate)?;
         windows::validate(&self.windows, self.timezone.as_deref())?;
         if self.priority > MAX_PRIORITY {
             return Err(SpecError::Limit { field: "priority", reason: "0 to 100" });
