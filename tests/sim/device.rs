@@ -11,7 +11,7 @@ use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event, FileDamage, Machine};
 use muster_rollout::Evidence;
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
-use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
+use muster_shared::messages::{HeldBack, InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::trust::{Assignment, DeliveryPolicy};
 
@@ -145,6 +145,11 @@ impl Device {
 
     pub(crate) fn record(&self) -> &Record {
         self.machine.record()
+    }
+
+    /// Whether it has prepared what it was told, and waits to switch to it.
+    pub(crate) fn waits_to_switch(&self) -> bool {
+        matches!(self.machine.held_back(), Some(HeldBack::Switch { .. }))
     }
 
     /// What left the device since it was asked last.

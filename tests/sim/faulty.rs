@@ -90,6 +90,20 @@ fn a_stop_that_is_forgotten() {
 }
 
 #[test]
+fn a_switch_that_is_not_called_off() {
+    fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
+        let mut kept = rollout.clone();
+        if kept.status == RolloutStatus::Stopped {
+            kept.outstanding = false;
+        }
+        let mut decision = plan(&kept, fleet, now_ms);
+        decision.next.outstanding = rollout.outstanding;
+        decision
+    }
+    must_be_caught("no recall", planner, &["waits to switch"]);
+}
+
+#[test]
 fn a_way_back_that_is_left() {
     fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
         let mut going = rollout.clone();

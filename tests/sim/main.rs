@@ -101,5 +101,6 @@ fn rollouts_keep_their_promises_whatever_happens() {
     ] {
         assert!(count > runs / 100, "in {runs} runs {count} {what}");
     }
+    assert!(all.called_back > runs / 200, "in {runs} runs {} called back from a switch", all.called_back);
     assert!(all.overridden > runs / 1_000, "in {runs} runs {} ended for an emergency", all.overridden);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use muster_rollout::OperatorAction;
-use muster_shared::ids::RolloutId;
+use muster_shared::ids::{Digest, RolloutId};
 use muster_shared::rollout::RolloutStatus;
 
 use crate::draw::Trouble;
@@ -114,13 +114,27 @@ fn readable(world: &World, id: &RolloutId) -> Result<(), String> {
     if reason.len() < 8 { Err(format!("{id} is paused, and says only {reason:?}")) } else { Ok(()) }
 }
 
-/// Every device knows what it was told last, unless that was stopped.
+/// What the rollout brings.
+fn bundle(world: &World, rollout: &RolloutId) -> Option<Digest> {
+    world.store.rollouts.get(rollout).map(|rollout| rollout.value.bundle.manifest)
+}
+
+/// Whether it has its devices switch together, and calls them back when it is stopped.
+fn calls_back(world: &World, rollout: &RolloutId) -> bool {
+    world.store.rollouts.get(rollout).is_some_and(|rollout| rollout.value.spec.blue_green.is_some())
+}
+
+/// Every device knows what it was told last, unless that was stopped, and nobody waits to switch for one that was.
 fn converged(world: &World) -> Result<(), String> {
     for device in &world.devices {
         let Some(Stored { value: record, .. }) = world.store.devices.get(&device.id) else { continue };
         let Some(told) = record.desired.as_ref().filter(|_| !record.revoked) else { continue };
         let status = world.store.rollouts.get(&told.rollout).map(|rollout| rollout.value.status());
-        if status != Some(RolloutStatus::Stopped) && device.record().generation < told.generation {
+        let is_called_back = calls_back(world, &told.rollout) && told.manifest != bundle(world, &told.rollout);
+        if device.waits_to_switch() && status == Some(RolloutStatus::Stopped) {
+            return Err(format!("{} waits to switch for {}, which was stopped", device.id, told.rollout));
+        }
+        if (status != Some(RolloutStatus::Stopped) || is_called_back) && device.record().generation < told.generation {
             let (id, has) = (&device.id, device.record().generation);
             return Err(format!(
                 "{id} was told generation {} and has {has}, its rollout is {status:?}",

@@ -13,7 +13,7 @@ use crate::device::Device;
 use crate::pace::Pace;
 use crate::store::{Commit, Store, Told};
 use crate::tally::Tally;
-use crate::together::{group_cap, site, together};
+use crate::together::{group_cap, recalls, site, together};
 
 /// What was given to devices so far, and when waves were entered.
 #[derive(Debug)]
@@ -295,7 +295,8 @@ fn controllers_step(before: &Rollout, next: &Rollout) -> Result<(), String> {
         Completed => &[Completed],
         RolledBack => &[RolledBack],
         WaitingForApproval => &[WaitingForApproval, Stopped],
-        Stopped | Draft => &[],
+        Stopped => &[Stopped],
+        Draft => &[],
     };
     let (id, from, to) = (&next.id, before.status, next.status);
     // Where only devices' records are stored, the rollout comes along as it was.
@@ -327,7 +328,7 @@ pub(crate) fn has_say(rollout: &RolloutId, target: &Target, facts: &DeviceFacts)
 fn orders(before: &Rollout, decision: &Decision, fleet: &Fleet) -> Result<(), String> {
     let next = &decision.next;
     if before.status == RolloutStatus::Stopped {
-        return holds(next == before && decision.actions.is_empty(), || format!("{} was stopped and goes on", next.id));
+        recalls(before, decision, fleet)?;
     }
     for Action::Assign { device, manifest, generation } in &decision.actions {
         let wrong = |why: &str| format!("{}: {device} is told generation {generation}, but {why}", next.id);
@@ -340,7 +341,8 @@ fn orders(before: &Rollout, decision: &Decision, fleet: &Fleet) -> Result<(), St
         holds(again || *generation > newest, || wrong("the store has a newer one"))?;
         holds(has_say(&next.id, target, facts), || wrong("it is another rollout's, or shut out"))?;
         holds((target.manifest, target.generation) == (*manifest, *generation), || wrong("its target differs"))?;
-        let back = matches!(next.status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
+        let back =
+            matches!(next.status, RolloutStatus::RollingBack | RolloutStatus::RolledBack | RolloutStatus::Stopped);
         let right = if back { target.previous } else { Some(next.bundle.manifest) };
         holds(*manifest == right && (target.errand == Errand::Back) == back, || wrong("that is the other way"))?;
         let fresh = !again && next.status == RolloutStatus::Paused;

@@ -1,6 +1,6 @@
 //! What happened in many runs, counted: a simulation in which nothing ever happens proves nothing.
 
-use muster_rollout::Rollout;
+use muster_rollout::{Errand, Rollout};
 use muster_shared::rollout::RolloutStatus;
 use muster_shared::trust::Activation;
 
@@ -19,6 +19,7 @@ pub(crate) struct Tally {
     pub(crate) completed: u64,
     pub(crate) paced: u64,
     pub(crate) switched: u64,
+    pub(crate) called_back: u64,
     pub(crate) rolled_back: u64,
     pub(crate) turned_back: u64,
     pub(crate) paused: u64,
@@ -38,6 +39,10 @@ impl Tally {
         self.paced += u64::from(!is_held(before) && is_held(next));
         let waits = |rollout: &Rollout| rollout.targets.values().filter(|t| t.activation == Activation::Hold).count();
         self.switched += u64::from(before.status == next.status && waits(next) < waits(before));
+        let back = |rollout: &Rollout| rollout.targets.values().filter(|t| t.errand == Errand::Back).count() as u64;
+        if (before.status, next.status) == (RolloutStatus::Stopped, RolloutStatus::Stopped) {
+            self.called_back += back(next) - back(before);
+        }
         if next.status == before.status {
             return;
         }
@@ -60,7 +65,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 19] {
+    fn counts_mut(&mut self) -> [&mut u64; 20] {
         [
             &mut self.runs,
             &mut self.events,
@@ -74,6 +79,7 @@ impl Tally {
             &mut self.completed,
             &mut self.paced,
             &mut self.switched,
+            &mut self.called_back,
             &mut self.rolled_back,
             &mut self.turned_back,
             &mut self.paused,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use muster_rollout::{DeviceFacts, Errand, Fleet, Rollout, Target};
+use muster_rollout::{Decision, DeviceFacts, Errand, Fleet, Rollout, Target};
 use muster_shared::ids::DeviceId;
 use muster_shared::messages::{HeldBack, UpdateState};
 use muster_shared::rollout::WaveSpec;
@@ -37,6 +37,34 @@ pub(crate) fn together(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Resul
             format!("{}: {:?} switches and {id} is not ready", next.id, target.group)
         })?;
         holds(has_it || is_told(target), || format!("{}: {:?} switches without {id}", next.id, target.group))?;
+    }
+    Ok(())
+}
+
+/// A stopped rollout goes on with nothing but calling back, from a switch that has not come, those of whom it does not know that they serve
+/// the bundle.
+pub(crate) fn recalls(before: &Rollout, decision: &Decision, fleet: &Fleet) -> Result<(), String> {
+    let next = &decision.next;
+    let goes_on = || format!("{} was stopped and goes on", next.id);
+    let (targets, updated_at_ms) = (next.targets.clone(), next.updated_at_ms);
+    let same = Rollout { targets, updated_at_ms, ..before.clone() } == *next;
+    holds(same && (next.spec.blue_green.is_some() || decision.actions.is_empty()), goes_on)?;
+    for (id, target) in &next.targets {
+        let old = before.targets.get(id).ok_or_else(goes_on)?;
+        let turned = old.errand == Errand::Forward && target.errand == Errand::Back;
+        holds(turned || old.errand == target.errand, goes_on)?;
+        let Some(facts) = fleet.devices.get(id).filter(|facts| has_say(&before.id, old, facts)) else { continue };
+        let Some(report) = &facts.reported else { continue };
+        let serves = report.running.as_ref().is_some_and(|running| running.manifest == before.bundle.manifest);
+        holds(!turned || !serves, || format!("{}: {id} serves the bundle and is called back", next.id))?;
+        let holds_it = matches!(report.update.held_back, Some(HeldBack::Switch { .. }));
+        let is_left = target.errand == Errand::Forward
+            && holds_it
+            && !serves
+            && target.failure.is_none()
+            && report.update.generation == target.generation
+            && report.generation < u64::MAX;
+        holds(!is_left, || format!("{} was stopped, and {id} still waits to switch", next.id))?;
     }
     Ok(())
 }

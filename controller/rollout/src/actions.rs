@@ -5,6 +5,7 @@ use muster_shared::limits::bounded_text;
 use muster_shared::rollout::RolloutStatus;
 
 use crate::fleet::Predictions;
+use crate::recall;
 use crate::rollout::{BundleFacts, Errand, Rollout};
 
 /// What an operator does.
@@ -14,7 +15,7 @@ pub enum OperatorAction {
     Pause,
     /// Goes on, with the wave's longest duration anew. Where the comparison of the wave's devices showed neither, this decides that it passes.
     Resume,
-    /// Stops at once and for good; devices keep what they have. What runs beside another on them ends, which takes until they say so: that
+    /// Stops at once and for good; devices keep what they have, and are called back from a switch that they wait for. What runs beside another on them ends, which takes until they say so: that
     /// is on the way back, where another abort waits no longer.
     Abort,
     /// Every device goes back to what it ran before.
@@ -84,18 +85,17 @@ pub enum RollbackError {
 }
 
 /// Whether a rollout that stands so is planned and told of while the fleet is stopped: the way back alone is, which the stop left or an
-/// operator has ordered since. What has completed brings the bundle to no further device meanwhile.
+/// operator has ordered since, and what calls devices of a stopped one back. What has completed brings the bundle to no further device meanwhile.
 #[must_use]
 pub fn goes_on_in_a_stop(status: RolloutStatus) -> bool {
     match status {
-        RolloutStatus::RollingBack | RolloutStatus::RolledBack => true,
+        RolloutStatus::RollingBack | RolloutStatus::RolledBack | RolloutStatus::Stopped => true,
         RolloutStatus::Draft
         | RolloutStatus::WaitingForApproval
         | RolloutStatus::Ready
         | RolloutStatus::Running
         | RolloutStatus::Paused
-        | RolloutStatus::Completed
-        | RolloutStatus::Stopped => false,
+        | RolloutStatus::Completed => false,
     }
 }
 
@@ -119,7 +119,7 @@ impl Rollout {
             None => bounded_text(&format!("{} by {actor}", action.done())),
         };
         next.updated_at_ms = now_ms;
-        next.outstanding = false;
+        next.outstanding = status == RolloutStatus::Stopped && recall::is_needed(&next);
         if action == OperatorAction::Resume
             && let Some(wave) = next.waves.get_mut(next.current_wave as usize)
             && wave.started_at_ms.is_some()

@@ -24,6 +24,7 @@ mod plan;
 mod preview;
 mod rate;
 mod reach;
+mod recall;
 mod rollback;
 mod rollout;
 mod standing;

@@ -9,6 +9,7 @@ use crate::beginning;
 use crate::cohort::Survey;
 use crate::fleet::Fleet;
 use crate::reach;
+use crate::recall::recall;
 use crate::rollback::go_back;
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{Standing, is_stored, standing};
@@ -71,6 +72,9 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
     if next.status == RolloutStatus::RollingBack {
         waiting.extend(go_back(&mut next, fleet, now_ms));
     }
+    if next.status == RolloutStatus::Stopped && next.outstanding {
+        waiting.extend(recall(&mut next, fleet, now_ms));
+    }
     if next.status == RolloutStatus::Paused {
         waiting.insert(0, Waiting::Paused { why: next.status_reason.clone() });
     }
@@ -113,6 +117,7 @@ fn assignments(rollout: &Rollout, fleet: &Fleet) -> (Vec<Action>, Vec<DeviceId>)
         RolloutStatus::Running | RolloutStatus::Completed => (Errand::Forward, false),
         RolloutStatus::Paused => (Errand::Forward, true),
         RolloutStatus::RollingBack | RolloutStatus::RolledBack => (Errand::Back, false),
+        RolloutStatus::Stopped if rollout.outstanding => (Errand::Back, false),
         RolloutStatus::Draft | RolloutStatus::WaitingForApproval | RolloutStatus::Ready | RolloutStatus::Stopped => {
             return (Vec::new(), Vec::new());
         }

@@ -16,7 +16,7 @@ use muster_shared::trust::{Activation, DeliveryPolicy, Stage};
 
 use crate::cohort::misfits;
 use crate::fleet::Fleet;
-use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout};
+use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
 use crate::wording::{counted, names};
 
@@ -59,6 +59,20 @@ impl Rollout {
             Some(Errand::Keep | Errand::Forward) => self.spec.stage.clone(),
             Some(Errand::Back) | None => Stage::Serve,
         }
+    }
+}
+
+impl Target {
+    /// It is told to run `goal` again, at once.
+    pub(crate) fn turn_back(&mut self, goal: Option<Digest>, generation: u64, attempts: u32, now_ms: u64) {
+        self.errand = Errand::Back;
+        self.beside = false;
+        self.activation = Activation::AtOnce;
+        self.manifest = goal;
+        self.generation = generation;
+        self.assigned_at_ms = now_ms;
+        self.done_at_ms = None;
+        self.attempts = attempts;
     }
 }
 
@@ -136,14 +150,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
         if let Some(attempts) = attempts {
             match fresh_generation(facts, target.generation).filter(|_| attempts <= MAX_ATTEMPTS) {
                 Some(generation) => {
-                    target.errand = Errand::Back;
-                    target.beside = false;
-                    target.activation = Activation::AtOnce;
-                    target.manifest = goal;
-                    target.generation = generation;
-                    target.assigned_at_ms = now_ms;
-                    target.done_at_ms = None;
-                    target.attempts = attempts;
+                    target.turn_back(goal, generation, attempts, now_ms);
                 }
                 None => {
                     retreat.stuck.push(id.clone());

@@ -222,8 +222,8 @@ impl Rollout {
             | RolloutStatus::Running
             | RolloutStatus::Paused
             | RolloutStatus::RollingBack => true,
-            RolloutStatus::Completed | RolloutStatus::RolledBack => self.outstanding,
-            RolloutStatus::Draft | RolloutStatus::Stopped => false,
+            RolloutStatus::Completed | RolloutStatus::RolledBack | RolloutStatus::Stopped => self.outstanding,
+            RolloutStatus::Draft => false,
         }
     }
 

@@ -70,8 +70,9 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         if is_complete {
             deal(&mut grown, survey, &spec);
         }
-        // What an analysis finds at once is for a wave that can be judged, too: it would drop those that join now.
-        let judgement = if judged { analysis::look(&mut grown, next, fleet, judgement, now_ms) } else { judgement };
+        // What an analysis finds when the wave is entered cannot be acted on yet, and would drop those that join now.
+        let looks = judged || next.wave_state().is_some_and(|state| !state.analyses.is_empty());
+        let judgement = if looks { analysis::look(&mut grown, next, fleet, judgement, now_ms) } else { judgement };
         let limits = grown.spec.judged_by();
         let (mut blocking, mut aside) = waiting(census, survey, limits, &judgement, soak_until_ms, kept_out, now_ms);
         blocking.extend(analysis::waiting(&grown));

@@ -53,7 +53,7 @@ impl Rollout {
             let by = by.map_or_else(|| "another rollout".to_owned(), ToString::to_string);
             return (format!("it belongs to {by} by now, and this rollout has no say over it"), Decider::Nobody);
         }
-        if self.status == RolloutStatus::Stopped {
+        if self.status == RolloutStatus::Stopped && target.errand != Errand::Back {
             return ("it keeps what it has: the rollout was stopped".to_owned(), Decider::Nobody);
         }
         let goal = self.goal(target);

@@ -6,7 +6,7 @@ use muster_shared::messages::{HeldBack, UpdateState};
 use muster_shared::rollout::{BlueGreen, DeviceProgress, Prepared, RolloutStatus, Waiting};
 use muster_shared::trust::Activation;
 
-use super::world::{MAX_MS, SOAK_MS, World, device, last_verdict, spec, statuses, told, waits_for};
+use super::world::{MAX_MS, SOAK_MS, World, device, last_verdict, new, old, spec, statuses, told, waits_for};
 use crate::{Decision, OperatorAction, Violation, plan, verify};
 
 const LEAD_MS: u64 = 500;
@@ -200,6 +200,100 @@ fn a_time_too_far_ahead_is_told_anew() {
     assert_eq!(activation(&world, "lyon-1"), Activation::At { at_ms: world.now_ms + LEAD_MS });
     prepares(&mut world, "lyon-1");
     assert!(world.tick(1).actions.is_empty());
+}
+
+/// Two sites: Lyon has a time to switch at, Nice holds; then the rollout is stopped.
+fn stopped_before_the_switch() -> World {
+    let mut world = sites(&["100%"], &["lyon-1", "lyon-2", "nice-1", "nice-2"]);
+    world.tick(0);
+    ["lyon-1", "lyon-2", "nice-1"].into_iter().for_each(|name| prepares(&mut world, name));
+    world.works("nice-2", UpdateState::Fetching);
+    world.tick(1);
+    assert!(matches!(activation(&world, "lyon-1"), Activation::At { .. }));
+    assert_eq!(activation(&world, "nice-1"), Activation::Hold);
+    world
+}
+
+#[test]
+fn a_stop_calls_back_whoever_waits_to_switch_and_leaves_those_that_have() {
+    let mut world = stopped_before_the_switch();
+    // One has switched and is on trial, one is away with the time in its hands.
+    world.works("lyon-1", UpdateState::Trial);
+    world.facts("lyon-2").online = false;
+    world.apply(OperatorAction::Abort);
+    assert_eq!(world.rollout.status, RolloutStatus::Stopped, "a stop takes effect at once");
+    let decision = world.tick(1);
+    assert_eq!(told(&decision), ["lyon-2", "nice-1", "nice-2"]);
+    assert!(decision.actions.iter().all(|crate::Action::Assign { manifest, .. }| *manifest == Some(old())));
+    assert!(waits_for(&decision, |w| *w == Waiting::GoingBack { done: 0, of: 2 }));
+    assert!(waits_for(&decision, |w| matches!(w, Waiting::Offline { devices } if *devices == [device("lyon-2")])));
+    assert_eq!(world.target("lyon-1").unwrap().errand, crate::Errand::Forward);
+    for name in ["nice-1", "nice-2"] {
+        world.commits(name);
+        assert_eq!(world.progress(name), Some(DeviceProgress::GoingBack));
+    }
+    assert!(told(&world.tick(1)).is_empty());
+    assert_eq!(world.progress("nice-1"), Some(DeviceProgress::Back));
+    // Who was away switched by itself; it is called back all the same, as its group did not.
+    world.facts("lyon-2").online = true;
+    assert_eq!(told(&world.tick(1)), ["lyon-2"]);
+    let explained = world.rollout.explain(&world.fleet, Some(&device("lyon-2")), world.now_ms).device.unwrap();
+    assert!(explained.doing.contains("has been told to run what it ran before"), "{explained:?}");
+    world.commits("lyon-2");
+    world.tick(1);
+    assert!(world.rollout.view(&world.fleet, &[]).waiting.is_empty());
+    assert_eq!(world.rollout.status, RolloutStatus::Stopped);
+}
+
+#[test]
+fn a_stop_of_the_fleet_and_an_emergency_call_back_too_and_a_rollout_without_groups_stays_silent() {
+    let halted = stopped_before_the_switch().rollout.halted("alice", None, 7).unwrap();
+    assert!(halted.needs_planning() && crate::goes_on_in_a_stop(halted.status));
+    let mut plain = World::new(spec(&["100%"]), &["a"]);
+    plain.tick(0);
+    plain.apply(OperatorAction::Abort);
+    assert!(!plain.rollout.needs_planning());
+    assert!(plain.tick(1).actions.is_empty());
+    // Nobody is left who could switch.
+    let mut done = sites(&["100%"], &["lyon-1"]);
+    done.tick(0);
+    done.all_commit();
+    done.tick(1);
+    done.apply(OperatorAction::Abort);
+    assert!(!done.rollout.needs_planning());
+}
+
+#[test]
+fn a_device_that_another_rollout_has_by_now_is_not_called_back() {
+    let mut world = stopped_before_the_switch();
+    world.apply(OperatorAction::Abort);
+    let other = muster_shared::ids::RolloutId::new("r2").unwrap();
+    world.facts("nice-1").desired = Some(crate::Desired { manifest: Some(new()), generation: 9, rollout: other });
+    assert_eq!(told(&world.tick(1)), ["lyon-1", "lyon-2", "nice-2"]);
+}
+
+#[test]
+fn the_checker_knows_a_stop() {
+    let mut world = stopped_before_the_switch();
+    let running = plan(&world.rollout, &world.fleet, world.now_ms);
+    world.apply(OperatorAction::Abort);
+    let decision = plan(&world.rollout, &world.fleet, world.now_ms);
+    let found = |decision: &Decision| {
+        let found = verify(&world.rollout, decision, &world.fleet, world.now_ms).err().unwrap_or_default();
+        found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(found(&decision), "");
+    let mut silent = decision.clone();
+    silent.next = world.rollout.clone();
+    silent.actions.clear();
+    assert!(found(&silent).contains("still waits to switch"), "{}", found(&silent));
+    let mut forward = decision.clone();
+    forward.actions = running.actions;
+    forward.next.targets = running.next.targets;
+    assert!(found(&forward).contains("still waits to switch"), "{}", found(&forward));
+    let mut more = decision;
+    more.next.status_reason = "it goes on".to_owned();
+    assert!(found(&more).contains("without an operator"), "{}", found(&more));
 }
 
 #[test]

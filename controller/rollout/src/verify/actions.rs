@@ -44,6 +44,7 @@ impl Case<'_> {
         match self.next.status {
             RolloutStatus::Running | RolloutStatus::Completed | RolloutStatus::Paused => Some(Errand::Forward),
             RolloutStatus::RollingBack | RolloutStatus::RolledBack => Some(Errand::Back),
+            RolloutStatus::Stopped if self.before.outstanding => Some(Errand::Back),
             RolloutStatus::Draft
             | RolloutStatus::WaitingForApproval
             | RolloutStatus::Ready

@@ -82,9 +82,12 @@ impl Case<'_> {
             | RolloutStatus::WaitingForApproval
             | RolloutStatus::Paused
             | RolloutStatus::Completed
-            | RolloutStatus::RolledBack
-            | RolloutStatus::Stopped => {
+            | RolloutStatus::RolledBack => {
                 self.expect(self.before == self.next, || Violation::Absorbing(from));
+            }
+            RolloutStatus::Stopped => {
+                let same = self.before == self.next || self.only_recalls();
+                self.expect(same, || Violation::Absorbing(from));
             }
         }
     }

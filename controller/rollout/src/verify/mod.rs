@@ -20,6 +20,7 @@ mod notes;
 mod promotion;
 mod rate;
 mod reading;
+mod recall;
 mod scores;
 mod targets;
 mod timing;
@@ -53,6 +54,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.conflict();
     case.targets();
     case.switches();
+    case.recall();
     case.timing();
     case.rate();
     case.actions();

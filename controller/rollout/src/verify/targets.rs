@@ -46,7 +46,8 @@ impl Case<'_> {
         self.expect(old.previous == new.previous || retold, || wrong("its past changed"));
         self.expect(old.failure.is_none() || old.failure == new.failure, || wrong("its failure was forgotten"));
         self.expect(new.generation >= old.generation, || wrong("its generation fell"));
-        let back = matches!(self.next.status, RolloutStatus::RollingBack | RolloutStatus::RolledBack);
+        let back = matches!(self.next.status, RolloutStatus::RollingBack | RolloutStatus::RolledBack)
+            || self.is_called_back(id, old, new);
         let errand = match (old.errand, new.errand) {
             (old, new) if old == new => true,
             (Errand::Keep, Errand::Forward) => !back,

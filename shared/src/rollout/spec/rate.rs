@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn a_wish_that_is_none_keeps_its_bytes_and_any_other_has_its_words() {
         let spec = RolloutSpec { rate: None, ..growing(10, 2.0, r#""number_of_succeeded_things": 50"#) };
-        assert!(!serde_json::to_string(&spec).unwrap().contains("rate\""), "{spec:?}");
+        assert!(!serde_json::to_string(&spec).unwrap().contains("\"rate\""), "{spec:?}");
         let said = |criteria| growing(10, 1.5, criteria).rate.unwrap().to_string();
         let said = [said(r#""number_of_succeeded_things": 50"#), said(r#""number_of_notified_things": 7"#)];
         let words = ["50 more have succeeded", "7 more have been told"]
