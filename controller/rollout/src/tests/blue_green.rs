@@ -229,8 +229,8 @@ fn a_stop_calls_back_whoever_waits_to_switch_and_leaves_those_that_have() {
     assert!(waits_for(&decision, |w| matches!(w, Waiting::Offline { devices } if *devices == [device("lyon-2")])));
     assert_eq!(world.target("lyon-1").unwrap().errand, crate::Errand::Forward);
     for name in ["nice-1", "nice-2"] {
-        world.commits(name);
         assert_eq!(world.progress(name), Some(DeviceProgress::GoingBack));
+        world.commits(name);
     }
     assert!(told(&world.tick(1)).is_empty());
     assert_eq!(world.progress("nice-1"), Some(DeviceProgress::Back));

@@ -49,7 +49,7 @@ fn a_fleet_wide_stop_ends_whatever_has_not_ended() {
         if let Some(halted) = halted {
             assert_eq!((halted.status, halted.updated_at_ms), (Stopped, 7), "{status}");
             assert_eq!(halted.status_reason, "stopped by alice: fleet-wide stop: smoke");
-            assert!(!crate::goes_on_in_a_stop(halted.status));
+            assert!(!halted.needs_planning());
         }
     }
 }
