@@ -14,7 +14,7 @@ use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
 
 use crate::analysis;
 use crate::blue_green;
-use crate::cohort::{Survey, new_target};
+use crate::cohort::{Survey, hash, new_target};
 use crate::conflict::left_out;
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
@@ -257,7 +257,12 @@ pub(crate) fn take_in(
     now_ms: u64,
 ) -> u32 {
     let (mut added, mut told, mut left) = (BTreeMap::new(), 0, 0);
-    for (id, facts) in survey.additions(next.current_wave, spec, &next.targets, may) {
+    let mut additions = survey.additions(next.current_wave, spec, &next.targets, may);
+    if most.is_some() {
+        // Where not all come in at once, those go first that waves take first.
+        additions.sort_by_cached_key(|(id, _)| hash(&survey.rollout, id.as_str()));
+    }
+    for (id, facts) in additions {
         let Some(mut target) = new_target(next, facts, next.current_wave, now_ms) else { continue };
         if target.errand == Errand::Forward {
             if most.is_some_and(|most| told >= most) {
