@@ -39,6 +39,7 @@ enum Step {
 struct Planned {
     decision: Decision,
     seen: BTreeMap<DeviceId, Option<u64>>,
+    freezes: usize,
     event: u64,
 }
 
@@ -142,7 +143,8 @@ impl Controller {
         self.wake_at_ms = [self.wake_at_ms, decision.wake_at_ms].into_iter().flatten().min();
         self.questions.extend(decision.due.iter().map(|due| (before.id.clone(), due.clone())));
         let seen = fleet.devices.iter().map(|(id, facts)| (id.clone(), facts.desired.as_ref().map(|d| d.generation)));
-        let planned = Planned { decision, seen: seen.collect(), event: ledger.event };
+        let (seen, freezes) = (seen.collect(), fleet.freezes.len());
+        let planned = Planned { decision, seen, freezes, event: ledger.event };
         self.step = Step::Read(at, Box::new(planned));
         Ok(Did::Planned)
     }
@@ -186,7 +188,7 @@ impl Controller {
     /// Reads the records of the devices to be told, and puts together what is to be stored. Where one has changed since the plan was
     /// made, the plan is dropped.
     fn read(&mut self, at: usize, planned: Planned, store: &Store) {
-        let Planned { decision: Decision { next, actions, notes, .. }, seen, event } = planned;
+        let Planned { decision: Decision { next, actions, notes, .. }, seen, freezes, event } = planned;
         let Some(Stored { version, value: before }) = self.rollouts.get(at) else { return };
         let (mut commit, mut to_send) = (Commit::default(), Vec::new());
         for Action::Assign { device, manifest, generation } in actions {
@@ -222,6 +224,7 @@ impl Controller {
             let record = &mut commit.devices[at].1.value;
             record.updates = record.updates.with(&note, QUARANTINE_AFTER, next.updated_at_ms);
         }
+        commit.freezes = (next.targets.len() > before.targets.len()).then_some(freezes);
         // Also where only devices' records change: an operator who was faster must not be overtaken.
         if next != *before || !commit.devices.is_empty() {
             commit.rollouts.push(Stored { version: *version, value: next });

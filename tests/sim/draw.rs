@@ -7,8 +7,9 @@ use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::rollout::{
-    Analysis, AnalysisUse, BlueGreen, Conflict, ExponentialRate, FleetQuestion, Joining, Limits, MetricTemplate,
-    PrometheusQuestion, Provider, Rate, RateIncreaseCriteria, RolloutSpec, Span, WaveSize, WaveSpec,
+    Analysis, AnalysisUse, ApprovalSpec, BlueGreen, Conflict, ExponentialRate, FleetQuestion, Freeze, Joining, Limits,
+    MaintenanceWindow, MetricTemplate, PrometheusQuestion, Provider, Rate, RateIncreaseCriteria, RolloutSpec, Span,
+    WaveSize, WaveSpec,
 };
 use muster_shared::selector::Selector;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
@@ -35,6 +36,7 @@ pub(crate) struct Trouble {
     pub(crate) operator: usize,
     pub(crate) relabel: usize,
     pub(crate) revoke: usize,
+    pub(crate) freeze: usize,
     /// Two controllers instead of one.
     pub(crate) two_controllers: bool,
     /// Bundles that do harm, in percent of devices.
@@ -60,6 +62,7 @@ impl Trouble {
             operator: weight(4),
             relabel: weight(3),
             revoke: weight(2),
+            freeze: weight(2),
             two_controllers: random.chance(30),
             bad_bundles: *random.pick(&[0, 0, 10, 30, 60]),
             bad_answers: *random.pick(&[0, 10, 40]),
@@ -165,6 +168,32 @@ fn rate(random: &mut Random) -> Option<Rate> {
     Some(Rate { maximum_per_minute: 2 + number(random.below(3)), exponential_rate })
 }
 
+/// When devices of some rollouts come in; runs begin at 13:46:40 UTC.
+fn windows(random: &mut Random) -> Vec<MaintenanceWindow> {
+    let windows = ["13:40-13:50", "13:00-13:47", "13:47-13:48", "15:00-16:00", "02:00-03:00"];
+    let window = random.pick(&windows).parse().expect("a window");
+    if random.chance(15) { vec![window] } else { Vec::new() }
+}
+
+/// Whom some rollouts wait for. Who makes them is one of those.
+fn approval(random: &mut Random) -> Option<ApprovalSpec> {
+    let asked: [&[&str]; 4] = [&[], &["maker", "second"], &["second", "third"], &["maker", "second", "third"]];
+    let approvers = *random.pick(&asked);
+    let needed = 1 + u32::try_from(random.below(2)).unwrap_or_default();
+    let within_ms = random.chance(30).then(|| 1 + random.below(3_000) as u64);
+    let approvers = approvers.iter().map(|name| (*name).to_owned()).collect();
+    random.chance(15).then_some(ApprovalSpec { needed, approvers, within_ms })
+}
+
+/// A freeze that begins about now and covers some or all.
+pub(crate) fn freeze(random: &mut Random, number: usize, now_ms: u64) -> Freeze {
+    let selector = if random.chance(50) { Selector::all() } else { "site=a".parse().expect("a selector") };
+    let from_ms = now_ms.saturating_add_signed(*random.pick(&[0, 0, 500, -1_000]));
+    let to_ms = from_ms + *random.pick(&[300, 2_000, 3_600_000]);
+    let (id, reason, by) = (format!("f{number}"), "a drill".to_owned(), "second".to_owned());
+    Freeze { id, from_ms, to_ms, reason, selector, by, created_at_ms: now_ms }
+}
+
 /// A wish: sometimes an emergency.
 pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
     if random.chance(8) {
@@ -212,6 +241,8 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         stage: if is_shadow { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
         blue_green,
         rate,
+        windows: windows(random),
+        approval: approval(random),
         conflict: if random.chance(25) { Conflict::Queue } else { Conflict::Skip },
         priority: *random.pick(&[10, 50, 50, 90]),
         ..RolloutSpec::of(bundle.manifest.bundle.clone(), selector, waves)
@@ -235,5 +266,6 @@ pub(crate) fn rollout(random: &mut Random, number: usize, spec: RolloutSpec, bun
         reference_predictions: Default::default(),
     };
     let id = RolloutId::new(format!("r{number}")).expect("an id");
-    Rollout::new(id, spec, facts, now_ms).and_then(|rollout| rollout.analysed_by(analyses)).expect("a valid wish")
+    let rollout = Rollout::new(id, spec, facts, now_ms).and_then(|rollout| rollout.analysed_by(analyses));
+    rollout.expect("a valid wish").asked_for_by("maker", 0).expect("somebody else can approve it")
 }

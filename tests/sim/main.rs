@@ -11,6 +11,7 @@ mod device;
 mod draw;
 mod faulty;
 mod pace;
+mod people;
 mod quiet;
 mod rules;
 mod store;
@@ -97,6 +98,8 @@ fn rollouts_keep_their_promises_whatever_happens() {
         (all.paused, "paused"),
         (all.dropped_plans, "overtaken"),
         (all.restarts, "restarted"),
+        (all.frozen, "frozen"),
+        (all.approved, "approved"),
         (all.measured, "measured"),
     ] {
         assert!(count > runs / 100, "in {runs} runs {count} {what}");

@@ -11,6 +11,7 @@ use muster_shared::trust::{Activation, Stage};
 use crate::controller::Planner;
 use crate::device::Device;
 use crate::pace::Pace;
+use crate::people::{Approvals, in_time};
 use crate::store::{Commit, Store, Told};
 use crate::tally::Tally;
 use crate::together::{group_cap, recalls, site, together};
@@ -27,6 +28,7 @@ pub(crate) struct Ledger {
     pub(crate) clock_went_back: bool,
     given: BTreeMap<DeviceId, BTreeMap<u64, Given>>,
     pace: Pace,
+    pub(crate) approvals: Approvals,
     /// Answers that were taken for each metric of a wave, since its analysis began.
     answers: BTreeMap<(RolloutId, u32, u32, u32), Answers>,
     /// The event at which the plan was made that entered the current wave.
@@ -58,6 +60,7 @@ impl Ledger {
             clock_went_back: false,
             given: BTreeMap::new(),
             pace: Pace::default(),
+            approvals: Approvals::default(),
             answers: BTreeMap::new(),
             entered: BTreeMap::new(),
         }
@@ -102,6 +105,7 @@ impl Ledger {
         caps(before, &decision.next, fleet)?;
         everybody(before, &decision.next, fleet)?;
         together(before, &decision.next, fleet)?;
+        in_time(before, &decision.next, fleet, now_ms)?;
         let new = decision.next.verdicts.len().checked_sub(before.verdicts.len()).filter(|new| *new > 0);
         if let Some(verdict) = new.and_then(|_| decision.next.verdicts.last()) {
             control(before, &decision.next, verdict, fleet)?;
@@ -128,6 +132,7 @@ impl Ledger {
         kept(before, next)?;
         controllers_step(before, next)?;
         self.pace.committed(before, next, planned_at)?;
+        self.approvals.suffice(before, next)?;
         let advanced = next.current_wave > before.current_wave;
         let completed = next.status != before.status && next.status == RolloutStatus::Completed;
         if advanced || completed {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, QueuedRollout, Rollout, UpdateLog};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::StateReport;
+use muster_shared::rollout::Freeze;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
 
 /// A device numbers its windows; a window that comes twice counts once.
@@ -63,6 +64,8 @@ pub(crate) struct Heard {
 pub(crate) struct Commit {
     pub(crate) rollouts: Vec<Stored<Rollout>>,
     pub(crate) devices: Vec<(DeviceId, Stored<DeviceRecord>)>,
+    /// How many freezes there were when it was planned, where it takes devices in.
+    pub(crate) freezes: Option<usize>,
 }
 
 /// Somebody changed a record meanwhile.
@@ -74,6 +77,8 @@ pub(crate) struct Store {
     pub(crate) rollouts: BTreeMap<RolloutId, Stored<Rollout>>,
     pub(crate) devices: BTreeMap<DeviceId, Stored<DeviceRecord>>,
     pub(crate) heard: BTreeMap<DeviceId, Heard>,
+    /// Every freeze that was ordered.
+    pub(crate) freezes: Vec<Freeze>,
 }
 
 impl Store {
@@ -82,7 +87,8 @@ impl Store {
         let known_device = |id: &DeviceId| self.devices.get(id).map_or(0, |device| device.version);
         let current = commit.rollouts.iter().all(|change| known(&change.value.id) == change.version)
             && commit.devices.iter().all(|(id, change)| known_device(id) == change.version);
-        if !current {
+        let heeds = commit.freezes.is_none_or(|known| known == self.freezes.len());
+        if !current || !heeds {
             return Err(Conflict);
         }
         for Stored { version, value } in commit.rollouts {
@@ -135,7 +141,7 @@ impl Store {
             };
             devices.insert(id.clone(), facts);
         }
-        Fleet { devices, queue: self.queue(rollout), ..Fleet::default() }
+        Fleet { devices, queue: self.queue(rollout), freezes: self.freezes.clone() }
     }
 
     /// Whether the device can be reached and has not accepted what it shall run.

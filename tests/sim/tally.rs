@@ -26,6 +26,8 @@ pub(crate) struct Tally {
     pub(crate) operated: u64,
     pub(crate) overridden: u64,
     pub(crate) measured: u64,
+    pub(crate) frozen: u64,
+    pub(crate) approved: u64,
     pub(crate) quiet_rounds: u64,
 }
 
@@ -65,7 +67,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 20] {
+    fn counts_mut(&mut self) -> [&mut u64; 22] {
         [
             &mut self.runs,
             &mut self.events,
@@ -86,6 +88,8 @@ impl Tally {
             &mut self.operated,
             &mut self.overridden,
             &mut self.measured,
+            &mut self.frozen,
+            &mut self.approved,
             &mut self.quiet_rounds,
         ]
     }

@@ -123,9 +123,11 @@ impl World {
         self.ledger.tally.events += 1;
         self.now_ms += 1 + self.random.below(60) as u64;
         self.ledger.happens(self.now_ms);
-        let Trouble { vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, .. } = self.trouble;
+        let Trouble { vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, freeze, .. } =
+            self.trouble;
         let device = self.random.below(self.devices.len());
-        let kinds = [24, 24, 24, 8, 2, vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, 6, 1];
+        let kinds =
+            [24, 24, 24, 8, 2, vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, 6, 1, 3, freeze];
         let mut at = self.random.below(kinds.iter().sum());
         let kind = kinds.iter().position(|weight| match at.checked_sub(*weight) {
             Some(rest) => {
@@ -169,6 +171,8 @@ impl World {
                 record.pinned = !record.pinned;
                 record.updates = record.updates.released();
             }),
+            16 => self.approve_at_random()?,
+            17 => self.freeze(),
             _ if self.store.rollouts.len() < 3 => self.create_rollout(),
             _ => {}
         }
@@ -391,6 +395,42 @@ impl World {
         use OperatorAction::{Abort, Pause, Resume, Rollback};
         let action = *self.random.pick(&[Pause, Resume, Resume, Abort, Rollback]);
         self.operate(&id, action)
+    }
+
+    fn freeze(&mut self) {
+        let now_ms = self.controllers[0].now_ms(self.now_ms);
+        let freeze = draw::freeze(&mut self.random, self.store.freezes.len(), now_ms);
+        self.note(|| format!("{} is ordered, for {} ms", freeze.id, freeze.to_ms - freeze.from_ms));
+        self.store.freezes.push(freeze);
+        self.ledger.tally.frozen += 1;
+    }
+
+    fn approve_at_random(&mut self) -> Result<(), String> {
+        let waiting = self.waiting_for_approval();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let id = self.random.pick(&waiting).clone();
+        let who = *self.random.pick(&["maker", "maker", "second", "third", "stranger"]);
+        self.approve(&id, who)
+    }
+
+    /// Somebody approves a rollout, which is refused or taken.
+    pub(crate) fn approve(&mut self, id: &RolloutId, who: &str) -> Result<(), String> {
+        let Some(Stored { version, value: before }) = self.store.rollouts.get(id).cloned() else { return Ok(()) };
+        let now_ms = self.controllers[0].now_ms(self.now_ms);
+        let Ok(next) = before.approve(who, None, now_ms) else { return Ok(()) };
+        self.ledger.approvals.gave(id, who);
+        self.ledger.tally.approved += 1;
+        self.note(|| format!("{who} approves {id}, which is {}", next.status()));
+        let rollouts = vec![Stored { version, value: next }];
+        self.store.commit(Commit { rollouts, ..Commit::default() }).map_err(|_| "an approval was overtaken".to_owned())
+    }
+
+    pub(crate) fn waiting_for_approval(&self) -> Vec<RolloutId> {
+        let all = self.store.rollouts.values().map(|rollout| &rollout.value);
+        let waiting = all.filter(|rollout| rollout.status() == RolloutStatus::WaitingForApproval);
+        waiting.map(|rollout| rollout.id.clone()).collect()
     }
 
     /// An operator acts on what the store says now.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::RolloutStatus;
 
-use super::reading::{desired_generation, is_foreign, is_in_store, reported_generation, says_failed};
+use super::reading::{desired_generation, is_foreign, is_in_store, reported_generation, says_back, says_failed};
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
 use crate::plan::Action;
@@ -73,7 +73,9 @@ impl Case<'_> {
         let overtaken = desired_generation(facts) > target.generation;
         let given_up = says_failed(target, facts) || (target.errand == Errand::Forward && target.failure.is_some());
         let due = if again { facts.online } else { self.next.status != RolloutStatus::Paused };
-        let reachable = !facts.revoked && !is_foreign(&self.next.id, target, facts);
+        // Who says that it is back needs no word, whatever generation it claims to have accepted.
+        let is_back = target.errand == Errand::Back && says_back(target, facts);
+        let reachable = !is_back && !facts.revoked && !is_foreign(&self.next.id, target, facts);
         due && reachable && !overtaken && !given_up && reported_generation(facts) < target.generation
     }
 }
