@@ -62,7 +62,8 @@ async fn device_on_the_first_version(
 
 /// Starts a rollout and waits until the device runs its bundle beside the other, under that rollout's generation.
 async fn begin_beside(fleet: &Fleet, args: &[&str]) -> anyhow::Result<String> {
-    let id = fleet.roll_out(&[args, &EASY[..]].concat()).await?;
+    let easy: Vec<&str> = EASY.chunks(2).filter(|pair| !args.contains(&pair[0])).flatten().copied().collect();
+    let id = fleet.roll_out(&[args, &easy[..]].concat()).await?;
     wait::until(&format!("the bundle of {id} runs beside the other"), PATIENCE, async || {
         let device = fleet.operator.device("dev-1").await?;
         let (Some(desired), Some(reported)) = (device.desired, device.reported) else { return Ok(None) };
@@ -164,6 +165,42 @@ fn a_shadow_is_compared_with_the_incumbent_and_promoted_without_fetching() {
             }
         }
         ensure!(pairs.values().flat_map(|row| row.values()).sum::<u64>() == n);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_bundle_serves_once_its_shadow_agrees_and_one_that_does_not_never_does() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = device_on_the_first_version(&binaries, &folder).await?;
+        let images: Vec<Image> = fixtures::held_out()?.into_iter().take(200).collect();
+        fleet.release_digits("1.1.0").await?;
+        fleet.release_digits("1.2.0").await?;
+        let first = ["--selector", "*", "--shadow-first", "1", "--min-requests", "100", "--max-disagreement", "0.3"];
+
+        // It says what is wrong of most images, as its golden examples do not.
+        let bad = begin_beside(&fleet, &[&["--bundle", "digits@1.2.0"][..], &first].concat()).await?;
+        ask_all(&fleet, "a", &images).await?;
+        let view = fleet.wait_rollout(&bad, RolloutStatus::RolledBack).await?;
+        ensure!(view.status_reason.contains("disagreement with the incumbent"), "{}", view.status_reason);
+        let asked = ask_all(&fleet, "b", &images).await?;
+        ensure!(asked.iter().all(|asked| asked.version == "1.0.0"), "the bad one answered");
+
+        // Those that agree often enough serve, with what they have.
+        let good = begin_beside(&fleet, &[&["--bundle", "digits@1.1.0"][..], &first].concat()).await?;
+        let fetched = chunks(&mut fleet).await?;
+        ask_all(&fleet, "c", &images).await?;
+        fleet.wait_committed("dev-1", "1.1.0").await?;
+        let view = wait::until("the wave that serves is watched", PATIENCE, async || {
+            ask_all(&fleet, "d", &images[..20]).await?;
+            let view = fleet.operator.rollout(&good).await?;
+            Ok((view.status == RolloutStatus::Completed).then_some(view))
+        })
+        .await?;
+        let said: Vec<&str> = view.verdicts.iter().map(|verdict| verdict.summary.as_str()).collect();
+        ensure!(said.len() == 2 && view.waves[1].devices.len() == 1, "{said:?}");
+        ensure!((chunks(&mut fleet).await? - fetched).abs() < 0.5, "chunks were fetched again");
+        ensure!(ask_all(&fleet, "e", &images[..5]).await?.iter().all(|asked| asked.version == "1.1.0"));
         Ok(())
     });
 }

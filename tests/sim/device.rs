@@ -9,7 +9,7 @@ use muster_agent_core::admit::{DeviceFacts, Offer, OfferedManifest};
 use muster_agent_core::record::Record;
 use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event, FileDamage, Machine};
-use muster_rollout::Evidence;
+use muster_rollout::{BesideCounts, Evidence};
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
 use muster_shared::messages::{HeldBack, InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
 use muster_shared::sketch::LatencySketch;
@@ -230,7 +230,11 @@ impl Device {
             }
             let mut latency_us = LatencySketch::default();
             (0..requests).for_each(|_| latency_us.add(if nature == Nature::Slow { 12 } else { 3 }));
-            let evidence = Evidence { requests: counts, latency_us, reports: 1, ..nothing(&installed) };
+            let is_second = self.beside.as_ref() == Some(&installed);
+            let disagreed = if nature == Nature::Slow { requests / 2 + requests % 2 } else { 0 };
+            let rows = if is_second { (requests - disagreed, disagreed) } else { (0, 0) };
+            let beside = BesideCounts { agreed: rows.0, disagreed: rows.1, ..BesideCounts::default() };
+            let evidence = Evidence { requests: counts, latency_us, reports: 1, beside, ..nothing(&installed) };
             self.send_window(evidence);
         }
     }

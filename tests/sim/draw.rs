@@ -215,22 +215,32 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         let wave = WaveSpec::of(size.parse().expect("a size"), soak_ms, longest_ms);
         waves.push(WaveSpec { selector: narrowed.then(|| "site=a".parse().expect("a selector")), ..wave });
     }
+    let blue_green =
+        random.chance(20).then(|| BlueGreen { group_by: "site".to_owned(), lead_ms: random.below(400) as u64 });
+    let is_shadow = blue_green.is_none() && random.chance(20);
+    // Or some waves run as shadow first, of any size beside those that serve.
+    let shadows = if blue_green.is_none() && !is_shadow && random.chance(30) { 1 + random.below(2) } else { 0 };
+    for _ in 0..shadows {
+        let soak_ms = 50 + random.below(800) as u64;
+        let size = random.pick(&["1", "2", "25%", "50%", "100%"]).parse().expect("a size");
+        let wave = WaveSpec::of(size, soak_ms, soak_ms + 500 + random.below(15_000) as u64);
+        waves.insert(0, WaveSpec { stage: Some(Stage::Shadow { share_bp: 5_000 }), ..wave });
+    }
     let analyses = analyses(random, waves.len());
     let selector = match random.below(6) {
         0 => "site=a".parse().expect("a selector"),
         1 => "site!=b".parse().expect("a selector"),
         _ => Selector::all(),
     };
-    let blue_green =
-        random.chance(20).then(|| BlueGreen { group_by: "site".to_owned(), lead_ms: random.below(400) as u64 });
-    let rate = if blue_green.is_some() { None } else { rate(random) };
-    let is_shadow = blue_green.is_none() && random.chance(20);
+    let rate = if blue_green.is_some() || shadows > 0 { None } else { rate(random) };
+    let max_disagreement = ((is_shadow || shadows > 0) && random.chance(50)).then_some(0.3);
     let max_failures = if blue_green.is_some() { 0 } else { u32::try_from(random.below(3)).unwrap_or_default() };
     RolloutSpec {
         analyses,
         limits: Limits {
             max_error_rate: 0.1,
             max_failures,
+            max_disagreement,
             min_reports: u32::try_from(1 + random.below(3)).unwrap_or_default(),
             min_requests: 5 + random.below(40) as u64,
             ..Limits::default()

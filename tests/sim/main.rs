@@ -93,6 +93,7 @@ fn rollouts_keep_their_promises_whatever_happens() {
         (all.completed, "completed"),
         (all.paced, "held by a rate"),
         (all.switched, "switched together"),
+        (all.served_after_shadow, "served what they ran as shadow"),
         (all.turned_back, "turned back"),
         (all.rolled_back, "rolled back"),
         (all.paused, "paused"),

@@ -106,6 +106,7 @@ impl Ledger {
         everybody(before, &decision.next, fleet)?;
         together(before, &decision.next, fleet)?;
         in_time(before, &decision.next, fleet, now_ms)?;
+        shadows_first(before, &decision.next)?;
         let new = decision.next.verdicts.len().checked_sub(before.verdicts.len()).filter(|new| *new > 0);
         if let Some(verdict) = new.and_then(|_| decision.next.verdicts.last()) {
             control(before, &decision.next, verdict, fleet)?;
@@ -251,7 +252,12 @@ impl Ledger {
         let wave = before.current_wave;
         let since = self.entered.get(&next.id).copied().filter(|_| !self.clock_went_back).unwrap_or(0);
         let (mut reports, mut requests, mut arrived) = (0, 0, false);
-        for (id, target) in next.targets.iter().filter(|(_, target)| target.wave <= wave) {
+        for (id, target) in &next.targets {
+            // Who was told to serve what it ran as shadow passed as shadow.
+            let target = before.targets.get(id).filter(|old| serves_now(old, target)).unwrap_or(target);
+            if target.wave > wave || (target.beside && !is_beside(next, wave)) {
+                continue;
+            }
             let Some(heard) = store.heard.get(id) else { continue };
             for received in heard.windows.values().filter(|r| (since..=planned_at).contains(&r.event)) {
                 let evidence = &received.evidence;
@@ -279,10 +285,40 @@ fn kept(before: &Rollout, next: &Rollout) -> Result<(), String> {
     holds(same, || format!("{id}: the wish changed"))?;
     for (device, old) in &before.targets {
         let new = next.targets.get(device).ok_or_else(|| format!("{id} dropped {device}"))?;
-        holds(new.wave == old.wave, || format!("{id}: {device} changed its wave"))?;
+        holds(new.wave == old.wave || serves_now(old, new), || format!("{id}: {device} changed its wave"))?;
         holds(new.generation >= old.generation, || format!("{id}: the generation of {device} fell"))?;
         let turned_again = old.errand == Errand::Back && new.errand != Errand::Back;
         holds(!turned_again, || format!("{id}: {device} was on its way back and is not"))?;
+    }
+    Ok(())
+}
+
+/// In which part devices of the wave run the bundle, as the wish has it.
+fn is_beside(rollout: &Rollout, wave: u32) -> bool {
+    let own = rollout.spec.waves.get(wave as usize).and_then(|wave| wave.stage.clone());
+    own.unwrap_or_else(|| rollout.spec.stage.clone()) != Stage::Serve
+}
+
+/// Whether the device was told, with a later wave, to serve what it ran as shadow; it may have been told to go back since.
+fn serves_now(old: &Target, new: &Target) -> bool {
+    old.beside && !new.beside && new.wave > old.wave && new.generation > old.generation
+}
+
+/// Nobody serves before the waves that run as shadow have passed, or after it failed as shadow; and who did comes before others.
+fn shadows_first(before: &Rollout, next: &Rollout) -> Result<(), String> {
+    let forward = |errand| errand == Errand::Forward;
+    for (id, new) in next.targets.iter().filter(|(_, new)| forward(new.errand) && !new.beside) {
+        let old = before.targets.get(id);
+        let wrong = |why: &str| format!("{}: {id} is told to serve, and {why}", next.id);
+        let is_new = old.is_none_or(|old| old.beside);
+        holds(!is_new || !is_beside(next, new.wave), || wrong("its wave runs as shadow"))?;
+        let passed = |wave: u32| next.verdicts.iter().any(|v| (v.wave, v.outcome) == (wave, Outcome::Successful));
+        let shadows = (0..new.wave).filter(|wave| is_new && is_beside(next, *wave));
+        for wave in shadows {
+            holds(passed(wave), || wrong("a wave that runs as shadow has not passed"))?;
+        }
+        let failed = old.is_some_and(|old| old.beside && old.failure.is_some());
+        holds(!failed, || wrong("it failed as shadow"))?;
     }
     Ok(())
 }
@@ -385,7 +421,7 @@ fn is_like_those(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &Devi
         && selected(&rollout.spec.selector)
         && wave.selector.as_ref().is_none_or(selected)
         && fits
-        && (rollout.spec.stage == Stage::Serve || has_own)
+        && (*wave.stage.as_ref().unwrap_or(&rollout.spec.stage) == Stage::Serve || has_own)
         && highest < u64::MAX
         && (rollout.spec.blue_green.is_none() || (site(rollout, facts).is_some() && can_hold))
 }
@@ -393,10 +429,12 @@ fn is_like_those(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &Devi
 /// A wave that takes devices in never has more of those it may have than its size says, and takes nobody it may not have.
 fn caps(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
     let new = |id: &&DeviceId| !before.targets.contains_key(*id);
+    let promoted = |id: &DeviceId, new: &Target| before.targets.get(id).is_some_and(|old| serves_now(old, new));
     for wave in before.current_wave..=next.current_wave {
         let came: Vec<&DeviceId> =
             next.targets.iter().filter(|(_, t)| t.wave == wave).map(|(id, _)| id).filter(new).collect();
-        let (false, Some(spec)) = (came.is_empty(), next.spec.waves.get(wave as usize)) else { continue };
+        let grew = !came.is_empty() || next.targets.iter().any(|(id, t)| t.wave == wave && promoted(id, t));
+        let (true, Some(spec)) = (grew, next.spec.waves.get(wave as usize)) else { continue };
         for id in &came {
             let fits = fleet.devices.get(*id).is_some_and(|facts| may_come_in(next, spec, id, facts));
             holds(fits, || format!("{}: {id} came in with wave {wave} and must not", next.id))?;
@@ -414,7 +452,8 @@ fn caps(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
                 None => may_come_in(next, spec, id, facts),
             };
             all += usize::from(counts);
-            have += usize::from(counts && member.is_some());
+            let is_out = member.is_none_or(|target| target.beside && !is_beside(next, wave));
+            have += usize::from(counts && !is_out);
         }
         let size = spec.size.of(all);
         holds(have <= size, || format!("{}: wave {wave} has {have} devices of {all}, its size is {size}", next.id))?;
@@ -456,11 +495,11 @@ fn control(before: &Rollout, next: &Rollout, verdict: &Verdict, fleet: &Fleet) -
         let judged = before.targets.get(id).or_else(|| next.targets.get(id));
         let pure = match judged.filter(|target| target.wave <= verdict.wave) {
             // A second model beside the first leaves the first a control.
-            Some(target) => target.beside && has_say(&next.id, target, facts),
+            Some(target) => target.beside && is_beside(next, verdict.wave) && has_say(&next.id, target, facts),
             // Where the wave does not go on, it was judged with those that were about to join it.
             None => {
                 let told = facts.desired.as_ref().is_some_and(|desired| desired.manifest == Some(bundle));
-                let may_join = verdict.outcome != Outcome::Successful && next.spec.stage != Stage::Serve;
+                let may_join = verdict.outcome != Outcome::Successful && is_beside(next, verdict.wave);
                 let may_join = may_join && !is_held_back(next, id);
                 is_like_those(next, everywhere, id, facts) && (!told || may_join)
             }

@@ -165,6 +165,7 @@ fn sums(heard: &Heard, since_ms: u64) -> Vec<Evidence> {
                 sum.crashes += evidence.crashes;
                 sum.requests.merge(&evidence.requests);
                 sum.latency_us.merge(&evidence.latency_us);
+                sum.beside.merge(&evidence.beside);
             }
         }
     }

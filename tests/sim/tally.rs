@@ -20,6 +20,7 @@ pub(crate) struct Tally {
     pub(crate) paced: u64,
     pub(crate) switched: u64,
     pub(crate) called_back: u64,
+    pub(crate) served_after_shadow: u64,
     pub(crate) rolled_back: u64,
     pub(crate) turned_back: u64,
     pub(crate) paused: u64,
@@ -45,6 +46,11 @@ impl Tally {
         if (before.status, next.status) == (RolloutStatus::Stopped, RolloutStatus::Stopped) {
             self.called_back += back(next) - back(before);
         }
+        let serves = next.targets.iter().filter(|(id, new)| {
+            let was_shadow = before.targets.get(id).is_some_and(|old| old.beside);
+            was_shadow && !new.beside && new.errand == Errand::Forward
+        });
+        self.served_after_shadow += serves.count() as u64;
         if next.status == before.status {
             return;
         }
@@ -67,7 +73,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 22] {
+    fn counts_mut(&mut self) -> [&mut u64; 23] {
         [
             &mut self.runs,
             &mut self.events,
@@ -82,6 +88,7 @@ impl Tally {
             &mut self.paced,
             &mut self.switched,
             &mut self.called_back,
+            &mut self.served_after_shadow,
             &mut self.rolled_back,
             &mut self.turned_back,
             &mut self.paused,

@@ -6,7 +6,7 @@ use muster_shared::rollout::RolloutStatus;
 
 use crate::fleet::Predictions;
 use crate::recall;
-use crate::rollout::{BundleFacts, Errand, Rollout};
+use crate::rollout::{BundleFacts, Errand, Rollout, Target};
 
 /// What an operator does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,7 +16,7 @@ pub enum OperatorAction {
     /// Goes on, with the wave's longest duration anew. Where the comparison of the wave's devices showed neither, this decides that it passes.
     Resume,
     /// Stops at once and for good; devices keep what they have, and are called back from a switch that they wait for. What runs beside another on them ends, which takes until they say so: that
-    /// is on the way back, where another abort waits no longer.
+    /// is on the way back, where another abort waits no longer. Once devices serve what they ran as shadow, the shadows left go on, too.
     Abort,
     /// Every device goes back to what it ran before.
     Rollback,
@@ -74,7 +74,7 @@ pub enum RollbackError {
     Itself(BundleRef),
     /// What runs beside another is ended, and devices go on with what they serve.
     #[error(
-        "the rollout runs its bundle beside another: its end leaves devices with what they serve, so there is nothing to go back to"
+        "the rollout runs its bundle beside another: its end leaves devices with what they serve, so there is nothing to go back to; roll back without naming a bundle"
     )]
     Beside,
     /// It has told devices to go back already.
@@ -150,7 +150,8 @@ impl Rollout {
         if destination.manifest == self.bundle.manifest {
             return Err(RollbackError::Itself(destination.bundle));
         }
-        if !self.spec.stage.is_serve() {
+        let is_shadow = |target: &Target| target.beside && target.failure.is_none();
+        if !self.spec.stage.is_serve() || self.targets.values().any(is_shadow) {
             return Err(RollbackError::Beside);
         }
         if self.targets.values().any(|target| target.errand == Errand::Back) {
@@ -166,7 +167,7 @@ impl Rollout {
     /// ending what runs beside another.
     #[must_use]
     pub fn halted(&self, actor: &str, reason: Option<&str>, now_ms: u64) -> Option<Self> {
-        if self.status == RolloutStatus::RollingBack && !self.spec.stage.is_serve() {
+        if self.status == RolloutStatus::RollingBack && !self.wave_stage().is_serve() {
             return None;
         }
         let why = match reason.map(str::trim).filter(|reason| !reason.is_empty()) {
@@ -191,7 +192,9 @@ impl Rollout {
                 let started = self.waves.first().is_some_and(|wave| wave.started_at_ms.is_some());
                 Some(if started { Running } else { Ready })
             }
-            (OperatorAction::Abort, Running | Paused) if self.runs_beside() => Some(RollingBack),
+            (OperatorAction::Abort, Running | Paused) if self.runs_beside() && !self.wave_stage().is_serve() => {
+                Some(RollingBack)
+            }
             (OperatorAction::Abort, Draft | WaitingForApproval | Ready | Running | Paused | RollingBack) => {
                 Some(Stopped)
             }

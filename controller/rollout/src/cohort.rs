@@ -195,6 +195,10 @@ impl<'f> Survey<'f> {
 impl Candidate<'_> {
     pub(crate) fn is_for(&self, wave: u32, spec: &WaveSpec) -> bool {
         let Self { id, facts, wave: came_with, .. } = self;
+        let has_incumbent = || facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
+        if came_with.is_none() && spec.stage.as_ref().is_some_and(|stage| !stage.is_serve()) && !has_incumbent() {
+            return false;
+        }
         *came_with == Some(wave) || spec.selector.as_ref().is_none_or(|s| facts.is_meant_by(s, id))
     }
 }
@@ -243,7 +247,7 @@ pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_
         assigned_at_ms: now_ms,
         done_at_ms: (errand == Errand::Keep).then_some(now_ms),
         failure: None,
-        beside: errand == Errand::Forward && !rollout.spec.stage.is_serve(),
+        beside: errand == Errand::Forward && !rollout.spec.stage_of(wave).is_serve(),
         activation: if errand == Errand::Forward { blue_green::first_word(&rollout.spec) } else { Activation::AtOnce },
         group: blue_green::group_of(&rollout.spec, facts),
         attempts: 1,

@@ -8,7 +8,7 @@ use muster_shared::sketch::LatencySketch;
 use muster_shared::trust::Stage;
 
 use crate::cohort::Survey;
-use crate::fleet::{DeviceFacts, Evidence, Fleet, Predictions};
+use crate::fleet::{BesideCounts, DeviceFacts, Evidence, Fleet, Predictions};
 use crate::rollout::{Errand, Rollout, Target};
 use crate::walk::side_by_side;
 
@@ -24,6 +24,8 @@ pub(crate) struct Arm<'f> {
     latency_us: LatencySketch,
     /// How many requests the latency rests on, where they are the very ones that the rollout's devices ran on a shadow.
     pub(crate) shadowed: Option<u64>,
+    /// Rows for which the bundle and the one it ran beside named the same class, and rows for which they did not.
+    pub(crate) compared: (u64, u64),
 }
 
 impl<'f> Arm<'f> {
@@ -31,9 +33,12 @@ impl<'f> Arm<'f> {
     pub(crate) fn canary(rollout: &Rollout, fleet: &'f Fleet) -> Self {
         let mut arm = Self::default();
         for (_, target, facts) in side_by_side(&rollout.targets, &fleet.devices) {
-            arm.add_device(facts.filter(|facts| !facts.revoked), |evidence| target.is_about(evidence));
+            // A failure counts wherever it happens.
             arm.summary.failures += u32::from(target.failure.is_some());
-            arm.summary.succeeded += u32::from(has_succeeded(target));
+            if rollout.is_watched(target) {
+                arm.add_device(facts.filter(|facts| !facts.revoked), |evidence| target.is_about(evidence));
+                arm.summary.succeeded += u32::from(has_succeeded(target));
+            }
         }
         arm.finish()
     }
@@ -44,7 +49,7 @@ impl<'f> Arm<'f> {
     pub(crate) fn control(rollout: &Rollout, survey: &Survey<'f>, fleet: &'f Fleet) -> Self {
         let mut arm = Self::default();
         let bundle = Some(rollout.bundle.manifest);
-        let beside = rollout.targets.iter().filter(|(_, target)| target.beside);
+        let beside = rollout.targets.iter().filter(|(_, target)| target.beside && rollout.is_watched(target));
         let beside = rollout.governed_of(beside, fleet).map(|(_, _, facts)| facts);
         let untouched = survey.untouched(&rollout.targets).map(|(_, facts)| facts);
         let untold = untouched.filter(|facts| facts.desired.as_ref().is_none_or(|desired| desired.manifest != bundle));
@@ -56,7 +61,7 @@ impl<'f> Arm<'f> {
                 arm.summary.succeeded += 1;
             }
         }
-        if matches!(rollout.spec.stage, Stage::Shadow { .. }) {
+        if matches!(rollout.wave_stage(), Stage::Shadow { .. }) {
             arm.time_as_shadowed(rollout, fleet);
         }
         arm.finish()
@@ -92,6 +97,9 @@ impl<'f> Arm<'f> {
             self.summary.requests = self.summary.requests.saturating_add(evidence.requests.served);
             self.summary.errors = self.summary.errors.saturating_add(evidence.requests.errors());
             self.latency_us.merge(&evidence.latency_us);
+            let (agreed, disagreed) = self.compared;
+            let BesideCounts { agreed: more_agreed, disagreed: more_disagreed, .. } = evidence.beside;
+            self.compared = (agreed.saturating_add(more_agreed), disagreed.saturating_add(more_disagreed));
             for (column, classes) in &evidence.predictions {
                 add(self.predictions.entry(column).or_default(), classes);
             }
@@ -147,6 +155,9 @@ fn has_succeeded(target: &Target) -> bool {
 pub(crate) fn outcomes(rollout: &Rollout, fleet: &Fleet) -> DeviceOutcomes {
     let mut outcomes = DeviceOutcomes::default();
     for (_, target, facts) in side_by_side(&rollout.targets, &fleet.devices) {
+        if !rollout.is_watched(target) {
+            continue;
+        }
         let facts = facts.filter(|facts| !facts.revoked);
         let own = facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| target.is_about(evidence));
         let (reports, faults) = own.fold((0u64, 0u64), |(reports, faults), own| {

@@ -27,6 +27,7 @@ mod reach;
 mod recall;
 mod rollback;
 mod rollout;
+mod shadow_first;
 mod standing;
 pub mod statistics;
 mod targets;

@@ -5,6 +5,8 @@
 //! want of data or of a control, is `Inconclusive` in its check. The least numbers of reports and requests are needed
 //! always; a comparison without a control is not, but the verdict says then that it rests on limits only.
 
+mod disagreement;
+
 use std::collections::BTreeMap;
 
 use muster_shared::drift::{homogeneity, psi};
@@ -37,38 +39,38 @@ pub(crate) struct Judgement {
     is_emergency: bool,
     /// Predictions after which a score above its limit, and within chance so far, will be beyond it.
     pub(crate) predictions_needed: Option<u64>,
+    /// Rows that were compared with the incumbent's, and rows needed, where these are more.
+    pub(crate) compared_needed: Option<(u64, u64)>,
 }
 
 /// Judges the current wave of `rollout`.
 pub(crate) fn judge(rollout: &Rollout, canary: &Arm<'_>, control: &Arm<'_>) -> Judgement {
-    emergency::judged(&rollout.spec, canary, control).unwrap_or_else(|| {
-        hold(&rollout.spec.limits, canary, control, &rollout.bundle.reference_predictions, &rollout.targets)
-    })
+    emergency::judged(&rollout.spec, canary, control).unwrap_or_else(|| hold(rollout, canary, control))
 }
 
 /// Holds a wave against its limits.
-fn hold(
-    limits: &Limits,
-    canary: &Arm<'_>,
-    control: &Arm<'_>,
-    reference: &Predictions,
-    targets: &BTreeMap<DeviceId, Target>,
-) -> Judgement {
+fn hold(rollout: &Rollout, canary: &Arm<'_>, control: &Arm<'_>) -> Judgement {
+    let (limits, reference) = (&rollout.spec.limits, &rollout.bundle.reference_predictions);
+    let (disagreement, compared_needed) = disagreement::hold(limits, rollout.wave_stage(), canary.compared).unzip();
     let compared = control.summary.reports >= limits.min_reports && control.summary.requests >= limits.min_requests;
     let (prediction_psi, predictions_needed) = prediction_psi(limits, canary, control, reference);
     Judgement {
         predictions_needed,
+        compared_needed: compared_needed.flatten(),
         gate: None,
         analyses: Vec::new(),
         is_open: false,
-        checks: vec![
-            failures(limits, &canary.summary, targets),
+        checks: [
+            failures(limits, &canary.summary, &rollout.targets),
             error_rate(limits, &canary.summary, &control.summary),
             latency_ratio(limits, &canary.summary, control),
             prediction_psi,
             min_reports(limits, &canary.summary),
             min_requests(limits, &canary.summary),
-        ],
+        ]
+        .into_iter()
+        .chain(disagreement)
+        .collect(),
         canary: canary.summary,
         control: control.summary,
         compared,
@@ -90,6 +92,7 @@ impl Judgement {
             compared: false,
             is_emergency: true,
             predictions_needed: None,
+            compared_needed: None,
         }
     }
 

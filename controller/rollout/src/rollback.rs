@@ -55,10 +55,8 @@ impl Rollout {
     /// In which part the device runs what this rollout tells it to run: whoever goes back serves what it ran before.
     #[must_use]
     pub fn stage(&self, device: &DeviceId) -> Stage {
-        match self.targets.get(device).map(|target| target.errand) {
-            Some(Errand::Keep | Errand::Forward) => self.spec.stage.clone(),
-            Some(Errand::Back) | None => Stage::Serve,
-        }
+        let beside = self.targets.get(device).filter(|target| target.errand != Errand::Back && target.beside);
+        beside.map_or(Stage::Serve, |target| self.spec.stage_of(target.wave).clone())
     }
 }
 

@@ -20,7 +20,8 @@ use muster_shared::rollout::{Day, Freeze, MaintenanceWindow, Waiting, WaveSpec, 
 
 use crate::cohort::Survey;
 use crate::fleet::{DeviceFacts, Fleet};
-use crate::rollout::{Rollout, Target};
+use crate::rollout::Rollout;
+use crate::shadow_first::next_to_serve;
 
 /// The label or attribute that names a device's time zone.
 const ZONE_KEY: &str = "timezone";
@@ -117,19 +118,14 @@ impl<'f> Timing<'f> {
     }
 
     /// Why devices that the wave has room for are not let in; nothing where none is kept out.
-    pub(crate) fn kept_out(
-        &self,
-        survey: &Survey<'_>,
-        wave: u32,
-        spec: &WaveSpec,
-        targets: &BTreeMap<DeviceId, Target>,
-    ) -> Vec<Waiting> {
+    pub(crate) fn kept_out(&self, survey: &Survey<'_>, rollout: &Rollout, spec: &WaveSpec) -> Vec<Waiting> {
         if self.freezes.is_empty() && self.windows.is_empty() {
             return Vec::new();
         }
         let (mut frozen, mut outside, mut next_ms): (BTreeMap<&str, &Freeze>, Vec<DeviceId>, Option<u64>) =
             Default::default();
-        for (id, facts) in survey.additions(wave, spec, targets, |_, _| true) {
+        let others = survey.additions(rollout.current_wave, spec, &rollout.targets, |_, _| true);
+        for (id, facts) in next_to_serve(rollout, survey, spec, |_, _| true).into_iter().chain(others) {
             match self.door(id, facts) {
                 Door::Open => {}
                 Door::Frozen(freeze) => drop(frozen.insert(&freeze.id, freeze)),

@@ -12,6 +12,7 @@ use crate::evidence::outcomes;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{Standing, standing};
+use crate::wave::take_in;
 
 impl Rollout {
     /// The rollout as the API shows it; `waiting` is what the last plan said.
@@ -55,7 +56,7 @@ impl Rollout {
         }
     }
 
-    /// The devices each wave to come would take in.
+    /// The devices each wave to come would take in, those included that run as shadow until then.
     pub(crate) fn to_come(&self, fleet: &Fleet) -> Vec<(u32, Vec<DeviceId>)> {
         match self.status {
             RolloutStatus::RollingBack
@@ -69,14 +70,13 @@ impl Rollout {
             | RolloutStatus::Paused => {}
         }
         let survey = Survey::of(self, fleet);
-        let mut taken: BTreeMap<DeviceId, ()> = self.targets.keys().map(|id| (id.clone(), ())).collect();
-        let mut to_come = Vec::new();
+        let (mut planned, mut to_come) = (self.clone(), Vec::new());
         for (wave, (spec, state)) in (0u32..).zip(self.spec.waves.iter().zip(&self.waves)) {
             if state.started_at_ms.is_none() {
-                let added = survey.additions(wave, spec, &taken, |_, _| true);
-                let ids: Vec<DeviceId> = added.into_iter().map(|(id, _)| id.clone()).collect();
-                taken.extend(ids.iter().map(|id| (id.clone(), ())));
-                to_come.push((wave, ids));
+                planned.current_wave = wave;
+                take_in(&mut planned, &survey, spec, |_, _| true, None, self.updated_at_ms);
+                let comes = planned.targets.iter().filter(|(_, target)| target.wave == wave);
+                to_come.push((wave, comes.map(|(id, _)| id.clone()).collect()));
             }
         }
         to_come

@@ -22,6 +22,7 @@ use crate::gate::{self, GateState};
 use crate::limits::{Judgement, judge};
 use crate::rate;
 use crate::rollout::{Errand, GAVE_UP_ASTRAY, MAX_ATTEMPTS, Rollout, Target, WaveState};
+use crate::shadow_first;
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
 use crate::timing::{self, Timing};
 
@@ -50,7 +51,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         let timing = Timing::of(next, fleet, now_ms);
         let room = rate::room(next, now_ms);
         let left = take_in(&mut grown, survey, &spec, |id, facts| timing.lets_in(id, facts), room, now_ms);
-        let mut kept_out = timing.kept_out(survey, wave, &spec, &grown.targets);
+        let mut kept_out = timing.kept_out(survey, &grown, &spec);
         kept_out.extend(rate::waiting(&grown, left, now_ms));
         timing::mark(&mut grown, !kept_out.is_empty(), now_ms);
         let judgement = {
@@ -213,9 +214,9 @@ fn put_right(next: &Rollout, target: &mut Target, facts: &DeviceFacts, now_ms: u
         Some(generation) => {
             if target.errand == Errand::Keep {
                 target.activation = blue_green::first_word(&next.spec);
+                target.beside = !next.wave_stage().is_serve();
             }
             target.errand = Errand::Forward;
-            target.beside = !next.spec.stage.is_serve();
             target.generation = generation;
             target.assigned_at_ms = now_ms;
             target.done_at_ms = None;
@@ -226,7 +227,7 @@ fn put_right(next: &Rollout, target: &mut Target, facts: &DeviceFacts, now_ms: u
 }
 
 /// Marks a device that committed, and one that failed, reverted or crashed on the bundle. The marks stay.
-fn take_note(target: &mut Target, facts: &DeviceFacts, now_ms: u64) {
+pub(crate) fn take_note(target: &mut Target, facts: &DeviceFacts, now_ms: u64) {
     if target.failure.is_some() {
         return;
     }
@@ -246,7 +247,7 @@ fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
     facts.evidence.iter().any(|evidence| evidence.crashes > 0 && target.is_about(evidence))
 }
 
-/// Gives targets to the devices that the wave has room for, and that `may` come in now, with what they report already, and tells at most
+/// Tells shadows to serve, and gives targets to the devices that the wave has room for, and that `may` come in now, with what they report already, and tells at most
 /// `most` of them to go forward. Says how many more there are.
 pub(crate) fn take_in(
     next: &mut Rollout,
@@ -256,6 +257,7 @@ pub(crate) fn take_in(
     most: Option<u32>,
     now_ms: u64,
 ) -> u32 {
+    shadow_first::promote(next, survey, spec, &may, now_ms);
     let (mut added, mut told, mut left) = (BTreeMap::new(), 0, 0);
     let mut additions = survey.additions(next.current_wave, spec, &next.targets, may);
     if most.is_some() {
@@ -316,7 +318,7 @@ impl Census {
         let mut held = BTreeMap::new();
         // Devices that came in with this wave: all, and committed.
         let mut own = (0, 0);
-        for (id, target, facts) in rollout.governed_targets(fleet) {
+        for (id, target, facts) in rollout.governed_targets(fleet).filter(|(_, target, _)| rollout.is_watched(target)) {
             let has_failed = target.failure.is_some();
             let committed = !has_failed && standing(target, facts) == Standing::Done;
             if has_failed {
@@ -341,7 +343,9 @@ impl Census {
     /// Devices of waves before that count towards the size of this one: all, and committed.
     fn of_earlier(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> (u32, u32) {
         let earlier = rollout.governed_targets(fleet).filter(|(id, target, _)| {
-            target.wave != rollout.current_wave && survey.is_candidate(id, rollout.current_wave, spec)
+            target.wave != rollout.current_wave
+                && rollout.is_watched(target)
+                && survey.is_candidate(id, rollout.current_wave, spec)
         });
         earlier.fold((0, 0), |(all, done), (_, target, facts)| {
             let committed = target.failure.is_none() && standing(target, facts) == Standing::Done;
@@ -388,6 +392,9 @@ fn waiting(
     }
     if let Some(need) = judgement.predictions_needed {
         blocking.push(Waiting::TooFewPredictions { have: canary.predictions, need });
+    }
+    if let Some((have, need)) = judgement.compared_needed {
+        blocking.push(Waiting::TooFewCompared { have, need });
     }
     if !held_back.is_empty() {
         // They are among those that are still updating; this says why.

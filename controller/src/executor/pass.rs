@@ -150,7 +150,7 @@ async fn carry_out(
     if rollout_changes {
         changes.push(put(&next, rollout.version)?);
     }
-    if next.targets.len() > rollout.value.targets.len() {
+    if next.lets_in_since(&rollout.value) {
         // A freeze that was stored meanwhile must be heeded.
         changes.push(freezes.guard()?);
     }

@@ -67,6 +67,12 @@ pub enum GateError {
     /// Nothing that a wave would have to prove.
     #[error("guardrails: give at least one of them a margin, or every wave would pass without proof")]
     NoMargin,
+    /// The same of the waves in one part.
+    #[error(
+        "guardrails: waves that serve and waves that run as shadow each need one with a margin, or would pass without proof: error-rate, \
+         latency-share, label-error and confidence are of both"
+    )]
+    NoMarginInPart,
 }
 
 impl GateSpec {
@@ -76,25 +82,29 @@ impl GateSpec {
         Self { alpha: default_alpha(), controls: default_controls(), match_on: Vec::new(), guardrails }
     }
 
-    /// Checks what the types alone do not express. `stage` is the part in which the rollout's devices run the bundle.
+    /// Checks what the types alone do not express. `stages` are the parts in which devices run the bundle, one after the other: each
+    /// guardrail must be one of any of them, and each of them must have something to prove.
     ///
     /// # Errors
     /// [`GateError`] with the first fault found.
-    pub fn validate(&self, stage: &Stage) -> Result<(), GateError> {
+    pub fn validate(&self, stages: &[&Stage]) -> Result<(), GateError> {
         self.validate_alone()?;
         for guardrail in &self.guardrails {
-            let metric = guardrail.metric;
-            let expect =
-                |holds: bool, reason| if holds { Ok(()) } else { Err(GateError::Guardrail { metric, reason }) };
-            let is_shadow = matches!(stage, Stage::Shadow { .. });
-            expect(metric != Metric::Disagreement || is_shadow, "it needs a rollout that runs as shadow")?;
-            let is_devices = matches!(metric, Metric::Custom | Metric::Memory | Metric::Temperature);
-            expect(
-                !is_devices || stage.is_serve(),
-                "both bundles run on each device, and which of them it comes from cannot be told",
-            )?;
+            let faults: Option<Vec<_>> = stages.iter().map(|stage| guardrail.suits(stage).err()).collect();
+            if let Some(reason) = faults.and_then(|faults| faults.first().copied()) {
+                return Err(GateError::Guardrail { metric: guardrail.metric, reason });
+            }
         }
-        Ok(())
+        let proves =
+            |stage: &&Stage| self.part_for(stage).guardrails.iter().any(|guardrail| guardrail.margin.is_some());
+        if stages.iter().all(proves) { Ok(()) } else { Err(GateError::NoMarginInPart) }
+    }
+
+    /// The gate of a wave whose devices run the bundle in that part: without what cannot be measured there.
+    #[must_use]
+    pub fn part_for(&self, stage: &Stage) -> Self {
+        let suits = |guardrail: &&Guardrail| guardrail.suits(stage).is_ok();
+        Self { guardrails: self.guardrails.iter().filter(suits).cloned().collect(), ..self.clone() }
     }
 
     /// The same without what depends on the part in which devices run the bundle.
@@ -300,11 +310,11 @@ mod tests {
     #[test]
     fn a_gate_must_be_able_to_prove_something() {
         let good = gate(&[(Metric::ErrorRate, Some(0.03)), (Metric::LatencyShare, None), (Metric::Failures, None)]);
-        assert_eq!(good.validate(&Stage::Serve), Ok(()));
+        assert_eq!(good.validate(&[&Stage::Serve]), Ok(()));
         let with = |change: &dyn Fn(&mut GateSpec)| {
             let mut gate = good.clone();
             change(&mut gate);
-            gate.validate(&Stage::Serve).unwrap_err()
+            gate.validate(&[&Stage::Serve]).unwrap_err()
         };
         assert_eq!(with(&|g| g.alpha = 0.0), GateError::Alpha);
         assert_eq!(with(&|g| g.alpha = f64::NAN), GateError::Alpha);
@@ -326,10 +336,10 @@ mod tests {
             change(&mut gate.guardrails[0]);
             gate
         };
-        assert_eq!(numbers(&|_| {}).validate(&Stage::Serve), Ok(()));
-        assert_eq!(numbers(&|g| (g.metric, g.name) = (Metric::Memory, None)).validate(&Stage::Serve), Ok(()));
+        assert_eq!(numbers(&|_| {}).validate(&[&Stage::Serve]), Ok(()));
+        assert_eq!(numbers(&|g| (g.metric, g.name) = (Metric::Memory, None)).validate(&[&Stage::Serve]), Ok(()));
         let shadow = Stage::Shadow { share_bp: 10_000 };
-        assert!(numbers(&|_| {}).validate(&shadow).unwrap_err().to_string().contains("cannot be told"));
+        assert!(numbers(&|_| {}).validate(&[&shadow]).unwrap_err().to_string().contains("cannot be told"));
         for change in [
             &(|g: &mut Guardrail| g.name = None) as &dyn Fn(&mut Guardrail),
             &|g| g.range = None,
@@ -340,11 +350,11 @@ mod tests {
             &|g| (g.metric, g.name) = (Metric::ErrorRate, None),
             &|g| (g.metric, g.name) = (Metric::Confidence, None),
         ] {
-            let error = numbers(change).validate(&Stage::Serve).unwrap_err();
+            let error = numbers(change).validate(&[&Stage::Serve]).unwrap_err();
             assert!(matches!(error, GateError::Guardrail { .. }), "{error}");
         }
         let disagrees = gate(&[(Metric::Disagreement, Some(0.1))]);
-        assert!(disagrees.validate(&Stage::Serve).unwrap_err().to_string().contains("shadow"));
-        assert_eq!(disagrees.validate(&Stage::Shadow { share_bp: 10_000 }), Ok(()));
+        assert!(disagrees.validate(&[&Stage::Serve]).unwrap_err().to_string().contains("shadow"));
+        assert_eq!(disagrees.validate(&[&Stage::Shadow { share_bp: 10_000 }]), Ok(()));
     }
 }

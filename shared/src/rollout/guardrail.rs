@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::MetricName;
 use crate::limits::MAX_METRIC_VALUE;
+use crate::trust::Stage;
 
 /// What a device is scored by: a share of something bad, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -155,6 +156,30 @@ impl Guardrail {
     #[must_use]
     pub fn measures_the_same(&self, other: &Self) -> bool {
         (self.metric, self.above_us, &self.name) == (other.metric, other.above_us, &other.name)
+    }
+
+    /// Whether it can be measured where devices run the bundle in that part.
+    ///
+    /// # Errors
+    /// What is expected.
+    pub fn suits(&self, stage: &Stage) -> Result<(), &'static str> {
+        let is_shadow = matches!(stage, Stage::Shadow { .. });
+        match self.metric {
+            Metric::Disagreement if !is_shadow => Err("it needs a rollout that runs as shadow"),
+            Metric::Custom | Metric::Memory | Metric::Temperature if !stage.is_serve() => {
+                Err("both bundles run on each device, and which of them it comes from cannot be told")
+            }
+            Metric::ErrorRate
+            | Metric::LatencyShare
+            | Metric::Failures
+            | Metric::LabelError
+            | Metric::Disagreement
+            | Metric::PredictionDrift
+            | Metric::Confidence
+            | Metric::Memory
+            | Metric::Temperature
+            | Metric::Custom => Ok(()),
+        }
     }
 
     /// # Errors

@@ -37,7 +37,8 @@ pub use preview::{IntakePreview, RolloutPreview, WavePreview};
 pub use spec::{
     AnalysisUse, AnalysisUseError, ApprovalError, ApprovalSpec, BlueGreen, ClockTime, Conflict, DEFAULT_PRIORITY, Day,
     EmergencyError, ExponentialRate, Joining, Limits, MAX_PER_MINUTE, MAX_PRIORITY, MaintenanceWindow, Rate,
-    RateIncreaseCriteria, ReachError, RolloutSpec, SpecError, WaveSize, WaveSizeError, WaveSpec, WindowError,
+    RateIncreaseCriteria, ReachError, RolloutSpec, ShadowFirstError, SpecError, WaveSize, WaveSizeError, WaveSpec,
+    WindowError,
 };
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, DeviceOutcomes, Outcome, Rule, Verdict};

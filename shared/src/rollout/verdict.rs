@@ -45,6 +45,8 @@ pub enum Rule {
     Failures,
     /// [`super::Limits::max_prediction_psi`].
     PredictionPsi,
+    /// [`super::Limits::max_disagreement`].
+    Disagreement,
     /// [`super::Limits::min_reports`].
     MinReports,
     /// [`super::Limits::min_requests`].
@@ -66,6 +68,7 @@ impl Rule {
             Self::LatencyP99Ratio => "latency-p99-ratio",
             Self::Failures => "failures",
             Self::PredictionPsi => "prediction-psi",
+            Self::Disagreement => "disagreement",
             Self::MinReports => "min-reports",
             Self::MinRequests => "min-requests",
             Self::MaxDuration => "max-duration",

@@ -118,6 +118,13 @@ pub enum Waiting {
         /// Predictions that would settle it, if it stays as it is.
         need: u64,
     },
+    /// Too few rows that a shadow and the bundle in service both answered.
+    TooFewCompared {
+        /// Rows compared.
+        have: u64,
+        /// Rows needed.
+        need: u64,
+    },
     /// Devices that are to be compared have not shown what they are scored by since the soak began.
     Unscored {
         /// Which.
@@ -188,7 +195,9 @@ impl Waiting {
             | Self::TooFewReports { .. }
             | Self::Unscored { .. }
             | Self::GoingBack { .. } => Decider::Devices,
-            Self::TooFewRequests { .. } | Self::TooFewPredictions { .. } => Decider::Applications,
+            Self::TooFewRequests { .. } | Self::TooFewPredictions { .. } | Self::TooFewCompared { .. } => {
+                Decider::Applications
+            }
             Self::HeldByOtherRollout { .. } | Self::Queued { .. } => Decider::OtherRollouts,
             Self::Approval { .. } | Self::NoDevices | Self::Paused { .. } => Decider::People,
             Self::Unsuitable { .. } | Self::HoldbackGroup { .. } | Self::CameLater { .. } => Decider::Nobody,
@@ -270,6 +279,7 @@ impl fmt::Display for Waiting {
             Self::TooFewPredictions { have, need } => {
                 write!(f, "{have} of about {need} predictions that tell a move from chance")
             }
+            Self::TooFewCompared { have, need } => write!(f, "{have} of {need} rows compared with the incumbent"),
             Self::Unscored { devices } => {
                 write!(f, "{} to be compared have yet to report: {}", devices.len(), names(&mut devices.iter()))
             }

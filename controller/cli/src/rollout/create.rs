@@ -13,6 +13,7 @@ use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
 use super::rate::RateOptions;
 use super::reach::ReachOptions;
+use super::shadow_first::ShadowFirstOptions;
 use super::spec::{self, DeliveryOptions, LimitOptions, Pace, ProbationOptions, WaveFlag};
 use super::stage::StageOptions;
 use super::turn::TurnOptions;
@@ -53,18 +54,21 @@ pub(crate) struct Wish {
     /// Take all of it from a file, YAML or TOML in the words of these flags or JSON as the API has it.
     #[arg(long, short = 'f', value_name = "FILE", conflicts_with_all = [
         "bundle", "selector", "wave", "soak", "max_duration", "max_error_rate", "max_latency_p99_ratio", "max_failures",
-        "max_prediction_psi", "min_reports", "min_requests", "probation", "probation_max_error_rate",
+        "max_prediction_psi", "max_disagreement", "min_reports", "min_requests", "probation", "probation_max_error_rate",
         "probation_min_requests", "max_download_bytes_per_s", "metered", "ignore_quiet_hours",
         "emergency", "holdback", "joining", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha", "group_by", "lead",
         "approvals", "approvers", "approve_within", "start_at", "conflict", "priority", "windows", "timezone",
         "analyses", "analysis_arg", "maximum_per_minute", "base_rate_per_minute", "increment_factor", "increase_after_succeeded",
         "increase_after_notified",
+        "analyses", "analysis_arg", "shadow_first", "shadow_share", "shadow_soak",
     ])]
     file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "How fast devices come in")]
     rate: RateOptions,
     #[command(flatten, next_help_heading = "Beside the bundle in service")]
     stage: StageOptions,
+    #[command(flatten, next_help_heading = "Beside the bundle in service")]
+    shadow_first: ShadowFirstOptions,
     #[command(flatten, next_help_heading = "Devices that switch together")]
     blue_green: BlueGreenOptions,
     #[command(flatten, next_help_heading = "Limits that stop a wave at once")]
@@ -96,6 +100,7 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
             let (bundle, selector) = (bundle.clone(), selector.clone());
             let pace = args.pace.or_at_once(args.emergency);
             let spec = spec::from_flags(bundle, selector, &args.wave, pace, args.limits, args.probation, args.delivery);
+            let spec = args.shadow_first.of(spec, pace);
             let spec = args.reach.of(spec);
             let spec = args.turn.clone().apply(spec);
             RolloutSpec {

@@ -13,6 +13,7 @@ mod plan;
 mod rate;
 mod reach;
 mod schema;
+mod shadow_first;
 mod show;
 mod spec;
 mod stage;

@@ -18,6 +18,7 @@ use super::approval::ApprovalOptions;
 use super::blue_green::BlueGreenOptions;
 use super::gate::GateOptions;
 use super::reach::{JoiningWord, ReachOptions};
+use super::shadow_first::ShadowFirstTable;
 use super::stage::{Share, StageOptions, StageWord};
 use super::turn::{ConflictWord, TurnOptions};
 use crate::duration::Millis;
@@ -32,8 +33,8 @@ const DEFAULT_MAX_DURATION: Millis = Millis(3_600_000);
 /// A wave as a flag has it: `SIZE` or `SIZE:SELECTOR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct WaveFlag {
-    size: WaveSize,
-    selector: Option<Selector>,
+    pub(super) size: WaveSize,
+    pub(super) selector: Option<Selector>,
 }
 
 impl FromStr for WaveFlag {
@@ -59,10 +60,10 @@ impl FromStr for WaveFlag {
 pub(super) struct Pace {
     /// The least time each wave is watched after its devices have committed [default: 10m].
     #[arg(long, value_name = "DURATION")]
-    soak: Option<Millis>,
+    pub(super) soak: Option<Millis>,
     /// Pause if a wave has no verdict after this [default: 1h].
     #[arg(long, value_name = "DURATION")]
-    max_duration: Option<Millis>,
+    pub(super) max_duration: Option<Millis>,
 }
 
 /// Limits that stop a wave at once.
@@ -81,6 +82,9 @@ pub(super) struct LimitOptions {
     /// Largest population stability index of predictions, canary against control [default: 0.25].
     #[arg(long, value_name = "PSI")]
     max_prediction_psi: Option<f64>,
+    /// Largest share of rows for which a shadow names another class than the bundle in service [default: none].
+    #[arg(long, value_name = "SHARE")]
+    max_disagreement: Option<f64>,
     /// Reports with requests in them that a wave needs [default: 3].
     #[arg(long, value_name = "N")]
     min_reports: Option<u32>,
@@ -97,6 +101,7 @@ impl LimitOptions {
             max_latency_p99_ratio: self.max_latency_p99_ratio.unwrap_or(default.max_latency_p99_ratio),
             max_failures: self.max_failures.unwrap_or(default.max_failures),
             max_prediction_psi: self.max_prediction_psi.unwrap_or(default.max_prediction_psi),
+            max_disagreement: self.max_disagreement,
             min_reports: self.min_reports.unwrap_or(default.min_reports),
             min_requests: self.min_requests.unwrap_or(default.min_requests),
         }
@@ -178,7 +183,7 @@ impl Pace {
     }
 
     /// A wave of this pace; what the wave itself says wins.
-    fn wave(self, size: WaveSize, selector: Option<Selector>, own: Self) -> WaveSpec {
+    pub(super) fn wave(self, size: WaveSize, selector: Option<Selector>, own: Self) -> WaveSpec {
         let soak = own.soak.or(self.soak).unwrap_or(DEFAULT_SOAK);
         let longest = own.max_duration.or(self.max_duration).unwrap_or(DEFAULT_MAX_DURATION);
         WaveSpec { selector, ..WaveSpec::of(size, soak.0, longest.0) }
@@ -267,6 +272,8 @@ pub(super) struct SpecFile {
     joining: Option<JoiningWord>,
     /// How fast devices come in, in the words of AWS IoT Jobs; left out, as many at once as a wave has room for.
     rate: Option<Rate>,
+    /// A wave before all others that runs the bundle as shadow on devices which are then the first to serve it.
+    shadow_first: Option<ShadowFirstTable>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -280,6 +287,19 @@ struct WaveTable {
     soak: Option<Millis>,
     /// As above, of this wave.
     max_duration: Option<Millis>,
+    /// Shadow, to run the bundle beside the one in service: in the first waves, and not in the last [default: serve].
+    stage: Option<StageWord>,
+    /// The share of requests that a shadow runs on [default: 100%].
+    share: Option<Share>,
+}
+
+impl WaveTable {
+    fn wave(self, pace: Pace) -> Result<WaveSpec, Failure> {
+        let own = Pace { soak: self.soak, max_duration: self.max_duration };
+        let part = StageOptions { stage: self.stage, share: self.share, experiment: None };
+        let stage = if self.stage.is_some() || self.share.is_some() { Some(part.stage()?) } else { None };
+        Ok(WaveSpec { stage, ..pace.wave(self.size, self.selector, own) })
+    }
 }
 
 /// The rollout that a file describes: JSON or YAML if its name ends so, TOML otherwise.
@@ -305,17 +325,12 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         timezone: file.timezone,
     };
     let pace = Pace { soak: file.soak, max_duration: file.max_duration }.or_at_once(file.emergency);
-    let waves = if file.waves.is_empty() {
+    let waves: Vec<WaveSpec> = if file.waves.is_empty() {
         vec![pace.wave(WaveSize::Percent(100), None, Pace::default())]
     } else {
-        file.waves
-            .into_iter()
-            .map(|wave| {
-                let own = Pace { soak: wave.soak, max_duration: wave.max_duration };
-                pace.wave(wave.size, wave.selector, own)
-            })
-            .collect()
+        file.waves.into_iter().map(|wave| wave.wave(pace)).collect::<Result<_, _>>()?
     };
+    let waves = file.shadow_first.map(|first| first.wave(pace)).into_iter().chain(waves).collect();
     let reach = ReachOptions { holdback: file.holdback, joining: file.joining };
     Ok(RolloutSpec {
         limits: file.limits.limits(),
@@ -338,6 +353,7 @@ mod tests {
 
     use muster_shared::trust::Stage;
 
+    use super::super::shadow_first::ShadowFirstOptions;
     use super::*;
 
     fn read(name: &str, text: &str) -> Result<RolloutSpec, Failure> {
@@ -423,6 +439,31 @@ mod tests {
         let split = read("r.toml", &format!("{base}stage = \"split\"\nshare = \"50%\"\nexperiment = \"warm\"\n"));
         assert_eq!(split.unwrap().stage, Stage::Split { share_bp: 5_000, experiment: "warm".into() });
         assert!(read("r.toml", &format!("{base}share = \"50%\"\n")).unwrap_err().to_string().contains("--stage"));
+    }
+
+    #[test]
+    fn a_file_says_who_runs_a_shadow_first() {
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            first: ShadowFirstOptions,
+        }
+        let flags = ["x", "--shadow-first", "50%:site=lyon", "--shadow-share", "20%", "--shadow-soak", "1h"];
+        let flags = <Flags as clap::Parser>::parse_from(flags).first;
+        let base = "bundle: a@1.0.0\nselector: '*'\nsoak: 5m\nmax-duration: 2h\n";
+        let pace = Pace { soak: Some(Millis(300_000)), max_duration: Some(Millis(7_200_000)) };
+        let flags = flags.of(read("r.yaml", base).unwrap(), pace);
+        let part = "size: 50%, selector: site=lyon, share: 20%, soak: 1h";
+        assert_eq!(read("r.yaml", &format!("{base}shadow-first: {{{part}}}\n")).unwrap(), flags);
+        let waves = format!("{base}waves: [{{{part}, stage: shadow}}, {{size: 100%}}]\n");
+        assert_eq!(read("r.yaml", &waves).unwrap(), flags);
+        assert_eq!(read("r.json", &serde_json::to_string(&flags).unwrap()).unwrap(), flags);
+        assert_eq!((flags.validate(), flags.waves.len(), flags.waves[0].soak_ms), (Ok(()), 2, 3_600_000));
+        assert_eq!(flags.stage_of(0), &Stage::Shadow { share_bp: 2_000 });
+        let said = super::super::words::wave_name(0, 2, flags.waves.first());
+        assert_eq!(said, "wave 1/2 (50% of site=lyon, shadow of 20 %)");
+        let limit = read("r.yaml", &format!("{base}limits: {{max-disagreement: 0.02}}\n")).unwrap();
+        assert!(limit.validate().unwrap_err().to_string().contains("only a shadow disagrees"));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) enum StageWord {
 #[serde(try_from = "String")]
 #[schemars(extend("pattern" = r"^\s*[0-9]{1,3}(\.[0-9]{0,2})?%\s*$", "examples" = ["20%", "0.5%"]))]
 pub(super) struct Share {
-    basis_points: u16,
+    pub(super) basis_points: u16,
 }
 
 /// Why a text is not a share of requests.

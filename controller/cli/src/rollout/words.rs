@@ -55,6 +55,7 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         | Waiting::TooFewReports { .. }
         | Waiting::TooFewRequests { .. }
         | Waiting::TooFewPredictions { .. }
+        | Waiting::TooFewCompared { .. }
         | Waiting::Unscored { .. }
         | Waiting::HeldByOtherRollout { .. }
         | Waiting::Unsuitable { .. }
@@ -122,6 +123,9 @@ pub(super) fn progress(wave: &WaveView) -> String {
     for progress in wave.devices.values() {
         *counts.entry(*progress).or_default() += 1;
     }
+    if counts.is_empty() && wave.verdict.is_some() {
+        return "gone on to later waves".to_owned();
+    }
     if counts.is_empty() {
         return "no device yet".to_owned();
     }
@@ -131,11 +135,14 @@ pub(super) fn progress(wave: &WaveView) -> String {
     said.collect::<Vec<_>>().join(", ")
 }
 
-/// A wave by number and size, as `wave 1/3 (25% of site=lyon)`.
+/// A wave by number, size and the part it has of its own, as `wave 1/3 (25% of site=lyon, shadow of 100 %)`.
 pub(super) fn wave_name(index: usize, waves: usize, spec: Option<&WaveSpec>) -> String {
-    let size = spec.map_or_else(String::new, |spec| match &spec.selector {
-        Some(selector) => format!(" ({} of {selector})", spec.size),
-        None => format!(" ({})", spec.size),
+    let size = spec.map_or_else(String::new, |spec| {
+        let stage = spec.stage.as_ref().map_or_else(String::new, |stage| format!(", {stage}"));
+        match &spec.selector {
+            Some(selector) => format!(" ({} of {selector}{stage})", spec.size),
+            None => format!(" ({}{stage})", spec.size),
+        }
     });
     format!("wave {}/{waves}{size}", index + 1)
 }

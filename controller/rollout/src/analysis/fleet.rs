@@ -30,7 +30,7 @@ fn arm(arm: &ArmSummary) -> Value {
 /// The counts of the wave that `judgement` is about.
 pub(super) fn answer(rollout: &Rollout, fleet: &Fleet, judgement: &Judgement) -> Value {
     let (mut targeted, mut succeeded) = (0u32, 0u32);
-    for (_, target, facts) in rollout.governed_targets(fleet) {
+    for (_, target, facts) in rollout.governed_targets(fleet).filter(|(_, target, _)| rollout.is_watched(target)) {
         targeted += 1;
         succeeded += u32::from(target.failure.is_none() && standing(target, facts) == Standing::Done);
     }

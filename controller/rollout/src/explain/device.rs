@@ -24,7 +24,10 @@ impl Rollout {
         let facts = fleet.devices.get(id);
         match self.targets.get(id) {
             Some(target) => {
-                let (doing, decider) = self.of_member(target, facts, decider);
+                let (mut doing, decider) = self.of_member(target, facts, decider);
+                if target.beside && target.failure.is_none() {
+                    doing.push_str(&self.turn_of(id, fleet));
+                }
                 DeviceExplanation {
                     device: id.clone(),
                     doing,
@@ -88,6 +91,14 @@ impl Rollout {
                 (format!("{why}; {}", again(target)), Decider::Controller)
             }
         }
+    }
+
+    /// When a device that runs the bundle as shadow is to serve it; nothing where that is not asked for.
+    fn turn_of(&self, id: &DeviceId, fleet: &Fleet) -> String {
+        let with = self.to_come(fleet).into_iter().find(|(_, devices)| devices.contains(id)).map(|(wave, _)| wave);
+        with.map_or_else(String::new, |wave| {
+            format!("; as things are, it is told to serve it with wave {} of {}", u64::from(wave) + 1, self.waves.len())
+        })
     }
 
     fn of_outsider(

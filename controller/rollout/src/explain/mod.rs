@@ -67,7 +67,8 @@ impl Rollout {
 
     fn doing(&self, fleet: &Fleet) -> String {
         let bundle = &self.bundle.bundle;
-        let wave = || format!("wave {} of {}", u64::from(self.current_wave) + 1, self.waves.len());
+        let part = if self.wave_stage().is_serve() { "" } else { ", to run it beside what they have" };
+        let wave = || format!("wave {} of {}{part}", u64::from(self.current_wave) + 1, self.waves.len());
         let stands = match self.status {
             RolloutStatus::Draft => return "it is being written, and nothing happens".to_owned(),
             RolloutStatus::WaitingForApproval => {

@@ -17,7 +17,7 @@ use crate::statistics::{Member, blocks};
 pub(crate) fn deal(rollout: &Rollout, survey: &Survey<'_>, gate: &GateSpec, spec: &WaveSpec) -> Option<GateState> {
     let wave = rollout.current_wave;
     rollout.targets.values().any(|target| target.wave == wave).then(|| {
-        let mut dealt = if rollout.spec.stage.is_serve() {
+        let mut dealt = if rollout.wave_stage().is_serve() {
             let mut members: Vec<_> = survey
                 .comparable(wave, spec)
                 .filter_map(|(id, facts)| Some((hash(&rollout.id, id.as_str()), member(rollout, gate, id, facts)?)))

@@ -99,8 +99,9 @@ pub(crate) fn answer(
     if let Some(judged) = &dealt.judged {
         return Ok(Some(judged.report.clone()));
     }
+    let gate = gate.part_for(next.wave_stage());
     let (gate, blocks, predicted) =
-        score::score(next, gate, &dealt.blocks, state.soak_from_ms.unwrap_or(now_ms), fleet);
+        score::score(next, &gate, &dealt.blocks, state.soak_from_ms.unwrap_or(now_ms), fleet);
     let unscored = score::unscored(&blocks);
     if may_wait && !unscored.is_empty() {
         return Err(Waiting::Unscored { devices: unscored });

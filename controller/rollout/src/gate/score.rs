@@ -132,7 +132,7 @@ fn control<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet
         None => {}
         Some(target) if !target.beside => return None,
         Some(target) => {
-            let shadowed = matches!(rollout.spec.stage, Stage::Shadow { .. });
+            let shadowed = matches!(rollout.wave_stage(), Stage::Shadow { .. });
             if shadowed {
                 // Its model's time for the very requests that the shadow ran.
                 side.latency_us = LatencySketch::default();

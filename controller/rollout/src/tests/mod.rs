@@ -18,6 +18,7 @@ mod rate;
 mod reach;
 mod scenarios;
 mod sentences;
+mod shadow_first;
 mod timing;
 mod waves;
 mod world;

@@ -12,6 +12,7 @@ use muster_shared::messages::UpdateState;
 use muster_shared::rollout::{
     ExponentialRate, GateSpec, Guardrail, Metric, Rate, RateIncreaseCriteria, RolloutSpec, Waiting, WaveSpec,
 };
+use muster_shared::trust::Stage as Part;
 
 use super::world::{START_MS, Served, World, new, spec};
 use crate::{Action, Decision, OperatorAction};
@@ -90,10 +91,16 @@ fn asked(text: &str) -> RolloutSpec {
         }
     };
     let (soak_ms, longest_ms) = (time_ms("soak"), time_ms("longest"));
-    let sizes = option("waves").unwrap();
-    let waves: Vec<WaveSpec> =
+    let first = option("shadow-first").map_or_else(String::new, |size| format!("{size},"));
+    let sizes = first + &option("waves").unwrap();
+    let mut waves: Vec<WaveSpec> =
         sizes.split(',').map(|size| WaveSpec::of(size.parse().unwrap(), soak_ms, longest_ms)).collect();
+    if option("shadow-first").is_some() {
+        waves[0].stage = Some(Part::Shadow { share_bp: 10_000 });
+    }
     let mut wish = RolloutSpec { waves, ..spec(&["100%"]) };
+    wish.limits.max_disagreement =
+        option("disagreement").map(|most| most.strip_suffix('%').unwrap().parse::<f64>().unwrap() / 100.0);
     if let Some(failures) = option("failures") {
         wish.limits.max_failures = failures.parse().unwrap();
     }
@@ -161,6 +168,11 @@ impl Stage {
         for (at, name) in self.who(subject).iter().enumerate() {
             match verb {
                 "commit" | "commits" => self.world.commits(name),
+                "shadow" | "shadows" => {
+                    let (rows, disagreed) = rest.split_once(" disagree ").unwrap();
+                    self.world.works(name, UpdateState::Beside);
+                    self.world.shadows(name, rows.parse().unwrap(), disagreed.parse().unwrap());
+                }
                 "serve" | "serves" => {
                     self.world.serves(name, served(rest, at as u64));
                     self.world.facts(name).last_seen_ms = Some(at_ms);
@@ -207,10 +219,16 @@ impl Stage {
 
     /// Who is told what, in a line for each bundle.
     fn told(&mut self, decision: &Decision) -> Vec<String> {
-        let (mut forward, mut back) = (Vec::new(), Vec::new());
+        let (mut shadow, mut forward, mut back) = (Vec::new(), Vec::new(), Vec::new());
         for Action::Assign { device, manifest, generation } in &decision.actions {
             if self.told.insert((device.clone(), *generation)) {
-                if *manifest == Some(new()) { &mut forward } else { &mut back }.push(device.to_string());
+                let serves = decision.next.stage(device).is_serve();
+                let list = match (*manifest == Some(new()), serves) {
+                    (true, true) => &mut forward,
+                    (true, false) => &mut shadow,
+                    (false, _) => &mut back,
+                };
+                list.push(device.to_string());
             }
         }
         let said = |devices: Vec<String>, what| match devices.len() {
@@ -218,7 +236,8 @@ impl Stage {
             1..=6 => Some(format!("told to run {what}: {}", devices.join(", "))),
             many => Some(format!("{many} devices are told to run {what}")),
         };
-        said(forward, "the bundle").into_iter().chain(said(back, "what they ran before")).collect()
+        let lists = [(shadow, "the bundle as shadow"), (forward, "the bundle"), (back, "what they ran before")];
+        lists.into_iter().filter_map(|(devices, what)| said(devices, what)).collect()
     }
 
     fn words(&self, reason: &Waiting) -> String {

@@ -11,7 +11,8 @@ use muster_shared::selector::Selector;
 use muster_shared::sketch::LatencySketch;
 
 use crate::{
-    Action, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout, Target, plan, verify,
+    Action, BesideCounts, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout,
+    Target, plan, verify,
 };
 
 pub(super) const SOAK_MS: u64 = 1_000;
@@ -171,6 +172,22 @@ impl World {
         let facts = self.facts(name);
         facts.soak.extend(is_scored.then(|| evidence.clone()));
         facts.evidence.push(evidence);
+    }
+
+    /// The device measures the bundle that it runs beside its own.
+    pub(super) fn shadows(&mut self, name: &str, rows: u64, disagreed: u64) {
+        let generation = self.target(name).unwrap().generation;
+        let mut latency_us = LatencySketch::default();
+        (0..rows).for_each(|_| latency_us.add(2_000));
+        let evidence = Evidence {
+            reports: 3,
+            requests: RequestCounts { served: rows, ..RequestCounts::default() },
+            incumbent_us: latency_us.clone(),
+            latency_us,
+            beside: BesideCounts { agreed: rows - disagreed, disagreed, ..BesideCounts::default() },
+            ..Evidence::of(new(), generation)
+        };
+        self.facts(name).evidence.push(evidence);
     }
 
     /// Plans after `ms`, checks the decision and that planning again changes nothing, and stores it.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{Block, GateEvidence, GateSpec, Guardrail, Metric, Outcome, RolloutStatus, ScoredDevice};
 
+use super::reading::runs_beside;
 use super::{Case, Violation, drift};
 use crate::gate::GateState;
 use crate::rollout::Errand;
@@ -54,7 +55,7 @@ impl Case<'_> {
         let wrong = |why: &str| Violation::Gate { wave, why: why.to_owned() };
         let gate = next.waves.get(wave as usize).and_then(|state| state.gate.as_ref());
         let report = gate.and_then(|gate| gate.judged.as_ref()).map(|judged| &judged.report);
-        if passed && next.targets.values().any(|target| target.wave == wave) {
+        if passed && self.judged_in(wave).any(|(_, target)| target.wave == wave) {
             let may = gate.zip(report).is_some_and(|(gate, report)| match report.outcome {
                 Outcome::Successful => true,
                 Outcome::Inconclusive => gate.blocks.len() < ENOUGH || gate.waived_by.is_some(),
@@ -113,6 +114,7 @@ impl Case<'_> {
         let soaked = self.next.waves.get(wave as usize).and_then(|state| state.soak_from_ms);
         hold(soaked.is_some_and(|from_ms| from_ms <= self.now_ms), "it was judged before it soaked");
         hold(judged.dealt == gate.blocks.len(), "it was judged on another number of blocks");
+        hold(self.asked_in(wave, &judged.gate), "it was judged by other guardrails than were asked for");
         let of_dealt = |block: &Block<ScoredDevice>| {
             let dealt = gate.blocks.iter().find(|dealt| dealt.canary == block.canary.device);
             dealt.is_some_and(|dealt| block.controls.iter().all(|control| dealt.controls.contains(&control.device)))
@@ -127,7 +129,8 @@ impl Case<'_> {
             "a score is not what was reported",
         );
         // Whoever takes the bundle with the last wave leaves nobody but those held back to compare with.
-        let nobody_left = self.next.spec.stage.is_serve() && self.next.spec.holdback.is_none();
+        let nobody_left = !runs_beside(self.next, u32::try_from(self.next.spec.waves.len() - 1).unwrap_or(0))
+            && self.next.spec.holdback.is_none();
         let waves = self.next.spec.waves.len() - usize::from(nobody_left);
         let all: f64 = (1..=waves.max(1).max(wave as usize + 1)).map(|j| 1.0 / (j * j) as f64).sum();
         let alpha = judged.gate.alpha / f64::from(wave + 1).powi(2) / all;

@@ -22,6 +22,7 @@ mod rate;
 mod reading;
 mod recall;
 mod scores;
+mod shadow_first;
 mod targets;
 mod timing;
 mod violation;

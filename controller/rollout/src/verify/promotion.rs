@@ -3,7 +3,8 @@
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{Outcome, RolloutStatus, Rule};
 
-use super::reading::{is_able, is_foreign, says_arrived, says_back, says_failed, takes_room};
+use super::reading::{is_able, is_foreign, reported_generation, says_arrived, says_back, says_failed, takes_room};
+use super::shadow_first::is_promoted;
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
 use crate::rollout::{Errand, Target};
@@ -15,6 +16,9 @@ pub(super) struct Tally {
     pub(super) requests: u64,
     pub(super) errors: u64,
     failures: u32,
+    /// Rows that a shadow and the incumbent named alike, and others.
+    agreed: u64,
+    disagreed: u64,
 }
 
 impl Case<'_> {
@@ -37,6 +41,11 @@ impl Case<'_> {
             let too_many = tally.errors as f64 > limits.max_error_rate * tally.requests as f64;
             self.expect(tally.requests < limits.min_requests || !too_many, || {
                 ignored(format!("{} of {} requests failed", tally.errors, tally.requests))
+            });
+            let rows = tally.agreed.saturating_add(tally.disagreed);
+            let differs = self.most_disagreement(wave).is_some_and(|most| tally.disagreed as f64 > most * rows as f64);
+            self.expect(rows < limits.min_requests || !differs, || {
+                ignored(format!("{} of {rows} rows disagree", tally.disagreed))
             });
         }
         if passed {
@@ -63,6 +72,10 @@ impl Case<'_> {
         self.expect(urgent || tally.requests >= limits.min_requests, || {
             unfounded(format!("it has {} of {} requests", tally.requests, limits.min_requests))
         });
+        let rows = tally.agreed.saturating_add(tally.disagreed);
+        self.expect(self.most_disagreement(wave).is_none() || rows >= limits.min_requests, || {
+            unfounded(format!("{rows} of {} rows were compared", limits.min_requests))
+        });
         for id in self.unfinished(wave) {
             self.found.push(unfounded(format!("{id} can be reached and has not arrived")));
         }
@@ -87,7 +100,7 @@ impl Case<'_> {
 
     /// The targets that were in while `wave` ran and that the rollout has a say over.
     fn members(&self, wave: u32) -> impl Iterator<Item = (&DeviceId, &Target, &DeviceFacts)> {
-        self.next.targets.iter().filter(move |(_, target)| target.wave <= wave).filter_map(|(id, target)| {
+        self.judged_in(wave).filter(move |(_, target)| self.counts_in(wave, target)).filter_map(|(id, target)| {
             let facts = self.fleet.devices.get(id)?;
             (!facts.revoked && !is_foreign(&self.next.id, target, facts)).then_some((id, target, facts))
         })
@@ -95,16 +108,24 @@ impl Case<'_> {
 
     pub(super) fn tally(&self, wave: u32) -> Tally {
         let mut tally = Tally::default();
-        for (id, target) in self.next.targets.iter().filter(|(_, target)| target.wave <= wave) {
-            let facts = self.fleet.devices.get(id).filter(|facts| !facts.revoked);
+        for (id, target) in self.judged_in(wave) {
+            // Who knows a newer generation than it was given as shadow was told anew before it was told to serve.
+            let known = self.fleet.devices.get(id).filter(|facts| !facts.revoked);
+            let serves_now = self.next.targets.get(id).is_some_and(|new| is_promoted(target, new));
+            let facts = known.filter(|facts| !(serves_now && reported_generation(facts) > target.generation));
             let evidence = facts.into_iter().flat_map(|facts| &facts.evidence);
             let mut crashed = false;
             for evidence in evidence {
-                if (Some(evidence.manifest), evidence.generation) == (target.manifest, target.generation) {
+                if (Some(evidence.manifest), evidence.generation) != (target.manifest, target.generation) {
+                    continue;
+                }
+                crashed |= evidence.crashes > 0;
+                if self.counts_in(wave, target) {
                     tally.reports = tally.reports.saturating_add(evidence.reports);
                     tally.requests = tally.requests.saturating_add(evidence.requests.served);
                     tally.errors = tally.errors.saturating_add(evidence.requests.errors());
-                    crashed |= evidence.crashes > 0;
+                    tally.agreed = tally.agreed.saturating_add(evidence.beside.agreed);
+                    tally.disagreed = tally.disagreed.saturating_add(evidence.beside.disagreed);
                 }
             }
             let foreign = facts.is_none_or(|facts| is_foreign(&self.next.id, target, facts));

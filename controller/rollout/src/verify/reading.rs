@@ -4,6 +4,7 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::messages::{StateReport, UpdateState};
 use muster_shared::rollout::{WaveSize, WaveSpec};
+use muster_shared::trust::Stage;
 use sha2::{Digest as _, Sha256};
 
 use crate::fleet::DeviceFacts;
@@ -72,6 +73,12 @@ pub(super) fn says_arrived(target: &Target, facts: &DeviceFacts) -> bool {
             (report.update.state, report.update.generation) == (UpdateState::Beside, target.generation)
         });
     runs_beside || says_committed(target, facts)
+}
+
+/// Whether devices that come in with the wave run the bundle beside what they have: the wave says so, or else the rollout.
+pub(super) fn runs_beside(rollout: &Rollout, wave: u32) -> bool {
+    let own = rollout.spec.waves.get(wave as usize).and_then(|wave| wave.stage.as_ref());
+    *own.unwrap_or(&rollout.spec.stage) != Stage::Serve
 }
 
 /// Whether the device has committed a bundle that another could run beside.

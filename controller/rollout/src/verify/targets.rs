@@ -6,8 +6,9 @@ use muster_shared::rollout::RolloutStatus;
 use super::blue_green::{can_join, group_said};
 use super::reading::{
     desired_generation, has_incumbent, is_able, is_admitted, is_foreign, is_kept_out, is_meant, reported_generation,
-    says_committed, takes_room,
+    runs_beside, says_committed, takes_room,
 };
+use super::shadow_first::is_promoted;
 use super::{Case, Violation};
 use crate::rollout::{Errand, Target};
 
@@ -23,8 +24,10 @@ impl Case<'_> {
         for (id, target) in &new {
             self.new_target(id, target);
         }
+        self.shadows_first();
+        let grew = |id: &DeviceId, wave| self.before.targets.get(id).is_none_or(|old| old.wave < wave);
         for wave in self.before.current_wave..=self.next.current_wave {
-            if new.iter().any(|(_, target)| target.wave == wave) {
+            if self.next.targets.iter().any(|(id, target)| target.wave == wave && grew(id, wave)) {
                 self.cap(wave);
             }
         }
@@ -33,12 +36,16 @@ impl Case<'_> {
     fn kept_target(&mut self, id: &DeviceId, old: &Target, new: &Target) {
         let manifest = Some(self.next.bundle.manifest);
         let wrong = |why| Violation::Target { device: id.clone(), why };
-        self.expect(old.wave == new.wave, || wrong("its wave changed"));
+        let promoted = is_promoted(old, new);
+        self.expect(old.wave == new.wave || promoted, || wrong("its wave changed"));
+        if promoted {
+            self.promoted(id, old, new);
+        }
         // Its past is what it says, until it has taken up the bundle, for which it may get more than one generation.
         let forward = new.errand == Errand::Forward && new.attempts == 1;
         let generation = if forward { new.generation } else { old.generation };
         let retold = old.errand == Errand::Forward
-            && old.attempts == 1
+            && (old.attempts == 1 || promoted)
             && self.fleet.devices.get(id).and_then(|facts| facts.reported.as_ref()).is_some_and(|report| {
                 report.generation < generation
                     && new.previous == report.committed.as_ref().map(|bundle| bundle.manifest)
@@ -70,7 +77,11 @@ impl Case<'_> {
             });
         }
         self.expect(right, || wrong("it is told to run what is neither the bundle nor its past"));
-        let beside = new.errand == Errand::Forward && !self.next.spec.stage.is_serve();
+        let beside = match (old.errand, new.errand) {
+            (_, Errand::Keep | Errand::Back) => false,
+            (Errand::Keep, Errand::Forward) => runs_beside(self.next, self.before.current_wave),
+            (Errand::Forward | Errand::Back, Errand::Forward) => old.beside && !promoted,
+        };
         self.expect(new.beside == beside, || wrong("it is not told to run it in the part asked for"));
         if (old.errand, old.generation) == (new.errand, new.generation) {
             return;
@@ -112,7 +123,7 @@ impl Case<'_> {
         self.expect(in_its_group && can_join(next, facts), || {
             refuse("it is not known to be able to switch with its group")
         });
-        let is_beside = !next.spec.stage.is_serve();
+        let is_beside = runs_beside(next, target.wave);
         self.expect(!is_beside || has_incumbent(facts), || refuse("it has nothing that the bundle could run beside"));
         self.expect(target.beside == (is_beside && target.errand == Errand::Forward), || {
             refuse("it is not told to run the bundle in the part asked for")
@@ -151,10 +162,10 @@ impl Case<'_> {
                 Some(target) => {
                     let counts = !is_foreign(&next.id, target, facts) && takes_room((wave, spec), id, target, facts);
                     all += usize::from(counts);
-                    have += usize::from(counts);
+                    have += usize::from(counts && (!target.beside || runs_beside(next, wave)));
                 }
                 None => {
-                    let fits = next.spec.stage.is_serve() || has_incumbent(facts);
+                    let fits = !runs_beside(next, wave) || has_incumbent(facts);
                     let kept = is_kept_out(next, id) || !is_admitted(next, facts);
                     let free = facts.held_by.is_none() && !kept && fits && is_able(&next.bundle.requirements, facts);
                     let tellable = reported_generation(facts).max(desired_generation(facts)) < u64::MAX;

@@ -5,7 +5,7 @@ use jiff::tz::{TimeZone, TimeZoneDatabase};
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::RolloutStatus;
 
-use super::reading::{is_able, is_admitted, is_kept_out};
+use super::reading::{is_able, is_admitted, is_kept_out, runs_beside};
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
 use crate::rollout::Errand;
@@ -16,7 +16,9 @@ impl Case<'_> {
         if next.spec.emergency {
             return;
         }
-        let came = next.targets.iter().filter(|(id, _)| !before.targets.contains_key(*id));
+        // Those who are told to serve what they ran as shadow come in anew.
+        let new = |id: &DeviceId, wave| before.targets.get(id).is_none_or(|old| old.wave < wave);
+        let came = next.targets.iter().filter(|(id, target)| new(id, target.wave));
         for (id, _) in came.filter(|(_, target)| target.errand == Errand::Forward) {
             let Some(facts) = self.fleet.devices.get(id) else { continue };
             let refuse = |why| Violation::TakenIn { device: id.clone(), why };
@@ -26,7 +28,7 @@ impl Case<'_> {
         }
         if before.status == RolloutStatus::Running && next.status == RolloutStatus::Completed {
             for (id, facts) in &self.fleet.devices {
-                let kept_out = self.is_frozen(id, facts) || !self.is_open(facts);
+                let kept_out = self.is_shut(id, facts);
                 if kept_out && self.is_still_meant(id, facts) {
                     self.found.push(Violation::Forgotten(id.clone()));
                 }
@@ -43,11 +45,16 @@ impl Case<'_> {
             && facts.held_by.is_none()
             && has_reported
             && facts.desired.as_ref().is_none_or(|desired| desired.generation < u64::MAX)
-            && (next.spec.stage.is_serve() || has_incumbent)
+            && (!runs_beside(next, next.current_wave) || has_incumbent)
             && is_able(&next.bundle.requirements, facts)
             && is_admitted(next, facts)
             && !is_kept_out(next, id)
             && facts.is_meant_by(&next.spec.selector, id)
+    }
+
+    /// Whether a freeze or its windows keep the device out.
+    pub(super) fn is_shut(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {
+        self.is_frozen(id, facts) || !self.is_open(facts)
     }
 
     fn is_frozen(&self, id: &DeviceId, facts: &DeviceFacts) -> bool {

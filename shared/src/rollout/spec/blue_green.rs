@@ -34,7 +34,10 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), &'static str> {
         (!named, "group_by must name a label or an attribute"),
         (*lead_ms > DAY_MS, "lead_ms must be a day at most"),
         (spec.emergency, "an emergency waits for nobody: leave it out, or let it be no emergency"),
-        (!spec.stage.is_serve(), "what runs beside another switches nothing: leave stage out"),
+        (
+            spec.stages().iter().any(|stage| !stage.is_serve()),
+            "what runs beside another switches nothing: leave stage out, of waves too",
+        ),
         (
             spec.gate.is_some(),
             "devices of a group switch together, so none like them is left to compare with: leave gate out",

@@ -44,7 +44,7 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), EmergencyError> {
     expect(spec.gate.is_none(), EmergencyError::Gate)?;
     expect(spec.analyses.is_empty(), EmergencyError::Analyses)?;
     expect(spec.limits == Limits::default(), EmergencyError::Limits)?;
-    expect(spec.stage.is_serve(), EmergencyError::Stage)?;
+    expect(spec.stages().iter().all(|stage| stage.is_serve()), EmergencyError::Stage)?;
     let waits_for_nobody = spec.approval.is_none()
         && spec.start_at_ms.is_none()
         && spec.windows.is_empty()

@@ -15,6 +15,10 @@ pub struct Limits {
     pub max_failures: u32,
     /// Largest population stability index of predictions, canary against control.
     pub max_prediction_psi: f64,
+    /// Largest share of rows for which a shadow names another class than the bundle in service, in waves that run as shadow; none to
+    /// compare without a limit. It is judged once [`Self::min_requests`] rows were compared, and no such wave passes before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_disagreement: Option<f64>,
     /// Telemetry windows with requests in them that a wave needs from its devices; the control needs as many for a
     /// comparison.
     pub min_reports: u32,
@@ -29,6 +33,7 @@ impl Default for Limits {
             max_latency_p99_ratio: 2.0,
             max_failures: 0,
             max_prediction_psi: 0.25,
+            max_disagreement: None,
             min_reports: 3,
             min_requests: 100,
         }

@@ -8,6 +8,7 @@ mod emergency;
 mod limits;
 mod rate;
 mod reach;
+mod shadow_first;
 mod wave;
 mod windows;
 
@@ -21,6 +22,7 @@ pub use emergency::EmergencyError;
 pub use limits::Limits;
 pub use rate::{ExponentialRate, MAX_PER_MINUTE, Rate, RateIncreaseCriteria};
 pub use reach::{Joining, ReachError};
+pub use shadow_first::ShadowFirstError;
 pub use wave::{WaveSize, WaveSizeError, WaveSpec};
 pub use windows::{ClockTime, Day, MaintenanceWindow, WindowError};
 
@@ -56,7 +58,7 @@ pub struct RolloutSpec {
     /// When and how fast devices may fetch the bundle.
     #[serde(default, skip_serializing_if = "DeliveryPolicy::is_default")]
     pub delivery: DeliveryPolicy,
-    /// In which part devices run the bundle. Waves, soak and limits are the same for all.
+    /// In which part devices run the bundle, where their wave does not say so itself. Waves, soak and limits are the same for all.
     #[serde(default, skip_serializing_if = "Stage::is_serve")]
     pub stage: Stage,
     /// Everybody at once, held against nothing: it ends the rollouts in its way, and waits for nobody's leave.
@@ -138,6 +140,9 @@ pub enum SpecError {
     /// A rate that cannot be kept.
     #[error("rate: {0}")]
     Rate(&'static str),
+    /// Waves that cannot run the bundle as shadow.
+    #[error(transparent)]
+    ShadowFirst(#[from] ShadowFirstError),
     /// Windows that cannot be.
     #[error("windows: {0}")]
     Windows(#[from] WindowError),
@@ -202,7 +207,8 @@ impl RolloutSpec {
         emergency::validate(self)?;
         reach::validate(self)?;
         self.stage.validate()?;
-        self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stage))?;
+        shadow_first::validate(self)?;
+        self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stages()))?;
         analysis::validate(&self.analyses, self.waves.len())?;
         self.approval.as_ref().map_or(Ok(()), ApprovalSpec::validate)?;
         blue_green::validate(self).map_err(SpecError::BlueGreen)?;
@@ -216,9 +222,11 @@ impl RolloutSpec {
         };
         let Limits { max_error_rate, max_latency_p99_ratio, max_prediction_psi, min_reports, min_requests, .. } =
             self.limits;
+        let max_disagreement = self.limits.max_disagreement.unwrap_or_default();
         limit((0.0..=1.0).contains(&max_error_rate), "max_error_rate", "a share between 0 and 1")?;
         limit(max_latency_p99_ratio.is_finite() && max_latency_p99_ratio > 0.0, "max_latency_p99_ratio", "above 0")?;
         limit(max_prediction_psi.is_finite() && max_prediction_psi > 0.0, "max_prediction_psi", "above 0")?;
+        limit((0.0..=1.0).contains(&max_disagreement), "max_disagreement", "a share between 0 and 1")?;
         limit(min_reports > 0, "min_reports", "at least 1: no data must never promote")?;
         limit(min_requests > 0, "min_requests", "at least 1: no data must never promote")?;
         limit((0.0..=1.0).contains(&self.watch.max_error_rate), "watch.max_error_rate", "a share between 0 and 1")?;

@@ -91,6 +91,10 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), &'static str> {
         spec.blue_green.is_none(),
         "devices of a group switch together, however slowly they come in, so it would slow nothing that answers: leave it or blue_green out",
     )?;
+    expect(
+        spec.waves.iter().all(|wave| wave.stage.is_none()),
+        "devices that ran the bundle as shadow are told to serve it all at once: leave it or the stage of waves out",
+    )?;
     let Some(growing) = exponential_rate else { return Ok(()) };
     expect(range.contains(&growing.base_rate_per_minute), "base_rate_per_minute must be 1 to 1000")?;
     expect(

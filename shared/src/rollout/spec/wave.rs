@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::selector::Selector;
+use crate::trust::Stage;
 
 /// How large a wave is, all waves before it included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,13 +87,17 @@ pub struct WaveSpec {
     pub soak_ms: u64,
     /// After this without a verdict the rollout pauses, in milliseconds.
     pub max_duration_ms: u64,
+    /// In which part its devices run the bundle, where that is another than the rollout's: as shadow, before they serve it with a later
+    /// wave. The size of a wave that serves counts the devices that serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
 }
 
 impl WaveSpec {
     /// A wave of the rollout's devices, whichever they are.
     #[must_use]
     pub fn of(size: WaveSize, soak_ms: u64, max_duration_ms: u64) -> Self {
-        Self { size, selector: None, soak_ms, max_duration_ms }
+        Self { size, selector: None, soak_ms, max_duration_ms, stage: None }
     }
 }
 
