@@ -44,9 +44,10 @@ impl Pace {
         let most = f64::from(rate.maximum_per_minute);
         let allowed = rate.exponential_rate.map_or(most, |growing| {
             let criteria = growing.rate_increase_criteria;
-            let were_in = before.targets.len() as u32;
+            let were_in = u32::try_from(before.targets.len()).unwrap_or_default();
             let step = criteria.number_of_notified_things.or(criteria.number_of_succeeded_things).unwrap_or(u32::MAX);
-            let rate = f64::from(growing.base_rate_per_minute) * growing.increment_factor.powi((were_in / step) as i32);
+            let rate = f64::from(growing.base_rate_per_minute)
+                * growing.increment_factor.powi(i32::try_from(were_in / step).unwrap_or_default());
             rate.min(most)
         });
         holds(minute as f64 <= allowed * (1 + self.jumps) as f64 + 1e-6, || {

@@ -93,12 +93,13 @@ fn after(rate: &Rate, reached: u64) -> u32 {
     let step = criteria.number_of_notified_things.or(criteria.number_of_succeeded_things).unwrap_or(u32::MAX);
     // In thousandths of a device, so that small rates grow by small factors.
     let most = u64::from(rate.maximum_per_minute) * 1_000;
+    let tenths = u64::from(growing.factor_tenths().unwrap_or(10));
     let mut thousandths = u64::from(growing.base_rate_per_minute) * 1_000;
     for _ in 0..reached / u64::from(step.max(1)) {
         if thousandths >= most {
             break;
         }
-        thousandths = thousandths * growing.factor_tenths() / 10;
+        thousandths = thousandths * tenths / 10;
     }
     u32::try_from(thousandths.min(most) / 1_000).unwrap_or(rate.maximum_per_minute)
 }

@@ -29,7 +29,7 @@ impl Case<'_> {
         self.expect(kept, || Violation::Rate("what came in within the last minute is not remembered"));
         if came > 0 {
             let (came, allowed) = (earlier + came, self.allowed(earlier));
-            self.expect(came <= allowed, || Violation::TooFast { came, allowed });
+            self.expect(came as f64 <= allowed, || Violation::TooFast { came, allowed });
         }
         self.soaks_with_all();
     }
@@ -47,10 +47,10 @@ impl Case<'_> {
     }
 
     /// Devices that may come in within the minute that ends now; `earlier` of those that were in came within it.
-    fn allowed(&self, earlier: u64) -> u64 {
-        let Some(rate) = &self.next.spec.rate else { return u64::MAX };
+    fn allowed(&self, earlier: u64) -> f64 {
+        let Some(rate) = &self.next.spec.rate else { return f64::INFINITY };
         let most = f64::from(rate.maximum_per_minute);
-        let Some(growing) = &rate.exponential_rate else { return most as u64 };
+        let Some(growing) = &rate.exponential_rate else { return most };
         let were_in = || {
             let told = self.next.targets.iter().filter(|(_, target)| target.errand == Errand::Forward);
             told.filter_map(|(id, target)| Some((id, self.before.targets.get(id)?, target)))
@@ -65,8 +65,8 @@ impl Case<'_> {
         };
         let increases = i32::try_from(reached / u64::from(step.max(1))).unwrap_or(i32::MAX);
         let rate = f64::from(growing.base_rate_per_minute) * growing.increment_factor.powi(increases);
-        // Whole devices; what is lost where powers are rounded is less than this.
-        (rate.min(most) + 1e-6).floor() as u64
+        // What is lost where powers are rounded is less than this.
+        rate.min(most) + 1e-6
     }
 
     fn has_succeeded(&self, id: &DeviceId, old: &Target, new: &Target) -> bool {

@@ -41,7 +41,7 @@ pub enum Violation {
         /// Those of the minute.
         came: u64,
         /// The rate that counts now, in devices a minute.
-        allowed: u64,
+        allowed: f64,
     },
     /// What is remembered of devices that came in is not what happened, or a wave soaks without those that the rate held.
     #[error("rate: {0}")]

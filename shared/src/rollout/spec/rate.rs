@@ -56,10 +56,10 @@ pub struct RateIncreaseCriteria {
 }
 
 impl ExponentialRate {
-    /// The factor in tenths, exactly.
+    /// The factor in tenths, exactly; none where it is not between 1.1 and 5, or has more than one decimal.
     #[must_use]
-    pub fn factor_tenths(&self) -> u64 {
-        (self.increment_factor * 10.0).round() as u64
+    pub fn factor_tenths(&self) -> Option<u32> {
+        (11..=50).find(|tenths| (self.increment_factor * 10.0 - f64::from(*tenths)).abs() < 1e-9)
     }
 }
 
@@ -101,12 +101,7 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), &'static str> {
         growing.base_rate_per_minute <= *maximum_per_minute,
         "base_rate_per_minute must not be above maximum_per_minute: lower one or raise the other",
     )?;
-    let factor = growing.increment_factor;
-    let is_in_tenths = (factor * 10.0 - (factor * 10.0).round()).abs() < 1e-9;
-    expect(
-        is_in_tenths && (11..=50).contains(&growing.factor_tenths()),
-        "increment_factor must be 1.1 to 5 with one decimal",
-    )?;
+    expect(growing.factor_tenths().is_some(), "increment_factor must be 1.1 to 5 with one decimal")?;
     let RateIncreaseCriteria { number_of_notified_things: told, number_of_succeeded_things: done } =
         growing.rate_increase_criteria;
     match (told, done) {
