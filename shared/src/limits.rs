@@ -108,6 +108,8 @@ pub const MAX_DRIFT_CELLS: usize = 32;
 pub const MAX_GATE_BLOCKS: usize = 500;
 /// Analyses one rollout asks for.
 pub const MAX_ANALYSES: usize = 8;
+/// Abort criteria of a rollout.
+pub const MAX_ABORT_CRITERIA: usize = 8;
 /// Metrics of one analysis template.
 pub const MAX_ANALYSIS_METRICS: usize = 16;
 /// Arguments of one analysis template.

@@ -7,9 +7,9 @@ use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::rollout::{
-    Analysis, AnalysisUse, ApprovalSpec, BlueGreen, Conflict, ExponentialRate, FleetQuestion, Freeze, Joining, Limits,
-    MaintenanceWindow, MetricTemplate, PrometheusQuestion, Provider, Rate, RateIncreaseCriteria, RolloutSpec, Span,
-    WaveSize, WaveSpec,
+    AbortAction, AbortCriterion, Analysis, AnalysisUse, ApprovalSpec, BlueGreen, Conflict, Deadlines, ExponentialRate,
+    FailureType, FleetQuestion, Freeze, Joining, Limits, MaintenanceWindow, MetricTemplate, PrometheusQuestion,
+    Provider, Rate, RateIncreaseCriteria, RolloutSpec, Span, WaveSize, WaveSpec,
 };
 use muster_shared::selector::Selector;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
@@ -194,6 +194,27 @@ pub(crate) fn freeze(random: &mut Random, number: usize, now_ms: u64) -> Freeze 
     Freeze { id, from_ms, to_ms, reason, selector, by, created_at_ms: now_ms }
 }
 
+/// When some rollouts end by themselves.
+fn abort_criteria(random: &mut Random, max_failures: u32, may_be_late: bool) -> Vec<AbortCriterion> {
+    let mut types = Vec::new();
+    if max_failures > 0 {
+        types.extend([FailureType::Failed, FailureType::Rejected, FailureType::All]);
+    }
+    if may_be_late {
+        types.extend([FailureType::TimedOut, FailureType::All]);
+    }
+    if types.is_empty() || !random.chance(40) {
+        return Vec::new();
+    }
+    let one = |random: &mut Random| AbortCriterion {
+        failure_type: *random.pick(&types),
+        action: if random.chance(40) { AbortAction::Cancel } else { AbortAction::RollBack },
+        threshold_percentage: *random.pick(&[10.0, 34.0, 50.0, 100.0]),
+        min_number_of_executed_things: u32::try_from(1 + random.below(3)).unwrap_or(1),
+    };
+    (0..1 + random.below(2)).map(|_| one(random)).collect()
+}
+
 /// A wish: sometimes an emergency.
 pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
     if random.chance(8) {
@@ -234,6 +255,11 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
     };
     let rate = if blue_green.is_some() || shadows > 0 { None } else { rate(random) };
     let max_disagreement = ((is_shadow || shadows > 0) && random.chance(50)).then_some(0.3);
+    let probation_ms = random.below(300) as u64;
+    let deadlines = (blue_green.is_none() && shadows == 0 && random.chance(30)).then(|| Deadlines {
+        in_progress_ms: Some(probation_ms + 1 + random.below(2_000) as u64),
+        offline_ms: random.chance(70).then(|| 1 + random.below(3_000) as u64),
+    });
     let max_failures = if blue_green.is_some() { 0 } else { u32::try_from(random.below(3)).unwrap_or_default() };
     RolloutSpec {
         analyses,
@@ -245,7 +271,7 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
             min_requests: 5 + random.below(40) as u64,
             ..Limits::default()
         },
-        watch: WatchPolicy { probation_ms: random.below(300) as u64, max_error_rate: 0.2, min_requests: 3 },
+        watch: WatchPolicy { probation_ms, max_error_rate: 0.2, min_requests: 3 },
         holdback: random.chance(20).then_some(WaveSize::Percent(40)),
         joining: if random.chance(20) { Joining::Exclude } else { Joining::Include },
         stage: if is_shadow { Stage::Shadow { share_bp: 5_000 } } else { Stage::Serve },
@@ -253,6 +279,12 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         rate,
         windows: windows(random),
         approval: approval(random),
+        abort_criteria: if shadows > 0 {
+            Vec::new()
+        } else {
+            abort_criteria(random, max_failures, deadlines.is_some())
+        },
+        deadlines,
         conflict: if random.chance(25) { Conflict::Queue } else { Conflict::Skip },
         priority: *random.pick(&[10, 50, 50, 90]),
         ..RolloutSpec::of(bundle.manifest.bundle.clone(), selector, waves)

@@ -6,10 +6,12 @@
 //! devices. After every event [`rules`] asserts what rollouts promise, and when the faults cease [`quiet`] asserts that
 //! everything ends. A failing run names its seed: `MUSTER_SIM_SEED=<seed> cargo test -p muster-tests --test sim` tells its story.
 
+mod aborted;
 mod controller;
 mod device;
 mod draw;
 mod faulty;
+mod late;
 mod pace;
 mod people;
 mod quiet;
@@ -102,6 +104,8 @@ fn rollouts_keep_their_promises_whatever_happens() {
         (all.frozen, "frozen"),
         (all.approved, "approved"),
         (all.measured, "measured"),
+        (all.timed_out, "timed out"),
+        (all.aborted, "ended by a criterion"),
     ] {
         assert!(count > runs / 100, "in {runs} runs {count} {what}");
     }

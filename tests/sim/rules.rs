@@ -8,8 +8,10 @@ use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::rollout::{Outcome, RolloutStatus, Verdict, WaveSize, WaveSpec};
 use muster_shared::trust::{Activation, Stage};
 
+use crate::aborted::aborted;
 use crate::controller::Planner;
 use crate::device::Device;
+use crate::late::late;
 use crate::pace::Pace;
 use crate::people::{Approvals, in_time};
 use crate::store::{Commit, Store, Told};
@@ -107,6 +109,10 @@ impl Ledger {
         together(before, &decision.next, fleet)?;
         in_time(before, &decision.next, fleet, now_ms)?;
         shadows_first(before, &decision.next)?;
+        let (ended, cancelled) = aborted(before, &decision.next, now_ms)?;
+        self.tally.aborted += u64::from(ended);
+        self.tally.cancelled += u64::from(cancelled);
+        self.tally.timed_out += late(before, &decision.next, fleet, now_ms)?;
         let new = decision.next.verdicts.len().checked_sub(before.verdicts.len()).filter(|new| *new > 0);
         if let Some(verdict) = new.and_then(|_| decision.next.verdicts.last()) {
             control(before, &decision.next, verdict, fleet)?;
@@ -330,7 +336,8 @@ fn controllers_step(before: &Rollout, next: &Rollout) -> Result<(), String> {
     };
     let allowed = match before.status {
         Ready => &[Ready, Running, Paused][..],
-        Running => &[Running, Paused, RollingBack, RolledBack, Completed],
+        // It stops by itself where a criterion says so, which is a rule of its own.
+        Running => &[Running, Paused, RollingBack, RolledBack, Completed, Stopped],
         Paused => &[Paused],
         RollingBack => &[RollingBack, RolledBack],
         Completed => &[Completed],

@@ -29,6 +29,9 @@ pub(crate) struct Tally {
     pub(crate) measured: u64,
     pub(crate) frozen: u64,
     pub(crate) approved: u64,
+    pub(crate) timed_out: u64,
+    pub(crate) aborted: u64,
+    pub(crate) cancelled: u64,
     pub(crate) quiet_rounds: u64,
 }
 
@@ -73,7 +76,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 23] {
+    fn counts_mut(&mut self) -> [&mut u64; 26] {
         [
             &mut self.runs,
             &mut self.events,
@@ -97,6 +100,9 @@ impl Tally {
             &mut self.measured,
             &mut self.frozen,
             &mut self.approved,
+            &mut self.timed_out,
+            &mut self.aborted,
+            &mut self.cancelled,
             &mut self.quiet_rounds,
         ]
     }

@@ -66,6 +66,9 @@ pub enum Phase {
     Failed {
         /// Why.
         reason: String,
+        /// It was refused before anything of it began.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        refused: bool,
     },
 }
 
@@ -386,7 +389,7 @@ impl Record {
             Phase::Trial { .. } => (UpdateState::Trial, None),
             Phase::Committed => (UpdateState::Committed, None),
             Phase::Reverted { reason } => (UpdateState::Reverted, Some(reason.clone())),
-            Phase::Failed { reason } => (UpdateState::Failed, Some(reason.clone())),
+            Phase::Failed { reason, .. } => (UpdateState::Failed, Some(reason.clone())),
         };
         let content = update.manifest.and_then(|digest| self.slots.holding(&digest)).and_then(|s| self.slots.get(s));
         UpdateReport {
@@ -396,6 +399,7 @@ impl Record {
             chunks_done: content.map_or(0, |c| c.have.count()),
             chunks_total: content.map_or(0, |c| c.have.length()),
             reason,
+            refused: matches!(update.phase, Phase::Failed { refused: true, .. }),
             held_back: None,
         }
     }

@@ -182,7 +182,7 @@ impl Rollout {
         self.targets.values().any(|target| target.beside)
     }
 
-    fn after(&self, action: OperatorAction) -> Option<RolloutStatus> {
+    pub(crate) fn after(&self, action: OperatorAction) -> Option<RolloutStatus> {
         use RolloutStatus::{
             Completed, Draft, Paused, Ready, RolledBack, RollingBack, Running, Stopped, WaitingForApproval,
         };

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::limits::bounded_text;
-use muster_shared::rollout::WaveSpec;
+use muster_shared::rollout::{FailureKind, WaveSpec};
 use muster_shared::trust::Activation;
 use sha2::{Digest as _, Sha256};
 
 use crate::blue_green;
+use crate::deadline::DeadlineState;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::reach::is_held_back;
 use crate::rollout::{Errand, Rollout, Target};
@@ -247,6 +248,8 @@ pub(crate) fn new_target(rollout: &Rollout, facts: &DeviceFacts, wave: u32, now_
         assigned_at_ms: now_ms,
         done_at_ms: (errand == Errand::Keep).then_some(now_ms),
         failure: None,
+        failure_kind: FailureKind::Failed,
+        deadline: DeadlineState::default(),
         beside: errand == Errand::Forward && !rollout.spec.stage_of(wave).is_serve(),
         activation: if errand == Errand::Forward { blue_green::first_word(&rollout.spec) } else { Activation::AtOnce },
         group: blue_green::group_of(&rollout.spec, facts),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use muster_shared::drift::effective_size;
-use muster_shared::rollout::{ArmSummary, DeviceOutcomes};
+use muster_shared::rollout::{ArmSummary, DeviceOutcomes, FailureKind};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::trust::Stage;
 
@@ -35,6 +35,8 @@ impl<'f> Arm<'f> {
         for (_, target, facts) in side_by_side(&rollout.targets, &fleet.devices) {
             // A failure counts wherever it happens.
             arm.summary.failures += u32::from(target.failure.is_some());
+            arm.summary.rejected += u32::from(target.failed_as() == Some(FailureKind::Rejected));
+            arm.summary.timed_out += u32::from(target.is_timed_out());
             if rollout.is_watched(target) {
                 arm.add_device(facts.filter(|facts| !facts.revoked), |evidence| target.is_about(evidence));
                 arm.summary.succeeded += u32::from(has_succeeded(target));
@@ -83,6 +85,8 @@ impl<'f> Arm<'f> {
         let mut arm = Self::default();
         arm.add_device(Some(facts), |evidence| target.is_about(evidence));
         arm.summary.failures = u32::from(target.failure.is_some());
+        arm.summary.rejected = u32::from(target.failed_as() == Some(FailureKind::Rejected));
+        arm.summary.timed_out = u32::from(target.is_timed_out());
         arm.summary.succeeded = u32::from(has_succeeded(target));
         arm.finish().summary
     }
@@ -166,6 +170,12 @@ pub(crate) fn outcomes(rollout: &Rollout, fleet: &Fleet) -> DeviceOutcomes {
         });
         outcomes.targeted += 1;
         outcomes.succeeded += u32::from(has_succeeded(target));
+        match target.failed_as() {
+            Some(FailureKind::Failed) => outcomes.failed += 1,
+            Some(FailureKind::Rejected) => outcomes.rejected += 1,
+            Some(FailureKind::TimedOut) => outcomes.timed_out += 1,
+            None => {}
+        }
         outcomes.reported += u32::from(reports > 0);
         outcomes.erring += u32::from(reports > 0 && faults > 0);
     }

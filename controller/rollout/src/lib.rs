@@ -7,6 +7,7 @@
 //! All times are milliseconds since the Unix epoch and come in as arguments. They may jump: a clock set back makes a
 //! wave wait longer, a clock set forward makes it pause earlier, and neither makes it pass without evidence.
 
+mod abort;
 mod actions;
 mod analysis;
 mod approval;
@@ -14,6 +15,7 @@ mod beginning;
 mod blue_green;
 mod cohort;
 mod conflict;
+mod deadline;
 mod emergency;
 mod evidence;
 mod explain;
@@ -43,6 +45,7 @@ pub use actions::{ActionError, OperatorAction, RollbackError, goes_on_in_a_stop}
 pub use analysis::{AnalysisRun, AnalysisRuns, Due, MetricRun};
 pub use approval::ApprovalRefusal;
 pub use conflict::{ConflictError, QueuedRollout};
+pub use deadline::DeadlineState;
 pub use fleet::{BesideCounts, Desired, DeviceFacts, Evidence, Fleet, Mean, Predictions};
 pub use gate::{Gate, GateState, judge, scales};
 pub use plan::{Action, Decision, plan};

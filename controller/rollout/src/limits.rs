@@ -13,6 +13,7 @@ use muster_shared::drift::{homogeneity, psi};
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::{AnalysisReport, ArmSummary, Check, GateReport, Limits, Outcome, Rule, Verdict};
 
+use crate::abort;
 use crate::emergency;
 use crate::evidence::{Arm, total};
 use crate::fleet::Predictions;
@@ -45,7 +46,11 @@ pub(crate) struct Judgement {
 
 /// Judges the current wave of `rollout`.
 pub(crate) fn judge(rollout: &Rollout, canary: &Arm<'_>, control: &Arm<'_>) -> Judgement {
-    emergency::judged(&rollout.spec, canary, control).unwrap_or_else(|| hold(rollout, canary, control))
+    emergency::judged(&rollout.spec, canary, control).unwrap_or_else(|| {
+        let mut judgement = hold(rollout, canary, control);
+        judgement.checks.extend(abort::checks(rollout));
+        judgement
+    })
 }
 
 /// Holds a wave against its limits.
@@ -169,9 +174,10 @@ impl Judgement {
 
     /// What it rests on.
     fn basis(&self) -> String {
-        let ArmSummary { devices, reporting, reports, requests, .. } = self.canary;
+        let ArmSummary { devices, reporting, reports, requests, timed_out, .. } = self.canary;
+        let late = if timed_out > 0 { format!(" ({} timed out)", count(u64::from(timed_out))) } else { String::new() };
         format!(
-            "{} in {} from {} of {}",
+            "{} in {} from {} of {}{late}",
             counted(requests, "request"),
             counted(u64::from(reports), "report"),
             count(u64::from(reporting)),

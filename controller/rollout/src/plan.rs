@@ -7,6 +7,7 @@ use crate::analysis::{self, Due};
 use crate::approval;
 use crate::beginning;
 use crate::cohort::Survey;
+use crate::deadline;
 use crate::fleet::Fleet;
 use crate::reach;
 use crate::recall::recall;
@@ -94,6 +95,7 @@ pub fn plan(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
             let ends = [
                 wave::wake_at_ms(&next, now_ms),
                 analysis::wake_at_ms(&next, now_ms),
+                deadline::wake_at_ms(&next, now_ms),
                 timing::wake_at_ms(&waiting, now_ms),
             ];
             ends.into_iter().flatten().min()

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::limits::bounded_text;
-use muster_shared::rollout::{Analysis, ApprovalRecord, RolloutSpec, RolloutStatus, SpecError, Verdict};
+use muster_shared::rollout::{Analysis, ApprovalRecord, FailureKind, RolloutSpec, RolloutStatus, SpecError, Verdict};
 use muster_shared::trust::Activation;
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::AnalysisRuns;
 use crate::approval;
+use crate::deadline::DeadlineState;
 use crate::fleet::{Evidence, Predictions};
 use crate::gate::GateState;
 use crate::rate::Intake;
@@ -95,6 +96,12 @@ pub struct Target {
     pub done_at_ms: Option<u64>,
     /// Why it counts as failed on the bundle; it stays so and is not tried again.
     pub failure: Option<String>,
+    /// In which way it failed, where it has. A deadline that is over is no failure.
+    #[serde(default, skip_serializing_if = "FailureKind::is_failed")]
+    pub failure_kind: FailureKind,
+    /// How its deadline stands, where the rollout has such.
+    #[serde(default, skip_serializing_if = "DeadlineState::is_unset")]
+    pub deadline: DeadlineState,
     /// It is told to run the bundle beside what it has committed, and not in its place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub beside: bool,

@@ -71,7 +71,7 @@ pub(crate) fn promote(
     may: impl Fn(&DeviceId, &DeviceFacts) -> bool,
     now_ms: u64,
 ) {
-    let wave = next.current_wave;
+    let (wave, deadlines) = (next.current_wave, next.spec.deadlines);
     for (id, facts) in next_to_serve(next, survey, spec, may) {
         let Some(target) = next.targets.get_mut(id) else { continue };
         let Some(generation) = fresh_generation(facts, target.generation) else { continue };
@@ -79,6 +79,6 @@ pub(crate) fn promote(
         (target.beside, target.wave) = (false, wave);
         (target.assigned_at_ms, target.done_at_ms) = (now_ms, None);
         target.previous = past(target, facts);
-        take_note(target, facts, now_ms);
+        take_note(target, facts, deadlines, now_ms);
     }
 }

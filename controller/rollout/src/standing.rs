@@ -111,6 +111,7 @@ fn told(target: &Target, facts: &DeviceFacts) -> Standing {
     // A device may refuse a generation without accepting it, so this comes before the question of acceptance.
     let failed = match report.update.state {
         _ if !is_about_it || has_gone_back => None,
+        UpdateState::Failed if has_refused(target, facts) => Some("rejected"),
         UpdateState::Failed => Some("failed"),
         UpdateState::Reverted => Some("reverted"),
         UpdateState::Idle
@@ -151,6 +152,15 @@ fn told(target: &Target, facts: &DeviceFacts) -> Standing {
         | UpdateState::Failed
         | UpdateState::Other => Standing::Working,
     }
+}
+
+/// Whether the device, where it failed, would not take up what it was told: it says so, or has not accepted that generation.
+pub(crate) fn has_refused(target: &Target, facts: &DeviceFacts) -> bool {
+    facts.reported.as_ref().is_some_and(|report| {
+        let is_about_it = report.update.generation == target.generation;
+        let has_failed = matches!(report.update.state, UpdateState::Failed | UpdateState::Reverted);
+        is_about_it && has_failed && (report.update.refused || report.generation < target.generation)
+    })
 }
 
 /// What keeps the device from fetching what `target` says, as far as it says so.

@@ -80,6 +80,8 @@ mod tests {
             assigned_at_ms: 0,
             done_at_ms: None,
             failure: None,
+            failure_kind: muster_shared::rollout::FailureKind::Failed,
+            deadline: crate::DeadlineState::default(),
             beside: false,
             activation: Activation::AtOnce,
             group: None,

@@ -105,6 +105,7 @@ pub(crate) fn progress(target: &Target, facts: Option<&DeviceFacts>) -> DevicePr
         (Errand::Forward, Standing::Failed(_)) => DeviceProgress::Failed,
         // Given up, whatever it says now.
         (Errand::Forward, _) if target.failure.is_some() => DeviceProgress::Failed,
+        (Errand::Forward, _) if target.is_timed_out() => DeviceProgress::TimedOut,
         (Errand::Forward, Standing::Unheard | Standing::Astray) => DeviceProgress::Assigned,
         (Errand::Forward, Standing::Working) if facts.is_some_and(|facts| is_ready(target, facts)) => {
             DeviceProgress::Ready

@@ -10,12 +10,14 @@ use std::collections::BTreeMap;
 
 use muster_shared::ids::DeviceId;
 use muster_shared::messages::HeldBack;
-use muster_shared::rollout::{Limits, RolloutStatus, Waiting, WaveSpec};
+use muster_shared::rollout::{Deadlines, FailureKind, Limits, RolloutStatus, Waiting, WaveSpec};
 
+use crate::abort;
 use crate::analysis;
 use crate::blue_green;
 use crate::cohort::{Survey, hash, new_target};
 use crate::conflict::left_out;
+use crate::deadline::{self, DeadlineState};
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::gate::{self, GateState};
@@ -23,7 +25,7 @@ use crate::limits::{Judgement, judge};
 use crate::rate;
 use crate::rollout::{Errand, GAVE_UP_ASTRAY, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::shadow_first;
-use crate::standing::{Standing, fresh_generation, held_back, past, standing};
+use crate::standing::{Standing, fresh_generation, has_refused, held_back, past, standing};
 use crate::timing::{self, Timing};
 
 /// Enters the wave `next.current_wave`.
@@ -43,7 +45,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         let judged = started_ms < now_ms;
         next.change_governed(fleet, |next, _, target, facts| {
             put_right(next, target, facts, now_ms);
-            take_note(target, facts, now_ms);
+            take_note(target, facts, next.spec.deadlines, now_ms);
         });
 
         // Judged as it will be with those that join now; they join only if the wave goes on.
@@ -59,8 +61,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
             judge(&grown, &canary, &control)
         };
         if judged && judgement.is_failed() {
-            next.conclude(judgement.failed(wave, now_ms));
-            next.status = RolloutStatus::RollingBack;
+            abort::end(next, judgement, now_ms);
             return Vec::new();
         }
         blue_green::switch(&mut grown, fleet, survey, now_ms);
@@ -77,6 +78,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
         let limits = grown.spec.judged_by();
         let (mut blocking, mut aside) = waiting(census, survey, limits, &judgement, soak_until_ms, kept_out, now_ms);
         blocking.extend(analysis::waiting(&grown));
+        aside.extend(deadline::waiting(&grown, fleet));
         aside.splice(0..0, blue_green::waits(&grown, fleet, survey, now_ms));
         let clock_from_ms = grown.wave_state().and_then(|state| state.clock_from_ms).unwrap_or(now_ms);
         let time_is_up = is_complete && clock_from_ms.saturating_add(spec.max_duration_ms) <= now_ms;
@@ -220,14 +222,15 @@ fn put_right(next: &Rollout, target: &mut Target, facts: &DeviceFacts, now_ms: u
             target.generation = generation;
             target.assigned_at_ms = now_ms;
             target.done_at_ms = None;
+            target.deadline = DeadlineState::default();
             target.attempts = attempts;
         }
         None => target.failure = Some(GAVE_UP_ASTRAY.to_owned()),
     }
 }
 
-/// Marks a device that committed, and one that failed, reverted or crashed on the bundle. The marks stay.
-pub(crate) fn take_note(target: &mut Target, facts: &DeviceFacts, now_ms: u64) {
+/// Marks a device that committed, one that failed, reverted or crashed on the bundle, and one that is late. The marks stay.
+pub(crate) fn take_note(target: &mut Target, facts: &DeviceFacts, deadlines: Option<Deadlines>, now_ms: u64) {
     if target.failure.is_some() {
         return;
     }
@@ -241,6 +244,12 @@ pub(crate) fn take_note(target: &mut Target, facts: &DeviceFacts, now_ms: u64) {
             has_crashed(target, facts).then(|| "crashed".to_owned())
         }
     };
+    if target.failure.is_some() && has_refused(target, facts) {
+        target.failure_kind = FailureKind::Rejected;
+    }
+    if let Some(deadlines) = deadlines {
+        deadline::mark(target, facts, &deadlines, now_ms);
+    }
 }
 
 fn has_crashed(target: &Target, facts: &DeviceFacts) -> bool {
@@ -273,7 +282,7 @@ pub(crate) fn take_in(
             }
             told += 1;
         }
-        take_note(&mut target, facts, now_ms);
+        take_note(&mut target, facts, next.spec.deadlines, now_ms);
         added.insert(id.clone(), target);
     }
     if !added.is_empty() {
@@ -304,7 +313,7 @@ struct Census {
     reachable: u32,
     /// Of those, the ones that have committed.
     done: u32,
-    /// Devices that failed.
+    /// Devices that failed or timed out.
     failed: u32,
     /// Devices that are away before they have committed.
     away: Vec<DeviceId>,
@@ -321,7 +330,7 @@ impl Census {
         for (id, target, facts) in rollout.governed_targets(fleet).filter(|(_, target, _)| rollout.is_watched(target)) {
             let has_failed = target.failure.is_some();
             let committed = !has_failed && standing(target, facts) == Standing::Done;
-            if has_failed {
+            if has_failed || target.is_timed_out() {
                 failed += 1;
             } else if facts.online {
                 reachable += 1;

@@ -29,6 +29,11 @@ pub(super) fn entries(before: &Rollout, next: &Rollout, told: &[DeviceId]) -> Ve
             let event = controller("device-failed", failure.clone());
             entries.push(NewEvent { device: Some(device.clone()), ..event });
         }
+        let was_late = before.targets.get(device).is_some_and(|target| target.deadline.timed_out_at_ms.is_some());
+        if let Some(why) = next.timed_out(device).filter(|_| !was_late) {
+            let event = controller("device-timed-out", why);
+            entries.push(NewEvent { device: Some(device.clone()), ..event });
+        }
     }
     let last = before.verdicts.last();
     let known = last.and_then(|last| next.verdicts.iter().rposition(|verdict| verdict == last)).map_or(0, |at| at + 1);

@@ -112,6 +112,9 @@ pub struct UpdateReport {
     pub chunks_total: u32,
     /// Why it failed, reverted or waits, in words.
     pub reason: Option<String>,
+    /// With [`UpdateState::Failed`]: the device refused the bundle before it began. Agents that cannot tell do not say so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
     /// What keeps the device from fetching or from switching; none while nothing does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_back: Option<HeldBack>,

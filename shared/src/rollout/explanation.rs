@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArmSummary, DeviceProgress, RolloutStatus, Verdict, Waiting};
+use super::{ArmSummary, DeviceProgress, FailureKind, RolloutStatus, Verdict, Waiting};
 use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
 
 /// Who or what brings a rollout on, or fails to.
@@ -94,6 +94,9 @@ pub struct DeviceExplanation {
     pub wave: Option<u32>,
     /// How far it is; none where it has no part.
     pub progress: Option<DeviceProgress>,
+    /// In which way it has not succeeded; none where it has, or may in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureKind>,
     /// What the rollout told it last.
     pub told: Option<Told>,
     /// What it measured of that since the wave began.

@@ -5,6 +5,7 @@ mod analysis;
 mod approval;
 mod aside;
 mod explanation;
+mod failure;
 mod freeze;
 mod gate;
 mod guardrail;
@@ -27,6 +28,7 @@ pub use analysis::{
 pub use approval::{Approval, ApprovalOutcome, ApprovalRecord};
 pub use aside::{Pin, Quarantine};
 pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
+pub use failure::FailureKind;
 pub use freeze::{CreateFreeze, Freeze};
 pub use gate::{
     Block, DriftReport, GateError, GateEvidence, GateReport, GateSpec, GuardrailReport, PredictedClasses,
@@ -35,10 +37,10 @@ pub use gate::{
 pub use guardrail::{Guardrail, Metric, ScoreRange};
 pub use preview::{IntakePreview, RolloutPreview, WavePreview};
 pub use spec::{
-    AnalysisUse, AnalysisUseError, ApprovalError, ApprovalSpec, BlueGreen, ClockTime, Conflict, DEFAULT_PRIORITY, Day,
-    EmergencyError, ExponentialRate, Joining, Limits, MAX_PER_MINUTE, MAX_PRIORITY, MaintenanceWindow, Rate,
-    RateIncreaseCriteria, ReachError, RolloutSpec, ShadowFirstError, SpecError, WaveSize, WaveSizeError, WaveSpec,
-    WindowError,
+    AbortAction, AbortCriterion, AnalysisUse, AnalysisUseError, ApprovalError, ApprovalSpec, BlueGreen, ClockTime,
+    Conflict, DEFAULT_PRIORITY, Day, Deadlines, EmergencyError, ExponentialRate, FailureType, Joining, Limits,
+    MAX_PER_MINUTE, MAX_PRIORITY, MaintenanceWindow, Rate, RateIncreaseCriteria, ReachError, RolloutSpec,
+    ShadowFirstError, SpecError, WaveSize, WaveSizeError, WaveSpec, WindowError,
 };
 pub use stop::{FleetStop, FleetStopView};
 pub use verdict::{ArmSummary, Check, DeviceOutcomes, Outcome, Rule, Verdict};
@@ -67,7 +69,7 @@ pub enum RolloutStatus {
     Completed,
     /// Every device that could be reached went back. Those away get it on return. Absorbing.
     RolledBack,
-    /// Stopped by an operator; devices keep what they have. Absorbing.
+    /// Stopped by an operator or a criterion; devices keep what they have. Absorbing.
     Stopped,
 }
 
@@ -125,6 +127,8 @@ pub enum DeviceProgress {
     Beside,
     /// It has committed.
     Committed,
+    /// Its deadline is over, and it has not committed. It may yet.
+    TimedOut,
     /// It failed or reverted by itself.
     Failed,
     /// It has been told to go back and has not done so.

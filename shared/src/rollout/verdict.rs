@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::analysis::AnalysisReport;
+use super::failure::FailureKind;
 use super::gate::GateReport;
 
 /// How an analysis ended (Argo Rollouts' words).
@@ -13,7 +14,7 @@ use super::gate::GateReport;
 pub enum Outcome {
     /// The wave passed.
     Successful,
-    /// The wave failed; the rollout goes back.
+    /// The wave failed; the rollout goes back, or stops where a criterion says so.
     Failed,
     /// The analysis itself could not be done.
     Error,
@@ -55,6 +56,9 @@ pub enum Rule {
     MaxDuration,
     /// [`super::RolloutSpec::gate`]: evidence and threshold as natural logarithms.
     Gate,
+    /// [`super::RolloutSpec::abort_criteria`], one each: the share in percent of the devices that have come to an end, how many these are, and the
+    /// least share that ends the rollout.
+    AbortCriterion,
     /// [`super::RolloutSpec::analyses`], one metric each: the measurements that failed, and how many may.
     Analysis,
 }
@@ -72,6 +76,7 @@ impl Rule {
             Self::MinReports => "min-reports",
             Self::MinRequests => "min-requests",
             Self::MaxDuration => "max-duration",
+            Self::AbortCriterion => "abort-criterion",
             Self::Gate => "gate",
             Self::Analysis => "analysis",
         }
@@ -126,14 +131,25 @@ pub struct ArmSummary {
     /// Devices meant that have what they were meant to have, and have not failed: success is counted over all that are meant, so that silence is none.
     #[serde(default)]
     pub succeeded: u32,
+    /// Of the failures, the devices that refused the bundle before they began.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rejected: u32,
+    /// Devices whose deadline is over, and that have neither committed nor failed; they are no failures.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub timed_out: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl ArmSummary {
     /// Success and errors, each over the devices that it is to be held against.
     #[must_use]
     pub fn outcomes(&self) -> DeviceOutcomes {
-        let Self { devices, reporting, erring, succeeded, .. } = *self;
-        DeviceOutcomes { targeted: devices, succeeded, reported: reporting, erring }
+        let Self { devices, reporting, erring, succeeded, failures, rejected, timed_out, .. } = *self;
+        let failed = failures.saturating_sub(rejected);
+        DeviceOutcomes { targeted: devices, succeeded, reported: reporting, erring, failed, rejected, timed_out }
     }
 }
 
@@ -150,11 +166,20 @@ pub struct DeviceOutcomes {
     pub reported: u32,
     /// Of those that reported, with at least one error or crash since then.
     pub erring: u32,
+    /// Of those targeted, they failed, reverted or crashed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed: u32,
+    /// Of those targeted, they refused the bundle before they began.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rejected: u32,
+    /// Of those targeted, their deadline is over, and they have neither committed nor failed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub timed_out: u32,
 }
 
 impl fmt::Display for DeviceOutcomes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { targeted, succeeded, reported, erring } = *self;
+        let Self { targeted, succeeded, reported, erring, failed, rejected, timed_out } = *self;
         let share = |part: u32, of: u32| match of {
             0 => String::new(),
             of => format!(" ({:.1} %)", 100.0 * f64::from(part) / f64::from(of)),
@@ -164,7 +189,10 @@ impl fmt::Display for DeviceOutcomes {
             "success on {succeeded} of {targeted} devices targeted{}, errors on {erring} of {reported} that reported{}",
             share(succeeded, targeted),
             share(erring, reported)
-        )
+        )?;
+        let kinds =
+            [(failed, FailureKind::Failed), (rejected, FailureKind::Rejected), (timed_out, FailureKind::TimedOut)];
+        kinds.iter().filter(|(count, _)| *count > 0).try_for_each(|(count, kind)| write!(f, ", {count} {kind}"))
     }
 }
 
@@ -204,6 +232,8 @@ mod tests {
         let arm = ArmSummary { devices: 40, reporting: 38, erring: 3, succeeded: 35, ..ArmSummary::default() };
         let said = arm.outcomes().to_string();
         assert_eq!(said, "success on 35 of 40 devices targeted (87.5 %), errors on 3 of 38 that reported (7.9 %)");
+        let ended = ArmSummary { failures: 3, rejected: 1, timed_out: 2, ..arm }.outcomes().to_string();
+        assert!(ended.ends_with("(7.9 %), 2 failed, 1 rejected, 2 timed out"), "{ended}");
         let nobody = DeviceOutcomes { targeted: 2, ..DeviceOutcomes::default() }.to_string();
         assert_eq!(nobody, "success on 0 of 2 devices targeted (0.0 %), errors on 0 of 0 that reported");
         // Verdicts of before are still read.

@@ -92,6 +92,11 @@ pub enum Waiting {
         /// Which.
         devices: Vec<DeviceId>,
     },
+    /// The deadline of devices is over. They hold nothing up, and may commit yet.
+    TimedOut {
+        /// Which.
+        devices: Vec<DeviceId>,
+    },
     /// The wave is being watched.
     Soaking {
         /// Until when, in milliseconds since the Unix epoch.
@@ -192,6 +197,7 @@ impl Waiting {
             | Self::Preparing { .. }
             | Self::Switching { .. }
             | Self::Offline { .. }
+            | Self::TimedOut { .. }
             | Self::TooFewReports { .. }
             | Self::Unscored { .. }
             | Self::GoingBack { .. } => Decider::Devices,
@@ -270,6 +276,9 @@ impl fmt::Display for Waiting {
             }
             Self::Offline { devices } => {
                 write!(f, "{} away, to join on return: {}", devices.len(), names(&mut devices.iter()))
+            }
+            Self::TimedOut { devices } => {
+                write!(f, "{} timed out, not waited for: {}", devices.len(), names(&mut devices.iter()))
             }
             Self::Soaking { until_ms } => write!(f, "soaking until {until_ms} ms"),
             Self::TooFewReports { have, need } => {

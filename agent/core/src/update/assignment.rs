@@ -80,7 +80,7 @@ impl Machine {
         };
         if let Some(reason) = impossible {
             let reason = bounded_text(&reason);
-            update.phase = Phase::Failed { reason: reason.clone() };
+            update.phase = Phase::Failed { reason: reason.clone(), refused: true };
             self.record.update = Some(update);
             self.drop_unfinished();
             self.note_update(DeviceEventKind::Failed, &reason);
@@ -180,7 +180,8 @@ impl Machine {
     fn keep_committed(&mut self, mut update: Update, pointer: Pointer, ran_beside: bool) -> Vec<Effect> {
         let pointer = Pointer { generation: update.generation, ..pointer };
         if !self.run.committed_loaded {
-            update.phase = Phase::Failed { reason: "the bundle is installed and cannot be loaded".to_owned() };
+            let reason = "the bundle is installed and cannot be loaded".to_owned();
+            update.phase = Phase::Failed { reason, refused: false };
             self.record.update = Some(update);
             self.note_update(DeviceEventKind::Failed, "the bundle is installed and cannot be loaded");
             return vec![Effect::StopFetching, Effect::Persist, Effect::Tell, Effect::Report];

@@ -267,7 +267,7 @@ impl Machine {
         let reason = bounded_text(&reason);
         let ran_beside = self.run.beside_since_ms.take().is_some();
         self.run.ready_since_ms = None;
-        self.set_phase(Phase::Failed { reason: reason.clone() });
+        self.set_phase(Phase::Failed { reason: reason.clone(), refused: false });
         self.drop_unfinished();
         self.note_update(DeviceEventKind::Failed, &reason);
         let mut effects = vec![Effect::StopFetching, Effect::Persist];

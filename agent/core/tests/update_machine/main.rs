@@ -295,3 +295,17 @@ fn a_stop_in_order_costs_no_try_and_time_watched_counts() {
     world.time_passes(PROBATION_MS / 5, None);
     assert_eq!(world.record.update_report().state, UpdateState::Committed);
 }
+
+#[test]
+fn a_refusal_is_told_from_a_failure() {
+    for (offered, refused) in
+        [(offer(2, Some(2), false), true), (offer_within(2, Some(2), true, 0), true), (offer(2, Some(3), true), false)]
+    {
+        let mut world = World::new();
+        world.happens(offer(1, Some(0), true), None);
+        assert_eq!(world.runs_to_the_end(), UpdateState::Committed);
+        world.happens(offered, None);
+        assert_eq!(world.runs_to_the_end(), UpdateState::Failed);
+        assert_eq!(world.record.update_report().refused, refused);
+    }
+}

@@ -7,9 +7,11 @@ use muster_shared::ids::BundleRef;
 use muster_shared::rollout::{RolloutSpec, RolloutStatus, RolloutView};
 use muster_shared::selector::Selector;
 
+use super::abort::AbortOptions;
 use super::analysis::AnalysisOptions;
 use super::approval::ApprovalOptions;
 use super::blue_green::BlueGreenOptions;
+use super::deadline::DeadlineOptions;
 use super::gate::GateOptions;
 use super::rate::RateOptions;
 use super::reach::ReachOptions;
@@ -59,8 +61,7 @@ pub(crate) struct Wish {
         "emergency", "holdback", "joining", "stage", "share", "experiment", "guardrails", "controls", "match_on", "alpha", "group_by", "lead",
         "approvals", "approvers", "approve_within", "start_at", "conflict", "priority", "windows", "timezone",
         "analyses", "analysis_arg", "maximum_per_minute", "base_rate_per_minute", "increment_factor", "increase_after_succeeded",
-        "increase_after_notified",
-        "analyses", "analysis_arg", "shadow_first", "shadow_share", "shadow_soak",
+        "increase_after_notified", "in_progress", "offline", "abort_criteria", "shadow_first", "shadow_share", "shadow_soak",
     ])]
     file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "How fast devices come in")]
@@ -73,6 +74,10 @@ pub(crate) struct Wish {
     blue_green: BlueGreenOptions,
     #[command(flatten, next_help_heading = "Limits that stop a wave at once")]
     limits: LimitOptions,
+    #[command(flatten, next_help_heading = "Devices that do not answer")]
+    deadlines: DeadlineOptions,
+    #[command(flatten, next_help_heading = "Failures that end it")]
+    abort: AbortOptions,
     #[command(flatten, next_help_heading = "Comparison with devices like them")]
     gate: GateOptions,
     #[command(flatten, next_help_heading = "Analyses")]
@@ -111,6 +116,8 @@ pub(super) fn spec(args: &Wish) -> Result<RolloutSpec, Failure> {
                 emergency: args.emergency,
                 blue_green: args.blue_green.asked(),
                 rate: args.rate.asked(),
+                deadlines: args.deadlines.asked(),
+                abort_criteria: args.abort.criteria(),
                 ..spec
             }
         }

@@ -179,6 +179,7 @@ mod tests {
             decider: Decider::Devices,
             wave: Some(0),
             progress: None,
+            failure: None,
             told: Some(Told { manifest: None, generation: 4, at_ms: 0, done_at_ms: Some(1_000), attempts: 2 }),
             measured: Some(failed().canary),
         });

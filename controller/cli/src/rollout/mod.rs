@@ -1,10 +1,12 @@
 //! `muster rollout`: bringing bundles out, watching, stopping, going back.
 
+mod abort;
 mod analysis;
 mod approval;
 mod blue_green;
 mod compare;
 mod create;
+mod deadline;
 mod evidence;
 mod explain;
 mod gate;

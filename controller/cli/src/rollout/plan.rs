@@ -7,7 +7,7 @@ use muster_shared::rollout::{Analysis, IntakePreview, MetricTemplate, RolloutPre
 use serde::Serialize;
 
 use super::create::{self, Wish};
-use super::words;
+use super::{abort, deadline, words};
 use crate::command::{Context, block_on};
 use crate::duration::Millis;
 use crate::failure::Failure;
@@ -123,6 +123,10 @@ fn text(planned: &Planned) -> String {
     if !preview.analyses.is_empty() {
         let analyses: Vec<String> = preview.analyses.iter().map(analysis).collect();
         parts.push(format!("waves must stand:\n{}", analyses.join("\n")));
+    }
+    parts.extend(preview.spec.deadlines.as_ref().map(|deadlines| format!("deadlines: {}", deadline::text(deadlines))));
+    if !preview.spec.abort_criteria.is_empty() {
+        parts.push(format!("ends by itself:\n{}", abort::text(&preview.spec.abort_criteria)));
     }
     if !preview.ends.is_empty() {
         parts.push(format!("ends, as an emergency: {}", first_few(&preview.ends, SHOWN)));

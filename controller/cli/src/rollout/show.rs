@@ -4,7 +4,7 @@ use muster_shared::ids::RolloutId;
 use muster_shared::rollout::{Check, RolloutStatus, RolloutView, Verdict};
 
 use super::evidence::guardrails_table;
-use super::{approval, stop, words};
+use super::{abort, approval, deadline, stop, words};
 use crate::analysis::report_table;
 use crate::command::{Context, block_on};
 use crate::duration::Millis;
@@ -118,6 +118,10 @@ pub(super) fn text(view: &RolloutView, now_ms: u64) -> String {
     }
     if let Some(rate) = &view.spec.rate {
         pairs.push(("rate", rate.to_string()));
+    }
+    pairs.extend(view.spec.deadlines.as_ref().map(|deadlines| ("deadlines", deadline::text(deadlines))));
+    if !view.spec.abort_criteria.is_empty() {
+        pairs.push(("ends by itself", abort::text(&view.spec.abort_criteria)));
     }
     if view.outcomes.targeted > 0 {
         pairs.push(("so far", view.outcomes.to_string()));

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use muster_shared::ids::BundleRef;
 use muster_shared::rollout::{
-    AnalysisUse, Limits, MAX_PRIORITY, MaintenanceWindow, Rate, RolloutSpec, WaveSize, WaveSpec,
+    AbortCriterion, AnalysisUse, Limits, MAX_PRIORITY, MaintenanceWindow, Rate, RolloutSpec, WaveSize, WaveSpec,
 };
 use muster_shared::selector::Selector;
 use muster_shared::trust::{DeliveryPolicy, MeteredUse, WatchPolicy};
@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use super::approval::ApprovalOptions;
 use super::blue_green::BlueGreenOptions;
+use super::deadline::DeadlineOptions;
 use super::gate::GateOptions;
 use super::reach::{JoiningWord, ReachOptions};
 use super::shadow_first::ShadowFirstTable;
@@ -257,6 +258,11 @@ pub(super) struct SpecFile {
     delivery: DeliveryOptions,
     /// Which devices switch together; left out, each switches when it can.
     blue_green: Option<BlueGreenOptions>,
+    /// How long each device may take before it is timed_out; left out, as long as the wave may last.
+    deadlines: Option<DeadlineOptions>,
+    /// When so many devices fail that it ends by itself; up to 8.
+    #[serde(default)]
+    abort_criteria: Vec<AbortCriterion>,
     /// In which part devices run the bundle [default: serve].
     stage: Option<StageWord>,
     /// The share of requests it runs on (shadow) or answers (split) [default: 100% of a shadow].
@@ -343,6 +349,8 @@ fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
         emergency: file.emergency,
         blue_green: file.blue_green.as_ref().map(BlueGreenOptions::blue_green),
         rate: file.rate,
+        deadlines: file.deadlines.map(DeadlineOptions::deadlines),
+        abort_criteria: file.abort_criteria,
         ..turn.apply(reach.of(RolloutSpec::of(file.bundle, file.selector, waves)))
     })
 }
@@ -417,6 +425,23 @@ mod tests {
         assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
         let unknown = read("r.yaml", &text.replace("number_of_notified_things", "told")).unwrap_err().to_string();
         assert!(unknown.contains("number_of_notified_things") && unknown.contains("line 8"), "{unknown}");
+    }
+
+    #[test]
+    fn a_file_says_how_long_devices_may_take() {
+        let text = "bundle: a@1.0.0\nselector: '*'\ndeadlines: {in-progress: 30m, offline: 24h}\n";
+        let spec = read("r.yaml", text).unwrap();
+        let deadlines = spec.deadlines.unwrap();
+        assert_eq!((deadlines.in_progress_ms, deadlines.offline_ms), (Some(1_800_000), Some(86_400_000)));
+        assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+        let short = read("r.yaml", &text.replace("30m", "30s")).unwrap().validate().unwrap_err().to_string();
+        assert!(short.contains("in_progress_ms must be longer than watch.probation_ms"), "{short}");
+        let ends = format!(
+            "{text}abort-criteria:\n  - {{failure_type: timed_out, threshold_percentage: 20, min_number_of_executed_things: 10}}\n"
+        );
+        let spec = read("r.yaml", &ends).unwrap();
+        let flag = "timed_out:20%:10".parse::<super::super::abort::CriterionFlag>().unwrap();
+        assert_eq!((spec.abort_criteria.as_slice(), spec.validate()), (&[flag.0][..], Ok(())));
     }
 
     #[test]

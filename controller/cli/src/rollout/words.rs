@@ -52,6 +52,7 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         | Waiting::HeldBack { .. }
         | Waiting::Preparing { .. }
         | Waiting::Offline { .. }
+        | Waiting::TimedOut { .. }
         | Waiting::TooFewReports { .. }
         | Waiting::TooFewRequests { .. }
         | Waiting::TooFewPredictions { .. }
@@ -104,6 +105,7 @@ pub(super) fn has_arrived(progress: DeviceProgress, status: RolloutStatus) -> bo
         | DeviceProgress::Updating
         | DeviceProgress::Ready
         | DeviceProgress::Trial
+        | DeviceProgress::TimedOut
         | DeviceProgress::Failed
         | DeviceProgress::GoingBack
         | DeviceProgress::Revoked => false,
@@ -219,7 +221,7 @@ pub(super) mod tests {
                 },
                 WaveView { devices: BTreeMap::new(), started_at_ms: None, verdict: None, analyses: vec![] },
             ],
-            outcomes: DeviceOutcomes { targeted: 2, succeeded: 1, reported: 1, erring: 0 },
+            outcomes: DeviceOutcomes { targeted: 2, succeeded: 1, reported: 1, ..DeviceOutcomes::default() },
             waiting: vec![Waiting::Soaking { until_ms: 90_000 }, Waiting::TooFewRequests { have: 12, need: 100 }],
             verdicts: vec![],
         }

@@ -34,6 +34,7 @@ impl Rollout {
                     decider,
                     wave: Some(target.wave),
                     progress: Some(progress(target, facts)),
+                    failure: target.failed_as(),
                     told: (target.errand != Errand::Keep).then(|| told(target)),
                     measured: facts.map(|facts| Arm::of_device(target, facts)),
                 }
@@ -41,7 +42,16 @@ impl Rollout {
             None => {
                 let (doing, decider, wave) = self.of_outsider(id, facts, fleet, decider, now_ms);
                 let progress = wave.map(|_| DeviceProgress::Pending);
-                DeviceExplanation { device: id.clone(), doing, decider, wave, progress, told: None, measured: None }
+                DeviceExplanation {
+                    device: id.clone(),
+                    doing,
+                    decider,
+                    wave,
+                    progress,
+                    failure: None,
+                    told: None,
+                    measured: None,
+                }
             }
         }
     }
@@ -62,6 +72,13 @@ impl Rollout {
         let goal = self.goal(target);
         if let (Errand::Forward, Some(why)) = (target.errand, &target.failure) {
             return (format!("it counts as failed on {goal}, and is not tried again: {why}"), Decider::Nobody);
+        }
+        if target.is_timed_out() {
+            let why = target.lateness(self.spec.deadlines.as_ref());
+            return (
+                format!("it timed out on {goal}, and is not waited for: {why}; it may commit yet, and counts then"),
+                Decider::Devices,
+            );
         }
         match standing(target, facts) {
             Standing::Unheard if !facts.online => {

@@ -127,6 +127,7 @@ fn word(progress: DeviceProgress) -> &'static str {
         DeviceProgress::Trial => "on trial",
         DeviceProgress::Beside => "running it beside another",
         DeviceProgress::Committed => "committed",
+        DeviceProgress::TimedOut => "timed out",
         DeviceProgress::Failed => "failed",
         DeviceProgress::GoingBack => "going back",
         DeviceProgress::Back => "back",

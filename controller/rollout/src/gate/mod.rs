@@ -102,7 +102,8 @@ pub(crate) fn answer(
     let gate = gate.part_for(next.wave_stage());
     let (gate, blocks, predicted) =
         score::score(next, &gate, &dealt.blocks, state.soak_from_ms.unwrap_or(now_ms), fleet);
-    let unscored = score::unscored(&blocks);
+    let mut unscored = score::unscored(&blocks);
+    unscored.retain(|id| next.targets.get(id).is_none_or(|target| !target.is_timed_out()));
     if may_wait && !unscored.is_empty() {
         return Err(Waiting::Unscored { devices: unscored });
     }

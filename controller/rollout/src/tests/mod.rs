@@ -1,5 +1,6 @@
 //! The rules of a rollout, each seen from outside: a small fleet, ticks, and what the planner makes of them.
 
+mod aborts;
 mod analyses;
 mod approvals;
 mod aside;
@@ -8,6 +9,7 @@ mod beside;
 mod blue_green;
 mod checker;
 mod cohorts;
+mod deadlines;
 mod emergencies;
 mod explain;
 mod failures;

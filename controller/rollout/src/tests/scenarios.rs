@@ -10,7 +10,8 @@ use std::fmt::Write as _;
 use muster_shared::ids::DeviceId;
 use muster_shared::messages::UpdateState;
 use muster_shared::rollout::{
-    ExponentialRate, GateSpec, Guardrail, Metric, Rate, RateIncreaseCriteria, RolloutSpec, Waiting, WaveSpec,
+    AbortAction, AbortCriterion, Deadlines, ExponentialRate, GateSpec, Guardrail, Metric, Rate, RateIncreaseCriteria,
+    RolloutSpec, Waiting, WaveSpec,
 };
 use muster_shared::trust::Stage as Part;
 
@@ -82,15 +83,15 @@ fn asked(text: &str) -> RolloutSpec {
     let option = |name: &str| {
         text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
     };
-    let time_ms = |name: &str| {
-        let text = option(name).unwrap();
-        match (text.strip_suffix('m'), text.strip_suffix('h')) {
+    let asked_ms = |name: &str| {
+        let text = option(name)?;
+        Some(match (text.strip_suffix('m'), text.strip_suffix('h')) {
             (Some(n), _) => n.parse::<u64>().unwrap() * MINUTE_MS,
             (_, Some(n)) => n.parse::<u64>().unwrap() * 60 * MINUTE_MS,
             (None, None) => unreachable!("{text}: minutes or hours"),
-        }
+        })
     };
-    let (soak_ms, longest_ms) = (time_ms("soak"), time_ms("longest"));
+    let (soak_ms, longest_ms) = (asked_ms("soak").unwrap(), asked_ms("longest").unwrap());
     let first = option("shadow-first").map_or_else(String::new, |size| format!("{size},"));
     let sizes = first + &option("waves").unwrap();
     let mut waves: Vec<WaveSpec> =
@@ -104,6 +105,9 @@ fn asked(text: &str) -> RolloutSpec {
     if let Some(failures) = option("failures") {
         wish.limits.max_failures = failures.parse().unwrap();
     }
+    let deadlines = Deadlines { in_progress_ms: asked_ms("in-progress"), offline_ms: asked_ms("offline") };
+    wish.deadlines = Some(deadlines).filter(|deadlines| *deadlines != Deadlines::default());
+    wish.abort_criteria.extend(option("abort").map(|text| criterion(&text)));
     wish.gate = option("error-rate").map(|margin| {
         let margin = Some(margin.strip_suffix('%').unwrap().parse::<f64>().unwrap() / 100.0);
         // Absolute limits must not see it first.
@@ -120,6 +124,18 @@ fn asked(text: &str) -> RolloutSpec {
         Rate { maximum_per_minute: 1_000, exponential_rate: Some(growing) }
     });
     wish
+}
+
+/// `timed_out:20%:5`.
+fn criterion(text: &str) -> AbortCriterion {
+    let parts: Vec<&str> = text.split(':').collect();
+    let [failure_type, share, least] = parts[..] else { unreachable!("{text}: type, share and least number") };
+    AbortCriterion {
+        failure_type: serde_json::from_value(failure_type.into()).unwrap(),
+        action: AbortAction::RollBack,
+        threshold_percentage: share.strip_suffix('%').unwrap().parse().unwrap(),
+        min_number_of_executed_things: least.parse().unwrap(),
+    }
 }
 
 struct Stage {

@@ -396,7 +396,7 @@ fn success_is_counted_over_devices_targeted_and_errors_over_those_that_reported(
     let outcomes = world.rollout.view(&world.fleet, &decision.waiting).outcomes;
     assert_eq!(
         outcomes.to_string(),
-        "success on 3 of 5 devices targeted (60.0 %), errors on 1 of 2 that reported (50.0 %)"
+        "success on 3 of 5 devices targeted (60.0 %), errors on 1 of 2 that reported (50.0 %), 1 failed"
     );
     // A verdict says the same of the same devices.
     let decision = world.tick(MAX_MS);

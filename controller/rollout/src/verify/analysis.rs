@@ -89,7 +89,9 @@ impl Case<'_> {
             // Devices on their way back have other targets by then, and those that were about to join a wave that ends were counted.
             let right = !goes_on
                 || (said("errors"), said("requests")) == (Some(tally.errors as f64), Some(tally.requests as f64));
-            self.expect(right, || wrong("its numbers are not those that were reported"));
+            let (errors, requests) = (said("errors"), said("requests"));
+            let counted = format!("{errors:?} of {requests:?} counted, {} of {}", tally.errors, tally.requests);
+            self.expect(right, || wrong(&format!("its numbers are not those that were reported: {counted}")));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Rules about states, waves, times and verdicts.
 
-use muster_shared::rollout::{Joining, Outcome, RolloutStatus, Waiting};
+use muster_shared::rollout::{AbortAction, AbortCriterion, Joining, Outcome, RolloutStatus, Waiting};
 use muster_shared::trust::Activation;
 
 use super::{Case, Violation};
@@ -70,6 +70,10 @@ impl Case<'_> {
                         | RolloutStatus::RolledBack
                         | RolloutStatus::Completed
                 );
+                // Whether one is met is a rule of its own.
+                let cancels = |criterion: &AbortCriterion| criterion.action == AbortAction::Cancel;
+                let may_stop = self.before.spec.abort_criteria.iter().any(cancels);
+                let onward = onward || (may_stop && to == RolloutStatus::Stopped);
                 self.expect(onward, || Violation::Transition { from, to });
             }
             RolloutStatus::RollingBack => {
@@ -152,7 +156,10 @@ impl Case<'_> {
             None => return self.found.push(Violation::Verdict("one that was given has been changed")),
         };
         let needed = match (before.status, next.status) {
-            (RolloutStatus::Running, RolloutStatus::RollingBack | RolloutStatus::RolledBack) => Some(Outcome::Failed),
+            (
+                RolloutStatus::Running,
+                RolloutStatus::RollingBack | RolloutStatus::RolledBack | RolloutStatus::Stopped,
+            ) => Some(Outcome::Failed),
             (RolloutStatus::Running, RolloutStatus::Paused) => Some(Outcome::Inconclusive),
             (RolloutStatus::Running, RolloutStatus::Completed) => Some(Outcome::Successful),
             _ if before.current_wave != next.current_wave => Some(Outcome::Successful),

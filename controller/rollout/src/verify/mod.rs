@@ -6,6 +6,7 @@
 //! leave the states that absorb; generations only grow; cohorts only grow; nobody is told who must not be, and nobody
 //! is forgotten who must be.
 
+mod abort;
 mod actions;
 mod analysis;
 mod approval;
@@ -14,6 +15,7 @@ mod blue_green;
 mod conflict;
 mod drift;
 mod emergency;
+mod endings;
 mod gate;
 mod history;
 mod notes;
@@ -54,6 +56,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.beginning();
     case.conflict();
     case.targets();
+    case.endings();
     case.switches();
     case.recall();
     case.timing();
@@ -62,6 +65,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.promotion();
     case.gate();
     case.analyses();
+    case.abort_criteria();
     case.emergency();
     case.notes();
     case.retreat();

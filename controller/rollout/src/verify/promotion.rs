@@ -138,6 +138,8 @@ impl Case<'_> {
     fn unfinished(&self, wave: u32) -> Vec<DeviceId> {
         self.members(wave)
             .filter(|(_, target, facts)| facts.online && target.failure.is_none() && !says_arrived(target, facts))
+            // Who is late is not waited for; that it is late is a rule of its own.
+            .filter(|(_, target, _)| target.done_at_ms.is_some() || target.deadline.timed_out_at_ms.is_none())
             .map(|(id, _, _)| id.clone())
             .collect()
     }

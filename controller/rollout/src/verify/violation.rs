@@ -89,6 +89,14 @@ pub enum Violation {
         /// What is wrong.
         why: String,
     },
+    /// Abort criteria are not what they must be.
+    #[error("abort criteria in wave {wave}: {why}")]
+    Abort {
+        /// Which wave, counted from 0.
+        wave: u32,
+        /// What is wrong.
+        why: String,
+    },
     /// An analysis is not what it must be.
     #[error("analysis of wave {wave}: {why}")]
     Analysis {
@@ -121,6 +129,14 @@ pub enum Violation {
     /// The target of a device was changed as it may not be.
     #[error("the target of {device} is wrong: {why}")]
     Target {
+        /// Which.
+        device: DeviceId,
+        /// How.
+        why: &'static str,
+    },
+    /// The deadline of a device was not kept as it was asked for.
+    #[error("the deadline of {device} is wrong: {why}")]
+    Deadline {
         /// Which.
         device: DeviceId,
         /// How.

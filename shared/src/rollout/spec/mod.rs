@@ -1,9 +1,11 @@
 //! What an operator asks for, and what makes it valid.
 
+mod abort;
 mod analysis;
 mod approval;
 mod blue_green;
 mod conflict;
+mod deadlines;
 mod emergency;
 mod limits;
 mod rate;
@@ -14,10 +16,12 @@ mod windows;
 
 use serde::{Deserialize, Serialize};
 
+pub use abort::{AbortAction, AbortCriterion, FailureType};
 pub use analysis::{AnalysisUse, AnalysisUseError};
 pub use approval::{ApprovalError, ApprovalSpec};
 pub use blue_green::BlueGreen;
 pub use conflict::{Conflict, DEFAULT_PRIORITY, MAX_PRIORITY};
+pub use deadlines::Deadlines;
 pub use emergency::EmergencyError;
 pub use limits::Limits;
 pub use rate::{ExponentialRate, MAX_PER_MINUTE, Rate, RateIncreaseCriteria};
@@ -70,6 +74,12 @@ pub struct RolloutSpec {
     /// Whether groups of devices switch together, and how; none to let each switch when it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blue_green: Option<BlueGreen>,
+    /// How long each device may take; none to wait for those that can be reached as long as the wave may last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadlines: Option<Deadlines>,
+    /// When so many devices fail that it ends by itself; at most [`crate::limits::MAX_ABORT_CRITERIA`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abort_criteria: Vec<AbortCriterion>,
     /// What becomes of it where it means devices of another rollout that has not ended.
     #[serde(default, skip_serializing_if = "Conflict::is_skip")]
     pub conflict: Conflict,
@@ -143,6 +153,12 @@ pub enum SpecError {
     /// Waves that cannot run the bundle as shadow.
     #[error(transparent)]
     ShadowFirst(#[from] ShadowFirstError),
+    /// Deadlines that cannot be kept.
+    #[error("deadlines: {0}")]
+    Deadlines(&'static str),
+    /// Criteria that never decide.
+    #[error("abort_criteria: {0}")]
+    AbortCriteria(&'static str),
     /// Windows that cannot be.
     #[error("windows: {0}")]
     Windows(#[from] WindowError),
@@ -173,6 +189,8 @@ impl RolloutSpec {
             emergency: false,
             approval: None,
             blue_green: None,
+            deadlines: None,
+            abort_criteria: Vec::new(),
             conflict: Conflict::Skip,
             priority: DEFAULT_PRIORITY,
             start_at_ms: None,
@@ -211,6 +229,8 @@ impl RolloutSpec {
         self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stages()))?;
         analysis::validate(&self.analyses, self.waves.len())?;
         self.approval.as_ref().map_or(Ok(()), ApprovalSpec::validate)?;
+        deadlines::validate(self).map_err(SpecError::Deadlines)?;
+        abort::validate(self).map_err(SpecError::AbortCriteria)?;
         blue_green::validate(self).map_err(SpecError::BlueGreen)?;
         rate::validate(self).map_err(SpecError::Rate)?;
         windows::validate(&self.windows, self.timezone.as_deref())?;
