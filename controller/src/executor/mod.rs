@@ -71,7 +71,7 @@ pub(crate) enum ExecutorError {
         /// The bundle.
         bundle: BundleRef,
         /// Why.
-        source: TrustError,
+        source: Box<TrustError>,
     },
     /// The root documents do not hold.
     #[error(transparent)]

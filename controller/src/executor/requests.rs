@@ -59,7 +59,7 @@ async fn bundle_facts(app: &App, reference: &BundleRef) -> Result<BundleFacts, E
     // Keys may have changed, or its date passed, since it was pushed: every device would pass the assignment over.
     if let Some(root) = trust::current(&app.records).await? {
         root.verify_manifest(&listed.envelope, clock::now_ms())
-            .map_err(|source| ExecutorError::Untrusted { bundle: reference.clone(), source })?;
+            .map_err(|error| ExecutorError::Untrusted { bundle: reference.clone(), source: Box::new(error) })?;
     }
     Ok(BundleFacts {
         manifest: listed.digest,
