@@ -6,11 +6,14 @@
 //! Devices that a freeze, their windows or the rate keep out hold the wave until it is complete (see [`crate::timing`], [`crate::rate`]).
 //! A wave passes only on devices of its own, if it has any: at least one must have committed and not failed since.
 
+mod census;
+
 use std::collections::BTreeMap;
 
 use muster_shared::ids::DeviceId;
-use muster_shared::messages::HeldBack;
-use muster_shared::rollout::{Deadlines, FailureKind, Limits, RolloutStatus, Waiting, WaveSpec};
+use muster_shared::rollout::{Deadlines, FailureKind, RolloutStatus, Waiting, WaveSpec};
+
+use census::{Census, waiting};
 
 use crate::abort;
 use crate::analysis;
@@ -25,7 +28,7 @@ use crate::limits::{Judgement, judge};
 use crate::rate;
 use crate::rollout::{Errand, GAVE_UP_ASTRAY, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::shadow_first;
-use crate::standing::{Standing, fresh_generation, has_refused, held_back, past, standing};
+use crate::standing::{Standing, fresh_generation, has_refused, past, standing};
 use crate::timing::{self, Timing};
 
 /// Enters the wave `next.current_wave`.
@@ -301,125 +304,4 @@ fn soak(next: &mut Rollout, census: &Census, spec: &WaveSpec, is_complete: bool,
         state.soak_from_ms = Some(now_ms);
     }
     state.soak_from_ms.map(|from_ms| from_ms.saturating_add(spec.soak_ms))
-}
-
-/// The devices of a wave and those before it, counted.
-struct Census {
-    /// Whether the wave has any device at all.
-    is_populated: bool,
-    /// Whether a device of the wave has committed and not failed; one that came in with it, if there are such.
-    has_committed: bool,
-    /// Devices that can be reached and have not failed.
-    reachable: u32,
-    /// Of those, the ones that have committed.
-    done: u32,
-    /// Devices that failed or timed out.
-    failed: u32,
-    /// Devices that are away before they have committed.
-    away: Vec<DeviceId>,
-    /// Devices that can be reached and do not fetch, and why.
-    held_back: BTreeMap<DeviceId, HeldBack>,
-}
-
-impl Census {
-    fn of(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> Self {
-        let (mut reachable, mut done, mut failed, mut away) = (0, 0, 0, Vec::new());
-        let mut held = BTreeMap::new();
-        // Devices that came in with this wave: all, and committed.
-        let mut own = (0, 0);
-        for (id, target, facts) in rollout.governed_targets(fleet).filter(|(_, target, _)| rollout.is_watched(target)) {
-            let has_failed = target.failure.is_some();
-            let committed = !has_failed && standing(target, facts) == Standing::Done;
-            if has_failed || target.is_timed_out() {
-                failed += 1;
-            } else if facts.online {
-                reachable += 1;
-                done += u32::from(committed);
-                held.extend(held_back(target, facts).map(|why| (id.clone(), why)));
-            } else if !committed {
-                away.push(id.clone());
-            }
-            if target.wave == rollout.current_wave {
-                own.0 += 1;
-                own.1 += u32::from(committed);
-            }
-        }
-        let (all, committed) = if own.0 > 0 { own } else { Self::of_earlier(rollout, fleet, survey, spec) };
-        let (is_populated, has_committed) = (all > 0, committed > 0);
-        Self { is_populated, has_committed, reachable, done, failed, away, held_back: held }
-    }
-
-    /// Devices of waves before that count towards the size of this one: all, and committed.
-    fn of_earlier(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> (u32, u32) {
-        let earlier = rollout.governed_targets(fleet).filter(|(id, target, _)| {
-            target.wave != rollout.current_wave
-                && rollout.is_watched(target)
-                && survey.is_candidate(id, rollout.current_wave, spec)
-        });
-        earlier.fold((0, 0), |(all, done), (_, target, facts)| {
-            let committed = target.failure.is_none() && standing(target, facts) == Standing::Done;
-            (all + 1, done + u32::from(committed))
-        })
-    }
-}
-
-/// What keeps the wave from passing, and what is worth knowing besides.
-fn waiting(
-    census: Census,
-    survey: &Survey<'_>,
-    limits: Option<&Limits>,
-    judgement: &Judgement,
-    soak_until_ms: Option<u64>,
-    kept_out: Vec<Waiting>,
-    now_ms: u64,
-) -> (Vec<Waiting>, Vec<Waiting>) {
-    let (mut blocking, mut aside) = (Vec::new(), Vec::new());
-    let Census { is_populated, has_committed, reachable, done, failed, away, held_back } = census;
-    if !is_populated && kept_out.is_empty() {
-        blocking.push(Waiting::NoDevices);
-    }
-    blocking.extend(kept_out);
-    if done < reachable {
-        blocking.push(Waiting::Updating { done, of: reachable });
-    } else if is_populated && !has_committed && away.is_empty() {
-        blocking.push(Waiting::Updating { done, of: reachable.saturating_add(failed) });
-    }
-    if !away.is_empty() {
-        // Who is away holds nobody up, unless there is nobody else.
-        let list = if has_committed { &mut aside } else { &mut blocking };
-        list.push(Waiting::Offline { devices: away });
-    }
-    if let Some(until_ms) = soak_until_ms.filter(|until_ms| *until_ms > now_ms) {
-        blocking.push(Waiting::Soaking { until_ms });
-    }
-    let canary = &judgement.canary;
-    if let Some(limits) = limits.filter(|limits| canary.reports < limits.min_reports) {
-        blocking.push(Waiting::TooFewReports { have: canary.reports, need: limits.min_reports });
-    }
-    if let Some(limits) = limits.filter(|limits| canary.requests < limits.min_requests) {
-        blocking.push(Waiting::TooFewRequests { have: canary.requests, need: limits.min_requests });
-    }
-    if let Some(need) = judgement.predictions_needed {
-        blocking.push(Waiting::TooFewPredictions { have: canary.predictions, need });
-    }
-    if let Some((have, need)) = judgement.compared_needed {
-        blocking.push(Waiting::TooFewCompared { have, need });
-    }
-    if !held_back.is_empty() {
-        // They are among those that are still updating; this says why.
-        aside.push(Waiting::HeldBack { devices: held_back });
-    }
-    aside.extend(outsiders(survey));
-    (blocking, aside)
-}
-
-/// Devices that are meant and left out.
-fn outsiders(survey: &Survey<'_>) -> impl Iterator<Item = Waiting> {
-    let group: Vec<DeviceId> = survey.group().cloned().collect();
-    let held = (!survey.held.is_empty()).then(|| Waiting::HeldByOtherRollout { devices: survey.held.clone() });
-    let unsuitable =
-        (!survey.unsuitable.is_empty()).then(|| Waiting::Unsuitable { devices: survey.unsuitable.clone() });
-    let group = (!group.is_empty()).then_some(Waiting::HoldbackGroup { devices: group });
-    let later = (!survey.later.is_empty()).then(|| Waiting::CameLater { devices: survey.later.clone() });
-    [held, unsuitable, group, later].into_iter().flatten()
 }
