@@ -150,8 +150,18 @@ pub(crate) fn read_secret(path: &Path, max_bytes: usize) -> Result<Secret, Failu
 pub(crate) fn parse_secret_toml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        format!("line {}: {}", before.matches('\n').count() + 1, error.message())
+        format!("line {}: {}", before.matches('\n').count() + 1, without_what_was_found(error.message()))
     })
+}
+
+/// ``invalid type: integer `7`, expected a string`` without the `7`: it may be a part of the secret. The name of a field stays, unless it has digits.
+fn without_what_was_found(message: &str) -> String {
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
+    if found.starts_with("unknown field") && !found.contains(|c: char| c.is_ascii_digit()) {
+        return message.to_owned();
+    }
+    let kind = found.split(['`', '"']).next().unwrap_or_default().trim_end();
+    format!("{kind}, expected {expected}")
 }
 
 fn create_new(path: &Path, privacy: Privacy) -> io::Result<File> {

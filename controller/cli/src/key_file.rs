@@ -311,6 +311,21 @@ mod tests {
     }
 
     #[test]
+    fn digits_of_a_seed_that_lost_its_quotes_are_not_shown() {
+        let (_, text) = key();
+        let head = text.split("seed = ").next().unwrap();
+        for seed in ["107070707", "[107070707]", "1070.70707", "2026-07-07", "107070707\n107070707 = 1"] {
+            let why = form::parse(&format!("{head}seed = {seed}\n")).unwrap_err();
+            assert!(why.starts_with("line ") && !why.contains("70707") && !why.contains("07-07"), "{why}");
+        }
+        let unknown = form::parse(&format!("{text}107070707 = 1\n")).unwrap_err();
+        assert_eq!(
+            unknown,
+            "line 5: unknown field, expected one of `algorithm`, `public-key`, `seed`, `command`, `time-limit-s`"
+        );
+    }
+
+    #[test]
     fn an_encrypted_key_survives_its_file_and_tells_its_public_half() {
         let folder = tempfile::tempdir().unwrap();
         let (path, passphrase) = (folder.path().join("release.key"), folder.path().join("passphrase"));
