@@ -65,11 +65,11 @@ pub enum GateError {
         reason: &'static str,
     },
     /// Nothing that a wave would have to prove.
-    #[error("guardrails: give at least one of them a margin, or every wave would pass without proof")]
+    #[error("guardrails: give at least one of them a margin above 0, or waves would pass without proof")]
     NoMargin,
     /// The same of the waves in one part.
     #[error(
-        "guardrails: waves that serve and waves that run as shadow each need one with a margin, or would pass without proof: error-rate, \
+        "guardrails: waves that serve and waves that run as shadow each need one with a margin above 0, or would pass without proof: error-rate, \
          latency-share, label-error and confidence are of both"
     )]
     NoMarginInPart,
@@ -95,8 +95,7 @@ impl GateSpec {
                 return Err(GateError::Guardrail { metric: guardrail.metric, reason });
             }
         }
-        let proves =
-            |stage: &&Stage| self.part_for(stage).guardrails.iter().any(|guardrail| guardrail.margin.is_some());
+        let proves = |stage: &&Stage| self.part_for(stage).guardrails.iter().any(Guardrail::holds_every_wave);
         if stages.iter().all(proves) { Ok(()) } else { Err(GateError::NoMarginInPart) }
     }
 
@@ -127,7 +126,7 @@ impl GateSpec {
             let metric = guardrail.metric;
             guardrail.validate().map_err(|reason| GateError::Guardrail { metric, reason })?;
         }
-        expect(self.guardrails.iter().any(|guardrail| guardrail.margin.is_some()), GateError::NoMargin)
+        expect(self.guardrails.iter().any(Guardrail::holds_every_wave), GateError::NoMargin)
     }
 }
 
@@ -322,10 +321,15 @@ mod tests {
         assert_eq!(with(&|g| g.match_on.push("site".into())), GateError::MatchOn);
         assert_eq!(with(&|g| g.guardrails.clear()), GateError::Guardrails);
         assert_eq!(with(&|g| g.guardrails[0].margin = None), GateError::NoMargin);
+        assert_eq!(with(&|g| g.guardrails[0].margin = Some(-0.01)), GateError::NoMargin);
         assert_eq!(with(&|g| g.guardrails[1].metric = Metric::ErrorRate), GateError::Twice("error-rate".into()));
-        for (at, change) in
-            [(0, (Some(1.5), None)), (0, (Some(0.1), Some(5))), (1, (None, Some(0))), (2, (Some(0.1), None))]
-        {
+        for (at, change) in [
+            (0, (Some(1.5), None)),
+            (0, (Some(-1.0), None)),
+            (0, (Some(0.1), Some(5))),
+            (1, (None, Some(0))),
+            (2, (Some(0.1), None)),
+        ] {
             let error = with(&|g| (g.guardrails[at].margin, g.guardrails[at].above_us) = change);
             assert!(matches!(error, GateError::Guardrail { .. }), "{at} {change:?}: {error}");
         }

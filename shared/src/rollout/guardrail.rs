@@ -115,8 +115,9 @@ impl ScoreRange {
 pub struct Guardrail {
     /// What devices are scored by.
     pub metric: Metric,
-    /// By how much canaries may be worse than their controls, as a share from 0 to 1: a wave passes only when more is ruled out. Without
-    /// it the guardrail can roll back, and holds no wave up. Of a number ([`Self::scale`]) only a loss beyond it rolls back.
+    /// By how much canaries may be worse than their controls, as a share from 0 to 1: a wave passes only when more is ruled out. With 0 or less
+    /// they must be shown to be better, by that share at least, in the wave that is the experiment. Without a margin the guardrail can roll
+    /// back, and holds no wave up. Of a number ([`Self::scale`]) only a loss beyond it rolls back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
     /// With `latency-share`, which latency is slow, in microseconds. Without it, the 95th percentile of the controls' from the start of
@@ -149,7 +150,19 @@ impl Guardrail {
     /// difference of no account would be plain to see: with a margin, only a loss beyond it rolls back.
     #[must_use]
     pub fn tolerance(&self) -> f64 {
-        self.scale().and(self.margin).unwrap_or(0.0)
+        self.scale().and(self.margin).unwrap_or(0.0).max(0.0)
+    }
+
+    /// Whether the bundle must be shown to be better.
+    #[must_use]
+    pub fn asks_for_gain(&self) -> bool {
+        self.margin.is_some_and(|margin| margin <= 0.0)
+    }
+
+    /// Whether it holds up every wave in which it can be measured.
+    #[must_use]
+    pub fn holds_every_wave(&self) -> bool {
+        self.margin.is_some_and(|margin| margin > 0.0)
     }
 
     /// Whether `other` looks at the same thing.
@@ -187,7 +200,8 @@ impl Guardrail {
     pub(super) fn validate(&self) -> Result<(), &'static str> {
         let Self { metric, margin, above_us, name, range } = self;
         let expect = |holds: bool, expected| if holds { Ok(()) } else { Err(expected) };
-        expect(margin.is_none_or(|margin| margin > 0.0 && margin <= 1.0), "its margin is a share above 0")?;
+        let is_share = margin.is_none_or(|margin| margin > -1.0 && margin <= 1.0);
+        expect(is_share, "its margin is a share up to 1, or, where it must become better, from 0 down to above -1")?;
         let edge = above_us.is_none_or(|edge_us| *metric == Metric::LatencyShare && edge_us > 0);
         expect(edge, "above_us is a latency above 0, of latency-share alone")?;
         let is_custom = *metric == Metric::Custom;
@@ -202,7 +216,7 @@ impl Guardrail {
         expect(*metric != Metric::Failures || margin.is_none(), "a device fails or does not: it has no margin")?;
         let is_drift = *metric == Metric::PredictionDrift;
         expect(!is_drift || margin.is_none(), "predictions drift or do not: it has no margin")?;
-        expect(*metric != Metric::Disagreement || margin.is_some(), "it needs a margin")
+        expect(*metric != Metric::Disagreement || self.holds_every_wave(), "it needs a margin above 0")
     }
 }
 

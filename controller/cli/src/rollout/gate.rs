@@ -15,7 +15,7 @@ use crate::duration::Millis;
 #[serde(try_from = "String")]
 #[schemars(
     with = "String",
-    extend("pattern" = r"^[a-z-]+(:[^=]+)?(=[0-9.]+%?)?$", "examples" = ["error-rate=3%", "latency-share:50ms=5%", "metric:line_stops:0..10=5%"])
+    extend("pattern" = r"^[a-z-]+(:[^=]+)?(=-?[0-9.]+%?)?$", "examples" = ["error-rate=3%", "latency-share:50ms=5%", "metric:line_stops:0..10=5%"])
 )]
 pub(crate) struct GuardrailWord(Guardrail);
 
@@ -92,7 +92,8 @@ pub(crate) struct GateOptions {
     /// What must not become worse against devices like them: error-rate, latency-share (of requests above a latency, as
     /// latency-share:50ms), failures, label-error, disagreement, confidence, memory:BEST..WORST, temperature:BEST..WORST,
     /// metric:NAME:BEST..WORST (a number that applications send); with the margin that a wave must rule out, as error-rate=3% or
-    /// metric:line_stops:0..10=5%, a share of the range. Once for each.
+    /// metric:line_stops:0..10=5%, a share of the range; with a margin of 0 or less (an experiment) the first wave must be shown to be better.
+    /// Once for each.
     #[arg(long = "guardrail", value_name = "METRIC[:DETAIL][=MARGIN]")]
     guardrails: Vec<GuardrailWord>,
     /// Devices that each canary is compared with [default: 4].
@@ -131,6 +132,8 @@ mod tests {
         let guardrail = |metric, margin, above_us| Ok(Guardrail { above_us, ..Guardrail::of(metric, margin) });
         assert_eq!(read("error-rate=3%"), guardrail(Metric::ErrorRate, Some(0.03), None));
         assert_eq!(read("latency-share:50ms=0.05"), guardrail(Metric::LatencyShare, Some(0.05), Some(50_000)));
+        assert_eq!(read("error-rate=0%"), guardrail(Metric::ErrorRate, Some(0.0), None));
+        assert_eq!(read("label-error=-1%"), guardrail(Metric::LabelError, Some(-0.01), None));
         assert_eq!(read("failures"), guardrail(Metric::Failures, None, None));
         let ranged = |metric, name: Option<&str>, best, worst, margin| {
             let name = name.map(|name| name.parse().unwrap());

@@ -41,7 +41,7 @@ struct Rail<'s> {
 }
 
 /// Judges a wave by its scored `blocks`, in order, at the level `alpha`. `dealt` is how many blocks there were before devices were left out: with fewer
-/// than [`MIN_BLOCKS`] the wave rests on its limits. `predicted` is what predictions were counted by, where the gate asks for them.
+/// than [`MIN_BLOCKS`] the wave rests on its limits, unless the bundle must be better. `predicted` is what predictions were counted by, where the gate asks for them.
 #[must_use]
 pub fn judge(
     spec: &GateSpec,
@@ -56,7 +56,9 @@ pub fn judge(
     if let Some(classes) = predicted {
         gate.compare_predictions(blocks, classes);
     }
-    gate.report(dealt < MIN_BLOCKS as usize)
+    // An experiment that too few devices took part in has shown nothing.
+    let is_experiment = spec.guardrails.iter().any(Guardrail::asks_for_gain);
+    gate.report(dealt < MIN_BLOCKS as usize && !is_experiment)
 }
 
 /// By what the scores of each guardrail are divided: their spread within blocks ([`spread`]).

@@ -94,12 +94,11 @@ pub(crate) fn answer(
     may_wait: bool,
 ) -> Result<Option<GateReport>, Waiting> {
     let wave = next.current_wave;
-    let Some((gate, state)) = next.spec.gate.as_ref().zip(next.wave_state()) else { return Ok(None) };
+    let Some((gate, state)) = next.spec.gate_of(wave).zip(next.wave_state()) else { return Ok(None) };
     let Some(dealt) = &state.gate else { return Ok(None) };
     if let Some(judged) = &dealt.judged {
         return Ok(Some(judged.report.clone()));
     }
-    let gate = gate.part_for(next.wave_stage());
     let (gate, blocks, predicted) =
         score::score(next, &gate, &dealt.blocks, state.soak_from_ms.unwrap_or(now_ms), fleet);
     let mut unscored = score::unscored(&blocks);

@@ -26,7 +26,9 @@ fn name(guardrail: &Guardrail) -> String {
 
 /// A share as percentage points, with its sign.
 fn points(share: f64) -> String {
-    format!("{:+.2} points", share * 100.0)
+    // What rounds to nothing has no sign.
+    let shown = if share.abs() < 5e-5 { 0.0 } else { share * 100.0 };
+    format!("{shown:+.2} points")
 }
 
 fn odds(log_e: f64) -> String {
@@ -45,6 +47,9 @@ pub(super) fn guardrail(report: &GuardrailReport) -> String {
     }
     let Some(mean) = mean_difference else { return format!("{name}: nothing to compare") };
     let basis = format!("{name} {} over {}", points(*mean), counted(u64::from(*blocks), "block"));
+    if let Some(gain) = guardrail.margin.filter(|_| guardrail.asks_for_gain()) {
+        return experiment(report, gain, &basis);
+    }
     match (outcome, guardrail.margin, upper_bound) {
         (Outcome::Failed, _, _) => format!("{basis}, evidence {}", odds(report.log_e)),
         (_, None, _) => format!("{basis}, evidence of a loss {}", odds(report.log_e)),
@@ -67,6 +72,26 @@ pub(super) fn guardrail(report: &GuardrailReport) -> String {
                 points(margin),
                 wider * 100.0
             )
+        }
+    }
+}
+
+/// What an experiment showed of what should have become better by more than `gain`, a margin of 0 or less.
+fn experiment(report: &GuardrailReport, gain: f64, basis: &str) -> String {
+    let GuardrailReport { outcome, blocks, upper_bound, blocks_needed, .. } = report;
+    let asked = format!("{} or less asked for", points(gain));
+    match (outcome, upper_bound) {
+        (Outcome::Failed, _) => format!("{basis}, {asked}, evidence of a loss {}", odds(report.log_e)),
+        (_, None) => format!("{basis}, {asked}, {MIN_BLOCKS} needed to show anything"),
+        (Outcome::Successful, Some(bound)) => format!("{basis}, better: at most {}, {asked}", points(*bound)),
+        (_, Some(bound)) => {
+            let told = match blocks_needed {
+                Some(needed) if needed > blocks => {
+                    format!("{} more canaries like these would tell", count(u64::from(needed - blocks)))
+                }
+                Some(_) | None => "no number of canaries like these would show it".to_owned(),
+            };
+            format!("{basis}, not shown to be better: up to {} is not ruled out, {asked}; {told}", points(*bound))
         }
     }
 }

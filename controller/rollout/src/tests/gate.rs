@@ -14,7 +14,7 @@ fn guardrail(metric: Metric, margin: Option<f64>) -> Guardrail {
     Guardrail::of(metric, margin)
 }
 
-fn gated(waves: &[&str], guardrails: &[Guardrail]) -> RolloutSpec {
+pub(super) fn gated(waves: &[&str], guardrails: &[Guardrail]) -> RolloutSpec {
     let gate = GateSpec { alpha: 0.05, controls: 1, match_on: Vec::new(), guardrails: guardrails.to_vec() };
     // The gate is what is looked at here.
     let limits = Limits { max_error_rate: 1.0, max_latency_p99_ratio: 100.0, max_failures: 100, ..Limits::default() };
@@ -23,7 +23,7 @@ fn gated(waves: &[&str], guardrails: &[Guardrail]) -> RolloutSpec {
 
 /// Everybody commits and reports; the soak begins, and then everybody serves with so many errors of a hundred: canaries by their place, controls by
 /// theirs.
-fn soaks(world: &mut World, canary: impl Fn(usize) -> u64, control: impl Fn(usize) -> u64) {
+pub(super) fn soaks(world: &mut World, canary: impl Fn(usize) -> u64, control: impl Fn(usize) -> u64) {
     let cohort: Vec<String> = world.cohort(world.rollout.current_wave).iter().map(ToString::to_string).collect();
     cohort.iter().for_each(|name| {
         world.commits(name);

@@ -11,6 +11,7 @@ mod checker;
 mod cohorts;
 mod deadlines;
 mod emergencies;
+mod experiments;
 mod explain;
 mod failures;
 mod gate;

@@ -112,7 +112,11 @@ fn asked(text: &str) -> RolloutSpec {
         let margin = Some(margin.strip_suffix('%').unwrap().parse::<f64>().unwrap() / 100.0);
         // Absolute limits must not see it first.
         wish.limits.max_error_rate = 1.0;
-        GateSpec::of(vec![Guardrail::of(Metric::ErrorRate, margin)])
+        let errors = Guardrail::of(Metric::ErrorRate, margin);
+        // Waves after an experiment have something to keep, too.
+        let slow = Guardrail { above_us: Some(1_000_000), ..Guardrail::of(Metric::LatencyShare, Some(0.05)) };
+        let slow = errors.asks_for_gain().then_some(slow);
+        GateSpec::of([errors].into_iter().chain(slow).collect())
     });
     wish.rate = option("rate").map(|base| {
         let (base_rate_per_minute, increment_factor) =

@@ -53,7 +53,14 @@ impl Case<'_> {
                 !matches!(metric, Metric::Custom | Metric::Memory | Metric::Temperature | Metric::Disagreement)
             }
         };
-        let expected = asked.guardrails.iter().filter(|guardrail| fits(guardrail.metric));
+        // A gain is asked for in the first wave that runs the bundle as all are to in the end, and in no other.
+        let stages = self.next.spec.waves.iter().map(|wave| wave.stage.as_ref().unwrap_or(&self.next.spec.stage));
+        let is_experiment = stages.take_while(|stage| **stage != self.next.spec.stage).count() == wave as usize;
+        let must_gain = |margin: Option<f64>| margin.is_some_and(|margin| margin <= 0.0);
+        let expected = asked
+            .guardrails
+            .iter()
+            .filter(|guardrail| fits(guardrail.metric) && (is_experiment || !must_gain(guardrail.margin)));
         let same = |(asked, used): (&muster_shared::rollout::Guardrail, &muster_shared::rollout::Guardrail)| {
             (asked.metric, asked.margin, &asked.name, asked.range) == (used.metric, used.margin, &used.name, used.range)
         };

@@ -7,6 +7,7 @@ mod blue_green;
 mod conflict;
 mod deadlines;
 mod emergency;
+mod experiment;
 mod limits;
 mod rate;
 mod reach;
@@ -138,6 +139,9 @@ pub enum SpecError {
     /// A gate that cannot be.
     #[error("gate: {0}")]
     Gate(#[from] GateError),
+    /// An experiment that cannot be.
+    #[error("gate: {0}")]
+    Experiment(&'static str),
     /// Analyses that cannot be.
     #[error("analyses: {0}")]
     Analyses(#[from] AnalysisUseError),
@@ -227,6 +231,7 @@ impl RolloutSpec {
         self.stage.validate()?;
         shadow_first::validate(self)?;
         self.gate.as_ref().map_or(Ok(()), |gate| gate.validate(&self.stages()))?;
+        experiment::validate(self).map_err(SpecError::Experiment)?;
         analysis::validate(&self.analyses, self.waves.len())?;
         self.approval.as_ref().map_or(Ok(()), ApprovalSpec::validate)?;
         deadlines::validate(self).map_err(SpecError::Deadlines)?;
