@@ -8,8 +8,8 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::rollout::{
     AbortAction, AbortCriterion, Analysis, AnalysisUse, ApprovalSpec, BlueGreen, Conflict, Deadlines, ExponentialRate,
-    FailureType, FleetQuestion, Freeze, Joining, Limits, MaintenanceWindow, MetricTemplate, PrometheusQuestion,
-    Provider, Rate, RateIncreaseCriteria, RolloutSpec, Span, WaveSize, WaveSpec,
+    FailureType, FleetQuestion, Freeze, GateSpec, Guardrail, Joining, Limits, MaintenanceWindow, Metric,
+    MetricTemplate, PrometheusQuestion, Provider, Rate, RateIncreaseCriteria, RolloutSpec, Span, WaveSize, WaveSpec,
 };
 use muster_shared::selector::Selector;
 use muster_shared::trust::{Activation, Stage, WatchPolicy};
@@ -194,6 +194,15 @@ pub(crate) fn freeze(random: &mut Random, number: usize, now_ms: u64) -> Freeze 
     Freeze { id, from_ms, to_ms, reason, selector, by, created_at_ms: now_ms }
 }
 
+/// By what canaries of some rollouts are compared with others; some must be better.
+fn gate(random: &mut Random) -> Option<GateSpec> {
+    let margin = *random.pick(&[0.3, 0.9, 0.0, -0.1]);
+    let slow = Guardrail { above_us: Some(1_000_000), ..Guardrail::of(Metric::LatencyShare, Some(0.5)) };
+    let guardrails = vec![Guardrail::of(Metric::ErrorRate, Some(margin)), slow, Guardrail::of(Metric::Failures, None)];
+    let controls = 1 + u32::try_from(random.below(2)).unwrap_or_default();
+    random.chance(25).then(|| GateSpec { controls, ..GateSpec::of(guardrails) })
+}
+
 /// When some rollouts end by themselves.
 fn abort_criteria(random: &mut Random, max_failures: u32, may_be_late: bool) -> Vec<AbortCriterion> {
     let mut types = Vec::new();
@@ -261,8 +270,9 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         offline_ms: random.chance(70).then(|| 1 + random.below(3_000) as u64),
     });
     let max_failures = if blue_green.is_some() { 0 } else { u32::try_from(random.below(3)).unwrap_or_default() };
-    RolloutSpec {
+    let spec = RolloutSpec {
         analyses,
+        gate: if blue_green.is_some() { None } else { gate(random) },
         limits: Limits {
             max_error_rate: 0.1,
             max_failures,
@@ -288,7 +298,9 @@ pub(crate) fn spec(random: &mut Random, bundle: &Bundle) -> RolloutSpec {
         conflict: if random.chance(25) { Conflict::Queue } else { Conflict::Skip },
         priority: *random.pick(&[10, 50, 50, 90]),
         ..RolloutSpec::of(bundle.manifest.bundle.clone(), selector, waves)
-    }
+    };
+    // One wave for everybody leaves nobody to be better than.
+    if spec.validate().is_ok() { spec } else { RolloutSpec { gate: None, ..spec } }
 }
 
 /// A rollout of `spec`, named by its number.

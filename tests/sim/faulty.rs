@@ -78,6 +78,25 @@ fn a_rate_that_is_not_kept() {
 }
 
 #[test]
+fn a_comparison_that_is_left_out() {
+    fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
+        let mut eased = rollout.clone();
+        let undecided = eased.waves.get_mut(eased.current_wave as usize).and_then(|wave| wave.gate.as_mut());
+        if let Some(gate) = undecided {
+            gate.waived_by = Some("nobody".to_owned());
+        }
+        let mut decision = plan(&eased, fleet, now_ms);
+        for (state, known) in decision.next.waves.iter_mut().zip(&rollout.waves) {
+            if let Some((gate, known)) = state.gate.as_mut().zip(known.gate.as_ref()) {
+                gate.waived_by.clone_from(&known.waived_by);
+            }
+        }
+        decision
+    }
+    must_be_caught("a comparison that nobody heeds", planner, &["against its comparison"]);
+}
+
+#[test]
 fn a_stop_that_is_forgotten() {
     fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
         let mut going = rollout.clone();

@@ -7,6 +7,7 @@
 //! everything ends. A failing run names its seed: `MUSTER_SIM_SEED=<seed> cargo test -p muster-tests --test sim` tells its story.
 
 mod aborted;
+mod compared;
 mod controller;
 mod device;
 mod draw;
@@ -106,6 +107,7 @@ fn rollouts_keep_their_promises_whatever_happens() {
         (all.measured, "measured"),
         (all.timed_out, "timed out"),
         (all.aborted, "ended by a criterion"),
+        (all.compared, "compared"),
     ] {
         assert!(count > runs / 100, "in {runs} runs {count} {what}");
     }

@@ -9,6 +9,7 @@ use muster_shared::rollout::{Outcome, RolloutStatus, Verdict, WaveSize, WaveSpec
 use muster_shared::trust::{Activation, Stage};
 
 use crate::aborted::aborted;
+use crate::compared::compared;
 use crate::controller::Planner;
 use crate::device::Device;
 use crate::late::late;
@@ -109,6 +110,7 @@ impl Ledger {
         together(before, &decision.next, fleet)?;
         in_time(before, &decision.next, fleet, now_ms)?;
         shadows_first(before, &decision.next)?;
+        self.tally.compared += compared(before, &decision.next, fleet)?;
         let (ended, cancelled) = aborted(before, &decision.next, now_ms)?;
         self.tally.aborted += u64::from(ended);
         self.tally.cancelled += u64::from(cancelled);

@@ -31,6 +31,7 @@ pub(crate) struct Tally {
     pub(crate) approved: u64,
     pub(crate) timed_out: u64,
     pub(crate) aborted: u64,
+    pub(crate) compared: u64,
     pub(crate) cancelled: u64,
     pub(crate) quiet_rounds: u64,
 }
@@ -76,7 +77,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 26] {
+    fn counts_mut(&mut self) -> [&mut u64; 27] {
         [
             &mut self.runs,
             &mut self.events,
@@ -102,6 +103,7 @@ impl Tally {
             &mut self.approved,
             &mut self.timed_out,
             &mut self.aborted,
+            &mut self.compared,
             &mut self.cancelled,
             &mut self.quiet_rounds,
         ]

@@ -21,18 +21,25 @@ impl Case<'_> {
     pub(super) fn is_called_back(&self, id: &DeviceId, old: &Target, new: &Target) -> bool {
         let stopped = self.before.status == RolloutStatus::Stopped && self.before.outstanding;
         let turns = (old.errand, new.errand) == (Errand::Forward, Errand::Back);
-        stopped && turns && self.waits_to_switch(id, old)
+        // Who says that it gave up, and knows a generation that it was not given, is not to be believed, and may be called back as well as not.
+        let newest = self.fleet.devices.get(id).map(|facts| reported_generation(facts).max(desired_generation(facts)));
+        let knows_another = newest > Some(old.generation);
+        stopped && turns && (self.waits_to_switch(id, old) || (knows_another && self.may_switch(id, old)))
     }
 
     fn waits_to_switch(&self, id: &DeviceId, target: &Target) -> bool {
+        let failed = self.fleet.devices.get(id).is_some_and(|facts| says_failed(target, facts));
+        self.may_switch(id, target) && !failed
+    }
+
+    /// Whether it would switch yet, if it is not to be believed that it gave up.
+    fn may_switch(&self, id: &DeviceId, target: &Target) -> bool {
         let Some(facts) = self.fleet.devices.get(id) else { return false };
         let is_ours = !facts.revoked && !is_foreign(&self.before.id, target, facts);
         let waits = target.errand == Errand::Forward && target.activation != Activation::AtOnce;
         let serves = facts.reported.as_ref().and_then(|report| report.running.as_ref()).map(|bundle| bundle.manifest);
-        let is_past = target.failure.is_some()
-            || says_failed(target, facts)
-            || says_arrived(target, facts)
-            || serves == Some(self.before.bundle.manifest);
+        let is_past =
+            target.failure.is_some() || says_arrived(target, facts) || serves == Some(self.before.bundle.manifest);
         is_ours && waits && !is_past
     }
 
