@@ -1,7 +1,7 @@
 //! What must hold of comparisons with devices that stay on the incumbent, written from what a gate promises.
 
 use muster_rollout::{Fleet, GateState, Rollout};
-use muster_shared::rollout::{Guardrail, Outcome, RolloutStatus};
+use muster_shared::rollout::{Outcome, RolloutStatus};
 
 use crate::rules::holds;
 
@@ -40,7 +40,7 @@ pub(crate) fn compared(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Resul
 
 fn may_pass(gate: &GateState) -> bool {
     let Some(judged) = &gate.judged else { return false };
-    let must_gain = judged.gate.guardrails.iter().any(Guardrail::asks_for_gain);
+    let must_gain = judged.gate.asks_for_gain();
     match judged.report.outcome {
         Outcome::Successful => true,
         Outcome::Inconclusive => gate.waived_by.is_some() || (gate.blocks.len() < ENOUGH && !must_gain),

@@ -196,8 +196,8 @@ impl<'f> Survey<'f> {
 impl Candidate<'_> {
     pub(crate) fn is_for(&self, wave: u32, spec: &WaveSpec) -> bool {
         let Self { id, facts, wave: came_with, .. } = self;
-        let has_incumbent = || facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
-        if came_with.is_none() && spec.stage.as_ref().is_some_and(|stage| !stage.is_serve()) && !has_incumbent() {
+        let runs_beside = spec.stage.as_ref().is_some_and(|stage| !stage.is_serve());
+        if came_with.is_none() && runs_beside && facts.committed().is_none() {
             return false;
         }
         *came_with == Some(wave) || spec.selector.as_ref().is_none_or(|s| facts.is_meant_by(s, id))
@@ -279,8 +279,7 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
         return Suitability::Unsuitable(bounded_text(why));
     }
     let mut faults = Vec::new();
-    let has_incumbent = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
-    if !rollout.spec.stage.is_serve() && !has_incumbent {
+    if !rollout.spec.stage.is_serve() && facts.committed().is_none() {
         faults.push("it has no bundle of its own that another could run beside".to_owned());
     }
     faults.extend(blue_green::misfits(&rollout.spec, facts));

@@ -39,10 +39,7 @@ impl DeadlineState {
 impl Target {
     /// Whether it timed out, and has neither arrived nor failed since.
     pub(crate) fn is_timed_out(&self) -> bool {
-        self.errand == Errand::Forward
-            && self.failure.is_none()
-            && self.done_at_ms.is_none()
-            && self.deadline.timed_out_at_ms.is_some()
+        self.is_unanswered() && self.deadline.timed_out_at_ms.is_some()
     }
 
     /// In which way it has not succeeded so far; none where it has, or is still within its time.
@@ -78,10 +75,12 @@ impl Target {
 
     /// Whether a deadline of it still runs.
     fn has_time(&self) -> bool {
-        self.errand == Errand::Forward
-            && self.failure.is_none()
-            && self.done_at_ms.is_none()
-            && self.deadline.timed_out_at_ms.is_none()
+        self.is_unanswered() && self.deadline.timed_out_at_ms.is_none()
+    }
+
+    /// Whether it was told to run the bundle, and has neither arrived nor failed.
+    fn is_unanswered(&self) -> bool {
+        self.errand == Errand::Forward && self.failure.is_none() && self.done_at_ms.is_none()
     }
 }
 

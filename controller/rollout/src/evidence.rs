@@ -56,9 +56,8 @@ impl<'f> Arm<'f> {
         let untouched = survey.untouched(&rollout.targets).map(|(_, facts)| facts);
         let untold = untouched.filter(|facts| facts.desired.as_ref().is_none_or(|desired| desired.manifest != bundle));
         for facts in beside.chain(untold) {
-            let incumbent = facts.reported.as_ref().and_then(|report| report.committed.as_ref());
-            if let Some(incumbent) = incumbent.filter(|incumbent| incumbent.manifest != rollout.bundle.manifest) {
-                arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent.manifest);
+            if let Some(incumbent) = facts.committed().filter(|incumbent| *incumbent != rollout.bundle.manifest) {
+                arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent);
                 // It runs what it is meant to run, or it would not be here.
                 arm.summary.succeeded += 1;
             }

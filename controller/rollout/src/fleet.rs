@@ -64,6 +64,12 @@ impl DeviceFacts {
         selector.matches(id.as_str(), &self.labels, &self.attributes)
     }
 
+    /// The bundle that it says it has committed.
+    #[must_use]
+    pub fn committed(&self) -> Option<Digest> {
+        self.reported.as_ref()?.committed.as_ref().map(|bundle| bundle.manifest)
+    }
+
     /// What operators call `key`, or else what the device says it is.
     #[must_use]
     pub fn label_or_attribute(&self, key: &str) -> Option<&String> {

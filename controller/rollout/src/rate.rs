@@ -57,8 +57,6 @@ pub(crate) fn waiting(rollout: &Rollout, left: u32, now_ms: u64) -> Option<Waiti
 
 /// How long `devices` take to come in, after `before` others have come in and succeeded.
 pub(crate) fn preview(rate: &Rate, before: u64, devices: u64) -> IntakePreview {
-    let grows_by_telling =
-        rate.exponential_rate.is_some_and(|growing| growing.rate_increase_criteria.number_of_notified_things.is_some());
     let takes_ms = |grows: bool| {
         let (mut came, mut minutes) = (0, 0u64);
         while came < devices {
@@ -67,7 +65,7 @@ pub(crate) fn preview(rate: &Rate, before: u64, devices: u64) -> IntakePreview {
         }
         minutes.saturating_sub(1).saturating_mul(MINUTE_MS)
     };
-    IntakePreview { least_ms: takes_ms(true), most_ms: takes_ms(grows_by_telling) }
+    IntakePreview { least_ms: takes_ms(true), most_ms: takes_ms(rate.grows_by_telling()) }
 }
 
 /// The rate that counts now, in devices a minute.
@@ -76,9 +74,7 @@ fn per_minute(rollout: &Rollout, rate: &Rate, now_ms: u64) -> u32 {
         let told = rollout.targets.values().filter(|target| target.errand == Errand::Forward);
         told.filter(is).count() as u64
     };
-    let by_telling =
-        rate.exponential_rate.and_then(|growing| growing.rate_increase_criteria.number_of_notified_things).is_some();
-    let reached = if by_telling {
+    let reached = if rate.grows_by_telling() {
         count(&|_| true).saturating_sub(u64::from(recent(rollout, now_ms)))
     } else {
         count(&|target| target.done_at_ms.is_some() && target.failure.is_none())

@@ -89,6 +89,11 @@ pub(crate) fn is_taken(rollout: &RolloutId, target: &Target, facts: &DeviceFacts
     }
 }
 
+/// Whether the device has arrived where its target wants it, and has not failed.
+pub(crate) fn has_arrived(target: &Target, facts: &DeviceFacts) -> bool {
+    target.failure.is_none() && standing(target, facts) == Standing::Done
+}
+
 /// How the device stands.
 pub(crate) fn standing(target: &Target, facts: &DeviceFacts) -> Standing {
     match target.errand {

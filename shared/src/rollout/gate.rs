@@ -99,6 +99,12 @@ impl GateSpec {
         if stages.iter().all(proves) { Ok(()) } else { Err(GateError::NoMarginInPart) }
     }
 
+    /// Whether the bundle must be shown to be better in anything.
+    #[must_use]
+    pub fn asks_for_gain(&self) -> bool {
+        self.guardrails.iter().any(Guardrail::asks_for_gain)
+    }
+
     /// The gate of a wave whose devices run the bundle in that part: without what cannot be measured there.
     #[must_use]
     pub fn part_for(&self, stage: &Stage) -> Self {

@@ -21,13 +21,11 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         }
         Waiting::Frozen { until_ms, why } => format!("a freeze until {}: {why}", output::time(*until_ms)),
         Waiting::Rate { next_ms, .. } => {
-            let text = reason.to_string();
-            let without = text.rsplit_once(" at ").map_or(text.as_str(), |(before, _)| before);
+            let without = up_to(reason, " at ");
             format!("{without} at {}", output::time(*next_ms))
         }
         Waiting::OutsideWindow { next_ms: Some(next_ms), .. } => {
-            let text = reason.to_string();
-            let without = text.rsplit_once("; open at").map_or(text.as_str(), |(before, _)| before);
+            let without = up_to(reason, "; open at");
             format!("{without}; open at {}", output::time(*next_ms))
         }
         Waiting::Scheduled { at_ms } => {
@@ -35,8 +33,7 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
             format!("it begins at {} (in {left})", output::time(*at_ms))
         }
         Waiting::Approval { until_ms: Some(until_ms), .. } => {
-            let text = reason.to_string();
-            let without = text.rsplit_once("; until").map_or(text.as_str(), |(before, _)| before);
+            let without = up_to(reason, "; until");
             let left = Millis(until_ms.saturating_sub(now_ms)).rough();
             format!("{without}; until {} ({left} left)", output::time(*until_ms))
         }
@@ -65,6 +62,12 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         | Waiting::Paused { .. }
         | Waiting::GoingBack { .. } => reason.to_string(),
     }
+}
+
+/// What a reason says before the last `mark`: a time follows, in milliseconds.
+fn up_to(reason: &Waiting, mark: &str) -> String {
+    let text = reason.to_string();
+    text.rsplit_once(mark).map_or(text.as_str(), |(before, _)| before).to_owned()
 }
 
 /// Every reason why a rollout waits, in one line.

@@ -6,7 +6,7 @@ use muster_shared::rollout::{ArmSummary, Value};
 use crate::fleet::Fleet;
 use crate::limits::Judgement;
 use crate::rollout::Rollout;
-use crate::standing::{Standing, standing};
+use crate::standing::has_arrived;
 
 fn share(part: f64, of: f64) -> Value {
     Value::from((of > 0.0).then(|| part / of))
@@ -32,7 +32,7 @@ pub(super) fn answer(rollout: &Rollout, fleet: &Fleet, judgement: &Judgement) ->
     let (mut targeted, mut succeeded) = (0u32, 0u32);
     for (_, target, facts) in rollout.governed_targets(fleet).filter(|(_, target, _)| rollout.is_watched(target)) {
         targeted += 1;
-        succeeded += u32::from(target.failure.is_none() && standing(target, facts) == Standing::Done);
+        succeeded += u32::from(has_arrived(target, facts));
     }
     let (all, done) = (f64::from(targeted), f64::from(succeeded));
     Value::map([

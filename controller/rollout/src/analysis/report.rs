@@ -69,19 +69,19 @@ pub(crate) fn reports(rollout: &Rollout, state: &WaveState) -> Vec<AnalysisRepor
 /// The judgement with what the current wave's analyses came to so far.
 pub(crate) fn held(rollout: &Rollout, judgement: Judgement) -> Judgement {
     let Some(state) = rollout.wave_state() else { return judgement };
-    let check = |metric: Metric<'_>| {
-        let MetricReport { outcome, measured, failed, sentence, .. } = report(&metric);
-        Check {
-            rule: Rule::Analysis,
-            outcome: outcome.unwrap_or(Outcome::Inconclusive),
-            measured: (measured > 0).then_some(f64::from(failed)),
-            limit: f64::from(metric.template.failure_limit),
-            canary_samples: u64::from(measured),
-            control_samples: 0,
-            sentence,
-        }
+    let reports = reports(rollout, state);
+    let check = |(metric, report): (Metric<'_>, &MetricReport)| Check {
+        rule: Rule::Analysis,
+        outcome: report.outcome.unwrap_or(Outcome::Inconclusive),
+        measured: (report.measured > 0).then_some(f64::from(report.failed)),
+        limit: f64::from(metric.template.failure_limit),
+        canary_samples: u64::from(report.measured),
+        control_samples: 0,
+        sentence: report.sentence.clone(),
     };
-    let checks = metrics(&rollout.analyses, state).map(check).collect();
+    // Reports are in the order of their metrics.
+    let of_each = reports.iter().flat_map(|report| &report.metrics);
+    let checks = metrics(&rollout.analyses, state).zip(of_each).map(check).collect();
     let is_open = metrics(&rollout.analyses, state).any(|metric| metric.is_open());
-    judgement.with_analyses(checks, reports(rollout, state), is_open)
+    judgement.with_analyses(checks, reports, is_open)
 }

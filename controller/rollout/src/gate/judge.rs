@@ -57,8 +57,7 @@ pub fn judge(
         gate.compare_predictions(blocks, classes);
     }
     // An experiment that too few devices took part in has shown nothing.
-    let is_experiment = spec.guardrails.iter().any(Guardrail::asks_for_gain);
-    gate.report(dealt < MIN_BLOCKS as usize && !is_experiment)
+    gate.report(dealt < MIN_BLOCKS as usize && !spec.asks_for_gain())
 }
 
 /// By what the scores of each guardrail are divided: their spread within blocks ([`spread`]).

@@ -40,7 +40,7 @@ fn odds(log_e: f64) -> String {
 
 /// What one guardrail showed.
 pub(super) fn guardrail(report: &GuardrailReport) -> String {
-    let GuardrailReport { guardrail, outcome, blocks, mean_difference, upper_bound, blocks_needed, .. } = report;
+    let GuardrailReport { guardrail, outcome, blocks, mean_difference, upper_bound, .. } = report;
     let name = name(guardrail);
     if let Some(drift) = &report.drift {
         return predictions(drift, *blocks);
@@ -58,12 +58,8 @@ pub(super) fn guardrail(report: &GuardrailReport) -> String {
             format!("{basis}, at most {}, {} allowed", points(*bound), points(margin))
         }
         (_, Some(margin), Some(bound)) => {
-            let enough = match blocks_needed {
-                Some(needed) if needed > blocks => {
-                    format!("{} more canaries like these would tell, or", count(u64::from(needed - blocks)))
-                }
-                Some(_) | None => "what would tell is".to_owned(),
-            };
+            let enough =
+                more_canaries(report).map_or_else(|| "what would tell is".to_owned(), |enough| format!("{enough}, or"));
             // The next tenth of a point that the bound lies below.
             let wider = (bound * 1_000.0).floor() / 1_000.0 + 0.001;
             format!(
@@ -76,21 +72,23 @@ pub(super) fn guardrail(report: &GuardrailReport) -> String {
     }
 }
 
+/// How many more devices would tell, if any number would.
+fn more_canaries(report: &GuardrailReport) -> Option<String> {
+    let more = report.blocks_needed?.checked_sub(report.blocks).filter(|more| *more > 0)?;
+    Some(format!("{} more canaries like these would tell", count(u64::from(more))))
+}
+
 /// What an experiment showed of what should have become better by more than `gain`, a margin of 0 or less.
 fn experiment(report: &GuardrailReport, gain: f64, basis: &str) -> String {
-    let GuardrailReport { outcome, blocks, upper_bound, blocks_needed, .. } = report;
+    let GuardrailReport { outcome, upper_bound, .. } = report;
     let asked = format!("{} or less asked for", points(gain));
     match (outcome, upper_bound) {
         (Outcome::Failed, _) => format!("{basis}, {asked}, evidence of a loss {}", odds(report.log_e)),
         (_, None) => format!("{basis}, {asked}, {MIN_BLOCKS} needed to show anything"),
         (Outcome::Successful, Some(bound)) => format!("{basis}, better: at most {}, {asked}", points(*bound)),
         (_, Some(bound)) => {
-            let told = match blocks_needed {
-                Some(needed) if needed > blocks => {
-                    format!("{} more canaries like these would tell", count(u64::from(needed - blocks)))
-                }
-                Some(_) | None => "no number of canaries like these would show it".to_owned(),
-            };
+            let told = more_canaries(report);
+            let told = told.unwrap_or_else(|| "no number of canaries like these would show it".to_owned());
             format!("{basis}, not shown to be better: up to {} is not ruled out, {asked}; {told}", points(*bound))
         }
     }

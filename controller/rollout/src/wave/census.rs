@@ -10,7 +10,7 @@ use crate::cohort::Survey;
 use crate::fleet::Fleet;
 use crate::limits::Judgement;
 use crate::rollout::Rollout;
-use crate::standing::{Standing, held_back, standing};
+use crate::standing::{has_arrived, held_back};
 
 /// The devices of a wave and those before it, counted.
 pub(super) struct Census {
@@ -37,9 +37,8 @@ impl Census {
         // Devices that came in with this wave: all, and committed.
         let mut own = (0, 0);
         for (id, target, facts) in rollout.governed_targets(fleet).filter(|(_, target, _)| rollout.is_watched(target)) {
-            let has_failed = target.failure.is_some();
-            let committed = !has_failed && standing(target, facts) == Standing::Done;
-            if has_failed || target.is_timed_out() {
+            let committed = has_arrived(target, facts);
+            if target.failure.is_some() || target.is_timed_out() {
                 failed += 1;
             } else if facts.online {
                 reachable += 1;
@@ -65,10 +64,7 @@ impl Census {
                 && rollout.is_watched(target)
                 && survey.is_candidate(id, rollout.current_wave, spec)
         });
-        earlier.fold((0, 0), |(all, done), (_, target, facts)| {
-            let committed = target.failure.is_none() && standing(target, facts) == Standing::Done;
-            (all + 1, done + u32::from(committed))
-        })
+        earlier.fold((0, 0), |(all, done), (_, target, facts)| (all + 1, done + u32::from(has_arrived(target, facts))))
     }
 }
 

@@ -3,7 +3,6 @@
 
 use super::RolloutSpec;
 use crate::rollout::gate::GateSpec;
-use crate::rollout::guardrail::Guardrail;
 
 impl RolloutSpec {
     /// The gate of a wave, counted from 0: without what cannot be measured in its part, and without what only the experiment's wave must show.
@@ -23,7 +22,7 @@ impl RolloutSpec {
 
 /// Whether an experiment has devices to compare with; says what to do.
 pub(super) fn validate(spec: &RolloutSpec) -> Result<(), &'static str> {
-    let is_asked = spec.gate.as_ref().is_some_and(|gate| gate.guardrails.iter().any(Guardrail::asks_for_gain));
+    let is_asked = spec.gate.as_ref().is_some_and(GateSpec::asks_for_gain);
     let is_last = spec.experiment_wave() as usize + 1 == spec.waves.len();
     if is_asked && is_last && spec.stage.is_serve() && spec.holdback.is_none() {
         return Err(
@@ -37,7 +36,7 @@ pub(super) fn validate(spec: &RolloutSpec) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::{Metric, WaveSize, WaveSpec};
+    use crate::rollout::{Guardrail, Metric, WaveSize, WaveSpec};
     use crate::selector::Selector;
     use crate::trust::Stage;
 

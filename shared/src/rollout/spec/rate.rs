@@ -55,6 +55,14 @@ pub struct RateIncreaseCriteria {
     pub number_of_succeeded_things: Option<u32>,
 }
 
+impl Rate {
+    /// Whether it grows with devices that have been told; else with those that have succeeded, if it grows at all.
+    #[must_use]
+    pub fn grows_by_telling(&self) -> bool {
+        self.exponential_rate.is_some_and(|growing| growing.rate_increase_criteria.number_of_notified_things.is_some())
+    }
+}
+
 impl ExponentialRate {
     /// The factor in tenths, exactly; none where it is not between 1.1 and 5, or has more than one decimal.
     #[must_use]
