@@ -158,8 +158,8 @@ mod tests {
         close(below, 0.999_997_831_762_417_5);
         assert_eq!(hypergeometric(0.0, 10.0, 0.0, 5.0), (1.0, 1.0));
         // A spread of 1e-17 about a mean of 0.5, as counts that nobody can have had give it, is answered at once.
-        assert_eq!(gamma(0.6, 0.5, 1e-34), 0.0);
-        assert_eq!(gamma(0.4, 0.5, 1e-34), 1.0);
+        assert!(gamma(0.6, 0.5, 1e-34) < 1e-300);
+        close(gamma(0.4, 0.5, 1e-34), 1.0);
         assert_eq!(solve(2.0, 1.0, |_| 0.5), None);
         assert_eq!(solve(0.01, 1.0, |_| 0.5), None);
     }
