@@ -75,6 +75,21 @@ pub enum GateError {
     NoMarginInPart,
 }
 
+impl GateError {
+    /// The field of [`GateSpec`] at fault.
+    #[must_use]
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Alpha => "alpha",
+            Self::Controls => "controls",
+            Self::MatchOn => "match_on",
+            Self::Guardrails | Self::Twice(_) | Self::Guardrail { .. } | Self::NoMargin | Self::NoMarginInPart => {
+                "guardrails"
+            }
+        }
+    }
+}
+
 impl GateSpec {
     /// A gate with these guardrails, and for the rest as it is without being asked for.
     #[must_use]

@@ -53,7 +53,7 @@ fn read(path: &Path) -> Result<AnalysisTemplate, Failure> {
     } else {
         settings_file::parse(&text, path)?
     };
-    template.validate().map_err(|error| fault(error.to_string()))?;
+    template.validate().map_err(|error| settings_file::fault(&text, path, &[&error.field], &error))?;
     Ok(template)
 }
 
@@ -129,7 +129,7 @@ mod tests {
         written("t.yaml", good).unwrap();
         for (text, parts) in [
             (good.replace("successCondition", "successcondition"), ["line 4", "successCondition"]),
-            (good.replace("result > 1", "result >"), ["metrics[0].successCondition", "at character 9"]),
+            (good.replace("result > 1", "result >"), ["line 4: metrics[0].successCondition", "at character 9"]),
             (good.replace("fleet: {}", "datadog: {}"), ["datadog", "prometheus, web, fleet"]),
             (good.replace("name: m", "name: m\n    interval: 5"), ["line 4", "length of time"]),
         ] {

@@ -77,11 +77,12 @@ struct Checked {
 }
 
 fn policy(path: &Path) -> Result<GateSpec, Failure> {
-    let options: GateOptions = settings_file::parse(&disk::read_text(path, MAX_POLICY_BYTES)?, path)?;
-    let fault = |reason: String| Failure::input(format!("{}: {reason}", path.display()));
-    let gate = options.gate().ok_or_else(|| fault("it names no guardrail".into()))?;
+    let text = disk::read_text(path, MAX_POLICY_BYTES)?;
+    let options: GateOptions = settings_file::parse(&text, path)?;
+    let fault = |field, reason: &dyn std::fmt::Display| settings_file::fault(&text, path, &[field], reason);
+    let gate = options.gate().ok_or_else(|| fault("guardrails", &"it names no guardrail"))?;
     // Which part the devices ran it in is not in the file.
-    gate.validate_alone().map_err(|error| fault(error.to_string()))?;
+    gate.validate_alone().map_err(|error| fault(error.field(), &error))?;
     Ok(gate)
 }
 
@@ -163,6 +164,25 @@ mod tests {
         std::fs::write(&data, csv).unwrap();
         let spec = policy(&policy_path).unwrap();
         judge(&spec, spec.alpha, scores::read(&data, &spec.guardrails, 1).unwrap())
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text, words) in [
+            ("g.yaml", "guardrails: [error-rate=3%]\nalpha: 0.9\n", "g.yaml: line 2: alpha: above 0"),
+            (
+                "g.toml",
+                "alpha = 0.05\nguardrails = ['failures', 'failures']\n",
+                "g.toml: line 2: guardrail failures: it is there twice",
+            ),
+            ("g.yml", "alpha: 0.05\n", "g.yml: it names no guardrail"),
+        ] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            let error = policy(&path).unwrap_err().to_string();
+            assert!(error.contains(words), "{error:?} does not say {words:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a rollout is to be, from flags or from a file ([`file`]). Flags and files in YAML or TOML share their words.
 
+mod contradiction;
 mod file;
 
 use std::str::FromStr;

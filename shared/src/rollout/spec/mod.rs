@@ -8,6 +8,7 @@ mod conflict;
 mod deadlines;
 mod emergency;
 mod experiment;
+mod field;
 mod limits;
 mod rate;
 mod reach;

@@ -10,6 +10,7 @@ use muster_shared::selector::Selector;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::contradiction::contradiction;
 use super::{DeliveryOptions, LimitOptions, Pace, ProbationOptions};
 use crate::duration::Millis;
 use crate::failure::Failure;
@@ -123,7 +124,10 @@ impl WaveTable {
 /// # Errors
 /// [`Failure`] with line and field.
 pub(in crate::rollout) fn from_file(path: &Path) -> Result<RolloutSpec, Failure> {
-    parse(&disk::read_text(path, MAX_SPEC_BYTES)?, path)
+    let text = disk::read_text(path, MAX_SPEC_BYTES)?;
+    let spec = parse(&text, path)?;
+    spec.validate().map_err(|error| contradiction(&error, &text, path))?;
+    Ok(spec)
 }
 
 fn parse(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
@@ -246,8 +250,11 @@ mod tests {
         let deadlines = spec.deadlines.unwrap();
         assert_eq!((deadlines.in_progress_ms, deadlines.offline_ms), (Some(1_800_000), Some(86_400_000)));
         assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
-        let short = read("r.yaml", &text.replace("30m", "30s")).unwrap().validate().unwrap_err().to_string();
-        assert!(short.contains("in_progress_ms must be longer than watch.probation_ms"), "{short}");
+        let short = read("r.yaml", &text.replace("30m", "30s")).unwrap_err().to_string();
+        assert!(
+            short.contains("r.yaml: line 3: deadlines: in_progress_ms must be longer than watch.probation_ms"),
+            "{short}"
+        );
         let ends = format!(
             "{text}abort-criteria:\n  - {{failure_type: timed_out, threshold_percentage: 20, min_number_of_executed_things: 10}}\n"
         );
@@ -263,8 +270,8 @@ mod tests {
         assert!(spec.emergency && spec.validate().is_ok(), "{spec:?}");
         assert_eq!((spec.waves.len(), spec.waves[0].soak_ms), (1, 0));
         assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
-        let careful = read("r.toml", &format!("{text}soak = \"1s\"\n")).unwrap().validate().unwrap_err();
-        assert!(careful.to_string().contains("leave out"), "{careful}");
+        let careful = read("r.toml", &format!("{text}soak = \"1s\"\n")).unwrap_err().to_string();
+        assert!(careful.contains("line 3: an emergency") && careful.contains("leave out"), "{careful}");
     }
 
     #[test]
@@ -299,8 +306,8 @@ mod tests {
         assert_eq!(flags.stage_of(0), &Stage::Shadow { share_bp: 2_000 });
         let said = crate::rollout::words::wave_name(0, 2, flags.waves.first());
         assert_eq!(said, "wave 1/2 (50% of site=lyon, shadow of 20 %)");
-        let limit = read("r.yaml", &format!("{base}limits: {{max-disagreement: 0.02}}\n")).unwrap();
-        assert!(limit.validate().unwrap_err().to_string().contains("only a shadow disagrees"));
+        let limit = read("r.yaml", &format!("{base}limits: {{max-disagreement: 0.02}}\n")).unwrap_err().to_string();
+        assert!(limit.contains("line 5: limit max_disagreement: only a shadow disagrees"), "{limit}");
     }
 
     #[test]
@@ -349,7 +356,8 @@ mod tests {
         assert_eq!((approval.needed, approval.within_ms), (2, Some(172_800_000)));
         assert_eq!(read("r.json", &serde_json::to_string(&spec).unwrap()).unwrap(), spec);
         let nobody = "bundle: a@1.0.0\nselector: '*'\napproval: {approve-within: 2d}\n";
-        assert!(read("r.yaml", nobody).unwrap().validate().unwrap_err().to_string().contains("0 approvals"));
+        let nobody = read("r.yaml", nobody).unwrap_err().to_string();
+        assert!(nobody.contains("line 3: approval: 0 approvals"), "{nobody}");
     }
 
     #[test]
