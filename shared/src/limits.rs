@@ -104,6 +104,8 @@ pub const MAX_GATE_CONTROLS: u32 = 8;
 pub const MAX_DRIFT_COLUMNS: usize = 8;
 /// Classes of them in all, with one for the rest of each column.
 pub const MAX_DRIFT_CELLS: usize = 32;
+/// Counts of classes that are stored with a verdict, of all columns and sides together, beyond those of the column that decided it.
+pub const MAX_VERDICT_CELLS: usize = 1_024;
 /// Blocks of one wave; canaries beyond are watched without being compared.
 pub const MAX_GATE_BLOCKS: usize = 500;
 /// Analyses one rollout asks for.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use muster_shared::rollout::{Block, GateEvidence, Metric, Outcome, RolloutPreview, RolloutStatus, ScoredDevice};
+use muster_shared::rollout::{
+    Block, EvidencePart, Metric, Outcome, RolloutEvidence, RolloutPreview, RolloutStatus, ScoredDevice,
+};
 use muster_tests::fixtures;
 use muster_tests::traffic::Traffic;
 
@@ -34,10 +36,11 @@ fn canaries_are_compared_with_devices_like_them_and_the_verdict_can_be_reached_a
         ensure!(report.guardrails.iter().all(|guardrail| guardrail.blocks == 10), "{report:?}");
         ensure!(planned.waves[0].devices.iter().eq(view.waves[0].devices.keys()), "{planned:?} {view:?}");
         ensure!(planned.waves[1].devices.iter().eq(view.waves[1].devices.keys()), "{planned:?} {view:?}");
-        let compared: Vec<GateEvidence> = fleet.operator.json(&["rollout", "evidence", &good]).await?;
+        let evidence: Vec<RolloutEvidence> = fleet.operator.json(&["rollout", "evidence", &good]).await?;
+        let compared = evidence[0].gate().context("the first verdict keeps its scores")?;
         let canaries = |block: &Block<_>| planned.waves[0].blocks.iter().any(|planned| planned == block);
         let dealt = |block: &Block<ScoredDevice>| block.map(|scored| scored.device.clone());
-        ensure!(compared[0].blocks.iter().map(dealt).all(|block| canaries(&block)), "{planned:?} {compared:?}");
+        ensure!(compared.blocks.iter().map(dealt).all(|block| canaries(&block)), "{planned:?} {compared:?}");
         let last = view.verdicts[1].gate.as_ref().context("the last wave says why it is not")?;
         ensure!(last.limits_only && last.sentence.contains("nobody is left"), "{last:?}");
 
@@ -58,16 +61,37 @@ fn canaries_are_compared_with_devices_like_them_and_the_verdict_can_be_reached_a
             let path = file.to_str().context("a path in words")?;
             fleet.operator.run(&["rollout", "evidence", id, "--out", path]).await?;
             fleet.operator.run(&["rollout", "replay", path]).await?;
-            let mut evidence: Vec<GateEvidence> = serde_json::from_slice(&std::fs::read(&file)?)?;
-            ensure!(evidence.len() == waves, "{} waves of {id}", evidence.len());
-            // A score that was changed comes out.
-            evidence[0].report.outcome = Outcome::Failed;
-            std::fs::write(&file, serde_json::to_vec(&evidence)?)?;
-            let forged = fleet.operator.try_run(&["rollout", "replay", path]).await?;
-            ensure!(forged.status == Some(1), "{}", forged.stderr);
+            let evidence: Vec<RolloutEvidence> = serde_json::from_slice(&std::fs::read(&file)?)?;
+            ensure!(evidence.len() == waves, "{} verdicts of {id}", evidence.len());
+            // What was changed comes out: a verdict of the gate, and a number that a limit was held against.
+            for change in [forge_gate as fn(&mut EvidencePart), forge_requests] {
+                let mut forged = evidence.clone();
+                let RolloutEvidence::Verdict(first) = &mut forged[0] else { anyhow::bail!("{forged:?}") };
+                first.parts.iter_mut().for_each(change);
+                std::fs::write(&file, serde_json::to_vec(&forged)?)?;
+                let forged = fleet.operator.try_run(&["rollout", "replay", path]).await?;
+                ensure!(forged.status == Some(1), "{}", forged.stderr);
+                ensure!(forged.stderr.contains("otherwise than stored"), "{}", forged.stderr);
+            }
+            // What was written before verdicts kept more than their scores is still read.
+            let gates: Vec<_> = evidence.iter().filter_map(RolloutEvidence::gate).collect();
+            std::fs::write(&file, serde_json::to_vec(&gates)?)?;
+            fleet.operator.run(&["rollout", "replay", path]).await?;
         }
         fleet.operator.run(&["rollout", "abort", &other]).await?;
         traffic.finish().await;
         stage::ensure_all_answered(&traffic)
     });
+}
+
+fn forge_gate(part: &mut EvidencePart) {
+    if let EvidencePart::Gate(gate) = part {
+        gate.report.outcome = Outcome::Failed;
+    }
+}
+
+fn forge_requests(part: &mut EvidencePart) {
+    if let EvidencePart::Limits(limits) = part {
+        limits.canary.requests += 1;
+    }
 }

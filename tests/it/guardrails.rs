@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use muster_shared::rollout::{GateEvidence, Metric, Outcome, RolloutStatus};
+use muster_shared::rollout::{Metric, Outcome, RolloutEvidence, RolloutStatus};
 use muster_tests::device::Device;
 use muster_tests::fixtures;
 use muster_tests::traffic::Traffic;
@@ -87,9 +87,10 @@ fn canaries_that_are_worse_by_what_their_application_counts_are_taken_back() {
         let page = shown(&fleet.devices[0]).await?;
         ensure!(page.contains("muster_agent_application_metric{name=\"line_stops\"} "), "{page}");
 
-        let evidence: Vec<GateEvidence> = fleet.operator.json(&["rollout", "evidence", &id]).await?;
+        let evidence: Vec<RolloutEvidence> = fleet.operator.json(&["rollout", "evidence", &id]).await?;
+        let compared = evidence[0].gate().context("the verdict keeps its scores")?;
         ensure!(
-            evidence[0].blocks.iter().all(|block| block.canary.scores[0] > block.controls[0].scores[0]),
+            compared.blocks.iter().all(|block| block.canary.scores[0] > block.controls[0].scores[0]),
             "{evidence:?}"
         );
         let file = folder.join("evidence.json");

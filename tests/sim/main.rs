@@ -41,7 +41,8 @@ fn run(seed: u64, planner: Planner, asks_verify: bool, tells: bool) -> (World, R
         for _ in 0..40 + seed % 100 {
             world.step()?;
         }
-        quiet::finish(&mut world)
+        quiet::finish(&mut world)?;
+        world.store.rollouts.values().try_for_each(|stored| rules::replays(&stored.value))
     })();
     world.ledger.tally.runs += 1;
     (world, result)
@@ -108,6 +109,7 @@ fn rollouts_keep_their_promises_whatever_happens() {
         (all.timed_out, "timed out"),
         (all.aborted, "ended by a criterion"),
         (all.compared, "compared"),
+        (all.replayed, "replayed"),
     ] {
         assert!(count > runs / 100, "in {runs} runs {count} {what}");
     }

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use muster_rollout::{Action, Decision, DeviceFacts, Due, Errand, Fleet, Rollout, Target, verify};
+use muster_rollout::{Action, Decision, DeviceFacts, Due, Errand, Fleet, Rollout, Target, replay, verify};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
-use muster_shared::rollout::{Outcome, RolloutStatus, Verdict, WaveSize, WaveSpec};
+use muster_shared::rollout::{Outcome, RolloutEvidence, RolloutStatus, Verdict, WaveSize, WaveSpec};
 use muster_shared::trust::{Activation, Stage};
 
 use crate::aborted::aborted;
@@ -48,6 +48,24 @@ struct Answers {
     good: u32,
     bad: u32,
     open: u32,
+}
+
+/// Every verdict can be reached again from what is stored of it, as who reads that from a file does it.
+pub(crate) fn replays(rollout: &Rollout) -> Result<(), String> {
+    let written = serde_json::to_string(&rollout.evidence()).map_err(|error| error.to_string())?;
+    let mut read: Vec<RolloutEvidence> = serde_json::from_str(&written).map_err(|error| error.to_string())?;
+    // Comparisons whose verdict a long history has dropped stand alone.
+    read.retain(|evidence| matches!(evidence, RolloutEvidence::Verdict(_)));
+    holds(read.len() == rollout.verdicts.len(), || {
+        format!("a verdict of {} does not say what it rests on", rollout.id)
+    })?;
+    for (evidence, verdict) in read.iter().zip(&rollout.verdicts) {
+        let replayed = replay(evidence)?;
+        holds(replayed.outcome == verdict.outcome && replayed.differences.is_empty(), || {
+            format!("{:?} does not replay: {}", verdict.summary, replayed.differences.join("; "))
+        })?;
+    }
+    Ok(())
 }
 
 pub(crate) fn holds(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
@@ -118,6 +136,8 @@ impl Ledger {
         let new = decision.next.verdicts.len().checked_sub(before.verdicts.len()).filter(|new| *new > 0);
         if let Some(verdict) = new.and_then(|_| decision.next.verdicts.last()) {
             control(before, &decision.next, verdict, fleet)?;
+            replays(&decision.next)?;
+            self.tally.replayed += 1;
         }
         let again = planner(&decision.next, fleet, now_ms);
         holds((&again.next, &again.actions, &again.due) == (&decision.next, &decision.actions, &decision.due), || {

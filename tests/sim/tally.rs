@@ -33,6 +33,7 @@ pub(crate) struct Tally {
     pub(crate) aborted: u64,
     pub(crate) compared: u64,
     pub(crate) cancelled: u64,
+    pub(crate) replayed: u64,
     pub(crate) quiet_rounds: u64,
 }
 
@@ -77,7 +78,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 27] {
+    fn counts_mut(&mut self) -> [&mut u64; 28] {
         [
             &mut self.runs,
             &mut self.events,
@@ -105,6 +106,7 @@ impl Tally {
             &mut self.aborted,
             &mut self.compared,
             &mut self.cancelled,
+            &mut self.replayed,
             &mut self.quiet_rounds,
         ]
     }

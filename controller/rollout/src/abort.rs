@@ -4,48 +4,52 @@
 //! devices that were told to run the bundle, of every wave so far; those that had it before were told nothing, and do not count. What else
 //! asks for a way back wins over a criterion that cancels.
 
-use muster_shared::rollout::{AbortAction, AbortCriterion, Check, FailureKind, Outcome, RolloutStatus, Rule, Verdict};
+use muster_shared::rollout::{
+    AbortAction, AbortCriterion, Check, CriteriaInputs, DeviceEnds, FailureKind, Outcome, RolloutStatus, Rule, Verdict,
+};
 
 use crate::actions::OperatorAction;
 use crate::analysis;
-use crate::limits::Judgement;
+use crate::judgement::Judgement;
 use crate::rollout::{Errand, Rollout, Target};
 use crate::wording::{count, counted};
 
+/// What the criteria of `rollout` are held against; none where it has none.
+pub(crate) fn inputs(rollout: &Rollout) -> Option<CriteriaInputs> {
+    let criteria = &rollout.spec.abort_criteria;
+    (!criteria.is_empty()).then(|| CriteriaInputs { criteria: criteria.clone(), ends: ends(rollout.targets.values()) })
+}
+
 /// How devices that were told to run the bundle have ended.
-#[derive(Default)]
-struct Ends {
-    /// All that have: they have committed, failed or timed out.
-    executed: u32,
-    /// Those that did not succeed, by kind.
-    kinds: Vec<FailureKind>,
-}
-
-impl Ends {
-    fn of<'t>(targets: impl Iterator<Item = &'t Target>) -> Self {
-        let mut ends = Self::default();
-        for target in targets.filter(|target| target.errand == Errand::Forward) {
-            let kind = target.failed_as();
-            ends.executed += u32::from(kind.is_some() || target.done_at_ms.is_some());
-            ends.kinds.extend(kind);
+fn ends<'t>(targets: impl Iterator<Item = &'t Target>) -> DeviceEnds {
+    let mut ends = DeviceEnds::default();
+    for target in targets.filter(|target| target.errand == Errand::Forward) {
+        let kind = target.failed_as();
+        ends.executed += u32::from(kind.is_some() || target.done_at_ms.is_some());
+        match kind {
+            Some(FailureKind::Failed) => ends.failed += 1,
+            Some(FailureKind::Rejected) => ends.rejected += 1,
+            Some(FailureKind::TimedOut) => ends.timed_out += 1,
+            None => {}
         }
-        ends
     }
-
-    fn matching(&self, criterion: &AbortCriterion) -> u32 {
-        let matching = self.kinds.iter().filter(|kind| criterion.failure_type.counts(**kind)).count();
-        u32::try_from(matching).unwrap_or(u32::MAX)
-    }
+    ends
 }
 
-/// Every criterion of `rollout` held against how its devices have ended, in order.
-pub(crate) fn checks(rollout: &Rollout) -> Vec<Check> {
-    if rollout.spec.abort_criteria.is_empty() {
-        return Vec::new();
-    }
-    let ends = Ends::of(rollout.targets.values());
-    let criteria = rollout.spec.abort_criteria.iter();
-    criteria.map(|criterion| check(criterion, ends.matching(criterion), ends.executed)).collect()
+fn matching(ends: &DeviceEnds, criterion: &AbortCriterion) -> u32 {
+    let kinds = [
+        (ends.failed, FailureKind::Failed),
+        (ends.rejected, FailureKind::Rejected),
+        (ends.timed_out, FailureKind::TimedOut),
+    ];
+    let counted = kinds.iter().filter(|(_, kind)| criterion.failure_type.counts(*kind));
+    counted.fold(0u32, |sum, (n, _)| sum.saturating_add(*n))
+}
+
+/// Every criterion held against how devices have ended, in order.
+pub(crate) fn checks(inputs: &CriteriaInputs) -> Vec<Check> {
+    let CriteriaInputs { criteria, ends } = inputs;
+    criteria.iter().map(|criterion| check(criterion, matching(ends, criterion), ends.executed)).collect()
 }
 
 fn check(criterion: &AbortCriterion, matching: u32, executed: u32) -> Check {

@@ -7,13 +7,12 @@ use std::collections::BTreeSet;
 
 use muster_shared::ids::RolloutId;
 use muster_shared::limits::bounded_text;
-use muster_shared::rollout::{Check, Outcome, RolloutSpec, RolloutStatus, Rule};
+use muster_shared::rollout::{Check, LimitsInputs, Outcome, RolloutStatus, Rule};
 
 use crate::actions::OperatorAction;
 use crate::cohort::is_wanted;
-use crate::evidence::Arm;
 use crate::fleet::Fleet;
-use crate::limits::Judgement;
+use crate::limits::Held;
 use crate::rollout::Rollout;
 use crate::wording::{count, counted};
 
@@ -58,12 +57,9 @@ impl Rollout {
     }
 }
 
-/// How an emergency is judged: failures are counted, and nothing follows from them. None for any other rollout.
-pub(crate) fn judged(spec: &RolloutSpec, canary: &Arm<'_>, control: &Arm<'_>) -> Option<Judgement> {
-    if !spec.emergency {
-        return None;
-    }
-    let (devices, failures) = (u64::from(canary.summary.devices), u64::from(canary.summary.failures));
+/// How an emergency is judged: failures are counted, and nothing follows from them.
+pub(crate) fn hold(inputs: &LimitsInputs) -> Held {
+    let (devices, failures) = (u64::from(inputs.canary.devices), u64::from(inputs.canary.failures));
     let check = Check {
         rule: Rule::Failures,
         outcome: Outcome::Successful,
@@ -77,5 +73,5 @@ pub(crate) fn judged(spec: &RolloutSpec, canary: &Arm<'_>, control: &Arm<'_>) ->
             counted(devices, "device"),
         ),
     };
-    Some(Judgement::of_emergency(vec![check], canary, control))
+    Held { checks: vec![check], decisive: None, predictions_needed: None, compared_needed: None }
 }

@@ -1,43 +1,29 @@
 //! Holds what a wave measured against the rollout's limits, and says so in sentences. How its devices compare with others is
-//! [`crate::gate`]'s matter; here it becomes part of the verdict.
+//! [`crate::gate`]'s matter, and what becomes of it all [`crate::judgement`]'s.
 //!
 //! Limits are absolute: they need no test, and one that is passed stops the wave at once. What cannot be judged, for
 //! want of data or of a control, is `Inconclusive` in its check. The least numbers of reports and requests are needed
 //! always; a comparison without a control is not, but the verdict says then that it rests on limits only.
+//!
+//! [`inputs`] adds up what devices measured; [`hold`] takes nothing but that, so that it comes to the same whenever it is asked.
 
 mod disagreement;
+mod predictions;
 
-use std::collections::BTreeMap;
-
-use muster_shared::drift::{homogeneity, psi};
-use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{AnalysisReport, ArmSummary, Check, GateReport, Limits, Outcome, Rule, Verdict};
+use muster_shared::rollout::{Check, ComparedRows, LimitsInputs, Outcome, Rule};
+use muster_shared::trust::Stage;
 
 use crate::abort;
-use crate::emergency;
-use crate::evidence::{Arm, total};
-use crate::fleet::Predictions;
-use crate::rollout::{Rollout, Target};
-use crate::wording::{comparison, count, counted, duration, latency, listed};
+use crate::evidence::Arm;
+use crate::judgement::Judgement;
+use crate::rollout::Rollout;
+use crate::wording::{comparison, count, counted, latency, listed};
 
-/// A prediction score above its limit counts only if chance alone makes as much of nothing less often than this. With few
-/// predictions a score is large by itself.
-const PREDICTION_ALPHA: f64 = 0.001;
-
-/// What is known of one wave at one time.
-pub(crate) struct Judgement {
-    checks: Vec<Check>,
-    gate: Option<GateReport>,
-    analyses: Vec<AnalysisReport>,
-    /// An analysis showed neither, or could not be made.
-    is_open: bool,
-    /// What the rollout's devices reported.
-    pub(crate) canary: ArmSummary,
-    /// What those did that it is compared with.
-    pub(crate) control: ArmSummary,
-    compared: bool,
-    /// It is an emergency, held against nothing.
-    is_emergency: bool,
+/// What came of holding a wave against its limits.
+pub(crate) struct Held {
+    pub(crate) checks: Vec<Check>,
+    /// The column of predictions that decided.
+    pub(crate) decisive: Option<String>,
     /// Predictions after which a score above its limit, and within chance so far, will be beyond it.
     pub(crate) predictions_needed: Option<u64>,
     /// Rows that were compared with the incumbent's, and rows needed, where these are more.
@@ -46,176 +32,51 @@ pub(crate) struct Judgement {
 
 /// Judges the current wave of `rollout`.
 pub(crate) fn judge(rollout: &Rollout, canary: &Arm<'_>, control: &Arm<'_>) -> Judgement {
-    emergency::judged(&rollout.spec, canary, control).unwrap_or_else(|| {
-        let mut judgement = hold(rollout, canary, control);
-        judgement.checks.extend(abort::checks(rollout));
-        judgement
-    })
+    Judgement::of(inputs(rollout, canary, control), abort::inputs(rollout))
+}
+
+/// What the limits of `rollout` are held against.
+fn inputs(rollout: &Rollout, canary: &Arm<'_>, control: &Arm<'_>) -> LimitsInputs {
+    let (limits, emergency) = (rollout.spec.limits, rollout.spec.emergency);
+    let (agreed, disagreed) = canary.compared;
+    let is_shadow = matches!(rollout.wave_stage(), Stage::Shadow { .. });
+    let failed = rollout.targets.iter().filter_map(|(id, target)| target.failure.as_ref().map(|why| (id, why)));
+    LimitsInputs {
+        limits,
+        emergency,
+        canary: canary.summary,
+        control: control.summary,
+        failing: if canary.summary.failures == 0 {
+            String::new()
+        } else {
+            listed(failed.map(|(id, why)| format!("{id} ({why})")))
+        },
+        shadowed: control.shadowed,
+        compared: limits.max_disagreement.filter(|_| is_shadow).map(|_| ComparedRows { agreed, disagreed }),
+        columns: u32::try_from(canary.predictions.len()).unwrap_or(u32::MAX),
+        predictions: if emergency { Default::default() } else { predictions::counts(rollout, canary, control) },
+    }
 }
 
 /// Holds a wave against its limits.
-fn hold(rollout: &Rollout, canary: &Arm<'_>, control: &Arm<'_>) -> Judgement {
-    let (limits, reference) = (&rollout.spec.limits, &rollout.bundle.reference_predictions);
-    let (disagreement, compared_needed) = disagreement::hold(limits, rollout.wave_stage(), canary.compared).unzip();
-    let compared = control.summary.reports >= limits.min_reports && control.summary.requests >= limits.min_requests;
-    let (prediction_psi, predictions_needed) = prediction_psi(limits, canary, control, reference);
-    Judgement {
-        predictions_needed,
-        compared_needed: compared_needed.flatten(),
-        gate: None,
-        analyses: Vec::new(),
-        is_open: false,
+pub(crate) fn hold(inputs: &LimitsInputs) -> Held {
+    let (disagreement, compared_needed) = disagreement::hold(inputs).unzip();
+    let predictions = predictions::hold(inputs);
+    Held {
         checks: [
-            failures(limits, &canary.summary, &rollout.targets),
-            error_rate(limits, &canary.summary, &control.summary),
-            latency_ratio(limits, &canary.summary, control),
-            prediction_psi,
-            min_reports(limits, &canary.summary),
-            min_requests(limits, &canary.summary),
+            failures(inputs),
+            error_rate(inputs),
+            latency_ratio(inputs),
+            predictions.check,
+            min_reports(inputs),
+            min_requests(inputs),
         ]
         .into_iter()
         .chain(disagreement)
         .collect(),
-        canary: canary.summary,
-        control: control.summary,
-        compared,
-        is_emergency: false,
-    }
-}
-
-impl Judgement {
-    /// What is known of an emergency: `checks` that nothing follows from.
-    pub(crate) fn of_emergency(checks: Vec<Check>, canary: &Arm<'_>, control: &Arm<'_>) -> Self {
-        let (canary, control) = (canary.summary, control.summary);
-        Self {
-            checks,
-            gate: None,
-            analyses: Vec::new(),
-            is_open: false,
-            canary,
-            control,
-            compared: false,
-            is_emergency: true,
-            predictions_needed: None,
-            compared_needed: None,
-        }
-    }
-
-    /// The same with what came of the comparison of devices.
-    pub(crate) fn with_gate(mut self, report: GateReport) -> Self {
-        self.checks.push(Check {
-            rule: Rule::Gate,
-            outcome: report.outcome,
-            measured: Some(report.log_e),
-            limit: report.log_threshold,
-            canary_samples: u64::from(report.blocks),
-            control_samples: u64::from(report.blocks),
-            sentence: report.sentence.clone(),
-        });
-        self.gate = Some(report);
-        self
-    }
-
-    /// The same with what analyses came to; `is_open` where one showed neither, or could not be made.
-    pub(crate) fn with_analyses(mut self, checks: Vec<Check>, reports: Vec<AnalysisReport>, is_open: bool) -> Self {
-        self.checks.extend(checks);
-        (self.analyses, self.is_open) = (reports, is_open);
-        self
-    }
-
-    /// Whether an analysis showed neither, or could not be made.
-    pub(crate) fn is_open(&self) -> bool {
-        self.is_open
-    }
-
-    /// Whether a limit is passed, an analysis failed, or canaries are worse.
-    pub(crate) fn is_failed(&self) -> bool {
-        self.checks.iter().any(|check| check.outcome == Outcome::Failed)
-    }
-
-    /// The verdict that a limit is passed, an analysis failed, or canaries are worse.
-    pub(crate) fn failed(self, wave: u32, at_ms: u64) -> Verdict {
-        let broken = self.checks.iter().filter(|check| check.outcome == Outcome::Failed);
-        let broken: Vec<&str> = broken.map(|check| check.sentence.as_str()).collect();
-        let summary = format!("wave {} failed: {}", u64::from(wave) + 1, broken.join("; "));
-        self.into_verdict(wave, at_ms, Outcome::Failed, summary)
-    }
-
-    /// The verdict that the wave passed; `waived_by` let it, where the comparison of devices showed neither.
-    pub(crate) fn successful(self, wave: u32, at_ms: u64, waived_by: Option<&str>) -> Verdict {
-        let (basis, devices) = (self.basis(), self.canary.devices);
-        let summary = if self.is_emergency {
-            let said: Vec<&str> = self.checks.iter().map(|check| check.sentence.as_str()).collect();
-            format!("wave {} passed: {}; {basis}", u64::from(wave) + 1, said.join("; "))
-        } else if let Some(report) = &self.gate {
-            let by = waived_by.map_or_else(String::new, |actor| format!(", as {actor} decided"));
-            format!("wave {} passed{by}: {}; {basis} within the limits", u64::from(wave) + 1, report.sentence)
-        } else if self.compared {
-            format!("wave {} passed: {basis} within every limit", u64::from(wave) + 1)
-        } else {
-            let why = match self.control.devices {
-                0 => "there is no control to compare with".to_owned(),
-                control => {
-                    let all = u64::from(devices) + u64::from(control);
-                    format!("{} are too few to compare", counted(all, "device"))
-                }
-            };
-            format!("wave {} passed, limits only: {why}; {basis} within the limits", u64::from(wave) + 1)
-        };
-        self.into_verdict(wave, at_ms, Outcome::Successful, summary)
-    }
-
-    /// What would be said now, though nothing is decided.
-    pub(crate) fn so_far(self, wave: u32, at_ms: u64) -> Verdict {
-        let outcome = if self.is_failed() { Outcome::Failed } else { Outcome::Inconclusive };
-        let summary = format!("wave {} so far: {}", u64::from(wave) + 1, self.basis());
-        self.into_verdict(wave, at_ms, outcome, summary)
-    }
-
-    /// What it rests on.
-    fn basis(&self) -> String {
-        let ArmSummary { devices, reporting, reports, requests, timed_out, .. } = self.canary;
-        let late = if timed_out > 0 { format!(" ({} timed out)", count(u64::from(timed_out))) } else { String::new() };
-        format!(
-            "{} in {} from {} of {}{late}",
-            counted(requests, "request"),
-            counted(u64::from(reports), "report"),
-            count(u64::from(reporting)),
-            counted(u64::from(devices), "device"),
-        )
-    }
-
-    /// The verdict that the comparison of devices, or an analysis, showed neither.
-    pub(crate) fn undecided(self, wave: u32, at_ms: u64) -> Verdict {
-        let compared = self.gate.iter().map(|report| report.sentence.as_str());
-        let metrics = self.analyses.iter().flat_map(|report| &report.metrics);
-        let open = metrics.filter(|metric| matches!(metric.outcome, Some(Outcome::Inconclusive | Outcome::Error)));
-        let why = compared.chain(open.map(|metric| metric.sentence.as_str())).collect::<Vec<_>>().join("; ");
-        let summary = format!("wave {} is inconclusive: {why}", u64::from(wave) + 1);
-        self.into_verdict(wave, at_ms, Outcome::Inconclusive, summary)
-    }
-
-    /// The verdict that time ran out; `why` says what was missing.
-    pub(crate) fn inconclusive(mut self, wave: u32, at_ms: u64, since_ms: u64, max_ms: u64, why: &[String]) -> Verdict {
-        let took_ms = at_ms.saturating_sub(since_ms);
-        let sentence = format!("no verdict after {}, {} allowed", duration(took_ms), duration(max_ms));
-        self.checks.push(Check {
-            rule: Rule::MaxDuration,
-            outcome: Outcome::Inconclusive,
-            measured: Some(took_ms as f64),
-            limit: max_ms as f64,
-            canary_samples: u64::from(self.canary.devices),
-            control_samples: u64::from(self.control.devices),
-            sentence,
-        });
-        let missing = if why.is_empty() { String::new() } else { format!(": {}", why.join("; ")) };
-        let summary = format!("wave {} had no verdict after {}{missing}", u64::from(wave) + 1, duration(took_ms));
-        self.into_verdict(wave, at_ms, Outcome::Inconclusive, summary)
-    }
-
-    fn into_verdict(self, wave: u32, at_ms: u64, outcome: Outcome, summary: String) -> Verdict {
-        let Self { checks, gate, analyses, canary, control, .. } = self;
-        Verdict { at_ms, wave, outcome, checks, canary, control, gate, analyses, summary }
+        decisive: predictions.decisive,
+        predictions_needed: predictions.needed,
+        compared_needed: compared_needed.flatten(),
     }
 }
 
@@ -223,17 +84,16 @@ fn outcome(measured: f64, limit: f64) -> Outcome {
     if measured > limit { Outcome::Failed } else { Outcome::Successful }
 }
 
-fn failures(limits: &Limits, canary: &ArmSummary, targets: &BTreeMap<DeviceId, Target>) -> Check {
+fn failures(inputs: &LimitsInputs) -> Check {
+    let LimitsInputs { limits, canary, failing, .. } = inputs;
     let (n, allowed) = (f64::from(canary.failures), f64::from(limits.max_failures));
     let sentence = if canary.failures == 0 {
         format!("no device failed, reverted or crashed, {} allowed", count(u64::from(limits.max_failures)))
     } else {
-        let failed = targets.iter().filter_map(|(id, target)| target.failure.as_ref().map(|why| (id, why)));
         format!(
-            "{} failed, reverted or crashed, {} allowed: {}",
+            "{} failed, reverted or crashed, {} allowed: {failing}",
             counted(u64::from(canary.failures), "device"),
             count(u64::from(limits.max_failures)),
-            listed(failed.map(|(id, why)| format!("{id} ({why})"))),
         )
     };
     Check {
@@ -247,7 +107,8 @@ fn failures(limits: &Limits, canary: &ArmSummary, targets: &BTreeMap<DeviceId, T
     }
 }
 
-fn error_rate(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> Check {
+fn error_rate(inputs: &LimitsInputs) -> Check {
+    let LimitsInputs { limits, canary, control, .. } = inputs;
     let measured = (canary.requests > 0).then(|| canary.errors as f64 / canary.requests as f64);
     let judged = measured.filter(|_| canary.requests >= limits.min_requests);
     let sentence = match judged {
@@ -276,8 +137,9 @@ fn error_rate(limits: &Limits, canary: &ArmSummary, control: &ArmSummary) -> Che
     }
 }
 
-fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &Arm<'_>) -> Check {
-    let (control, shadowed) = (&control.summary, control.shadowed);
+fn latency_ratio(inputs: &LimitsInputs) -> Check {
+    let LimitsInputs { limits, canary, control, shadowed, .. } = inputs;
+    let shadowed = *shadowed;
     let timed = shadowed.unwrap_or(control.requests);
     let unjudged = if canary.requests < limits.min_requests {
         Some(format!("latency p99 not judged: {}", too_few(canary.requests, limits.min_requests, "requests")))
@@ -334,145 +196,14 @@ fn latency_ratio(limits: &Limits, canary: &ArmSummary, control: &Arm<'_>) -> Che
     }
 }
 
-/// The score of one column, and what it was compared with.
-struct ColumnScore<'a> {
-    column: &'a str,
-    score: f64,
-    /// The chance of as much when nothing has moved.
-    p_value: f64,
-    /// How many times the predictions at hand would show this score to be beyond chance.
-    times_needed: f64,
-    canary: u64,
-    control: u64,
-    reference: Option<u64>,
-}
-
-/// The check, and how many predictions would settle it where they are too few to.
-fn prediction_psi(
-    limits: &Limits,
-    canary: &Arm<'_>,
-    control: &Arm<'_>,
-    reference: &Predictions,
-) -> (Check, Option<u64>) {
-    let limit = limits.max_prediction_psi;
-    let passes = |score: &ColumnScore<'_>| score.score > limit;
-    let worst = canary
-        .predictions
-        .iter()
-        .filter_map(|(column, classes)| column_score(limits, column, classes, canary, control, reference))
-        // Beyond chance first: one column that has moved for sure outweighs a larger score that may mean nothing.
-        .max_by(|a, b| {
-            let sure = |score: &ColumnScore<'_>| passes(score) && score.p_value < PREDICTION_ALPHA;
-            sure(a).cmp(&sure(b)).then(a.score.total_cmp(&b.score))
-        });
-    let outcome = match &worst {
-        None => Outcome::Inconclusive,
-        Some(worst) if !passes(worst) => Outcome::Successful,
-        Some(worst) if worst.p_value < PREDICTION_ALPHA => Outcome::Failed,
-        Some(_) => Outcome::Inconclusive,
-    };
-    let sentence = match &worst {
-        Some(worst) => {
-            let of = if canary.predictions.len() > 1 { format!(" of {}", worst.column) } else { String::new() };
-            let beside = match worst.reference {
-                None => format!("control {}", count(worst.control)),
-                Some(rows) => format!("no control of that size, the bundle's reference {}", count(rows)),
-            };
-            let within = if outcome == Outcome::Inconclusive {
-                format!("; within chance so far, p = {:.3}", worst.p_value)
-            } else {
-                String::new()
-            };
-            format!(
-                "prediction PSI{of} {} (canary {}, {beside}{within})",
-                comparison(worst.score, limit, ""),
-                counted(worst.canary, "prediction"),
-            )
-        }
-        None if canary.summary.predictions == 0 => "prediction PSI not judged: no class predictions".to_owned(),
-        None if canary.summary.predictions < limits.min_requests => format!(
-            "prediction PSI not judged: {}",
-            too_few(canary.summary.predictions, limits.min_requests, "predictions")
-        ),
-        None => format!(
-            "prediction PSI not compared: neither the control ({}) nor the bundle's reference has {} of the same column",
-            count(control.summary.predictions),
-            counted(limits.min_requests, "prediction"),
-        ),
-    };
-    let needed = worst.as_ref().filter(|_| outcome == Outcome::Inconclusive).map(|worst| {
-        let needed = (worst.canary as f64 * worst.times_needed).ceil().clamp(0.0, 1e15);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped just above")]
-        let needed = needed as u64;
-        needed.max(worst.canary.saturating_add(1))
-    });
-    let check = Check {
-        rule: Rule::PredictionPsi,
-        outcome,
-        measured: worst.as_ref().map(|worst| worst.score),
-        limit,
-        canary_samples: worst.as_ref().map_or(canary.summary.predictions, |worst| worst.canary),
-        control_samples: worst.as_ref().map_or(control.summary.predictions, |worst| worst.control),
-        sentence,
-    };
-    (check, needed)
-}
-
-fn column_score<'a>(
-    limits: &Limits,
-    column: &'a str,
-    classes: &BTreeMap<&str, u64>,
-    arm: &Arm<'_>,
-    control: &Arm<'_>,
-    reference: &Predictions,
-) -> Option<ColumnScore<'a>> {
-    let canary = total(classes);
-    if canary < limits.min_requests {
-        return None;
-    }
-    let beside = control.predictions.get(column);
-    let in_control = beside.map_or(0, total);
-    let of_reference: BTreeMap<&str, u64>;
-    let (other, rows) = match beside.filter(|_| in_control >= limits.min_requests) {
-        Some(beside) => (beside, None),
-        None => {
-            of_reference = reference.get(column)?.iter().map(|(class, n)| (class.as_str(), *n)).collect();
-            let rows = total(&of_reference);
-            if rows < limits.min_requests {
-                return None;
-            }
-            (&of_reference, Some(rows))
-        }
-    };
-    let (other, current) = aligned(other, classes);
-    let score = psi(&other, &current)?;
-    // What is within the limit needs no test, which takes another look at every device.
-    let test = (score > limits.max_prediction_psi).then(|| {
-        let other_effective = rows.map_or_else(|| control.effective_predictions(column), |rows| rows as f64);
-        homogeneity(&other, other_effective, &current, arm.effective_predictions(column))
-    });
-    // A single class on both sides cannot have moved.
-    let test = test.flatten();
-    let p_value = test.map_or(1.0, |test| test.p_value);
-    let times_needed = test.map_or(1.0, |test| test.critical(PREDICTION_ALPHA) / test.statistic.max(f64::MIN_POSITIVE));
-    Some(ColumnScore { column, score, p_value, times_needed, canary, control: in_control, reference: rows })
-}
-
-/// The counts of two sides over the same classes.
-fn aligned(reference: &BTreeMap<&str, u64>, current: &BTreeMap<&str, u64>) -> (Vec<u64>, Vec<u64>) {
-    let mut cells: BTreeMap<&str, (u64, u64)> = reference.iter().map(|(class, n)| (*class, (*n, 0))).collect();
-    for (class, n) in current {
-        cells.entry(class).or_default().1 = *n;
-    }
-    cells.into_values().unzip()
-}
-
-fn min_reports(limits: &Limits, canary: &ArmSummary) -> Check {
+fn min_reports(inputs: &LimitsInputs) -> Check {
+    let LimitsInputs { limits, canary, .. } = inputs;
     let (have, need) = (u64::from(canary.reports), u64::from(limits.min_reports));
     least(Rule::MinReports, have, need, u64::from(canary.reporting), "reports")
 }
 
-fn min_requests(limits: &Limits, canary: &ArmSummary) -> Check {
+fn min_requests(inputs: &LimitsInputs) -> Check {
+    let LimitsInputs { limits, canary, .. } = inputs;
     least(Rule::MinRequests, canary.requests, limits.min_requests, canary.requests, "requests")
 }
 

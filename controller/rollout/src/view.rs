@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{DeviceProgress, RolloutStatus, RolloutView, Waiting, WaveView};
+use muster_shared::rollout::{DeviceProgress, RolloutStatus, RolloutView, Verdict, Waiting, WaveView};
 
 use crate::analysis;
 use crate::blue_green::is_ready;
@@ -29,7 +29,8 @@ impl Rollout {
                 wave.extend(ids.into_iter().map(|id| (id, DeviceProgress::Pending)));
             }
         }
-        let last_verdict = |wave: u32| self.verdicts.iter().rev().find(|verdict| verdict.wave == wave).cloned();
+        let last_verdict =
+            |wave: u32| self.verdicts.iter().rev().find(|verdict| verdict.wave == wave).map(Verdict::shown);
         RolloutView {
             id: self.id.clone(),
             spec: self.spec.clone(),
@@ -47,12 +48,15 @@ impl Rollout {
                     devices,
                     started_at_ms: state.started_at_ms,
                     verdict: last_verdict(wave),
-                    analyses: analysis::reports(self, state),
+                    analyses: analysis::reports(&self.analyses, &state.analyses)
+                        .into_iter()
+                        .map(|(_, report)| report)
+                        .collect(),
                 })
                 .collect(),
             outcomes: outcomes(self, fleet),
             waiting: waiting.to_vec(),
-            verdicts: self.verdicts.clone(),
+            verdicts: self.verdicts.iter().map(Verdict::shown).collect(),
         }
     }
 

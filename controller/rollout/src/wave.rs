@@ -11,7 +11,7 @@ mod census;
 use std::collections::BTreeMap;
 
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{Deadlines, FailureKind, RolloutStatus, Waiting, WaveSpec};
+use muster_shared::rollout::{Deadlines, FailureKind, LongestDuration, Outcome, RolloutStatus, Waiting, WaveSpec};
 
 use census::{Census, waiting};
 
@@ -23,8 +23,9 @@ use crate::conflict::left_out;
 use crate::deadline::{self, DeadlineState};
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
-use crate::gate::{self, GateState};
-use crate::limits::{Judgement, judge};
+use crate::gate;
+use crate::judgement::Judgement;
+use crate::limits::judge;
 use crate::rate;
 use crate::rollout::{Errand, GAVE_UP_ASTRAY, MAX_ATTEMPTS, Rollout, Target, WaveState};
 use crate::shadow_first;
@@ -102,8 +103,7 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
                 }
                 Course::Pass(judgement) => {
                     *next = grown;
-                    let waived_by = next.wave_state().and_then(|state| state.gate.as_ref()?.waived_by.clone());
-                    let mut verdict = judgement.successful(wave, now_ms, waived_by.as_deref());
+                    let mut verdict = judgement.successful(wave, now_ms);
                     if wave as usize + 1 == next.waves.len() {
                         verdict.summary.push_str(&left_out(survey, fleet));
                     }
@@ -120,8 +120,9 @@ pub(crate) fn step<'f>(next: &mut Rollout, fleet: &'f Fleet, survey: &Survey<'f>
                 }
             }
         } else if time_is_up {
+            let waited = LongestDuration { since_ms: clock_from_ms, max_ms: spec.max_duration_ms };
             let why: Vec<String> = blocking.iter().chain(&aside).map(ToString::to_string).collect();
-            next.conclude(judgement.inconclusive(wave, now_ms, clock_from_ms, spec.max_duration_ms, &why));
+            next.conclude(judgement.inconclusive(wave, now_ms, waited, &why));
             next.status = RolloutStatus::Paused;
             return aside;
         }
@@ -138,26 +139,27 @@ enum Course {
     Pass(Judgement),
 }
 
+impl Course {
+    fn of(judgement: Judgement) -> Self {
+        match judgement.outcome() {
+            Outcome::Failed => Self::Back(judgement),
+            Outcome::Inconclusive | Outcome::Error => Self::Undecided(judgement),
+            Outcome::Successful => Self::Pass(judgement),
+        }
+    }
+}
+
 fn course(next: &mut Rollout, fleet: &Fleet, judgement: Judgement, now_ms: u64, may_wait: bool) -> Course {
-    if judgement.is_failed() {
-        return Course::Back(judgement);
-    }
-    if judgement.is_open() {
-        return Course::Undecided(judgement);
-    }
+    let judgement = match Course::of(judgement) {
+        Course::Pass(judgement) => judgement,
+        decided => return decided,
+    };
     match gate::answer(next, fleet, now_ms, may_wait) {
         Err(for_what) => Course::Wait(for_what),
         Ok(None) => Course::Pass(judgement),
         Ok(Some(report)) => {
-            let judgement = judgement.with_gate(report);
-            let dealt = next.wave_state().and_then(|state| state.gate.as_ref());
-            if judgement.is_failed() {
-                Course::Back(judgement)
-            } else if dealt.is_some_and(GateState::is_undecided) {
-                Course::Undecided(judgement)
-            } else {
-                Course::Pass(judgement)
-            }
+            let waived_by = next.wave_state().and_then(|state| state.gate.as_ref()?.waived_by.clone());
+            Course::of(judgement.with_gate(report, waived_by))
         }
     }
 }

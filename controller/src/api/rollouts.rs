@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode};
 use muster_rollout::OperatorAction;
 use muster_shared::api::{AccessRole, ActionReason, CreateRollout, Page, Problem, RollbackOrder};
 use muster_shared::ids::RolloutId;
-use muster_shared::rollout::{FleetStopView, GateEvidence, RolloutPreview, RolloutSpec, RolloutView};
+use muster_shared::rollout::{FleetStopView, RolloutEvidence, RolloutPreview, RolloutSpec, RolloutView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -154,12 +154,13 @@ pub(super) async fn show(
     Ok(axum::Json(executor::view(&app, &rollout).await?))
 }
 
-/// Shows what the comparison of each wave with its controls rests on: every score. It is enough to reach the verdicts again elsewhere.
+/// Shows what every verdict rests on: the numbers held against limits and abort criteria, the measurements of analyses, the scores of devices that were
+/// compared. It is enough to reach the verdicts again elsewhere.
 #[utoipa::path(
     get, path = "/api/v1/rollouts/{id}/evidence", tag = "rollouts",
     params(("id" = RolloutId, Path, description = "Its name")),
     responses(
-        (status = 200, description = "The waves that were judged, in order", body = Vec<GateEvidence>),
+        (status = 200, description = "What each verdict rests on, in order", body = Vec<RolloutEvidence>),
         (status = 404, description = "There is no such rollout", body = Problem),
     ),
 )]
@@ -167,7 +168,7 @@ pub(super) async fn evidence(
     State(app): State<Arc<App>>,
     _caller: Viewer,
     Segments(rollout): Segments<RolloutId>,
-) -> ApiResult<axum::Json<Vec<GateEvidence>>> {
+) -> ApiResult<axum::Json<Vec<RolloutEvidence>>> {
     Ok(axum::Json(executor::evidence(&app, &rollout).await?))
 }
 

@@ -3,7 +3,7 @@
 use muster_rollout::{BundleFacts, Fleet, OperatorAction, Rollout, plan};
 use muster_shared::api::RolloutCard;
 use muster_shared::ids::{BundleRef, Digest, RolloutId};
-use muster_shared::rollout::{GateEvidence, RolloutPreview, RolloutSpec, RolloutStatus, RolloutView, SpecError};
+use muster_shared::rollout::{RolloutEvidence, RolloutPreview, RolloutSpec, RolloutStatus, RolloutView, SpecError};
 use serde::{Deserialize, Serialize};
 
 use super::freezes::Freezes;
@@ -263,12 +263,12 @@ pub(crate) async fn view(app: &App, id: &RolloutId) -> Result<RolloutView, Execu
     show(app, &rollout).await
 }
 
-/// What the comparison of each wave that was judged rests on.
+/// What each verdict rests on, in order.
 ///
 /// # Errors
 /// [`ExecutorError::UnknownRollout`].
-pub(crate) async fn evidence(app: &App, id: &RolloutId) -> Result<Vec<GateEvidence>, ExecutorError> {
-    Ok(load(app, id).await?.value.gate_evidence().cloned().collect())
+pub(crate) async fn evidence(app: &App, id: &RolloutId) -> Result<Vec<RolloutEvidence>, ExecutorError> {
+    Ok(load(app, id).await?.value.evidence())
 }
 
 /// Up to `limit` rollouts after `after`, oldest first.

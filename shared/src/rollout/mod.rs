@@ -4,6 +4,7 @@
 mod analysis;
 mod approval;
 mod aside;
+mod evidence;
 mod explanation;
 mod failure;
 mod freeze;
@@ -27,6 +28,10 @@ pub use analysis::{
 };
 pub use approval::{Approval, ApprovalOutcome, ApprovalRecord};
 pub use aside::{Pin, Quarantine};
+pub use evidence::{
+    AnalysisInputs, ClassCounts, ColumnPredictions, ComparedRows, CriteriaInputs, DeviceEnds, EvidencePart,
+    LimitsInputs, LongestDuration, MetricInputs, PredictionsWorth, RolloutEvidence, VerdictEvidence, VerdictInputs,
+};
 pub use explanation::{Decider, DeviceExplanation, Explanation, Obstacle, Told};
 pub use failure::FailureKind;
 pub use freeze::{CreateFreeze, Freeze};

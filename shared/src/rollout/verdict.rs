@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::analysis::AnalysisReport;
+use super::evidence::VerdictInputs;
 use super::failure::FailureKind;
 use super::gate::GateReport;
 
@@ -221,6 +222,17 @@ pub struct Verdict {
     pub analyses: Vec<AnalysisReport>,
     /// The verdict in a sentence.
     pub summary: String,
+    /// What else it takes to reach it again, as it is stored; none where it is shown ([`Self::shown`]), and of verdicts from before there was such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<VerdictInputs>,
+}
+
+impl Verdict {
+    /// The verdict as it is shown: with every number, without the counts of classes behind them.
+    #[must_use]
+    pub fn shown(&self) -> Self {
+        Self { inputs: None, ..self.clone() }
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! `muster rollout evidence` and `replay`: what a gate's verdicts rest on, and the same verdicts reached again.
+//! `muster rollout evidence` and `replay`: what verdicts rest on, and the same verdicts reached again.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use muster_rollout::judge;
+use muster_rollout::{Replayed, replay as judge_again};
 use muster_shared::ids::RolloutId;
-use muster_shared::rollout::{Block, GateEvidence, GateReport, GuardrailReport};
+use muster_shared::rollout::{GateReport, GuardrailReport, RolloutEvidence};
 
+use super::show::checks_table;
 use super::words;
 use crate::command::{Context, block_on};
 use crate::disk::{self, Existing, Privacy};
@@ -30,9 +31,9 @@ pub(crate) struct EvidenceArgs {
 /// [`Failure`] when there is no such rollout, or the file cannot be written.
 pub(super) fn write(context: &Context, args: &EvidenceArgs) -> Result<(), Failure> {
     let client = context.client()?;
-    let all: Vec<GateEvidence> = block_on(client.get(&["rollouts", args.id.as_str(), "evidence"], &[]))?;
+    let all: Vec<RolloutEvidence> = block_on(client.get(&["rollouts", args.id.as_str(), "evidence"], &[]))?;
     if all.is_empty() {
-        output::note("no wave of this rollout was compared with controls so far");
+        output::note("there is no verdict on this rollout so far");
     }
     let text = serde_json::to_string_pretty(&all)
         .map_err(|error| Failure::unmet("this evidence is no JSON").because(error))?;
@@ -77,23 +78,26 @@ pub(crate) fn report_text(report: &GateReport) -> String {
     format!("{title}\n{}", guardrails_table(report))
 }
 
-fn parse(path: &Path) -> Result<Vec<GateEvidence>, Failure> {
+fn parse(path: &Path) -> Result<Vec<Replayed>, Failure> {
     let fault = |reason: String| Failure::input(format!("{}: {reason}", path.display()));
-    let all: Vec<GateEvidence> = serde_json::from_str(&disk::read_text(path, MAX_EVIDENCE_BYTES)?)
+    let all: Vec<RolloutEvidence> = serde_json::from_str(&disk::read_text(path, MAX_EVIDENCE_BYTES)?)
         .map_err(|error| fault(format!("this is not what `muster rollout evidence` writes: {error}")))?;
-    for evidence in &all {
-        let scores = evidence.gate.guardrails.len();
-        let mut devices = evidence.blocks.iter().flat_map(Block::members);
-        if let Some(device) = devices.find(|device| device.scores.len() != scores) {
-            return Err(fault(format!(
-                "{} of wave {} has {} scores, its gate has {scores} guardrails",
-                device.device,
-                evidence.wave + 1,
-                device.scores.len()
-            )));
-        }
+    all.iter().map(|evidence| judge_again(evidence).map_err(&fault)).collect()
+}
+
+/// One verdict as it comes out, and what is stored otherwise.
+fn replayed_text(replayed: &Replayed) -> String {
+    let Replayed { rollout, bundle, wave, at_ms, stored, outcome, checks, gate, differences } = replayed;
+    let came =
+        if stored == outcome { format!("{outcome}, as stored") } else { format!("{outcome}, stored as {stored}") };
+    let title = format!("{rollout} of {bundle}, wave {}, {}: {came}", u64::from(*wave) + 1, output::time(*at_ms));
+    let mut lines = vec![output::clean(&title)];
+    if !checks.is_empty() {
+        lines.push(checks_table(checks));
     }
-    Ok(all)
+    lines.extend(gate.as_ref().map(report_text));
+    lines.extend(differences.iter().map(|difference| output::clean(&format!("differs: {difference}"))));
+    lines.join("\n")
 }
 
 /// Reaches the verdicts of a file again.
@@ -101,37 +105,20 @@ fn parse(path: &Path) -> Result<Vec<GateEvidence>, Failure> {
 /// # Errors
 /// [`Failure`] when the file is none, or a verdict comes out otherwise.
 pub(super) fn replay(context: &Context, path: &Path) -> Result<(), Failure> {
-    let stored = parse(path)?;
-    let again = stored
-        .iter()
-        .map(|one| judge(&one.gate, one.alpha, &one.blocks, one.dealt, one.predicted.as_ref()))
-        .collect::<Vec<_>>();
-    context.output.show(&again, |again| {
-        let all = stored.iter().zip(again).map(|(stored, report)| {
-            let title = format!(
-                "{} of {}, wave {}, {}",
-                stored.rollout,
-                stored.bundle,
-                stored.wave + 1,
-                output::time(stored.at_ms)
-            );
-            format!("{}\n{}", output::clean(&title), report_text(report))
-        });
-        all.collect::<Vec<_>>().join("\n\n")
-    })?;
-    // Another machine may round the last digit otherwise, and sentences may be worded anew.
-    let alike = |a: f64, b: f64| (a - b).abs() <= 1e-9 * (1.0 + a.abs());
-    let same = |a: &GateReport, b: &GateReport| a.outcome == b.outcome && alike(a.log_e, b.log_e);
-    match stored.iter().zip(&again).find(|(stored, again)| !same(&stored.report, again)) {
+    let again = parse(path)?;
+    context.output.show(&again, |again| again.iter().map(replayed_text).collect::<Vec<_>>().join("\n\n"))?;
+    let differs = |replayed: &&Replayed| !replayed.differences.is_empty();
+    match again.iter().find(differs) {
         None => {
-            output::note(&format!("{} verdict(s), each as it was stored", stored.len()));
+            output::note(&format!("{} verdict(s), each as it was stored", again.len()));
             Ok(())
         }
-        Some((stored, again)) => Err(Failure::unmet(format!(
-            "wave {} was stored as {} and comes out as {}",
-            stored.wave + 1,
-            stored.report.outcome,
-            again.outcome
+        Some(first) => Err(Failure::unmet(format!(
+            "{} of {} verdict(s) come out otherwise than stored; wave {}: {}",
+            again.iter().filter(differs).count(),
+            again.len(),
+            u64::from(first.wave) + 1,
+            first.differences.join("; ")
         ))),
     }
 }

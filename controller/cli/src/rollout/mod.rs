@@ -57,9 +57,9 @@ pub(crate) enum RolloutCommand {
     Watch(watch::WatchArgs),
     /// Show how a bundle answers beside the one in service: agreement, differences, times, errors.
     Compare(compare::CompareArgs),
-    /// Write what the comparisons of a rollout's waves rest on, as JSON: every device's scores.
+    /// Write what the verdicts of a rollout rest on, as JSON: what limits, abort criteria, analyses and comparisons of devices were judged by.
     Evidence(evidence::EvidenceArgs),
-    /// Reach the verdicts of such a file again, here. Exits with 1 if one comes out otherwise.
+    /// Reach the verdicts of such a file again, here. Exits with 1 if anything comes out otherwise than it is stored.
     Replay {
         /// What `muster rollout evidence` wrote.
         file: PathBuf,

@@ -59,6 +59,14 @@ fn check_row(check: &Check) -> Vec<comfy_table::Cell> {
     ]
 }
 
+/// Every rule with its numbers.
+pub(super) fn checks_table(checks: &[Check]) -> String {
+    output::table(
+        &["rule", "outcome", "measured", "limit", "canary n", "control n", "in words"],
+        checks.iter().map(check_row),
+    )
+}
+
 fn verdict_text(verdict: &Verdict) -> String {
     let (wave, at) = (verdict.wave + 1, output::time(verdict.at_ms));
     format!("verdict on wave {wave} at {at}: {}: {}", verdict.outcome, numbers_text(verdict))
@@ -66,10 +74,7 @@ fn verdict_text(verdict: &Verdict) -> String {
 
 /// What a verdict, or what would be one, rests on.
 pub(super) fn numbers_text(verdict: &Verdict) -> String {
-    let checks = output::table(
-        &["rule", "outcome", "measured", "limit", "canary n", "control n", "in words"],
-        verdict.checks.iter().map(check_row),
-    );
+    let checks = checks_table(&verdict.checks);
     let arms =
         output::properties(&[("canary", words::arm(&verdict.canary)), ("control", words::arm(&verdict.control))]);
     let gate = verdict.gate.as_ref().map_or_else(String::new, |report| format!("\n{}", guardrails_table(report)));

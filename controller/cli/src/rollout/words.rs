@@ -251,6 +251,7 @@ pub(super) mod tests {
             gate: None,
             analyses: vec![],
             summary: "predictions moved".into(),
+            inputs: None,
         }
     }
 

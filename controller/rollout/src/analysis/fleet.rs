@@ -4,7 +4,7 @@
 use muster_shared::rollout::{ArmSummary, Value};
 
 use crate::fleet::Fleet;
-use crate::limits::Judgement;
+use crate::judgement::Judgement;
 use crate::rollout::Rollout;
 use crate::standing::has_arrived;
 
@@ -39,7 +39,7 @@ pub(super) fn answer(rollout: &Rollout, fleet: &Fleet, judgement: &Judgement) ->
         ("targeted", Value::Number(all)),
         ("succeeded", Value::Number(done)),
         ("successRate", share(done, all)),
-        ("canary", arm(&judgement.canary)),
-        ("control", arm(&judgement.control)),
+        ("canary", arm(judgement.canary())),
+        ("control", arm(judgement.control())),
     ])
 }

@@ -20,11 +20,11 @@ use muster_shared::rollout::{
 use serde::{Deserialize, Serialize};
 
 pub(crate) use outcome::outcome;
-pub(crate) use report::{held, reports};
+pub(crate) use report::{held, hold, reports};
 
 use crate::fleet::Fleet;
-use crate::limits::Judgement;
-use crate::rollout::{Rollout, WaveState};
+use crate::judgement::Judgement;
+use crate::rollout::Rollout;
 
 /// One analysis of one wave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ struct Metric<'r> {
 
 impl Metric<'_> {
     fn outcome(&self) -> Option<Outcome> {
-        outcome(self.template, self.run)
+        outcome(self.template, &self.run.measurements)
     }
 
     /// Whether it showed neither, or could not be asked.
@@ -121,9 +121,9 @@ impl Metric<'_> {
     }
 }
 
-/// The metrics of `state`'s analyses.
-fn metrics<'r>(analyses: &'r [Analysis], state: &'r WaveState) -> impl Iterator<Item = Metric<'r>> {
-    let begun = state.analyses.iter().filter_map(|(at, run)| Some((*at, analyses.get(*at as usize)?, run)));
+/// The metrics of the analyses that have begun.
+fn metrics<'r>(analyses: &'r [Analysis], runs: &'r AnalysisRuns) -> impl Iterator<Item = Metric<'r>> {
+    let begun = runs.iter().filter_map(|(at, run)| Some((*at, analyses.get(*at as usize)?, run)));
     begun.flat_map(|(at, analysis, known)| {
         let each = (0u32..).zip(analysis.metrics.iter().zip(&known.metrics));
         let began_ms = known.began_ms;
@@ -155,7 +155,7 @@ impl Rollout {
     pub fn metric_due(&self, due: &Due) -> Option<&MetricTemplate> {
         let state =
             self.wave_state().filter(|_| self.status == RolloutStatus::Running && self.current_wave == due.wave)?;
-        let found = metrics(&self.analyses, state).find(|metric| metric.due(due.wave) == *due);
+        let found = metrics(&self.analyses, &state.analyses).find(|metric| metric.due(due.wave) == *due);
         found.filter(|metric| metric.outcome().is_none()).map(|metric| metric.template)
     }
 
@@ -174,7 +174,8 @@ impl Rollout {
     /// Has what showed neither measured anew.
     pub(crate) fn measure_anew(&mut self) {
         let Some(state) = self.waves.get_mut(self.current_wave as usize) else { return };
-        let again: Vec<u32> = metrics(&self.analyses, state).filter(Metric::is_open).map(|metric| metric.at).collect();
+        let again: Vec<u32> =
+            metrics(&self.analyses, &state.analyses).filter(Metric::is_open).map(|metric| metric.at).collect();
         state.analyses.retain(|analysis, _| !again.contains(analysis));
     }
 }
@@ -201,7 +202,7 @@ pub(crate) fn look(
             // A clock that was set back must not keep it from being measured.
             run.next_ms = run.next_ms.min(now_ms.saturating_add(longest_pause_ms(metric)));
             let is_ours = matches!(metric.provider, Provider::Fleet(_));
-            if is_ours && run.next_ms <= now_ms && outcome(metric, run).is_none() {
+            if is_ours && run.next_ms <= now_ms && outcome(metric, &run.measurements).is_none() {
                 let answer = answer.get_or_insert_with(|| fleet::answer(next, fleet, &judgement));
                 run.take(metric, metric.measure(now_ms, Ok(answer.clone())));
             }
@@ -247,7 +248,7 @@ fn begin(next: &mut Rollout, now_ms: u64) {
 /// What the current wave's analyses have yet to be told.
 pub(crate) fn waiting(rollout: &Rollout) -> Vec<Waiting> {
     let Some(state) = rollout.wave_state().filter(|state| state.soak_from_ms.is_some()) else { return Vec::new() };
-    let known = metrics(&rollout.analyses, state).filter(|metric| metric.outcome().is_none());
+    let known = metrics(&rollout.analyses, &state.analyses).filter(|metric| metric.outcome().is_none());
     let mut waiting: Vec<Waiting> = known
         .map(|metric| Waiting::Analysing {
             metric: report::name(&metric),
@@ -275,7 +276,7 @@ pub(crate) fn due(rollout: &Rollout, now_ms: u64) -> Vec<Due> {
         return Vec::new();
     };
     let asked = |metric: &Metric<'_>| !matches!(metric.template.provider, Provider::Fleet(_));
-    metrics(&rollout.analyses, state)
+    metrics(&rollout.analyses, &state.analyses)
         .filter(|metric| asked(metric) && metric.run.next_ms <= now_ms && metric.outcome().is_none())
         .map(|metric| metric.due(rollout.current_wave))
         .collect()
@@ -283,7 +284,7 @@ pub(crate) fn due(rollout: &Rollout, now_ms: u64) -> Vec<Due> {
 
 /// When the next measurement is due that is not due yet.
 pub(crate) fn wake_at_ms(rollout: &Rollout, now_ms: u64) -> Option<u64> {
-    let open = metrics(&rollout.analyses, rollout.wave_state()?).filter(|metric| metric.outcome().is_none());
+    let open = metrics(&rollout.analyses, &rollout.wave_state()?.analyses).filter(|metric| metric.outcome().is_none());
     open.map(|metric| metric.run.next_ms).filter(|at_ms| *at_ms > now_ms).min()
 }
 

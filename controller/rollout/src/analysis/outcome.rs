@@ -2,9 +2,7 @@
 //! inconclusive measurements than `inconclusiveLimit` leave it open, more errors in a row than `consecutiveErrorLimit` mean that it cannot be
 //! measured, in that order; when `count` measurements were made that were no errors, it is successful.
 
-use muster_shared::rollout::{MetricTemplate, Outcome};
-
-use super::MetricRun;
+use muster_shared::rollout::{Measurement, MetricTemplate, Outcome};
 
 /// How many measurements came to what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,9 +14,9 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn of(run: &MetricRun) -> Self {
+    pub(super) fn of(measurements: &[Measurement]) -> Self {
         let mut tally = Self::default();
-        for measurement in &run.measurements {
+        for measurement in measurements {
             let error = measurement.outcome == Outcome::Error;
             tally.counted += u32::from(!error);
             tally.failed += u32::from(measurement.outcome == Outcome::Failed);
@@ -30,8 +28,8 @@ impl Tally {
 }
 
 /// What the metric has come to; none while it is being measured.
-pub(crate) fn outcome(metric: &MetricTemplate, run: &MetricRun) -> Option<Outcome> {
-    let tally = Tally::of(run);
+pub(crate) fn outcome(metric: &MetricTemplate, measurements: &[Measurement]) -> Option<Outcome> {
+    let tally = Tally::of(measurements);
     if tally.failed > metric.failure_limit {
         Some(Outcome::Failed)
     } else if tally.inconclusive > metric.inconclusive_limit {

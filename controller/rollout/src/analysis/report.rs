@@ -1,11 +1,11 @@
 //! How analyses stand, in numbers and sentences.
 
-use muster_shared::rollout::{AnalysisReport, Check, MetricReport, Outcome, Rule};
+use muster_shared::rollout::{Analysis, AnalysisReport, Check, MetricReport, Outcome, Rule};
 
 use super::outcome::Tally;
-use super::{Metric, metrics};
-use crate::limits::Judgement;
-use crate::rollout::{Rollout, WaveState};
+use super::{AnalysisRuns, Metric, metrics};
+use crate::judgement::Judgement;
+use crate::rollout::Rollout;
 
 /// Template and metric, as `success-rate@2/errors`.
 pub(super) fn name(metric: &Metric<'_>) -> String {
@@ -37,7 +37,7 @@ fn sentence(metric: &Metric<'_>, tally: &Tally) -> String {
 
 fn report(metric: &Metric<'_>) -> MetricReport {
     let Metric { template, run, .. } = metric;
-    let tally = Tally::of(run);
+    let tally = Tally::of(&run.measurements);
     MetricReport {
         name: template.name.clone(),
         outcome: metric.outcome(),
@@ -51,10 +51,10 @@ fn report(metric: &Metric<'_>) -> MetricReport {
     }
 }
 
-/// How the analyses of a wave stand.
-pub(crate) fn reports(rollout: &Rollout, state: &WaveState) -> Vec<AnalysisReport> {
+/// How the analyses of a wave stand, each by its place in `analyses`.
+pub(crate) fn reports(analyses: &[Analysis], runs: &AnalysisRuns) -> Vec<(u32, AnalysisReport)> {
     let mut reports: Vec<(u32, AnalysisReport)> = Vec::new();
-    for metric in metrics(&rollout.analyses, state) {
+    for metric in metrics(analyses, runs) {
         match reports.last_mut().filter(|(at, _)| *at == metric.at) {
             Some((_, known)) => known.metrics.push(report(&metric)),
             None => {
@@ -63,13 +63,20 @@ pub(crate) fn reports(rollout: &Rollout, state: &WaveState) -> Vec<AnalysisRepor
             }
         }
     }
-    reports.into_iter().map(|(_, report)| report).collect()
+    reports
 }
 
 /// The judgement with what the current wave's analyses came to so far.
 pub(crate) fn held(rollout: &Rollout, judgement: Judgement) -> Judgement {
-    let Some(state) = rollout.wave_state() else { return judgement };
-    let reports = reports(rollout, state);
+    match rollout.wave_state() {
+        Some(state) => hold(&rollout.analyses, &state.analyses, judgement),
+        None => judgement,
+    }
+}
+
+/// The judgement with what `analyses` come to by what was measured.
+pub(crate) fn hold(analyses: &[Analysis], runs: &AnalysisRuns, judgement: Judgement) -> Judgement {
+    let reports = reports(analyses, runs);
     let check = |(metric, report): (Metric<'_>, &MetricReport)| Check {
         rule: Rule::Analysis,
         outcome: report.outcome.unwrap_or(Outcome::Inconclusive),
@@ -80,8 +87,8 @@ pub(crate) fn held(rollout: &Rollout, judgement: Judgement) -> Judgement {
         sentence: report.sentence.clone(),
     };
     // Reports are in the order of their metrics.
-    let of_each = reports.iter().flat_map(|report| &report.metrics);
-    let checks = metrics(&rollout.analyses, state).zip(of_each).map(check).collect();
-    let is_open = metrics(&rollout.analyses, state).any(|metric| metric.is_open());
+    let of_each = reports.iter().flat_map(|(_, report)| &report.metrics);
+    let checks = metrics(analyses, runs).zip(of_each).map(check).collect();
+    let is_open = metrics(analyses, runs).any(|metric| metric.is_open());
     judgement.with_analyses(checks, reports, is_open)
 }

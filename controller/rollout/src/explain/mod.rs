@@ -108,12 +108,12 @@ impl Rollout {
         let is_watched = self.status == RolloutStatus::Running
             && self.wave_state().is_some_and(|state| state.started_at_ms.is_some());
         if !is_watched {
-            return self.verdicts.last().cloned();
+            return self.verdicts.last().map(Verdict::shown);
         }
         let survey = Survey::of(self, fleet);
         let (canary, control) = (Arm::canary(self, fleet), Arm::control(self, &survey, fleet));
         let judgement = analysis::held(self, judge(self, &canary, &control));
-        Some(judgement.so_far(self.current_wave, now_ms))
+        Some(judgement.so_far(self.current_wave, now_ms).shown())
     }
 }
 

@@ -46,7 +46,7 @@ impl GateState {
 }
 
 /// Neither shown to be worse nor shown to be good, though there were enough blocks to tell.
-fn is_open(report: &GateReport) -> bool {
+pub(crate) fn is_open(report: &GateReport) -> bool {
     report.outcome == Outcome::Inconclusive && !report.limits_only
 }
 

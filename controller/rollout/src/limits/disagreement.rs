@@ -1,19 +1,15 @@
 //! How often a shadow may name another class than the bundle in service.
 
-use muster_shared::rollout::{Check, Limits, Outcome, Rule};
-use muster_shared::trust::Stage;
+use muster_shared::rollout::{Check, ComparedRows, LimitsInputs, Outcome, Rule};
 
 use super::{outcome, too_few};
 use crate::wording::{comparison, count, counted};
 
 /// The check, and the rows there are and the rows needed where these are more; none where nobody asks for it, or the wave runs no shadow.
-/// `compared` are rows that agree and rows that do not.
-pub(super) fn hold(
-    limits: &Limits,
-    stage: &Stage,
-    (agreed, disagreed): (u64, u64),
-) -> Option<(Check, Option<(u64, u64)>)> {
-    let limit = limits.max_disagreement.filter(|_| matches!(stage, Stage::Shadow { .. }))?;
+pub(super) fn hold(inputs: &LimitsInputs) -> Option<(Check, Option<(u64, u64)>)> {
+    let ComparedRows { agreed, disagreed } = inputs.compared?;
+    let limits = &inputs.limits;
+    let limit = limits.max_disagreement?;
     let (rows, need) = (agreed.saturating_add(disagreed), limits.min_requests);
     let share = (rows > 0).then(|| disagreed as f64 / rows as f64);
     let judged = share.filter(|_| rows >= need);

@@ -11,7 +11,7 @@ use crate::analysis::outcome;
 use crate::{Decision, Due, MetricRun, OperatorAction, Violation, plan, verify};
 
 /// A metric that asks a service, with what `fields` says besides.
-fn metric(fields: serde_json::Value) -> MetricTemplate {
+pub(super) fn metric(fields: serde_json::Value) -> MetricTemplate {
     let mut metric = serde_json::json!({
         "name": "share", "successCondition": "result >= 0.9",
         "provider": {"web": {"url": "https://example.com/"}},
@@ -20,7 +20,7 @@ fn metric(fields: serde_json::Value) -> MetricTemplate {
     serde_json::from_value(metric).unwrap()
 }
 
-fn fleet_metric(condition: &str, fields: serde_json::Value) -> MetricTemplate {
+pub(super) fn fleet_metric(condition: &str, fields: serde_json::Value) -> MetricTemplate {
     let mut metric = metric(fields);
     metric.success_condition = Some(condition.to_owned());
     metric.provider = serde_json::from_str(r#"{"fleet": {}}"#).unwrap();
@@ -39,7 +39,7 @@ fn world_with(metrics: Vec<MetricTemplate>, waves: &[u32]) -> World {
 }
 
 /// The same, the first device committed and its soak begun.
-fn soaking(metrics: Vec<MetricTemplate>) -> (World, Decision) {
+pub(super) fn soaking(metrics: Vec<MetricTemplate>) -> (World, Decision) {
     let mut world = world_with(metrics, &[1]);
     world.tick(0);
     world.all_commit();
@@ -48,7 +48,7 @@ fn soaking(metrics: Vec<MetricTemplate>) -> (World, Decision) {
 }
 
 /// Answers the only thing that is due, and plans again.
-fn answer(world: &mut World, decision: &Decision, answer: Result<f64, &str>) -> Decision {
+pub(super) fn answer(world: &mut World, decision: &Decision, answer: Result<f64, &str>) -> Decision {
     let [due] = decision.due.as_slice() else { panic!("one thing is due: {:?}", decision.due) };
     record(world, due, answer);
     world.tick(0)
@@ -339,7 +339,7 @@ fn metrics_end_as_argo_documents() {
                     _ => Outcome::Error,
                 };
                 run.take(&metric, Measurement { at_ms: 7, outcome: of, value: None, message: None });
-                outcome(&metric, &run)
+                outcome(&metric, &run.measurements)
             })
             .collect();
         assert_eq!(told.last().copied().flatten(), expected, "{story}");

@@ -19,6 +19,7 @@ mod going_back;
 mod operators;
 mod rate;
 mod reach;
+mod replay;
 mod scenarios;
 mod sentences;
 mod shadow_first;

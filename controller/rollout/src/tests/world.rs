@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
 use muster_shared::rollout::{
-    Check, DeviceProgress, Outcome, RolloutSpec, RolloutStatus, Rule, Verdict, Waiting, WaveSpec,
+    Check, DeviceProgress, Outcome, RolloutEvidence, RolloutSpec, RolloutStatus, Rule, Verdict, Waiting, WaveSpec,
 };
 use muster_shared::selector::Selector;
 use muster_shared::sketch::LatencySketch;
 
 use crate::{
     Action, BesideCounts, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout,
-    Target, plan, verify,
+    Target, plan, replay, verify,
 };
 
 pub(super) const SOAK_MS: u64 = 1_000;
@@ -214,8 +214,25 @@ impl World {
         if self.rollout.scored_since_ms() != decision.next.scored_since_ms() {
             self.fleet.devices.values_mut().for_each(|facts| facts.soak.clear());
         }
+        let is_judged = self.rollout.verdicts != decision.next.verdicts;
         self.rollout = decision.next.clone();
+        if is_judged {
+            self.assert_replays();
+        }
         decision
+    }
+
+    /// Every verdict can be reached again from what is stored of it, also by who reads it from a file.
+    pub(super) fn assert_replays(&self) {
+        let all = self.rollout.evidence();
+        assert_eq!(all.len(), self.rollout.verdicts.len(), "each verdict keeps what it rests on");
+        let written = serde_json::to_string(&all).unwrap();
+        let read: Vec<RolloutEvidence> = serde_json::from_str(&written).unwrap();
+        for (evidence, verdict) in all.iter().chain(&read).zip(self.rollout.verdicts.iter().cycle()) {
+            let replayed = replay(evidence).unwrap();
+            assert_eq!((replayed.outcome, replayed.wave), (verdict.outcome, verdict.wave));
+            assert!(replayed.differences.is_empty(), "{:?}", replayed.differences);
+        }
     }
 
     pub(super) fn apply(&mut self, action: OperatorAction) {

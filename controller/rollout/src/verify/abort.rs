@@ -73,7 +73,7 @@ impl Case<'_> {
     }
 
     /// Devices told to run the bundle that have come to an end, and in which way those did that have not succeeded.
-    fn ends(&self) -> (u64, Vec<FailureKind>) {
+    pub(super) fn ends(&self) -> (u64, Vec<FailureKind>) {
         let (mut executed, mut kinds) = (0, Vec::new());
         for (id, new) in &self.next.targets {
             let told = match new.errand {

@@ -18,6 +18,7 @@ mod emergency;
 mod endings;
 mod gate;
 mod history;
+mod inputs;
 mod notes;
 mod promotion;
 mod rate;
@@ -67,6 +68,7 @@ pub fn verify(before: &Rollout, decision: &Decision, fleet: &Fleet, now_ms: u64)
     case.analyses();
     case.abort_criteria();
     case.emergency();
+    case.inputs();
     case.notes();
     case.retreat();
     if case.found.is_empty() { Ok(()) } else { Err(case.found) }

@@ -6,7 +6,7 @@ use muster_shared::rollout::{Outcome, RolloutStatus, Rule};
 use super::reading::{is_able, is_foreign, reported_generation, says_arrived, says_back, says_failed, takes_room};
 use super::shadow_first::is_promoted;
 use super::{Case, Violation};
-use crate::fleet::DeviceFacts;
+use crate::fleet::{DeviceFacts, Evidence};
 use crate::rollout::{Errand, Target};
 
 /// What the devices that were in measured, counted anew.
@@ -17,8 +17,14 @@ pub(super) struct Tally {
     pub(super) errors: u64,
     failures: u32,
     /// Rows that a shadow and the incumbent named alike, and others.
-    agreed: u64,
-    disagreed: u64,
+    pub(super) agreed: u64,
+    pub(super) disagreed: u64,
+}
+
+/// What a device measured of what it was told, under the generation that it was given.
+fn own<'f>(target: &Target, facts: &'f DeviceFacts) -> impl Iterator<Item = &'f Evidence> {
+    let told = (target.manifest, target.generation);
+    facts.evidence.iter().filter(move |evidence| (Some(evidence.manifest), evidence.generation) == told)
 }
 
 impl Case<'_> {
@@ -109,16 +115,9 @@ impl Case<'_> {
     pub(super) fn tally(&self, wave: u32) -> Tally {
         let mut tally = Tally::default();
         for (id, target) in self.judged_in(wave) {
-            // Who knows a newer generation than it was given as shadow was told anew before it was told to serve.
-            let known = self.fleet.devices.get(id).filter(|facts| !facts.revoked);
-            let serves_now = self.next.targets.get(id).is_some_and(|new| is_promoted(target, new));
-            let facts = known.filter(|facts| !(serves_now && reported_generation(facts) > target.generation));
-            let evidence = facts.into_iter().flat_map(|facts| &facts.evidence);
+            let facts = self.seen(id, target);
             let mut crashed = false;
-            for evidence in evidence {
-                if (Some(evidence.manifest), evidence.generation) != (target.manifest, target.generation) {
-                    continue;
-                }
+            for evidence in facts.into_iter().flat_map(|facts| own(target, facts)) {
                 crashed |= evidence.crashes > 0;
                 if self.counts_in(wave, target) {
                     tally.reports = tally.reports.saturating_add(evidence.reports);
@@ -133,6 +132,20 @@ impl Case<'_> {
             tally.failures += u32::from(target.failure.is_some() || (bad && !foreign));
         }
         tally
+    }
+
+    /// What is known of a device when the wave is judged; nothing of who is shut out.
+    fn seen(&self, id: &DeviceId, target: &Target) -> Option<&DeviceFacts> {
+        // Who knows a newer generation than it was given as shadow was told anew before it was told to serve.
+        let serves_now = self.next.targets.get(id).is_some_and(|new| is_promoted(target, new));
+        let known = self.fleet.devices.get(id).filter(|facts| !facts.revoked);
+        known.filter(|facts| !(serves_now && reported_generation(facts) > target.generation))
+    }
+
+    /// What devices measured that the wave is about.
+    pub(super) fn own_evidence(&self, wave: u32) -> impl Iterator<Item = &Evidence> {
+        let counted = self.judged_in(wave).filter(move |(_, target)| self.counts_in(wave, target));
+        counted.flat_map(|(id, target)| self.seen(id, target).into_iter().flat_map(|facts| own(target, facts)))
     }
 
     fn unfinished(&self, wave: u32) -> Vec<DeviceId> {

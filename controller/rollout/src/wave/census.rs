@@ -8,7 +8,7 @@ use muster_shared::rollout::{Limits, Waiting, WaveSpec};
 
 use crate::cohort::Survey;
 use crate::fleet::Fleet;
-use crate::limits::Judgement;
+use crate::judgement::Judgement;
 use crate::rollout::Rollout;
 use crate::standing::{has_arrived, held_back};
 
@@ -97,7 +97,7 @@ pub(super) fn waiting(
     if let Some(until_ms) = soak_until_ms.filter(|until_ms| *until_ms > now_ms) {
         blocking.push(Waiting::Soaking { until_ms });
     }
-    let canary = &judgement.canary;
+    let canary = judgement.canary();
     if let Some(limits) = limits.filter(|limits| canary.reports < limits.min_reports) {
         blocking.push(Waiting::TooFewReports { have: canary.reports, need: limits.min_reports });
     }

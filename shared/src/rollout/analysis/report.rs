@@ -38,6 +38,12 @@ impl Measurement {
         let value = value.map(|value| kept(&value.to_string()));
         Self { at_ms, outcome, value, message: message.map(|message| kept(&message)) }
     }
+
+    /// The answer again; none where none came, where it was cut short, and where it has what JSON has not.
+    #[must_use]
+    pub fn answer(&self) -> Option<Value> {
+        serde_json::from_str::<serde_json::Value>(self.value.as_deref()?).ok().map(Value::from)
+    }
 }
 
 /// How one metric stands.
