@@ -53,7 +53,7 @@ impl Rollout {
         let told: BTreeSet<u32> = verdicts.iter().filter_map(|known| known.gate()).map(|gate| gate.wave).collect();
         let others = self.gate_evidence().filter(|gate| !told.contains(&gate.wave)).cloned();
         let verdicts = verdicts.into_iter().map(|verdict| RolloutEvidence::Verdict(Box::new(verdict)));
-        others.map(RolloutEvidence::Gate).chain(verdicts).collect()
+        others.map(|gate| RolloutEvidence::Gate(Box::new(gate))).chain(verdicts).collect()
     }
 
     fn evidence_of(&self, verdict: &Verdict) -> Option<VerdictEvidence> {

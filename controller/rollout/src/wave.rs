@@ -152,7 +152,7 @@ impl Course {
 fn course(next: &mut Rollout, fleet: &Fleet, judgement: Judgement, now_ms: u64, may_wait: bool) -> Course {
     let judgement = match Course::of(judgement) {
         Course::Pass(judgement) => judgement,
-        decided => return decided,
+        decided @ (Course::Wait(_) | Course::Back(_) | Course::Undecided(_)) => return decided,
     };
     match gate::answer(next, fleet, now_ms, may_wait) {
         Err(for_what) => Course::Wait(for_what),

@@ -238,7 +238,7 @@ pub enum RolloutEvidence {
     /// Of a verdict.
     Verdict(Box<VerdictEvidence>),
     /// Of a comparison of devices alone: all that is kept of verdicts stored without their [`VerdictInputs`], and of those that a long history has dropped.
-    Gate(GateEvidence),
+    Gate(Box<GateEvidence>),
 }
 
 impl TryFrom<serde_json::Value> for RolloutEvidence {
