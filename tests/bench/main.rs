@@ -17,6 +17,7 @@ mod http;
 mod inference;
 mod monitoring;
 mod pairs;
+mod pass;
 mod planner;
 mod programs;
 mod report;
@@ -87,6 +88,8 @@ enum Part {
     Gate,
     /// One tick of the planner over 1,000 to 1,000,000 devices, and of 100 rollouts at once.
     Planner,
+    /// A whole pass of the controller over 1,000 to 100,000 devices, and over 100 rollouts, beside planning alone; builds the controller's tests.
+    Pass,
     /// Checking a bundle's signature and files on one core, beside sha256sum and openssl.
     Verify,
     /// Counting an inference, beside other sketching libraries.
@@ -119,6 +122,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         Part::FalseAlarms => Some(drift::false_alarms(arguments.requests)?),
         Part::Gate => Some(gate::measure(arguments.requests)?),
         Part::Planner => Some(planner::measure()?),
+        Part::Pass => Some(pass::measure()?),
         Part::Monitoring => Some(monitoring::measure(tempfile::tempdir()?.path())?),
         Part::Forests => Some(inference::forests(tempfile::tempdir()?.path())?),
         Part::Agent | Part::Inference | Part::Controller | Part::Delivery | Part::Flash | Part::Verify | Part::All => {
@@ -173,7 +177,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 Part::Delivery => pairs::measure(&binaries, &place, &arguments.pairs).await,
                 Part::Monitoring => monitoring::measure(&place),
                 Part::Verify => verify::measure(&binaries, &place).await,
-                Part::Drift | Part::FalseAlarms | Part::Gate | Part::Planner => drift::measure(arguments.devices),
+                Part::Drift | Part::FalseAlarms | Part::Gate | Part::Planner | Part::Pass => {
+                    drift::measure(arguments.devices)
+                }
                 Part::Forests => inference::forests(&place),
                 Part::Flash => flash::measure(&binaries, &place, window).await,
             }

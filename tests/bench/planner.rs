@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use anyhow::ensure;
 use muster_rollout::{
-    Action, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout, plan, verify,
+    Action, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, KnownFacts, OperatorAction, Rollout, plan,
+    verify,
 };
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
@@ -41,15 +42,13 @@ fn device(number: usize) -> anyhow::Result<DeviceId> {
 /// A device that has run the incumbent since generation 1, and what it measured in the last hour.
 fn facts(number: usize) -> anyhow::Result<DeviceFacts> {
     let own = InstalledBundle { manifest: incumbent(), bundle: "digits@1.0.0".parse()?, generation: 1 };
-    Ok(DeviceFacts {
+    let known = KnownFacts {
         labels: [("site", number % ROLLOUTS), ("line", number % 7)]
             .map(|(key, n)| (key.to_owned(), n.to_string()))
             .into(),
         attributes: [("arch", "aarch64"), ("os", "linux"), ("agent-version", "0.1.0"), ("memory-bytes", "1073741824")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
-        online: !number.is_multiple_of(50),
-        last_seen_ms: Some(START_MS),
         desired: Some(Desired { manifest: Some(incumbent()), generation: 1, rollout: "r0".parse()? }),
         reported: Some(StateReport {
             generation: 1,
@@ -63,7 +62,13 @@ fn facts(number: usize) -> anyhow::Result<DeviceFacts> {
             committed: Some(own),
             ..StateReport::default()
         }),
-        evidence: vec![measured(number, incumbent(), 1)],
+        ..KnownFacts::default()
+    };
+    Ok(DeviceFacts {
+        known: known.into(),
+        online: !number.is_multiple_of(50),
+        last_seen_ms: Some(START_MS),
+        evidence: vec![measured(number, incumbent(), 1)].into(),
         ..DeviceFacts::default()
     })
 }

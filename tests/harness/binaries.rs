@@ -1,7 +1,7 @@
 //! Where the programs under test are.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
@@ -52,13 +52,32 @@ impl Binaries {
         Ok(Self { agent, ..self })
     }
 
+    /// Runs a test of the controller that is left out where it is not asked for, in the profile this program was built in, and gives what it prints.
+    ///
+    /// # Errors
+    /// When it does not build or pass; without cargo around this program.
+    pub fn controllers_own_test(name: &str) -> anyhow::Result<String> {
+        let mut command = Self::cargo("test").context("only cargo can build it: start this with cargo run")?;
+        command.args(["--workspace", "--bin", "muster-controller", "--", "--ignored", "--exact", "--nocapture", name]);
+        let output = command.stderr(Stdio::inherit()).output().context("cargo cannot be started")?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success() && said.contains("1 passed"), "{name} did not pass: {said}");
+        Ok(said)
+    }
+
     fn cargo_build<'a>(what: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
-        let Some(cargo) = std::env::var_os("CARGO") else {
+        let Some(mut command) = Self::cargo("build") else {
             return Ok(());
         };
-        let mut command = Command::new(cargo);
-        command.arg("build").args(what);
-        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        let status = command.args(what).status().context("cargo cannot be started")?;
+        ensure!(status.success(), "the programs could not be built");
+        Ok(())
+    }
+
+    /// Cargo, as far as it is around, to do this in the profile this program was built in.
+    fn cargo(verb: &str) -> Option<Command> {
+        let mut command = Command::new(std::env::var_os("CARGO")?);
+        command.arg(verb).current_dir(env!("CARGO_MANIFEST_DIR"));
         if !cfg!(debug_assertions) {
             command.arg("--release");
         }
@@ -69,9 +88,7 @@ impl Binaries {
                 command.env_remove(name);
             }
         }
-        let status = command.status().context("cargo cannot be started")?;
-        ensure!(status.success(), "the programs could not be built");
-        Ok(())
+        Some(command)
     }
 
     /// The programs built beside the running one, as a workspace build leaves them.

@@ -1,7 +1,7 @@
 //! Planners with a fault each: proof that the simulation can fail, and how soon it does. The checker of `muster-rollout` is not
 //! asked here, so it is the rules of the simulation that find the fault.
 
-use muster_rollout::{Action, Decision, Fleet, Rollout, plan};
+use muster_rollout::{Action, Decision, Errand, Fleet, Rollout, plan};
 use muster_shared::rollout::{RolloutStatus, WaveSize};
 
 use crate::controller::Planner;
@@ -75,6 +75,49 @@ fn a_rate_that_is_not_kept() {
         decision
     }
     must_be_caught("no rate", planner, &["its rate is"]);
+}
+
+#[test]
+fn a_deadline_that_is_cut_short() {
+    fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
+        let mut hasty = rollout.clone();
+        if let Some(deadlines) = &mut hasty.spec.deadlines {
+            for within_ms in [&mut deadlines.in_progress_ms, &mut deadlines.offline_ms] {
+                *within_ms = within_ms.map(|ms| ms.div_ceil(2));
+            }
+        }
+        let mut decision = plan(&hasty, fleet, now_ms);
+        decision.next.spec = rollout.spec.clone();
+        decision
+    }
+    must_be_caught("half the time", planner, &["is late after"]);
+}
+
+#[test]
+fn a_silence_that_counts_as_success() {
+    fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
+        let mut decision = plan(rollout, fleet, now_ms);
+        for target in decision.next.targets.values_mut() {
+            let is_silent = target.errand == Errand::Forward && target.failure.is_none();
+            if let Some(late_ms) = target.deadline.timed_out_at_ms.filter(|_| is_silent) {
+                target.done_at_ms.get_or_insert(late_ms);
+            }
+        }
+        decision
+    }
+    must_be_caught("late and done", planner, &["has not said that it has committed"]);
+}
+
+#[test]
+fn a_criterion_that_is_not_heeded() {
+    fn planner(rollout: &Rollout, fleet: &Fleet, now_ms: u64) -> Decision {
+        let mut deaf = rollout.clone();
+        deaf.spec.abort_criteria = Vec::new();
+        let mut decision = plan(&deaf, fleet, now_ms);
+        decision.next.spec = rollout.spec.clone();
+        decision
+    }
+    must_be_caught("no criterion", planner, &["and it goes on"]);
 }
 
 #[test]

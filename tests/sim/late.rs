@@ -1,6 +1,6 @@
 //! What must hold of devices that are late, written from what deadlines promise.
 
-use muster_rollout::{Fleet, Rollout};
+use muster_rollout::{Errand, Fleet, Rollout};
 use muster_shared::messages::UpdateState;
 
 use crate::rules::holds;
@@ -31,5 +31,24 @@ pub(crate) fn late(before: &Rollout, next: &Rollout, fleet: &Fleet, now_ms: u64)
         holds(!has_committed, || format!("{}: {id} has committed, and is late", next.id))?;
         found += 1;
     }
+    silent(before, next, fleet)?;
     Ok(found)
+}
+
+/// Silence is no success: whoever was told to run the bundle has it from when the device said so, under the generation it was given.
+fn silent(before: &Rollout, next: &Rollout, fleet: &Fleet) -> Result<(), String> {
+    let told = next.targets.iter().filter(|(_, target)| target.errand == Errand::Forward && !target.beside);
+    for (id, target) in told.filter(|(_, target)| target.done_at_ms.is_some()) {
+        let old = before.targets.get(id).filter(|old| old.generation == target.generation);
+        if old.is_some_and(|old| old.done_at_ms.is_some()) {
+            continue;
+        }
+        let report = fleet.devices.get(id).and_then(|facts| facts.reported.as_ref());
+        let said = report.is_some_and(|report| {
+            let own = report.committed.as_ref().map(|own| own.manifest);
+            (own, report.update.generation) == (target.manifest, target.generation)
+        });
+        holds(said, || format!("{}: {id} has succeeded and has not said that it has committed", next.id))?;
+    }
+    Ok(())
 }

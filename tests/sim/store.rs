@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, QueuedRollout, Rollout, UpdateLog};
+use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, KnownFacts, QueuedRollout, Rollout, UpdateLog};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::StateReport;
 use muster_shared::rollout::Freeze;
@@ -120,24 +120,28 @@ impl Store {
             }
             let last_seen_ms = heard.and_then(|heard| heard.last_seen_ms);
             let is_recent = last_seen_ms.is_some_and(|seen_ms| seen_ms >= now_ms.saturating_sub(DEVICE_TIMEOUT_MS));
-            let facts = DeviceFacts {
+            let known = KnownFacts {
                 labels: record.labels.clone(),
                 attributes,
-                online: heard.is_some_and(|heard| heard.online) && is_recent,
-                last_seen_ms,
                 revoked: record.revoked,
                 pinned: record.pinned.then(|| "pinned by alice".to_owned()),
                 quarantined: record.updates.quarantine().map(|quarantine| format!("quarantined {}", quarantine.why)),
                 updates: record.updates.clone(),
-                held_by: held_by.get(id).cloned(),
                 desired: record.desired.as_ref().map(|told| Desired {
                     manifest: told.manifest,
                     generation: told.generation,
                     rollout: told.rollout.clone(),
                 }),
                 reported: report,
-                evidence: heard.map_or_else(Vec::new, |heard| sums(heard, since_ms)),
-                soak: heard.zip(rollout.scored_since_ms()).map_or_else(Vec::new, |(heard, at_ms)| sums(heard, at_ms)),
+            };
+            let soak = heard.zip(rollout.scored_since_ms()).map_or_else(Vec::new, |(heard, at_ms)| sums(heard, at_ms));
+            let facts = DeviceFacts {
+                known: known.into(),
+                online: heard.is_some_and(|heard| heard.online) && is_recent,
+                last_seen_ms,
+                held_by: held_by.get(id).cloned(),
+                evidence: heard.map_or_else(Vec::new, |heard| sums(heard, since_ms)).into(),
+                soak: soak.into(),
             };
             devices.insert(id.clone(), facts);
         }

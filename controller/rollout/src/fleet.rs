@@ -1,6 +1,7 @@
 //! What the planner is told about devices. It decides nothing; the controller fills it from its store.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 
 use muster_shared::ids::{DeviceId, Digest, MetricName, RolloutId};
 use muster_shared::messages::{RequestCounts, StateReport};
@@ -10,6 +11,7 @@ use muster_shared::sketch::{LatencySketch, ObjectiveCounts, RightCounts};
 use serde::{Deserialize, Serialize};
 
 use crate::conflict::QueuedRollout;
+use crate::shared::Shared;
 use crate::updates::UpdateLog;
 
 /// Predictions counted: by column of the profile, then by class.
@@ -26,17 +28,31 @@ pub struct Fleet {
     pub freezes: Vec<Freeze>,
 }
 
-/// What is known of one device.
+/// What is known of one device, as one rollout must see it at one moment. What every rollout sees alike is read as if it lay here.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct DeviceFacts {
-    /// Set by operators.
-    pub labels: BTreeMap<String, String>,
-    /// Reported by the device.
-    pub attributes: BTreeMap<String, String>,
+    /// What does not depend on who asks.
+    pub known: Shared<KnownFacts>,
     /// Whether it is connected.
     pub online: bool,
     /// When it was heard last.
     pub last_seen_ms: Option<u64>,
+    /// Another rollout, not finished, that this device takes part in ([`crate::Rollout::takes_part`]).
+    pub held_by: Option<RolloutId>,
+    /// What it measured, from windows received at or after [`crate::Rollout::evidence_since_ms`]. It may be left out where another rollout holds the
+    /// device and it does not take part in this one, which then has no use for it.
+    pub evidence: Shared<Vec<Evidence>>,
+    /// The same from windows received at or after [`crate::Rollout::scored_since_ms`], of [`crate::Rollout::scored_devices`] alone.
+    pub soak: Shared<Vec<Evidence>>,
+}
+
+/// What the store and the device itself say of it, whichever rollout asks.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct KnownFacts {
+    /// Set by operators.
+    pub labels: BTreeMap<String, String>,
+    /// Reported by the device.
+    pub attributes: BTreeMap<String, String>,
     /// Its certificate is no longer accepted.
     pub revoked: bool,
     /// Why no rollout may take it in, where an operator said so.
@@ -45,19 +61,26 @@ pub struct DeviceFacts {
     pub quarantined: Option<String>,
     /// How updates went on it so far.
     pub updates: UpdateLog,
-    /// Another rollout, not finished, that this device takes part in ([`crate::Rollout::takes_part`]).
-    pub held_by: Option<RolloutId>,
     /// What the store says it shall run.
     pub desired: Option<Desired>,
     /// What it said last of itself.
     pub reported: Option<StateReport>,
-    /// What it measured, from windows received at or after [`crate::Rollout::evidence_since_ms`].
-    pub evidence: Vec<Evidence>,
-    /// The same from windows received at or after [`crate::Rollout::scored_since_ms`], of [`crate::Rollout::scored_devices`] alone.
-    pub soak: Vec<Evidence>,
 }
 
-impl DeviceFacts {
+impl Deref for DeviceFacts {
+    type Target = KnownFacts;
+    fn deref(&self) -> &KnownFacts {
+        &self.known
+    }
+}
+
+impl DerefMut for DeviceFacts {
+    fn deref_mut(&mut self) -> &mut KnownFacts {
+        &mut self.known
+    }
+}
+
+impl KnownFacts {
     /// Whether `selector` means the device, which is called `id`.
     #[must_use]
     pub fn is_meant_by(&self, selector: &Selector, id: &DeviceId) -> bool {

@@ -8,6 +8,7 @@
 mod explain;
 mod freezes;
 mod history;
+mod holders;
 mod issue;
 mod measure;
 mod pass;

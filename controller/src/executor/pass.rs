@@ -1,14 +1,14 @@
 //! One look at all rollouts that need planning.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_rollout::{
     Action, Decision, Fleet, OperatorAction, QueuedRollout, Rollout, goes_on_in_a_stop, plan, verify,
 };
-use muster_shared::ids::{DeviceId, RolloutId};
+use muster_shared::ids::DeviceId;
 
 use super::freezes::Freezes;
+use super::holders::Holders;
 use super::{history, issue, measure, prompts, stop, updates, urgency};
 use crate::clock;
 use crate::events::{ACTOR_CONTROLLER, NewEvent};
@@ -26,18 +26,16 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
         tracing::error!(%error, "what a fleet-wide stop has to end cannot be ended; it is tried again");
     }
     let mut rollouts = load(app).await;
-    urgency::clear_the_way(app, &mut rollouts).await;
+    let mut holders = Holders::among(&rollouts);
+    urgency::clear_the_way(app, &mut rollouts, &mut holders).await;
     let mut wake_at_ms: Option<u64> = None;
     for at in 0..rollouts.len() {
-        let held_by = held_by_others(&rollouts, at);
-        let others = rollouts.iter().enumerate().filter(|(other, _)| *other != at);
-        let queue: Vec<QueuedRollout> = others.filter_map(|(_, other)| other.value.queued()).collect();
-        let Some(rollout) = rollouts.get_mut(at) else { continue };
-        let id = rollout.value.id.clone();
-        if is_held(app, &rollout.value) {
+        let Some(Stored { value: rollout, .. }) = rollouts.get(at) else { continue };
+        if is_held(app, rollout) {
             continue;
         }
-        let wake = match step(app, rollout, &held_by, queue).await {
+        let (id, targets) = (rollout.id.clone(), rollout.targets.clone());
+        let wake = match step(app, &mut rollouts, at, &holders).await {
             Ok(wake) => wake,
             Err(StoreError::Conflict { .. }) => {
                 tracing::debug!(rollout = %id, "the plan was overtaken and is made again");
@@ -49,8 +47,12 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
             }
         };
         wake_at_ms = [wake_at_ms, wake].into_iter().flatten().min();
-        if !rollout.value.needs_planning() {
+        let Some(Stored { value: rollout, .. }) = rollouts.get(at) else { continue };
+        if !rollout.needs_planning() {
             app.schedule.retire(&id);
+        }
+        if rollout.targets != targets {
+            holders.update(&rollouts, at);
         }
     }
     let now_ms = clock::now_ms();
@@ -61,6 +63,7 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
             unfinished.flat_map(|rollout| [Some(rollout.evidence_since_ms()), rollout.scored_since_ms()]).flatten();
         app.fleet.compact(cuts.collect(), now_ms);
     }
+    app.schedule.keep_planned(rollouts);
     // First, so that a device can believe what comes after it.
     issue::repeat_roots(app).await;
     prompts::prompt_renewals(app).await;
@@ -69,10 +72,11 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
     wake_at_ms
 }
 
+/// The rollouts to be planned, oldest first, as they are stored. One over a large fleet is large, so what nobody has changed is not read anew.
 async fn load(app: &App) -> Vec<Stored<Rollout>> {
-    let mut rollouts = Vec::new();
+    let (mut rollouts, mut planned) = (Vec::new(), app.schedule.take_planned());
     for id in app.schedule.active() {
-        match app.records.get::<Rollout>(Table::Rollouts, id.as_str()).await {
+        match app.records.renew::<Rollout>(Table::Rollouts, id.as_str(), planned.remove(&id)).await {
             Ok(Some(rollout)) => rollouts.push(rollout),
             Ok(None) => app.schedule.retire(&id),
             Err(error) => tracing::error!(rollout = %id, %error, "a rollout cannot be read"),
@@ -81,48 +85,40 @@ async fn load(app: &App) -> Vec<Stored<Rollout>> {
     rollouts
 }
 
-/// Which device takes part in which rollout, other than the one at `except`, that is not finished and holds its devices against that
-/// one. The older one comes first.
-pub(super) fn held_by_others(rollouts: &[Stored<Rollout>], except: usize) -> BTreeMap<DeviceId, RolloutId> {
-    let mut held_by = BTreeMap::new();
-    for (at, rollout) in rollouts.iter().enumerate() {
-        let holds = match rollouts.get(except) {
-            Some(other) => at != except && rollout.value.holds_against(&other.value),
-            None => !rollout.value.status().is_terminal(),
-        };
-        if !holds {
-            continue;
-        }
-        for device in rollout.value.targets.keys() {
-            held_by.entry(device.clone()).or_insert_with(|| rollout.value.id.clone());
-        }
-    }
-    held_by
-}
-
 /// Whether a fleet-wide stop keeps the rollout from going on.
 pub(super) fn is_held(app: &App, rollout: &Rollout) -> bool {
     app.schedule.is_fleet_stopped() && rollout.needs_planning() && !goes_on_in_a_stop(rollout.status())
 }
 
-/// The fleet as `rollout` must see it at `now_ms`.
-pub(super) fn facts(app: &App, rollout: &Rollout, held_by: &BTreeMap<DeviceId, RolloutId>, now_ms: u64) -> Fleet {
-    app.fleet.facts(rollout, held_by, now_ms.saturating_sub(app.config.rollout.device_timeout_ms))
+/// The fleet as `rollout` must see it at `now_ms`, where `rollouts` have the devices that `holders` says.
+pub(super) fn facts(
+    app: &App,
+    rollout: &Rollout,
+    holders: &Holders,
+    rollouts: &[Stored<Rollout>],
+    now_ms: u64,
+) -> Fleet {
+    let heard_since_ms = now_ms.saturating_sub(app.config.rollout.device_timeout_ms);
+    app.fleet.facts(rollout, |device| holders.holder(rollouts, device, rollout), heard_since_ms)
 }
 
-/// Moves one rollout on, and puts what it has become into `rollout`.
+/// Moves the rollout at `at` on, and puts what it has become into its place.
 async fn step(
     app: &Arc<App>,
-    rollout: &mut Stored<Rollout>,
-    held_by: &BTreeMap<DeviceId, RolloutId>,
-    queue: Vec<QueuedRollout>,
+    rollouts: &mut [Stored<Rollout>],
+    at: usize,
+    holders: &Holders,
 ) -> Result<Option<u64>, StoreError> {
     let freezes = Freezes::load(app).await?;
     let now_ms = clock::now_ms();
-    let before = &rollout.value;
-    let fleet = Fleet { queue, freezes: freezes.all().to_vec(), ..facts(app, before, held_by, now_ms) };
+    let others = rollouts.iter().enumerate().filter(|(other, _)| *other != at);
+    let queue: Vec<QueuedRollout> = others.filter_map(|(_, other)| other.value.queued()).collect();
+    let Some(Stored { value: before, .. }) = rollouts.get(at) else { return Ok(None) };
+    let fleet = Fleet { queue, freezes: freezes.all().to_vec(), ..facts(app, before, holders, rollouts, now_ms) };
     let decision = plan(before, &fleet, now_ms);
-    if let Err(violations) = verify(before, &decision, &fleet, now_ms) {
+    let checked = verify(before, &decision, &fleet, now_ms);
+    let Some(rollout) = rollouts.get_mut(at) else { return Ok(None) };
+    if let Err(violations) = checked {
         let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
         return pause_broken(app, rollout, all.join("; "), now_ms).await.map(|()| None);
     }
@@ -200,35 +196,36 @@ struct Assigned {
 async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64) -> Result<Assigned, StoreError> {
     let mut assigned = Assigned::default();
     for Action::Assign { device, manifest, generation } in actions {
+        let known = app.fleet.is_assigned(&device, manifest, generation, &rollout.id);
+        let due = !known || app.schedule.is_due(&device, generation, app.broker.is_sending(&device), now_ms);
+        let is_told = due && app.fleet.is_online(&device);
+        if known {
+            // Most of those that are told again were told a moment ago: nothing of them is to be stored, and nothing read.
+            let desired = if is_told { app.fleet.desired(&device) } else { None };
+            assigned.to_tell.extend(desired.map(|desired| (device, desired)));
+            continue;
+        }
         let stored = app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?;
         let Some(Stored { version, value: mut record }) = stored else { continue };
-        let now = record.desired.as_ref();
-        let known = now.is_some_and(|d| (d.manifest, d.generation, &d.rollout) == (manifest, generation, &rollout.id));
-        if !known {
-            if record.is_revoked() || now.is_some_and(|desired| desired.generation >= generation) {
-                // Somebody was faster: a rollout must not take in a device that another one has by now.
-                return Err(StoreError::Conflict { table: Table::Devices, key: device.as_str().into() });
-            }
-            let (delivery, stage) = (rollout.delivery(&device), rollout.stage(&device));
-            let activation = rollout.activation(&device);
-            record.assign(Desired {
-                manifest,
-                generation,
-                rollout: rollout.id.clone(),
-                watch: rollout.spec.watch,
-                delivery,
-                stage,
-                activation,
-                since_ms: now_ms,
-            });
+        if record.is_revoked() || record.desired.as_ref().is_some_and(|desired| desired.generation >= generation) {
+            // Somebody was faster: a rollout must not take in a device that another one has by now.
+            return Err(StoreError::Conflict { table: Table::Devices, key: device.as_str().into() });
         }
-        let due = !known || app.schedule.is_due(&device, generation, app.broker.is_sending(&device), now_ms);
-        if let (true, true, Some(desired)) = (due, app.fleet.is_online(&device), &record.desired) {
+        let desired = Desired {
+            manifest,
+            generation,
+            rollout: rollout.id.clone(),
+            watch: rollout.spec.watch,
+            delivery: rollout.delivery(&device),
+            stage: rollout.stage(&device),
+            activation: rollout.activation(&device),
+            since_ms: now_ms,
+        };
+        if is_told {
             assigned.to_tell.push((device, desired.clone()));
         }
-        if !known {
-            assigned.changed.push(Stored { version, value: record });
-        }
+        record.assign(desired);
+        assigned.changed.push(Stored { version, value: record });
     }
     Ok(assigned)
 }

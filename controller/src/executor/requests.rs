@@ -7,6 +7,7 @@ use muster_shared::rollout::{RolloutEvidence, RolloutPreview, RolloutSpec, Rollo
 use serde::{Deserialize, Serialize};
 
 use super::freezes::Freezes;
+use super::holders::Holders;
 use super::schedule::number;
 use super::{ExecutorError, StatusOnly, history, pass, stop};
 use crate::analysis;
@@ -360,7 +361,7 @@ pub(super) async fn fleet(app: &App, rollout: &Rollout, now_ms: u64) -> Result<F
 /// The same, `others` holding devices.
 fn seen(app: &App, rollout: &Rollout, others: &[Stored<Rollout>], now_ms: u64) -> Fleet {
     let queue = others.iter().filter_map(|other| other.value.queued()).collect();
-    Fleet { queue, ..pass::facts(app, rollout, &pass::held_by_others(others, usize::MAX), now_ms) }
+    Fleet { queue, ..pass::facts(app, rollout, &Holders::among(others), others, now_ms) }
 }
 
 async fn show(app: &App, rollout: &Rollout) -> Result<RolloutView, ExecutorError> {

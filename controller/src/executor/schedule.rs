@@ -4,8 +4,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use muster_rollout::Due;
+use muster_rollout::{Due, Rollout};
 use muster_shared::ids::{DeviceId, RolloutId};
+
+use crate::store::Stored;
 
 /// A device that does not answer is told again after this time, in milliseconds.
 const REPEAT_AFTER_MS: u64 = 10_000;
@@ -36,6 +38,8 @@ pub(crate) struct Schedule {
 struct Inner {
     /// By number, so that the older rollout comes first.
     active: BTreeSet<(u64, RolloutId)>,
+    /// Those rollouts as the last pass left them.
+    planned: HashMap<RolloutId, Stored<Rollout>>,
     /// The generations of assignments, the versions of root documents, and those of the authorities for whose sake certificates are to be
     /// renewed.
     issued: Told,
@@ -124,6 +128,17 @@ impl Schedule {
     /// Rollouts to be planned, oldest first.
     pub(super) fn active(&self) -> Vec<RolloutId> {
         self.lock().active.iter().map(|(_, rollout)| rollout.clone()).collect()
+    }
+
+    /// Rollouts as the last pass left them, once. Others may have changed them since.
+    pub(super) fn take_planned(&self) -> HashMap<RolloutId, Stored<Rollout>> {
+        std::mem::take(&mut self.lock().planned)
+    }
+
+    /// Keeps rollouts as a pass leaves them, as far as they are to be planned again.
+    pub(super) fn keep_planned(&self, rollouts: Vec<Stored<Rollout>>) {
+        let again = rollouts.into_iter().filter(|rollout| rollout.value.needs_planning());
+        self.lock().planned = again.map(|rollout| (rollout.value.id.clone(), rollout)).collect();
     }
 
     /// Notes that the device is told of `generation` now.

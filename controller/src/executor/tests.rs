@@ -2,6 +2,7 @@
 
 mod analysis;
 mod people;
+mod scale;
 mod stop;
 mod updates;
 mod urgency;

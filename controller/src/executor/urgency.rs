@@ -5,6 +5,7 @@
 
 use muster_rollout::Rollout;
 
+use super::holders::Holders;
 use super::requests::ATTEMPTS;
 use super::{history, pass};
 use crate::clock;
@@ -12,19 +13,23 @@ use crate::events::ACTOR_CONTROLLER;
 use crate::state::App;
 use crate::store::{StoreError, Stored, Table};
 
-/// Ends what holds devices that an emergency among `rollouts` wants, and puts what that makes of them into `rollouts`.
-pub(super) async fn clear_the_way(app: &App, rollouts: &mut [Stored<Rollout>]) {
+/// Ends what holds devices that an emergency among `rollouts` wants, and puts what that makes of them into `rollouts` and `holders`.
+pub(super) async fn clear_the_way(app: &App, rollouts: &mut [Stored<Rollout>], holders: &mut Holders) {
     for at in 0..rollouts.len() {
-        let Some(emergency) = rollouts.get(at).map(|stored| stored.value.clone()) else { continue };
-        if !emergency.is_urgent() || pass::is_held(app, &emergency) {
-            continue;
-        }
-        let held_by = pass::held_by_others(rollouts, at);
-        let in_the_way = emergency.in_the_way(&pass::facts(app, &emergency, &held_by, clock::now_ms()));
-        for other in rollouts.iter_mut().filter(|other| in_the_way.contains(&other.value.id)) {
-            if let Err(error) = end(app, other, &emergency).await {
-                let (rollout, emergency) = (&other.value.id, &emergency.id);
-                tracing::error!(%rollout, %emergency, %error, "a rollout in the way of an emergency cannot be ended; it is tried again");
+        let urgent = rollouts.get(at).map(|stored| &stored.value).filter(|rollout| rollout.is_urgent());
+        let Some(emergency) = urgent.filter(|rollout| !pass::is_held(app, rollout)).cloned() else { continue };
+        let fleet = pass::facts(app, &emergency, holders, rollouts, clock::now_ms());
+        let in_the_way = emergency.in_the_way(&fleet);
+        for other in 0..rollouts.len() {
+            let Some(ended) = rollouts.get_mut(other).filter(|other| in_the_way.contains(&other.value.id)) else {
+                continue;
+            };
+            let id = ended.value.id.clone();
+            let result = end(app, ended, &emergency).await;
+            holders.update(rollouts, other);
+            if let Err(error) = result {
+                let emergency = &emergency.id;
+                tracing::error!(rollout = %id, %emergency, %error, "a rollout in the way of an emergency cannot be ended; it is tried again");
             }
         }
     }

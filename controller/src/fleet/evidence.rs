@@ -5,8 +5,9 @@
 //! dropped. So memory grows with rollouts and generations, not with time.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use muster_rollout::{BesideCounts, Evidence, Mean, Predictions};
+use muster_rollout::{BesideCounts, Evidence, Mean, Predictions, Shared};
 use muster_shared::ids::Digest;
 use muster_shared::limits::MAX_METRICS;
 use muster_shared::messages::{RequestCounts, TelemetryWindow, WindowKey};
@@ -20,6 +21,8 @@ use muster_shared::sketch::{
 const OTHER_CLASS: &str = "(other)";
 /// Windows one device may have waiting to be added up.
 const MAX_FRESH: usize = 256;
+/// Answers kept of one device; rollouts that ask from more different moments have it added up anew.
+const MAX_ANSWERS: usize = 4;
 
 /// What one window showed, or several together.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,22 +180,27 @@ pub(crate) fn reference_predictions(profile: &Profile) -> Predictions {
 }
 
 /// The observations of one device, in order of arrival.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct EvidenceLog(Vec<Observation>);
+#[derive(Debug, Default)]
+pub(crate) struct EvidenceLog {
+    observations: Vec<Observation>,
+    /// Answers given since the last change: most looks ask what the one before did. Each with the moment of the first observation in it.
+    answers: Mutex<Vec<(u64, Shared<Vec<Evidence>>)>>,
+}
 
 impl EvidenceLog {
     /// Takes in one more.
     pub(crate) fn add(&mut self, observation: Observation) {
-        if self.0.len() >= MAX_FRESH {
+        self.answers().clear();
+        if self.observations.len() >= MAX_FRESH {
             // Counted as of the time of the one it joins, so it can only be left out where it is not due, never
             // counted too early.
-            if let Some(same) = self.0.iter_mut().rev().find(|o| o.key() == observation.key()) {
+            if let Some(same) = self.observations.iter_mut().rev().find(|o| o.key() == observation.key()) {
                 same.absorb(&observation);
                 return;
             }
-            self.0.remove(0);
+            self.observations.remove(0);
         }
-        self.0.push(observation);
+        self.observations.push(observation);
     }
 
     /// Drops what arrived before the first of `cuts` (ascending), and adds up what arrived before `settled_ms` between
@@ -201,7 +209,8 @@ impl EvidenceLog {
         let part = |received_ms: u64| cuts.partition_point(|cut| *cut <= received_ms);
         let mut sums: BTreeMap<(usize, Digest, u64), Observation> = BTreeMap::new();
         let mut fresh = Vec::new();
-        for observation in std::mem::take(&mut self.0) {
+        let before = self.observations.len();
+        for observation in std::mem::take(&mut self.observations) {
             if observation.last_received_ms >= settled_ms {
                 fresh.push(observation);
                 continue;
@@ -218,13 +227,24 @@ impl EvidenceLog {
                 std::collections::btree_map::Entry::Occupied(mut entry) => entry.get_mut().absorb(&observation),
             }
         }
-        self.0 = sums.into_values().chain(fresh).collect();
+        self.observations = sums.into_values().chain(fresh).collect();
+        if self.observations.len() < before {
+            self.answers().clear();
+        }
     }
 
     /// Everything received at or after `since_ms`, added up by bundle and generation.
-    pub(crate) fn since(&self, since_ms: u64) -> Vec<Evidence> {
+    pub(crate) fn since(&self, since_ms: u64) -> Shared<Vec<Evidence>> {
+        let due = || self.observations.iter().filter(|observation| observation.first_received_ms >= since_ms);
+        let Some(first_ms) = due().map(|observation| observation.first_received_ms).min() else {
+            return Shared::default();
+        };
+        let mut answers = self.answers();
+        if let Some((_, known)) = answers.iter().find(|(of_ms, _)| *of_ms == first_ms) {
+            return known.clone();
+        }
         let mut sums: BTreeMap<(Digest, u64), Evidence> = BTreeMap::new();
-        for observation in self.0.iter().filter(|o| o.first_received_ms >= since_ms) {
+        for observation in due() {
             match sums.entry(observation.key()) {
                 std::collections::btree_map::Entry::Vacant(entry) => {
                     entry.insert(observation.seen.clone());
@@ -232,13 +252,22 @@ impl EvidenceLog {
                 std::collections::btree_map::Entry::Occupied(mut entry) => add(entry.get_mut(), &observation.seen),
             }
         }
-        sums.into_values().collect()
+        let answer = Shared::from(sums.into_values().collect::<Vec<_>>());
+        if answers.len() >= MAX_ANSWERS {
+            answers.remove(0);
+        }
+        answers.push((first_ms, answer.clone()));
+        answer
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Vec<(u64, Shared<Vec<Evidence>>)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many observations are kept.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.observations.len()
     }
 }
 

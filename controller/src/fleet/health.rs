@@ -30,7 +30,7 @@ pub(crate) struct DeviceHealth {
 
 impl DeviceHealth {
     fn of(entry: &Entry) -> Self {
-        let report = entry.report.as_ref();
+        let report = entry.report();
         let waits = entry.online && report.is_some_and(|report| report.update.held_back.is_some());
         let failed = report.map(|report| &report.update).filter(|update| match update.state {
             UpdateState::Reverted | UpdateState::Failed => true,
@@ -83,7 +83,7 @@ impl FleetIndex {
         let mut runners = Runners::default();
         for entry in inner.devices.values().filter(|entry| !entry.record.is_revoked()) {
             let desired = entry.record.desired.as_ref().filter(|desired| desired.manifest == Some(*manifest));
-            let running = entry.report.as_ref().and_then(|report| report.running.as_ref());
+            let running = entry.report().and_then(|report| report.running.as_ref());
             runners.assigned += u32::from(desired.is_some());
             if running.is_some_and(|installed| installed.manifest == *manifest) {
                 runners.running += 1;
@@ -105,7 +105,7 @@ impl FleetIndex {
         let inner = self.read();
         let running = inner.devices.values().filter(|entry| !entry.record.is_revoked());
         let manifests: BTreeSet<Digest> = running
-            .filter_map(|entry| entry.report.as_ref().and_then(|report| report.running.as_ref()))
+            .filter_map(|entry| entry.report().and_then(|report| report.running.as_ref()))
             .map(|installed| installed.manifest)
             .collect();
         manifests.iter().filter_map(|manifest| inner.bundles.get(manifest).cloned()).collect()

@@ -37,7 +37,7 @@ impl FleetIndex {
                 continue;
             };
             entry.last_seen_ms = Some(report.value.received_at_ms);
-            entry.report = Some(report.value.reported);
+            entry.take_report(report.value.reported);
         }
         for (key, bundle) in records.all::<BundleRef>(Table::Meta, "manifest/").await? {
             match key.strip_prefix("manifest/").and_then(|digest| digest.parse().ok()) {

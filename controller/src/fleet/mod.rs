@@ -6,6 +6,7 @@
 
 mod aside;
 mod evidence;
+mod facts;
 mod health;
 mod load;
 
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use muster_rollout::{DeviceFacts, Fleet, Rollout};
+use muster_rollout::{KnownFacts, Shared};
 use muster_shared::api::{DesiredView, DeviceView};
 use muster_shared::collection::SamplesReport;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
@@ -46,7 +47,8 @@ struct Entry {
     record: DeviceRecord,
     /// The record's version in the store.
     version: u64,
-    report: Option<StateReport>,
+    /// What rollouts are shown of record and report, made when one of them changes and not at every look. The report lies here alone.
+    known: Shared<KnownFacts>,
     online: bool,
     last_seen_ms: Option<u64>,
     evidence: EvidenceLog,
@@ -54,12 +56,16 @@ struct Entry {
 
 impl Entry {
     fn new(record: DeviceRecord, version: u64) -> Self {
-        Self { record, version, report: None, online: false, last_seen_ms: None, evidence: EvidenceLog::default() }
+        let known = facts::known(&record, None).into();
+        Self { record, version, known, online: false, last_seen_ms: None, evidence: EvidenceLog::default() }
+    }
+
+    fn report(&self) -> Option<&StateReport> {
+        self.known.reported.as_ref()
     }
 
     fn is_behind(&self) -> bool {
-        let accepted =
-            self.report.as_ref().filter(|report| !report.awaits_director).map_or(0, |report| report.generation);
+        let accepted = self.report().filter(|report| !report.awaits_director).map_or(0, |report| report.generation);
         let desired = self.record.desired.as_ref();
         !self.record.is_revoked() && desired.is_some_and(|desired| desired.generation > accepted)
     }
@@ -67,14 +73,12 @@ impl Entry {
     /// Whether it counts as reachable. One that keeps its quiet hours, or waits for another link, has said so and then has nothing to say
     /// for as long as it waits, so its connection is all there is to go by.
     fn is_there(&self, heard_since_ms: u64) -> bool {
-        let waits = self.report.as_ref().is_some_and(|report| report.update.held_back.is_some());
+        let waits = self.report().is_some_and(|report| report.update.held_back.is_some());
         self.online && (waits || self.last_seen_ms.is_some_and(|seen| seen >= heard_since_ms))
     }
 
     fn selected_by(&self, selector: &Selector) -> bool {
-        let none = BTreeMap::new();
-        let attributes = self.report.as_ref().map_or(&none, |report| &report.attributes);
-        selector.matches(self.record.id.as_str(), &self.record.labels, attributes)
+        self.known.is_meant_by(selector, &self.record.id)
     }
 
     fn view(&self, bundles: &BTreeMap<Digest, BundleRef>) -> DeviceView {
@@ -92,7 +96,7 @@ impl Entry {
                 stage: desired.stage.clone(),
                 activation: desired.activation,
             }),
-            reported: self.report.clone(),
+            reported: self.known.reported.clone(),
             revoked: self.record.revocation.clone(),
             quarantined: self.record.updates.quarantine().cloned(),
             pinned: self.record.pin.clone(),
@@ -151,7 +155,7 @@ impl FleetIndex {
 
     /// What the device said last of its collections; none where it has not reported.
     pub(crate) fn samples_of(&self, device: &DeviceId) -> Option<SamplesReport> {
-        self.read().devices.get(device)?.report.as_ref().map(|report| report.samples.clone())
+        self.read().devices.get(device)?.report().map(|report| report.samples.clone())
     }
 
     /// Takes over a record that has been stored under `version`: of a new device, or a changed one. What is older than
@@ -161,8 +165,7 @@ impl FleetIndex {
         match inner.devices.get_mut(&record.id) {
             Some(entry) if entry.version >= version => {}
             Some(entry) => {
-                entry.record = record.clone();
-                entry.version = version;
+                entry.take_record(record.clone(), version);
             }
             None => {
                 inner.devices.insert(record.id.clone(), Entry::new(record.clone(), version));
@@ -214,6 +217,21 @@ impl FleetIndex {
         self.read().devices.get(device).and_then(|entry| entry.record.desired.clone())
     }
 
+    /// Whether the last that `rollout`, or any other, has told the device is to run `manifest` under `generation`.
+    pub(crate) fn is_assigned(
+        &self,
+        device: &DeviceId,
+        manifest: Option<Digest>,
+        generation: u64,
+        rollout: &RolloutId,
+    ) -> bool {
+        let inner = self.read();
+        let desired = inner.devices.get(device).and_then(|entry| entry.record.desired.as_ref());
+        desired.is_some_and(|desired| {
+            (desired.manifest, desired.generation, &desired.rollout) == (manifest, generation, rollout)
+        })
+    }
+
     /// Whether the device was told to run the bundle with this manifest, as far as that is remembered.
     pub(crate) fn was_assigned(&self, device: &DeviceId, manifest: &Digest) -> bool {
         self.read().devices.get(device).is_some_and(|entry| entry.record.assigned.contains(manifest))
@@ -223,7 +241,7 @@ impl FleetIndex {
     pub(crate) fn label(&self, device: &DeviceId, label: &str) -> Option<String> {
         let inner = self.read();
         let entry = inner.devices.get(device)?;
-        let attribute = || entry.report.as_ref().and_then(|report| report.attributes.get(label));
+        let attribute = || entry.report().and_then(|report| report.attributes.get(label));
         entry.record.labels.get(label).or_else(attribute).cloned()
     }
 
@@ -231,7 +249,7 @@ impl FleetIndex {
     pub(crate) fn manifest_of(&self, device: &DeviceId, generation: u64) -> Option<Digest> {
         let inner = self.read();
         let entry = inner.devices.get(device)?;
-        let report = entry.report.as_ref();
+        let report = entry.report();
         let installed = report.into_iter().flat_map(|r| [&r.running, &r.committed]).flatten();
         let update = report.map(|r| &r.update).filter(|u| u.generation == generation).and_then(|u| u.manifest);
         let desired = entry.record.desired.as_ref().filter(|d| d.generation == generation).and_then(|d| d.manifest);
@@ -252,7 +270,7 @@ impl FleetIndex {
     /// Takes over a report that has been stored.
     pub(crate) fn update_report(&self, device: &DeviceId, report: StateReport) {
         if let Some(entry) = self.write().devices.get_mut(device) {
-            entry.report = Some(report);
+            entry.take_report(report);
         }
     }
 
@@ -293,7 +311,7 @@ impl FleetIndex {
     /// no more, devices want it said again by those who are.
     pub(crate) fn has_taken_up(&self, device: &DeviceId, desired: &Desired) -> bool {
         let inner = self.read();
-        let report = inner.devices.get(device).and_then(|entry| entry.report.as_ref());
+        let report = inner.devices.get(device).and_then(Entry::report);
         report.is_some_and(|r| (r.update.generation, r.update.manifest) == (desired.generation, desired.manifest))
     }
 
@@ -331,57 +349,13 @@ impl FleetIndex {
     /// Connected devices that say they trust a root document before `version`.
     pub(crate) fn online_with_root_before(&self, version: u64) -> Vec<DeviceId> {
         self.those(|entry| {
-            entry.online && entry.report.as_ref().is_some_and(|report| (1..version).contains(&report.root_version))
+            entry.online && entry.report().is_some_and(|report| (1..version).contains(&report.root_version))
         })
     }
 
     /// Connected devices.
     pub(crate) fn online(&self) -> Vec<DeviceId> {
         self.those(|entry| entry.online)
-    }
-
-    /// The fleet as `rollout` must see it: the devices it means or has reached, with the evidence it may use.
-    /// `held_by` names the other rollout of each device that has one; devices not heard since `heard_since_ms` count
-    /// as away, unless they said that they wait.
-    pub(crate) fn facts(
-        &self,
-        rollout: &Rollout,
-        held_by: &BTreeMap<DeviceId, RolloutId>,
-        heard_since_ms: u64,
-    ) -> Fleet {
-        let inner = self.read();
-        let since_ms = rollout.evidence_since_ms();
-        let (scored_since_ms, scored) = (rollout.scored_since_ms(), rollout.scored_devices());
-        let devices = inner
-            .devices
-            .iter()
-            .filter(|(device, entry)| entry.selected_by(&rollout.spec.selector) || rollout.takes_part(device))
-            .map(|(device, entry)| {
-                let facts = DeviceFacts {
-                    labels: entry.record.labels.clone(),
-                    attributes: entry.report.as_ref().map_or_else(BTreeMap::new, |r| r.attributes.clone()),
-                    online: entry.is_there(heard_since_ms),
-                    last_seen_ms: entry.last_seen_ms,
-                    revoked: entry.record.is_revoked(),
-                    pinned: entry.record.pin.as_ref().map(aside::pinned),
-                    quarantined: entry.record.updates.quarantine().map(aside::quarantined),
-                    updates: entry.record.updates.clone(),
-                    held_by: held_by.get(device).cloned(),
-                    desired: entry.record.desired.as_ref().map(|desired| muster_rollout::Desired {
-                        manifest: desired.manifest,
-                        generation: desired.generation,
-                        rollout: desired.rollout.clone(),
-                    }),
-                    reported: entry.report.clone(),
-                    evidence: entry.evidence.since(since_ms),
-                    soak: scored_since_ms
-                        .filter(|_| scored.contains(device))
-                        .map_or_else(Vec::new, |since_ms| entry.evidence.since(since_ms)),
-                };
-                (device.clone(), facts)
-            })
-            .collect();
-        Fleet { devices, ..Fleet::default() }
     }
 }
 

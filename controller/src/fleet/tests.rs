@@ -1,5 +1,6 @@
-use muster_rollout::BundleFacts;
+use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
+use muster_shared::ids::RolloutId;
 use muster_shared::messages::{
     HeldBack, InstalledBundle, Position, RequestCounts, Resources, Sequenced, Stream, TelemetryWindow, UpdateReport,
     UpdateState, WindowKey,
@@ -109,7 +110,7 @@ async fn presence_is_known_from_what_is_heard() {
     assert!(fleet.set_online(&device, true, 5_000) && !fleet.set_online(&device, true, 6_000));
     assert!(!fleet.set_online(&stranger, true, 5_000));
     assert_eq!(fleet.counts(), FleetCounts { known: 1, online: 1 });
-    let facts = |heard_since_ms| fleet.facts(&rollout("*"), &BTreeMap::new(), heard_since_ms).devices[&device].clone();
+    let facts = |heard_since_ms| fleet.facts(&rollout("*"), |_| None, heard_since_ms).devices[&device].clone();
     assert!(facts(6_000).online);
     assert!(!facts(6_001).online, "silent for too long");
     assert!(fleet.set_online(&device, false, 7_000));
@@ -122,7 +123,7 @@ async fn a_device_that_said_it_waits_is_not_away() {
     let test = app().await;
     let device = test.enrol("dev-1", &[]).await;
     let fleet = &test.app.fleet;
-    let is_online = || fleet.facts(&rollout("*"), &BTreeMap::new(), 6_001).devices[&device].online;
+    let is_online = || fleet.facts(&rollout("*"), |_| None, 6_001).devices[&device].online;
     let say = |held_back| {
         let update = UpdateReport { state: UpdateState::Fetching, held_back, ..UpdateReport::default() };
         fleet.update_report(&device, StateReport { update, ..StateReport::default() });
@@ -162,7 +163,7 @@ async fn a_rollout_sees_the_devices_it_means_and_those_it_has() {
         test.enrol(name, &[("site", site)]).await;
     }
     let seen = |rollout: &Rollout| {
-        let fleet = test.app.fleet.facts(rollout, &BTreeMap::new(), 0);
+        let fleet = test.app.fleet.facts(rollout, |_| None, 0);
         fleet.devices.keys().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(seen(&rollout("site=lyon")), ["a"]);
@@ -209,7 +210,7 @@ async fn everything_is_there_again_after_a_start() {
     assert_eq!(view.desired.unwrap().bundle, Some(manifest.bundle()));
     assert_eq!(fleet.manifest_of(&device, 2), Some(digest));
     assert_eq!(fleet.manifest_of(&device, 9), None);
-    let facts = fleet.facts(&rollout, &BTreeMap::new(), 0).devices.remove(&device).unwrap();
+    let facts = fleet.facts(&rollout, |_| None, 0).devices.remove(&device).unwrap();
     let of = |generation| facts.evidence.iter().find(|e| e.generation == generation).unwrap();
     assert_eq!((of(3).reports, of(3).requests.served, of(3).crashes), (1, 10, 1));
     let predictions: BTreeMap<String, u64> = [("dog".to_owned(), 1), ("(other)".to_owned(), 1)].into();

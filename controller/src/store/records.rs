@@ -292,6 +292,24 @@ impl Records {
         self.store.get(table, key).await?.map(|document| parse(table, key, &document)).transpose()
     }
 
+    /// The record under `key`, where `known` is what it was once: that itself, as long as its version is the one stored. For records that are large
+    /// and looked at often, and never deleted, as a key that is used again counts from 1.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) async fn renew<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        key: &str,
+        known: Option<Stored<T>>,
+    ) -> Result<Option<Stored<T>>, StoreError> {
+        let Some(document) = self.store.get(table, key).await? else { return Ok(None) };
+        match known.filter(|known| known.version == document.version) {
+            Some(known) => Ok(Some(known)),
+            None => parse(table, key, &document).map(Some),
+        }
+    }
+
     /// Up to `limit` records whose keys start with `prefix` and come after `after`, in order of their keys.
     ///
     /// # Errors

@@ -274,7 +274,7 @@ fn hostile_counts_neither_panic_nor_pass() {
     for _ in 0..2 {
         world.serves(&canary[0], Served { classes: &[("0", u64::MAX), ("1", u64::MAX)], ..Served::default() });
     }
-    for evidence in &mut world.facts(&canary[0]).evidence {
+    for evidence in world.facts(&canary[0]).evidence.iter_mut() {
         evidence.reports = u32::MAX;
         evidence.requests.served = u64::MAX;
         evidence.requests.failed = u64::MAX;

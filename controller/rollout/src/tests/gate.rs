@@ -271,7 +271,7 @@ fn canaries_that_are_worse_by_what_applications_send_go_back() {
         let targets: Vec<_> = world.rollout.targets.keys().cloned().collect();
         for (at, (id, facts)) in world.fleet.devices.iter_mut().enumerate() {
             let is_canary = targets.contains(id);
-            for own in &mut facts.soak {
+            for own in facts.soak.iter_mut() {
                 let mean = if is_canary { canaries } else { 95.0 } + at as f64 % 3.0;
                 // In two reports of unlike size.
                 own.memory = Mean::of(2, 1.2e6 + at as f64);

@@ -11,8 +11,8 @@ use muster_shared::selector::Selector;
 use muster_shared::sketch::LatencySketch;
 
 use crate::{
-    Action, BesideCounts, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, OperatorAction, Rollout,
-    Target, plan, replay, verify,
+    Action, BesideCounts, BundleFacts, Decision, Desired, DeviceFacts, Evidence, Fleet, KnownFacts, OperatorAction,
+    Rollout, Target, plan, replay, verify,
 };
 
 pub(super) const SOAK_MS: u64 = 1_000;
@@ -93,8 +93,7 @@ impl World {
 
     /// A device that runs the incumbent since generation 1.
     pub(super) fn add(&mut self, name: &str) {
-        let facts = DeviceFacts {
-            online: true,
+        let known = KnownFacts {
             reported: Some(StateReport {
                 generation: 1,
                 update: UpdateReport {
@@ -107,8 +106,9 @@ impl World {
                 committed: Some(installed(old(), 1)),
                 ..StateReport::default()
             }),
-            ..DeviceFacts::default()
+            ..KnownFacts::default()
         };
+        let facts = DeviceFacts { known: known.into(), online: true, ..DeviceFacts::default() };
         self.fleet.devices.insert(device(name), facts);
     }
 

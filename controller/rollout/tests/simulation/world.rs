@@ -93,7 +93,8 @@ impl World {
         let id = DeviceId::new(format!("d{}", self.enrolled)).expect("an id");
         let site = format!("s{}", self.enrolled % 2);
         self.enrolled += 1;
-        let mut facts = DeviceFacts { labels: BTreeMap::from([("site".to_owned(), site)]), ..DeviceFacts::default() };
+        let mut facts = DeviceFacts::default();
+        facts.labels.insert("site".to_owned(), site);
         // A new device runs nothing, and may not have been heard of when its wave comes.
         let device = if self.chance.percent(20) {
             Device::blank()
