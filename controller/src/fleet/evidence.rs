@@ -322,6 +322,22 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever was asked before, and however often.
+        #[test]
+        fn an_answer_holds_all_that_has_arrived_by_then(
+            steps in prop::collection::vec((any::<bool>(), 0u64..50, 1u64..4), 0..80),
+        ) {
+            let (mut log, mut arrived) = (EvidenceLog::default(), Vec::new());
+            for (asks, at_ms, served) in steps {
+                if !asks {
+                    log.add(telemetry(b"a", served % 2, served, at_ms));
+                    arrived.push((at_ms, served));
+                }
+                let expected: u64 = arrived.iter().filter(|(ms, _)| *ms >= at_ms).map(|(_, served)| served).sum();
+                prop_assert_eq!(log.since(at_ms).iter().map(|seen| seen.requests.served).sum::<u64>(), expected);
+            }
+        }
+
         /// Adding up must not change any answer that can still be asked for.
         #[test]
         fn compacting_changes_no_answer(

@@ -1,4 +1,4 @@
-use muster_rollout::{BundleFacts, Rollout};
+use muster_rollout::{BundleFacts, DeviceFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::RolloutId;
 use muster_shared::messages::{
@@ -11,7 +11,7 @@ use muster_shared::sketch::{LatencySketch, SketchWindow};
 use super::*;
 use crate::store::records::{ReportRecord, WindowRecord, window_key};
 use crate::store::{Expect, Records, Table};
-use crate::testing::{TestApp, app, digest_of, profile};
+use crate::testing::{TestApp, app, device_record, digest_of, profile};
 
 fn report(attribute: &str) -> StateReport {
     StateReport { attributes: [("arch".to_owned(), attribute.to_owned())].into(), ..StateReport::default() }
@@ -168,6 +168,48 @@ async fn a_rollout_sees_the_devices_it_means_and_those_it_has() {
     };
     assert_eq!(seen(&rollout("site=lyon")), ["a"]);
     assert_eq!(seen(&rollout("*")), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_change_of_a_device_is_seen_at_the_next_look_and_not_in_what_was_seen_before() {
+    let test = app().await;
+    let device = test.enrol("a", &[("site", "lyon")]).await;
+    let (fleet, rollout) = (&test.app.fleet, rollout("*"));
+    let seen = || fleet.facts(&rollout, |_| None, 0).devices[&device].clone();
+    let window = || Observation::of_telemetry(telemetry(&device, 1, 0).telemetry.as_ref().unwrap(), 2_000);
+    let nothing = seen();
+    fleet.update_report(&device, report("armv7"));
+    fleet.observe(&device, window());
+    let reported = seen();
+    let record = DeviceRecord { labels: [("site".to_owned(), "oslo".to_owned())].into(), ..device_record("a") };
+    fleet.update_record(&record, 2);
+    fleet.observe(&device, window());
+    let moved = seen();
+    let served = |facts: &DeviceFacts| facts.evidence.iter().map(|seen| seen.requests.served).collect::<Vec<_>>();
+    for (facts, site, arch, requests) in [
+        (nothing, "lyon", None, vec![]),
+        (reported, "lyon", Some("armv7"), vec![10]),
+        (moved, "oslo", Some("armv7"), vec![20]),
+    ] {
+        assert_eq!((facts.labels["site"].as_str(), facts.attributes.get("arch").map(String::as_str)), (site, arch));
+        assert_eq!((facts.reported.is_some(), served(&facts)), (arch.is_some(), requests));
+    }
+}
+
+#[tokio::test]
+async fn what_another_rollout_holds_comes_without_evidence() {
+    let test = app().await;
+    let fleet = &test.app.fleet;
+    for name in ["a", "b"] {
+        let device = test.enrol(name, &[]).await;
+        let window = telemetry(&device, 1, 0).telemetry.unwrap();
+        fleet.observe(&device, Observation::of_telemetry(&window, 2_000));
+    }
+    let other = RolloutId::new("r9").unwrap();
+    let seen = fleet.facts(&rollout("*"), |device| (device.as_str() == "b").then(|| other.clone()), 0);
+    let of = |name| &seen.devices[&DeviceId::new(name).unwrap()];
+    assert_eq!((&of("a").held_by, of("a").evidence.len()), (&None, 1));
+    assert_eq!((&of("b").held_by, of("b").evidence.len()), (&Some(other.clone()), 0));
 }
 
 #[tokio::test]

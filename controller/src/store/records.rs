@@ -475,7 +475,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::device_record;
+    use crate::testing::{device_record, records};
 
     /// A record with some bytes changed.
     fn damaged() -> impl Strategy<Value = Vec<u8>> {
@@ -488,6 +488,21 @@ mod tests {
             }
             bytes
         })
+    }
+
+    #[tokio::test]
+    async fn what_is_known_is_not_read_again_until_it_changes() {
+        let (records, _folder) = records();
+        let put = |expect, number: u64| Records::put(Table::Meta, "k", expect, &number).unwrap();
+        let renew = async |known| records.renew::<u64>(Table::Meta, "k", known).await.unwrap();
+        assert_eq!(renew(None).await, None);
+        records.commit(vec![put(Expect::Absent, 7)]).await.unwrap();
+        assert_eq!(renew(None).await, Some(Stored { version: 1, value: 7 }));
+        // Told apart from the stored one, to see which of the two is given.
+        let known = Stored { version: 1, value: 70 };
+        assert_eq!(renew(Some(known.clone())).await, Some(known.clone()));
+        records.commit(vec![put(Expect::Version(1), 8)]).await.unwrap();
+        assert_eq!(renew(Some(known)).await, Some(Stored { version: 2, value: 8 }));
     }
 
     proptest! {
