@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Builds the agent as packages ship it.
-#   cross/build.sh x86_64-unknown-linux-gnu | aarch64-unknown-linux-gnu | armv7-unknown-linux-gnueabihf
-# The binary lands in target/<target>/dist/muster-agent.
+# Builds the agent as packages ship it, for glibc 2.28 and later. Two builds of one commit give the same bytes, wherever they are made.
+#   cross/build.sh TARGET [PROFILE]
+# The profile is dist unless another is named. The binary lands in target/TARGET/PROFILE/muster-agent.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target="${1:-}"
-variable=${target//-/_}
+target="${1:-}" profile="${2:-dist}"
 case "$target" in
     x86_64-unknown-linux-gnu) compiler=cc package=gcc ;;
     aarch64-unknown-linux-gnu) compiler=aarch64-linux-gnu-gcc package=gcc-aarch64-linux-gnu ;;
     armv7-unknown-linux-gnueabihf) compiler=arm-linux-gnueabihf-gcc package=gcc-arm-linux-gnueabihf ;;
+    riscv64gc-unknown-linux-gnu) compiler=riscv64-linux-gnu-gcc package=gcc-riscv64-linux-gnu ;;
     *)
-        echo "usage: cross/build.sh x86_64-unknown-linux-gnu|aarch64-unknown-linux-gnu|armv7-unknown-linux-gnueabihf" >&2
+        echo "usage: cross/build.sh TARGET [PROFILE], with TARGET one of" \
+            "x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu armv7-unknown-linux-gnueabihf riscv64gc-unknown-linux-gnu" >&2
         exit 2
         ;;
 esac
@@ -22,8 +23,25 @@ if ! command -v "$compiler" >/dev/null; then
 fi
 rustup target add "$target"
 
+variable=${target//-/_}
+MUSTER_GLIBC="$(cross/glibc.sh "$target")"
 # The agent is linked in the order in which it starts: a board keeps a fifth less of it in memory.
-export "CC_${variable}=$compiler" MUSTER_LINKER="$compiler"
+export MUSTER_GLIBC MUSTER_LINKER="$compiler" "CC_${variable}=$compiler"
 export "CARGO_TARGET_${variable^^}_LINKER=$PWD/cross/start-order/ordered-gcc"
-cargo build --locked --profile dist --package muster-agent --target "$target"
-ls -l "target/$target/dist/muster-agent"
+# Neither where it was built nor when stands in the binary, and of libraries only their names.
+cargo fetch --quiet --locked --target "$target"
+remapped=("$PWD=muster")
+for sources in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
+    remapped+=("${sources%/}=")
+done
+RUSTFLAGS="" CFLAGS=""
+for pair in "${remapped[@]}"; do
+    RUSTFLAGS+=" --remap-path-prefix=$pair" CFLAGS+=" -ffile-prefix-map=$pair"
+done
+export RUSTFLAGS SOURCE_DATE_EPOCH=0 "CFLAGS_${variable}=$CFLAGS"
+unset CFLAGS
+cargo build --locked --profile "$profile" --package muster-agent --bin muster-agent --target "$target"
+
+folder=$profile
+[ "$profile" != dev ] || folder=debug
+cross/check.sh "target/$target/$folder/muster-agent"

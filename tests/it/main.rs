@@ -6,6 +6,7 @@ mod analysis;
 mod bad_input;
 mod beside;
 mod blue_green;
+mod boards;
 mod compared;
 mod controller_full_disk;
 mod crashes;
