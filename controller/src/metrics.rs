@@ -4,6 +4,7 @@
 //! just before a scrape is answered. Nothing is counted by device: a fleet may have a hundred thousand.
 
 mod latency;
+mod outcomes;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,8 +14,9 @@ use std::time::Duration;
 
 use muster_shared::alert::{AlertState, Severity};
 use muster_shared::feedback::{FeedbackCounts, FeedbackResult};
+use muster_shared::ids::RolloutId;
 use muster_shared::messages::RequestCounts;
-use muster_shared::rollout::RolloutStatus;
+use muster_shared::rollout::{DeviceOutcomes, RolloutStatus};
 use muster_shared::sketch::{LatencySketch, ObjectiveCounts};
 use muster_shared::topics::Up;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -29,6 +31,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::alerts::LastRound;
 use crate::config::Config;
 use latency::ReportedLatency;
+use outcomes::RolloutOutcomes;
 
 /// Upper bounds of the time from a window's end to its arrival, in seconds: from a device that is connected to one that was away
 /// for days.
@@ -131,6 +134,7 @@ pub(crate) struct Metrics {
     window_lag: Histogram,
     api: Family<StatusLabels, Counter>,
     rollouts: Family<StatusLabels, Gauge>,
+    outcomes: RolloutOutcomes,
     devices_known: Gauge,
     devices_online: Gauge,
     chunks: Counter,
@@ -202,6 +206,8 @@ impl Metrics {
         registry.register("api_requests", "Requests to the API, by class of status", api.clone());
         let rollouts = Family::default();
         registry.register("rollouts", "Rollouts, by status", rollouts.clone());
+        let outcomes = RolloutOutcomes::default();
+        registry.register_collector(Box::new(outcomes.clone()));
         let devices_known = Gauge::default();
         registry.register("devices_known", "Devices that enrolled", devices_known.clone());
         let devices_online = Gauge::default();
@@ -273,6 +279,7 @@ impl Metrics {
             above_objective,
             api,
             rollouts,
+            outcomes,
             devices_known,
             devices_online,
             chunks,
@@ -350,6 +357,16 @@ impl Metrics {
     /// Counts an assignment handed to the broker.
     pub(crate) fn assignment_sent(&self) {
         self.assignments.inc();
+    }
+
+    /// Shows how the devices of a rollout that has not ended fare in its current wave, counted from 0.
+    pub(crate) fn rollout_stands(&self, rollout: &RolloutId, wave: u32, outcomes: DeviceOutcomes) {
+        self.outcomes.note(rollout, wave, outcomes);
+    }
+
+    /// Shows nothing of the rollout any more.
+    pub(crate) fn rollout_ended(&self, rollout: &RolloutId) {
+        self.outcomes.forget(rollout);
     }
 
     /// Counts labels that a device has taken.
@@ -454,6 +471,11 @@ mod tests {
         metrics.feedback_expired(3);
         metrics.window_arrived(2_000);
         metrics.alert_delivered("on-call", "failed");
+        let rollout = RolloutId::new("r7").unwrap();
+        let outcomes =
+            DeviceOutcomes { targeted: 9, succeeded: 8, reported: 7, erring: 2, ..DeviceOutcomes::default() };
+        metrics.rollout_stands(&rollout, 0, DeviceOutcomes::default());
+        metrics.rollout_stands(&rollout, 1, outcomes);
         let drift = DriftSeries {
             bundle: "digits@1.0.0".into(),
             group: "site=lyon".into(),
@@ -501,11 +523,19 @@ mod tests {
             "muster_controller_devices_known 3",
             "muster_controller_devices_online 2",
             "muster_controller_rollouts{status=\"running\"} 1",
+            "# TYPE muster_controller_rollout_devices_targeted gauge",
+            "muster_controller_rollout_devices_targeted{rollout=\"r7\",wave=\"2\"} 9",
+            "muster_controller_rollout_devices_succeeded{rollout=\"r7\",wave=\"2\"} 8",
+            "muster_controller_rollout_devices_reported{rollout=\"r7\",wave=\"2\"} 7",
+            "muster_controller_rollout_devices_erring{rollout=\"r7\",wave=\"2\"} 2",
             "# EOF",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
+        assert!(!text.contains("wave=\"1\""), "the wave that is over in\n{text}");
+        metrics.rollout_ended(&rollout);
         let empty = metrics.render(&Snapshot::default());
+        assert!(!empty.contains("rollout_devices"), "{empty}");
         assert!(!empty.contains("status=\"running\"") && !empty.contains("drift_psi{"), "{empty}");
     }
 }

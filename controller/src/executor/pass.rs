@@ -32,6 +32,7 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
     for at in 0..rollouts.len() {
         let Some(Stored { value: rollout, .. }) = rollouts.get(at) else { continue };
         if is_held(app, rollout) {
+            show(app, rollout, &facts(app, rollout, &holders, &rollouts, clock::now_ms()));
             continue;
         }
         let (id, targets) = (rollout.id.clone(), rollout.targets.clone());
@@ -48,6 +49,9 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
         };
         wake_at_ms = [wake_at_ms, wake].into_iter().flatten().min();
         let Some(Stored { value: rollout, .. }) = rollouts.get(at) else { continue };
+        if rollout.status().is_terminal() {
+            app.metrics.rollout_ended(&id);
+        }
         if !rollout.needs_planning() {
             app.schedule.retire(&id);
         }
@@ -78,7 +82,10 @@ async fn load(app: &App) -> Vec<Stored<Rollout>> {
     for id in app.schedule.active() {
         match app.records.renew::<Rollout>(Table::Rollouts, id.as_str(), planned.remove(&id)).await {
             Ok(Some(rollout)) => rollouts.push(rollout),
-            Ok(None) => app.schedule.retire(&id),
+            Ok(None) => {
+                app.schedule.retire(&id);
+                app.metrics.rollout_ended(&id);
+            }
             Err(error) => tracing::error!(rollout = %id, %error, "a rollout cannot be read"),
         }
     }
@@ -115,6 +122,8 @@ async fn step(
     let queue: Vec<QueuedRollout> = others.filter_map(|(_, other)| other.value.queued()).collect();
     let Some(Stored { value: before, .. }) = rollouts.get(at) else { return Ok(None) };
     let fleet = Fleet { queue, freezes: freezes.all().to_vec(), ..facts(app, before, holders, rollouts, now_ms) };
+    // Of the wave whose reports were gathered, which need not be the one that the plan ends in.
+    show(app, before, &fleet);
     let decision = plan(before, &fleet, now_ms);
     let checked = verify(before, &decision, &fleet, now_ms);
     let Some(rollout) = rollouts.get_mut(at) else { return Ok(None) };
@@ -126,6 +135,13 @@ async fn step(
     carry_out(app, rollout, decision, &freezes, now_ms).await?;
     measure::begin(app, &rollout.value, due);
     Ok(wake_at_ms)
+}
+
+/// Shows Prometheus how the devices of a rollout that has not ended fare.
+fn show(app: &App, rollout: &Rollout, fleet: &Fleet) {
+    if !rollout.status().is_terminal() && !rollout.targets.is_empty() {
+        app.metrics.rollout_stands(&rollout.id, rollout.current_wave, rollout.outcomes(fleet));
+    }
 }
 
 /// Stores the decision whole, then tells the devices.
