@@ -3,7 +3,7 @@
 use muster_rollout::statistics::{MIN_BLOCKS, Power, power};
 use muster_shared::ids::DeviceId;
 use muster_shared::listing::first_few;
-use muster_shared::rollout::{Analysis, IntakePreview, MetricTemplate, RolloutPreview, WavePreview};
+use muster_shared::rollout::{Analysis, IntakePreview, MetricTemplate, RolloutPreview, RolloutSpec, WavePreview};
 use serde::Serialize;
 
 use super::create::{self, Wish};
@@ -73,6 +73,22 @@ fn comes_in(IntakePreview { least_ms, most_ms }: IntakePreview) -> String {
     }
 }
 
+/// What the columns of the comparison say, and what comes of too few blocks.
+fn what_power_means(spec: &RolloutSpec) -> String {
+    let experiment = (0u32..)
+        .zip(&spec.waves)
+        .find(|(wave, _)| spec.gate_of(*wave).is_some_and(|gate| gate.asks_for_gain()))
+        .map_or_else(String::new, |(wave, _)| {
+            format!(
+                ". Wave {} must show that canaries are better, so it pauses instead; it shows a gain that is larger than asked for by the margin it proves",
+                u64::from(wave) + 1
+            )
+        });
+    format!(
+        "Losses and margins are four times in five, in spreads of scores between devices: where their error rates differ by 2 points, one spread is 2 points. Fewer than {MIN_BLOCKS} blocks prove nothing: such a wave rests on its limits{experiment}."
+    )
+}
+
 fn text(planned: &Planned) -> String {
     let Planned { preview, power } = planned;
     let waves = preview.waves.iter().zip(power).enumerate().map(|(index, (wave, power))| {
@@ -94,9 +110,7 @@ fn text(planned: &Planned) -> String {
     let header = ["wave", "soak", "devices", "away", "blocks", "sees a loss of", "proves a margin of", "which"];
     let mut parts = vec![output::table(&header, waves)];
     if power.iter().flatten().next().is_some() {
-        parts.push(format!(
-            "Losses and margins are four times in five, in spreads of scores between devices: where their error rates differ by 2 points, one spread is 2 points. Fewer than {MIN_BLOCKS} blocks prove nothing: such a wave rests on its limits."
-        ));
+        parts.push(what_power_means(&preview.spec));
     }
     if let Some(rate) = &preview.spec.rate {
         let waves = preview.waves.iter().zip(1..).filter_map(|(wave, number)| Some((number, wave.intake?)));
@@ -156,7 +170,30 @@ pub(super) fn run(context: &Context, wish: &Wish) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use muster_shared::rollout::{GateSpec, Guardrail, Metric, WaveSpec};
+    use muster_shared::selector::Selector;
+    use muster_shared::trust::Stage;
+
     use super::*;
+
+    #[test]
+    fn a_wave_that_must_show_a_gain_is_not_said_to_rest_on_limits() {
+        let said = |rails: &[Guardrail]| {
+            let waves = ["1", "50%", "100%"].map(|size| WaveSpec::of(size.parse().unwrap(), 1_000, 60_000));
+            let plain = RolloutSpec::of("digits@1.0.0".parse().unwrap(), Selector::all(), waves.to_vec());
+            let mut spec = RolloutSpec { gate: Some(GateSpec::of(rails.to_vec())), ..plain };
+            spec.waves[0].stage = Some(Stage::Shadow { share_bp: 10_000 });
+            what_power_means(&spec)
+        };
+        let kept = Guardrail::of(Metric::ErrorRate, Some(0.03));
+        let plain = said(std::slice::from_ref(&kept));
+        assert!(plain.ends_with("Fewer than 10 blocks prove nothing: such a wave rests on its limits."), "{plain}");
+        let experiment = said(&[Guardrail::of(Metric::LabelError, Some(0.0)), kept]);
+        assert!(
+            experiment.contains("rests on its limits. Wave 2 must show that canaries are better, so it pauses"),
+            "{experiment}"
+        );
+    }
 
     #[test]
     fn an_analysis_is_a_line() {
