@@ -26,6 +26,8 @@ pub(crate) struct Arm<'f> {
     pub(crate) shadowed: Option<u64>,
     /// Rows for which the bundle and the one it ran beside named the same class, and rows for which they did not.
     pub(crate) compared: (u64, u64),
+    /// Of a control's devices, those that run the bundle beside the incumbent, and are canaries as well.
+    pub(crate) canaries: u32,
 }
 
 impl<'f> Arm<'f> {
@@ -55,9 +57,10 @@ impl<'f> Arm<'f> {
         let beside = rollout.governed_of(beside, fleet).map(|(_, _, facts)| facts);
         let untouched = survey.untouched(&rollout.targets).map(|(_, facts)| facts);
         let untold = untouched.filter(|facts| facts.desired.as_ref().is_none_or(|desired| desired.manifest != bundle));
-        for facts in beside.chain(untold) {
+        for (facts, is_canary) in beside.map(|facts| (facts, true)).chain(untold.map(|facts| (facts, false))) {
             if let Some(incumbent) = facts.committed().filter(|incumbent| *incumbent != rollout.bundle.manifest) {
                 arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent);
+                arm.canaries += u32::from(is_canary);
                 // It runs what it is meant to run, or it would not be here.
                 arm.summary.succeeded += 1;
             }

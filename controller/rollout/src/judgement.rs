@@ -139,7 +139,7 @@ impl Judgement {
 
     /// The verdict that the wave passed.
     pub(crate) fn successful(self, wave: u32, at_ms: u64) -> Verdict {
-        let (basis, devices) = (self.basis(), self.canary().devices);
+        let basis = self.basis();
         let summary = if self.inputs.limits.emergency {
             let said: Vec<&str> = self.checks.iter().map(|check| check.sentence.as_str()).collect();
             format!("wave {} passed: {}; {basis}", u64::from(wave) + 1, said.join("; "))
@@ -150,12 +150,10 @@ impl Judgement {
         } else if self.inputs.limits.is_compared() {
             format!("wave {} passed: {basis} within every limit", u64::from(wave) + 1)
         } else {
-            let why = match self.control().devices {
-                0 => "there is no control to compare with".to_owned(),
-                control => {
-                    let all = u64::from(devices) + u64::from(control);
-                    format!("{} are too few to compare", counted(all, "device"))
-                }
+            let why = match (self.control().devices, self.inputs.limits.devices()) {
+                (0, _) => "there is no control to compare with".to_owned(),
+                (_, 1) => "1 device is too few to compare".to_owned(),
+                (_, all) => format!("{} are too few to compare", counted(all, "device")),
             };
             format!("wave {} passed, limits only: {why}; {basis} within the limits", u64::from(wave) + 1)
         };

@@ -51,6 +51,7 @@ fn inputs(rollout: &Rollout, canary: &Arm<'_>, control: &Arm<'_>) -> LimitsInput
         } else {
             listed(failed.map(|(id, why)| format!("{id} ({why})")))
         },
+        on_both_sides: control.canaries,
         shadowed: control.shadowed,
         compared: limits.max_disagreement.filter(|_| is_shadow).map(|_| ComparedRows { agreed, disagreed }),
         columns: u32::try_from(canary.predictions.len()).unwrap_or(u32::MAX),

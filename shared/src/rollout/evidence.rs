@@ -78,6 +78,9 @@ pub struct LimitsInputs {
     pub canary: ArmSummary,
     /// The concurrent devices of the same selector on the incumbent.
     pub control: ArmSummary,
+    /// Of the control's devices, those that run the bundle beside the incumbent, and are canaries as well.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub on_both_sides: u32,
     /// The first few devices that failed, and why, in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub failing: String,
@@ -95,7 +98,17 @@ pub struct LimitsInputs {
     pub predictions: BTreeMap<String, ColumnPredictions>,
 }
 
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 impl LimitsInputs {
+    /// Devices on either side.
+    #[must_use]
+    pub fn devices(&self) -> u64 {
+        u64::from(self.canary.devices) + u64::from(self.control.devices.saturating_sub(self.on_both_sides))
+    }
+
     /// Whether there is a control, and enough of it to compare with.
     #[must_use]
     pub fn is_compared(&self) -> bool {

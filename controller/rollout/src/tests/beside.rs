@@ -64,6 +64,26 @@ fn devices_arrive_beside_what_they_have_and_every_wave_passes_on_the_candidates_
 }
 
 #[test]
+fn a_device_that_is_its_own_control_is_one_device() {
+    for (devices, said) in [(&["a"][..], "1 device is too few"), (&["a", "b"], "2 devices are too few")] {
+        let mut world = shadow(&["100%"], devices);
+        world.tick(0);
+        for name in devices {
+            runs_beside(&mut world, name, 0);
+            let facts = world.facts(name);
+            let own = facts.committed().unwrap();
+            // Of the incumbent there is no report, so nothing is compared.
+            facts.evidence.retain(|evidence| evidence.manifest != own);
+        }
+        world.tick(1);
+        assert_eq!(world.tick(SOAK_MS).next.status, RolloutStatus::Completed);
+        let verdict = last_verdict(&world.rollout);
+        assert_eq!(verdict.control.devices as usize, devices.len());
+        assert!(verdict.summary.contains(&format!("limits only: {said} to compare; ")), "{}", verdict.summary);
+    }
+}
+
+#[test]
 fn a_rollback_ends_what_runs_beside() {
     let mut world = shadow(&["100%"], &["a"]);
     world.tick(0);
