@@ -57,11 +57,12 @@ impl Target {
             None => deadlines.and_then(|deadlines| deadlines.offline_ms),
         };
         let within = within_ms.map_or_else(String::new, |ms| format!(" within {}", duration(ms)));
-        match self.deadline.reached_at_ms {
-            Some(at_ms) => {
-                format!("told at {} ms, reached at {at_ms} ms, nothing committed{within}", self.assigned_at_ms)
+        match self.deadline.reached_at_ms.map(|at_ms| at_ms.saturating_sub(self.assigned_at_ms)) {
+            Some(0) => format!("reached at once, nothing committed{within}"),
+            Some(after_ms) => {
+                format!("reached {} after it was told, nothing committed{within} of that", duration(after_ms))
             }
-            None => format!("told at {} ms, not reached{within}", self.assigned_at_ms),
+            None => format!("not reached{within} of being told"),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::cohort::Survey;
 use crate::evidence::Arm;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target};
-use crate::standing::{Standing, held_back, is_taken, standing};
+use crate::standing::{Standing, has_arrived, held_back, is_taken, standing};
 use crate::timing::Timing;
 use crate::view::progress;
 
@@ -24,7 +24,8 @@ impl Rollout {
         let facts = fleet.devices.get(id);
         match self.targets.get(id) {
             Some(target) => {
-                let (mut doing, decider) = self.of_member(target, facts, decider);
+                let seen = self.as_reported(id, target, fleet, now_ms);
+                let (mut doing, decider) = self.of_member(&seen, facts, decider);
                 if target.beside && target.failure.is_none() {
                     doing.push_str(&self.turn_of(id, fleet));
                 }
@@ -34,9 +35,9 @@ impl Rollout {
                     decider,
                     wave: Some(target.wave),
                     progress: Some(progress(target, facts)),
-                    failure: target.failed_as(),
+                    failure: seen.failed_as(),
                     told: (target.errand != Errand::Keep).then(|| told(target)),
-                    measured: facts.map(|facts| Arm::of_device(target, facts)),
+                    measured: facts.map(|facts| Arm::of_device(&seen, facts)),
                 }
             }
             None => {
@@ -54,6 +55,12 @@ impl Rollout {
                 }
             }
         }
+    }
+
+    /// The target with what the next plan would note. One that has ended notes nothing any more, and who commits after it has committed.
+    fn as_reported(&self, id: &DeviceId, target: &Target, fleet: &Fleet, now_ms: u64) -> Target {
+        let arrived = self.governed(id, target, fleet).is_some_and(|facts| has_arrived(target, facts));
+        Target { done_at_ms: target.done_at_ms.or_else(|| arrived.then_some(now_ms)), ..target.clone() }
     }
 
     fn of_member(&self, target: &Target, facts: Option<&DeviceFacts>, decider: Decider) -> (String, Decider) {

@@ -72,7 +72,12 @@ fn a_device_that_is_away_has_the_other_deadline_and_gets_its_own_when_it_comes()
     assert!(is_late(&world, "back"));
     let late = world.rollout.explain(&world.fleet, Some(&device("away")), world.now_ms).device.unwrap();
     assert_eq!(late.failure, Some(FailureKind::TimedOut));
-    assert!(late.doing.contains("it timed out on digits@1.2.0") && late.doing.contains("not reached within 3.3 min"));
+    assert_eq!(
+        late.doing,
+        "it timed out on digits@1.2.0, and is not waited for: not reached within 3.3 min of being told; it may commit yet, and counts then"
+    );
+    let late = world.rollout.explain(&world.fleet, Some(&device("back")), world.now_ms).device.unwrap();
+    assert!(late.doing.contains("reached 3.3 min after it was told, nothing committed within"), "{}", late.doing);
 }
 
 #[test]
@@ -107,6 +112,30 @@ fn a_late_device_is_told_all_the_same_and_counts_when_it_commits() {
     assert!(state(&world, "late").timed_out_at_ms.is_some(), "the mark stays");
     let outcomes = world.rollout.view(&world.fleet, &[]).outcomes;
     assert_eq!((outcomes.succeeded, outcomes.timed_out), (2, 0));
+}
+
+#[test]
+fn a_late_device_that_commits_after_the_end_is_explained_by_what_it_has() {
+    let mut world = World::new(timed(&["100%"]), &["a", "late"]);
+    world.facts("late").online = false;
+    world.tick(0);
+    world.commits("a");
+    world.tick(OFFLINE_MS);
+    world.serves("a", Served::default());
+    world.tick(1);
+    assert_eq!(world.tick(SOAK_MS).next.status, RolloutStatus::Completed);
+    let explained = |world: &World| {
+        let late = world.rollout.explain(&world.fleet, Some(&device("late")), world.now_ms).device.unwrap();
+        let outcomes = late.measured.unwrap().outcomes();
+        (late.doing, late.failure, outcomes.succeeded, outcomes.timed_out)
+    };
+    assert_eq!(explained(&world).1, Some(FailureKind::TimedOut));
+    world.facts("late").online = true;
+    world.tick(1);
+    world.commits("late");
+    world.tick(1);
+    assert_eq!(explained(&world), ("it has committed digits@1.2.0".to_owned(), None, 1, 0));
+    assert_eq!(world.progress("late"), Some(DeviceProgress::Committed));
 }
 
 #[test]
