@@ -33,16 +33,15 @@ fn places(field: &str, has_shadow_first: bool) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use muster_shared::rollout::RolloutSpec;
 
-    use super::super::from_file;
+    use super::super::file;
     use crate::failure::Failure;
 
     fn read(name: &str, text: &str) -> Result<RolloutSpec, Failure> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        from_file(&path)
+        file::read(text, Path::new(name))
     }
 
     #[test]

@@ -124,9 +124,13 @@ impl WaveTable {
 /// # Errors
 /// [`Failure`] with line and field.
 pub(in crate::rollout) fn from_file(path: &Path) -> Result<RolloutSpec, Failure> {
-    let text = disk::read_text(path, MAX_SPEC_BYTES)?;
-    let spec = parse(&text, path)?;
-    spec.validate().map_err(|error| contradiction(&error, &text, path))?;
+    read(&disk::read_text(path, MAX_SPEC_BYTES)?, path)
+}
+
+/// The same of `text`, which stands in the file at `path`.
+pub(super) fn read(text: &str, path: &Path) -> Result<RolloutSpec, Failure> {
+    let spec = parse(text, path)?;
+    spec.validate().map_err(|error| contradiction(&error, text, path))?;
     Ok(spec)
 }
 
@@ -181,10 +185,7 @@ mod tests {
     use crate::rollout::shadow_first::ShadowFirstOptions;
 
     fn read(name: &str, text: &str) -> Result<RolloutSpec, Failure> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        from_file(&path)
+        super::read(text, Path::new(name))
     }
 
     #[test]
