@@ -41,6 +41,10 @@ rm -rf "$made/cache" "$made/nothing" "$made/nothing.c"
 for library in "$made"/lib*.so.*; do
     ln -s "$(basename "$library")" "${library%.so.*}.so"
 done
+if [ "$name" = arm-linux-gnueabihf ]; then
+    # How 32-bit ARM finds what belongs to a thread is linked into every program; zig leaves it out, Debian's archive has it.
+    (cd "$made" && ar x "$("$name-gcc" -print-file-name=libc_nonshared.a)" aeabi_read_tp.oS && ar q libc_nonshared.a aeabi_read_tp.oS && rm aeabi_read_tp.oS)
+fi
 rm "$made/libc.so"
 echo 'GROUP ( libc.so.6 libc_nonshared.a AS_NEEDED ( libld.so.2 ) )' >"$made/libc.so"
 mv "$made" "$libraries"
