@@ -18,7 +18,9 @@ const TOLERANCE: f32 = 1e-4;
 /// The program that the environment names: it takes what `muster-agent` takes.
 fn board_agent() -> anyhow::Result<PathBuf> {
     let named = std::env::var_os("MUSTER_BOARD_AGENT");
-    named.map(PathBuf::from).context("MUSTER_BOARD_AGENT must name the agent to try: start this with cross/run.sh TARGET")
+    named
+        .map(PathBuf::from)
+        .context("MUSTER_BOARD_AGENT must name the agent to try: start this with cross/run.sh TARGET")
 }
 
 async fn outputs(http: &reqwest::Client, url: &str, image: &Image) -> anyhow::Result<Vec<f32>> {

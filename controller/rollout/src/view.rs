@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{
-    DeviceOutcomes, DeviceProgress, RolloutStatus, RolloutView, Verdict, Waiting, WaveView,
-};
+use muster_shared::rollout::{DeviceOutcomes, DeviceProgress, RolloutStatus, RolloutView, Verdict, Waiting, WaveView};
 
 use crate::analysis;
 use crate::blue_green::is_ready;
