@@ -277,6 +277,9 @@ pub struct GateReport {
     pub limits_only: bool,
     /// The wave's part of [`GateSpec::alpha`].
     pub alpha: f64,
+    /// What is left of [`GateSpec::alpha`] for the waves after this one; none where it is no wave of a rollout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha_left: Option<f64>,
     /// Blocks compared.
     pub blocks: u32,
     /// Evidence that canaries are worse, the mean over guardrails, as a natural logarithm.

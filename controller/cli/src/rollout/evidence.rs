@@ -64,18 +64,25 @@ fn guardrail_row(report: &GuardrailReport) -> Vec<comfy_table::Cell> {
     ]
 }
 
-/// Every guardrail of a wave.
+/// The wave's part of α, and every guardrail.
 pub(super) fn guardrails_table(report: &GateReport) -> String {
-    output::table(
+    let left = report.alpha_left.map_or_else(String::new, |left| format!(", later waves have {}", level(left)));
+    let table = output::table(
         &["guardrail", "outcome", "blocks", "evidence of a loss", "difference", "at most", "margin"],
         report.guardrails.iter().map(guardrail_row),
-    )
+    );
+    format!("alpha {} in this wave{left}\n{table}", level(report.alpha))
 }
 
 /// What a gate made of a wave.
 pub(crate) fn report_text(report: &GateReport) -> String {
     let title = output::clean(&format!("{}: {}", report.outcome, report.sentence));
     format!("{title}\n{}", guardrails_table(report))
+}
+
+/// A chance to be wrong, as `3.67 %`.
+fn level(alpha: f64) -> String {
+    format!("{:.2} %", alpha * 100.0)
 }
 
 fn parse(path: &Path) -> Result<Vec<Replayed>, Failure> {

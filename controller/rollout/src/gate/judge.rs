@@ -168,6 +168,7 @@ impl<'s> Gate<'s> {
             },
             limits_only: limits_only && !has_failed,
             alpha: self.alpha,
+            alpha_left: None,
             blocks: self.blocks,
             log_e: self.strongest,
             log_threshold,

@@ -82,6 +82,12 @@ pub(crate) fn alpha(spec: &RolloutSpec, gate: &GateSpec, wave: u32) -> f64 {
     wave_alpha(gate.alpha, wave, if keeps_controls(spec) { all } else { all.saturating_sub(1).max(1) })
 }
 
+/// What is left of the level after `wave`, counted from 0.
+fn alpha_left(spec: &RolloutSpec, gate: &GateSpec, wave: u32) -> f64 {
+    let spent: f64 = (0..=wave).map(|wave| alpha(spec, gate, wave)).sum();
+    (gate.alpha - spent).max(0.0)
+}
+
 /// Judges the current wave, once; none where the rollout asks for no comparison. As long as `may_wait`, it is not judged before every device
 /// of its blocks has been scored.
 ///
@@ -107,7 +113,10 @@ pub(crate) fn answer(
         return Err(Waiting::Unscored { devices: unscored });
     }
     let alpha = alpha(&next.spec, &gate, wave);
-    let report = judge(&gate, alpha, &blocks, dealt.blocks.len(), predicted.as_ref());
+    let report = GateReport {
+        alpha_left: Some(alpha_left(&next.spec, &gate, wave)),
+        ..judge(&gate, alpha, &blocks, dealt.blocks.len(), predicted.as_ref())
+    };
     let evidence = GateEvidence {
         rollout: next.id.clone(),
         bundle: next.bundle.bundle.clone(),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use muster_shared::rollout::{
-    Block, GateSpec, Guardrail, Limits, Metric, Outcome, RolloutSpec, RolloutStatus, Rule, ScoreRange, Waiting,
+    Block, GateReport, GateSpec, Guardrail, Limits, Metric, Outcome, RolloutSpec, RolloutStatus, Rule, ScoreRange,
+    Waiting,
 };
 use muster_shared::trust::Stage;
 
@@ -67,6 +68,7 @@ fn a_wave_passes_when_its_canaries_are_shown_to_be_no_worse() {
     let report = verdict.gate.clone().unwrap();
     assert_eq!((report.outcome, report.blocks, report.limits_only), (Outcome::Successful, 20, false));
     assert!((report.alpha - 0.05).abs() < 1e-9, "the one wave that leaves controls has all of it");
+    assert_eq!(report.alpha_left, Some(0.0));
     assert!(
         verdict.summary.contains("wave 1 passed: canaries are not worse than allowed: error-rate"),
         "{}",
@@ -97,7 +99,23 @@ fn canaries_that_are_worse_go_back() {
     assert!(verdict.summary.contains("canaries are worse than their controls, evidence"), "{}", verdict.summary);
     assert!(verdict.summary.contains("where 20.0 to 1 is enough: error-rate +8"), "{}", verdict.summary);
     let evidence = world.rollout.gate_evidence().next().unwrap();
-    assert_eq!(crate::judge(&evidence.gate, evidence.alpha, &evidence.blocks, evidence.dealt, None), evidence.report);
+    let again = crate::judge(&evidence.gate, evidence.alpha, &evidence.blocks, evidence.dealt, None);
+    assert_eq!(GateReport { alpha_left: Some(0.0), ..again }, evidence.report);
+}
+
+#[test]
+fn what_a_wave_leaves_of_alpha_stands_in_its_report() {
+    let mut world = World::numbered(gated(&["12", "24", "36", "100%"], ERRORS), 80);
+    world.tick(0);
+    soaks(&mut world, |_| 5, |_| 5);
+    world.tick(SOAK_MS);
+    let report = world.rollout.gate_evidence().next().unwrap().report.clone();
+    // Three waves leave controls: the first has 1 of 1 + 1/4 + 1/9 parts.
+    let part = 0.05 * 36.0 / 49.0;
+    assert!(
+        (report.alpha - part).abs() < 1e-12 && (report.alpha_left.unwrap() - (0.05 - part)).abs() < 1e-12,
+        "{report:?}"
+    );
 }
 
 #[test]
@@ -251,6 +269,7 @@ fn the_checker_finds_a_forged_comparison() {
     assert!(spoilt(&|d| gate(d).judged.as_mut().unwrap().report.outcome = Outcome::Successful) > 0);
     assert!(spoilt(&|d| gate(d).judged.as_mut().unwrap().report.log_e = 5.0) > 0);
     assert!(spoilt(&|d| gate(d).judged.as_mut().unwrap().alpha = 0.5) > 0);
+    assert!(spoilt(&|d| gate(d).judged.as_mut().unwrap().report.alpha_left = Some(0.01)) > 0);
     assert!(spoilt(&|d| gate(d).judged.as_mut().unwrap().blocks[0].canary.scores[0] = Some(0.0)) > 0);
     assert!(spoilt(&|d| gate(d).waived_by = Some("nobody".into())) > 0);
     assert!(spoilt(&|d| gate(d).blocks.swap(0, 1)) > 0);
@@ -345,7 +364,7 @@ fn canaries_that_predict_other_classes_than_their_controls_go_back() {
     assert!(evidence.report.sentence.contains("predictions: "), "{}", evidence.report.sentence);
     let again =
         crate::judge(&evidence.gate, evidence.alpha, &evidence.blocks, evidence.dealt, evidence.predicted.as_ref());
-    assert_eq!(again, evidence.report);
+    assert_eq!(GateReport { alpha_left: Some(0.0), ..again }, evidence.report);
     // Evidence survives its store, but for the last digit of a number.
     let stored = serde_json::to_vec(&evidence).unwrap();
     let read: muster_shared::rollout::GateEvidence = serde_json::from_slice(&stored).unwrap();

@@ -138,6 +138,11 @@ impl Case<'_> {
         let all: f64 = (1..=waves.max(1).max(wave as usize + 1)).map(|j| 1.0 / (j * j) as f64).sum();
         let alpha = judged.gate.alpha / f64::from(wave + 1).powi(2) / all;
         hold((judged.alpha - alpha).abs() < ROUNDING, "its part of alpha is another");
+        let later: f64 = (wave as usize + 2..=waves).map(|j| judged.gate.alpha / (j * j) as f64 / all).sum();
+        hold(
+            judged.report.alpha_left.is_some_and(|left| (left - later).abs() < ROUNDING),
+            "it leaves another part of alpha",
+        );
         let (e, bounds) = computed(&judged.gate, alpha, judged);
         let seed = judged.predicted.as_ref().is_none_or(|classes| classes.seed == drift::seed(&self.next.id, wave));
         hold(seed, "its choices are drawn from elsewhere");
