@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the agent as packages ship it, for glibc 2.28 and later. Two builds of one commit give the same bytes, wherever they are made.
+# Builds the agent as packages ship it, for glibc 2.28 and later.
 #   cross/build.sh TARGET [PROFILE]
 # The profile is dist unless another is named. The binary lands in target/TARGET/PROFILE/muster-agent.
 set -euo pipefail
