@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the agent as packages ship it, for glibc 2.28 and later.
 #   cross/build.sh TARGET [PROFILE]
-# The profile is dist unless another is named. The binary lands in target/TARGET/PROFILE/muster-agent.
+# The profile is dist unless another is named. The binary lands in target/cross/muster-agent-TARGET.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,6 +44,7 @@ export RUSTFLAGS SOURCE_DATE_EPOCH=0 "CFLAGS_${variable}=$CFLAGS"
 unset CFLAGS
 cargo build --locked --profile "$profile" --package muster-agent --bin muster-agent --target "$target"
 
-folder=$profile
-[ "$profile" != dev ] || folder=debug
-cross/check.sh "target/$target/$folder/muster-agent"
+# Cargo has the profile dev in another folder than its name says.
+built="target/$target/${profile/#dev/debug}/muster-agent"
+cross/check.sh "$built"
+ln -f "$built" "target/cross/muster-agent-$target"

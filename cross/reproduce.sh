@@ -9,12 +9,10 @@ if [ -n "$(git status --porcelain)" ]; then
     echo "there are changes that are not committed: the copy would lack them" >&2
     exit 2
 fi
-folder=$profile
-[ "$profile" != dev ] || folder=debug
 copy="$(mktemp --directory)"
 trap 'rm -rf "$copy"' EXIT
 git clone --quiet . "$copy/elsewhere"
 cross/build.sh "$target" "$profile"
 "$copy/elsewhere/cross/build.sh" "$target" "$profile"
-cmp "target/$target/$folder/muster-agent" "$copy/elsewhere/target/$target/$folder/muster-agent"
+cmp "target/cross/muster-agent-$target" "$copy/elsewhere/target/cross/muster-agent-$target"
 echo "both have the same bytes"

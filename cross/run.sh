@@ -9,7 +9,6 @@ cd "$(dirname "$0")/.."
 target="${1:-}" profile="${2:-dist}"
 # A core that boards have: for the one that qemu takes by itself, which has every extension there is, tract takes its slowest way.
 case "$target" in
-    x86_64-unknown-linux-gnu) emulator=() ;;
     aarch64-unknown-linux-gnu) emulator=(qemu-aarch64-static -cpu cortex-a53 -L /usr/aarch64-linux-gnu) ;;
     armv7-unknown-linux-gnueabihf) emulator=(qemu-arm-static -cpu cortex-a7 -L /usr/arm-linux-gnueabihf) ;;
     riscv64gc-unknown-linux-gnu) emulator=(qemu-riscv64-static -cpu rv64 -L /usr/riscv64-linux-gnu) ;;
@@ -20,10 +19,8 @@ if [ "${#emulator[@]}" -gt 0 ] && ! command -v "${emulator[0]}" >/dev/null; then
     exit 2
 fi
 cross/build.sh "$target" "$profile"
-folder=$profile
-[ "$profile" != dev ] || folder=debug
 agent="$PWD/target/cross/agent-$target"
-printf '#!/bin/sh\nexec %s %q "$@"\n' "${emulator[*]}" "$PWD/target/$target/$folder/muster-agent" >"$agent"
+printf '#!/bin/sh\nexec %s %q "$@"\n' "${emulator[*]}" "$PWD/target/cross/muster-agent-$target" >"$agent"
 chmod +x "$agent"
 "$agent" --version
 cargo build --locked --workspace --bins

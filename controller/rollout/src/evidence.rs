@@ -157,31 +157,34 @@ fn has_succeeded(target: &Target) -> bool {
         }
 }
 
-/// How the devices that have come in fare, since the current wave began.
-pub(crate) fn outcomes(rollout: &Rollout, fleet: &Fleet) -> DeviceOutcomes {
-    let mut outcomes = DeviceOutcomes::default();
-    for (_, target, facts) in side_by_side(&rollout.targets, &fleet.devices) {
-        if !rollout.is_watched(target) {
-            continue;
+impl Rollout {
+    /// How the devices that have come in fare, since the current wave began.
+    #[must_use]
+    pub fn outcomes(&self, fleet: &Fleet) -> DeviceOutcomes {
+        let mut outcomes = DeviceOutcomes::default();
+        for (_, target, facts) in side_by_side(&self.targets, &fleet.devices) {
+            if !self.is_watched(target) {
+                continue;
+            }
+            let facts = facts.filter(|facts| !facts.revoked);
+            let own = facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| target.is_about(evidence));
+            let (reports, faults) = own.fold((0u64, 0u64), |(reports, faults), own| {
+                let faulty = own.requests.errors().saturating_add(u64::from(own.crashes));
+                (reports + u64::from(own.reports), faults.saturating_add(faulty))
+            });
+            outcomes.targeted += 1;
+            outcomes.succeeded += u32::from(has_succeeded(target));
+            match target.failed_as() {
+                Some(FailureKind::Failed) => outcomes.failed += 1,
+                Some(FailureKind::Rejected) => outcomes.rejected += 1,
+                Some(FailureKind::TimedOut) => outcomes.timed_out += 1,
+                None => {}
+            }
+            outcomes.reported += u32::from(reports > 0);
+            outcomes.erring += u32::from(reports > 0 && faults > 0);
         }
-        let facts = facts.filter(|facts| !facts.revoked);
-        let own = facts.into_iter().flat_map(|facts| &facts.evidence).filter(|evidence| target.is_about(evidence));
-        let (reports, faults) = own.fold((0u64, 0u64), |(reports, faults), own| {
-            let faulty = own.requests.errors().saturating_add(u64::from(own.crashes));
-            (reports + u64::from(own.reports), faults.saturating_add(faulty))
-        });
-        outcomes.targeted += 1;
-        outcomes.succeeded += u32::from(has_succeeded(target));
-        match target.failed_as() {
-            Some(FailureKind::Failed) => outcomes.failed += 1,
-            Some(FailureKind::Rejected) => outcomes.rejected += 1,
-            Some(FailureKind::TimedOut) => outcomes.timed_out += 1,
-            None => {}
-        }
-        outcomes.reported += u32::from(reports > 0);
-        outcomes.erring += u32::from(reports > 0 && faults > 0);
+        outcomes
     }
-    outcomes
 }
 
 /// Adds counts of classes. Those of one column mostly have the same classes, and are then added one by one without looking any up.

@@ -3,24 +3,17 @@
 use std::collections::BTreeMap;
 
 use muster_shared::ids::DeviceId;
-use muster_shared::rollout::{DeviceOutcomes, DeviceProgress, RolloutStatus, RolloutView, Verdict, Waiting, WaveView};
+use muster_shared::rollout::{DeviceProgress, RolloutStatus, RolloutView, Verdict, Waiting, WaveView};
 
 use crate::analysis;
 use crate::blue_green::is_ready;
 use crate::cohort::Survey;
-use crate::evidence::outcomes;
 use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{Standing, standing};
 use crate::wave::take_in;
 
 impl Rollout {
-    /// How the devices that have come in fare, since the current wave began.
-    #[must_use]
-    pub fn outcomes(&self, fleet: &Fleet) -> DeviceOutcomes {
-        outcomes(self, fleet)
-    }
-
     /// The rollout as the API shows it; `waiting` is what the last plan said.
     #[must_use]
     pub fn view(&self, fleet: &Fleet, waiting: &[Waiting]) -> RolloutView {

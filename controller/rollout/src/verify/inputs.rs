@@ -70,15 +70,17 @@ impl Case<'_> {
         let rows = limits.compared.map(|rows| (rows.agreed, rows.disagreed));
         let expected = self.most_disagreement(wave).map(|_| (agreed, disagreed));
         self.expect(rows == expected, || Violation::Verdict("the rows it compared are not those that were reported"));
-        for (name, column) in &limits.predictions {
-            let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
-            for evidence in self.own_evidence(wave) {
-                for (class, n) in evidence.predictions.get(name).into_iter().flatten() {
-                    let sum = counted.entry(class).or_default();
-                    *sum = sum.saturating_add(*n);
-                }
+        let kept = limits.predictions.keys().map(|name| (name.clone(), BTreeMap::new()));
+        let mut counted: BTreeMap<String, BTreeMap<String, u64>> = kept.collect();
+        for (name, classes) in self.own_evidence(wave).flat_map(|evidence| &evidence.predictions) {
+            let Some(sums) = counted.get_mut(name) else { continue };
+            for (class, n) in classes {
+                let sum = sums.entry(class.clone()).or_default();
+                *sum = sum.saturating_add(*n);
             }
-            let same = counted.into_iter().eq(column.canary.iter().map(|(class, n)| (class.as_str(), *n)));
+        }
+        for ((name, column), counted) in limits.predictions.iter().zip(counted.into_values()) {
+            let same = counted == column.canary;
             let reference = self.before.bundle.reference_predictions.get(name);
             let same_reference = reference.map_or(column.reference.is_empty(), |known| *known == column.reference);
             self.expect(same && same_reference, || {
