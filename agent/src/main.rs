@@ -12,6 +12,7 @@ macro_rules! passing {
 #[macro_use]
 mod crash_points;
 
+mod arguments;
 mod attributes;
 mod beside;
 mod boot;
@@ -41,36 +42,12 @@ mod tiny_disk;
 mod trust_store;
 mod updater;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
+use crate::arguments::{Arguments, Subcommands};
 use crate::config::Config;
-
-/// Brings signed models onto this device, serves them, watches them.
-#[derive(Debug, Parser)]
-#[command(name = "muster-agent", version, about, args_conflicts_with_subcommands = true)]
-struct Arguments {
-    /// What to do instead of running.
-    #[command(subcommand)]
-    command: Option<Subcommands>,
-    /// The configuration file; every setting has a default.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Subcommands {
-    /// Gives labels from a file to the agent that runs on this device: the truth about inferences it has answered.
-    Feedback(feedback::FeedbackArgs),
-    /// Checks a configuration file and ends: status 0 when it is right.
-    CheckConfig {
-        /// The configuration file.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
-}
 
 fn main() -> ExitCode {
     // Two TLS users in one process (broker and enrolment) must agree on the cryptography before either starts.
