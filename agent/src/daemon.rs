@@ -27,6 +27,7 @@ use crate::mqtt::{self, Inbox, Link, LinkState};
 use crate::outbox::Outbox;
 use crate::samples::{Samples, Uploader};
 use crate::serve::{ServeError, serve};
+use crate::system::System;
 use crate::telemetry::Pump;
 use crate::time::{EffectiveTime, Steady, wall_ms};
 use crate::trust_store::{TrustStore, TrustStoreError};
@@ -113,6 +114,7 @@ impl Signals {
 /// What exists from the start on, enrolled or not.
 struct Base {
     config: Config,
+    system: System,
     started: Steady,
     boot: Boot,
     time: EffectiveTime,
@@ -260,6 +262,7 @@ impl Base {
         let host = ModelHost::with_beside(limits, config.beside.limits(), monitor.clone(), feedback);
         host.offer_to(samples.clone());
         Ok(Self {
+            system: System::default(),
             started,
             boot,
             time,
@@ -366,7 +369,8 @@ impl Base {
             host: self.host.clone(),
             outbox: self.outbox.clone(),
             metrics: self.metrics.clone(),
-            attributes: attributes::all(&self.config.attributes),
+            attributes: attributes::all(&self.system, &self.config.data_dir, &self.config.attributes),
+            system: self.system.clone(),
             starts: self.boot.starts,
             chunk_timeout_ms: self.config.broker.chunk_timeout_ms,
             disk_allowed_bytes: self.config.storage.max_bytes,
@@ -440,6 +444,7 @@ impl Base {
             outbox: self.outbox.clone(),
             data_dir: self.config.data_dir.clone(),
             started: self.started,
+            system: self.system.clone(),
         }
     }
 }

@@ -35,6 +35,7 @@ mod resources;
 mod samples;
 mod sealed;
 mod serve;
+mod system;
 mod telemetry;
 mod time;
 #[cfg(test)]

@@ -3,11 +3,14 @@
 //! Everything a device needs to decide whether to fetch, trust, load and watch a model is here; the
 //! bundle's other files are named by digest and cut into chunks. Signatures are [`crate::trust`]'s matter.
 
+mod requirements;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::requirements::{CPU_FEATURE_PREFIX, CPU_FEATURES, Requirements, cpu_feature_attribute};
 use crate::card::{Card, CardError};
 use crate::data_schema::{DataSchema, SchemaError};
 use crate::ids::{BundleName, BundleRef, Digest};
@@ -201,20 +204,6 @@ impl BundleFile {
         }
         Self { path: path.into(), length: content.len() as u64, sha256: Digest::of(content), chunks }
     }
-}
-
-/// Which devices can run the bundle.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Requirements {
-    /// Architectures as the agent reports them (`x86_64`, `aarch64`, `armv7`, ...); empty for any.
-    pub architectures: BTreeSet<String>,
-    /// Least memory of the device, in bytes.
-    pub min_memory_bytes: u64,
-    /// Least version of the agent.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub min_agent_version: Option<semver::Version>,
 }
 
 /// What the model may use on a device, checked before it serves.

@@ -3,7 +3,7 @@
 //! Effects are carried out at once, and what answers them waits until the device is given another turn, so a crash can
 //! fall between any two. What was not persisted is gone then.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use muster_agent_core::admit::{DeviceFacts, Offer, OfferedManifest};
 use muster_agent_core::record::Record;
@@ -66,6 +66,8 @@ impl Bundle {
                 requirements: Default::default(),
                 chunks: 2,
                 total_bytes: 100,
+                model_bytes: 100,
+                needed_memory_bytes: 100,
             },
         }
     }
@@ -182,6 +184,9 @@ impl Device {
             device: DeviceFacts {
                 arch: self.arch.to_owned(),
                 memory_bytes: 1 << 30,
+                memory_allowed_bytes: Some(1 << 30),
+                memory_available_bytes: Some(1 << 29),
+                cpu_features: BTreeSet::new(),
                 agent_version: "0.1.0".parse().expect("a version"),
                 disk_free_bytes: 1 << 30,
                 disk_allowed_bytes: 1 << 30,

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use muster_agent_core::admit;
 use muster_agent_core::fetch::FetchPlan;
 use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event};
-use muster_shared::bundle::{MODEL_PATH, Manifest};
+use muster_shared::bundle::Manifest;
 use muster_shared::chunk::Accepts;
 use muster_shared::ids::Digest;
 use muster_shared::messages::{DeviceEvent, DeviceEventKind, StateReport, UpdateState};
@@ -239,10 +240,11 @@ impl Updater {
         let verified = trust.root().verify_manifest(&envelope, trust.now_ms()).map_err(|error| error.to_string())?;
         let slots = self.slots.clone();
         let is_beside = self.machine.record().update.as_ref().is_some_and(|update| !update.stage.is_serve());
+        let system = self.parts.system.clone();
         self.apart("test-model", move || {
             let result = guarded(|| {
                 if is_beside {
-                    enough_memory(&verified.manifest, resources::memory_available_bytes())?;
+                    enough_memory(&verified.manifest, resources::memory_available_bytes(&system))?;
                 }
                 let manifest = &verified.manifest;
                 model::load(&slots, slot, digest, manifest, Some(manifest.budgets))
@@ -310,12 +312,11 @@ impl Updater {
     }
 }
 
-/// Whether a model that is to run beside another finds room: the incumbent must not be the one whom the kernel ends for want of memory.
-/// What is known before it is loaded is what its manifest says it needs, and that its weights need no less than their file.
+/// Whether a model that is to run beside another still finds room: the incumbent must not be the one whom the kernel ends for want of
+/// memory.
 fn enough_memory(manifest: &Manifest, available_bytes: Option<u64>) -> Result<(), String> {
     let Some(available) = available_bytes else { return Ok(()) };
-    let weights = manifest.files.iter().find(|file| file.path == MODEL_PATH).map_or(0, |file| file.length);
-    let need = manifest.budgets.max_memory_bytes.unwrap_or(0).max(weights);
+    let need = admit::needed_memory_bytes(manifest);
     if need <= available {
         return Ok(());
     }

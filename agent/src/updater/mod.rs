@@ -50,6 +50,7 @@ use crate::metrics::Metrics;
 use crate::mqtt::{LinkState, Told};
 use crate::outbox::Outbox;
 use crate::samples::Samples;
+use crate::system::System;
 use crate::time::{Steady, wall_ms};
 use crate::trust_store::TrustStore;
 
@@ -91,6 +92,7 @@ pub(crate) struct Parts {
     pub(crate) outbox: Outbox,
     pub(crate) metrics: Metrics,
     pub(crate) attributes: BTreeMap<String, String>,
+    pub(crate) system: System,
     pub(crate) starts: u64,
     pub(crate) chunk_timeout_ms: u64,
     /// What bundles may take on disk in all, in bytes.

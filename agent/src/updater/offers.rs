@@ -38,13 +38,17 @@ impl Updater {
         if let Err(error) = self.parts.trust.learn_time(made_at_ms) {
             tracing::error!(error = %with_source(&error), "the time floor could not be raised");
         }
+        let system = &self.parts.system;
         let offer = Offer {
             assignment,
             manifest: verified.as_ref().map(OfferedManifest::from),
             director_epoch: self.parts.trust.root().director_epoch(),
             device: DeviceFacts {
                 arch: attributes::arch().to_owned(),
-                memory_bytes: resources::memory_bytes(),
+                memory_bytes: resources::memory_bytes(system),
+                memory_allowed_bytes: resources::memory_allowed_bytes(system),
+                memory_available_bytes: resources::memory_available_bytes(system),
+                cpu_features: attributes::cpu_features(system),
                 agent_version: attributes::AGENT_VERSION.parse().unwrap_or_else(|_| semver::Version::new(0, 0, 0)),
                 disk_free_bytes: resources::disk_free_bytes(self.data_dir()),
                 disk_allowed_bytes: self.parts.disk_allowed_bytes,

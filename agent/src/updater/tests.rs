@@ -117,6 +117,7 @@ impl Rig {
             outbox: outbox.clone(),
             metrics: metrics.clone(),
             attributes: BTreeMap::new(),
+            system: System::default(),
             starts: 1,
             chunk_timeout_ms: 30_000,
             disk_allowed_bytes,
@@ -475,6 +476,10 @@ fn an_unsuitable_bundle_is_a_failed_update_with_its_reason() {
     rig.assign(2, Some(&stale));
     let state = rig.until_state(UpdateState::Failed, 2, None);
     assert!(state.update.reason.unwrap().contains("expired"));
+    let other_chip = digits("1.0.0", "1.0.0", |m| m.requirements.cpu_features = ["abacus".to_owned()].into());
+    rig.assign(3, Some(&other_chip));
+    let state = rig.until_state(UpdateState::Failed, 3, None);
+    assert!(state.update.reason.unwrap().contains("needs a processor with abacus"));
     assert!(rig.asked.is_empty());
 }
 

@@ -6,7 +6,7 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
-use muster_shared::bundle::Requirements;
+use muster_shared::bundle::{Requirements, cpu_feature_attribute};
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::limits::bounded_text;
 use muster_shared::rollout::{FailureKind, WaveSpec};
@@ -295,7 +295,7 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
 
 /// Why a device with these `attributes` cannot run what asks for `requirements`, as far as it is known; nothing where it can.
 pub(crate) fn misfits(requirements: &Requirements, attributes: &BTreeMap<String, String>) -> Vec<String> {
-    let Requirements { architectures, min_memory_bytes, min_agent_version } = requirements;
+    let Requirements { architectures, min_memory_bytes, min_agent_version, cpu_features } = requirements;
     let attribute = |key: &str| attributes.get(key).map(String::as_str);
     let mut faults = Vec::new();
     if !architectures.is_empty() && !attribute("arch").is_some_and(|arch| architectures.contains(arch)) {
@@ -315,6 +315,11 @@ pub(crate) fn misfits(requirements: &Requirements, attributes: &BTreeMap<String,
                 faults.push(format!("it does not report its memory, the bundle needs {min_memory_bytes} bytes"));
             }
         }
+    }
+    let missing = cpu_features.iter().map(String::as_str).filter(|f| attribute(&cpu_feature_attribute(f)).is_none());
+    let missing = missing.collect::<Vec<_>>().join(", ");
+    if !missing.is_empty() {
+        faults.push(format!("it does not report a processor with {missing}, which the bundle needs"));
     }
     if let Some(least) = min_agent_version {
         let have = attribute("agent-version");

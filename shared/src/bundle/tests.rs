@@ -79,6 +79,7 @@ fn full_manifest() -> serde_json::Value {
     let mut full = manifest();
     full.requirements.architectures = ["x86_64".to_owned()].into();
     full.requirements.min_agent_version = Some(semver::Version::new(0, 1, 0));
+    full.requirements.cpu_features = ["asimddp".to_owned()].into();
     full.budgets = Budgets { max_latency_ms: Some(5), max_memory_bytes: Some(1 << 20) };
     full.files.push(BundleFile::describe("labels/en.txt", b"zero one"));
     full.profile.columns =

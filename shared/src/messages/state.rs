@@ -161,7 +161,7 @@ pub struct StateReport {
     pub root_version: u64,
     /// What it accepted was signed by a director that the root document names no more: it waits to hear it from the one named now.
     pub awaits_director: bool,
-    /// Facts about the device: `arch`, `os`, `agent-version`, `memory-bytes` and whatever its configuration adds.
+    /// Facts about the device (docs/hardware.md) and whatever its configuration adds.
     pub attributes: BTreeMap<String, String>,
     /// Telemetry given up for want of space since the outbox was made.
     pub dropped_messages: u64,

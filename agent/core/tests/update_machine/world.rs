@@ -69,6 +69,8 @@ pub(crate) fn offer_within(generation: u64, bundle: Option<u8>, suitable: bool, 
         requirements: Requirements { min_memory_bytes: if suitable { 0 } else { 2 }, ..Requirements::default() },
         chunks: CHUNKS,
         total_bytes: u64::from(CHUNKS),
+        model_bytes: u64::from(CHUNKS),
+        needed_memory_bytes: 0,
     });
     Event::Offered(Box::new(Offer {
         assignment: Assignment {
@@ -88,6 +90,9 @@ pub(crate) fn offer_within(generation: u64, bundle: Option<u8>, suitable: bool, 
         device: DeviceFacts {
             arch: "x86_64".into(),
             memory_bytes: 1,
+            memory_allowed_bytes: None,
+            memory_available_bytes: None,
+            cpu_features: BTreeSet::new(),
             agent_version: semver::Version::new(0, 1, 0),
             disk_free_bytes: 1 << 40,
             disk_allowed_bytes,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use muster_shared::bundle::{Budgets, Lineage, Requirements};
+use muster_shared::bundle::{Budgets, CPU_FEATURES, Lineage, Requirements};
 use muster_shared::card::Card;
 use muster_shared::ids::{BundleName, Digest};
 use serde::Deserialize;
@@ -94,6 +94,20 @@ struct RequirementsTable {
     architectures: BTreeSet<String>,
     min_memory_bytes: u64,
     min_agent_version: Option<semver::Version>,
+    #[serde(deserialize_with = "known_cpu_features")]
+    cpu_features: BTreeSet<String>,
+}
+
+/// Names that no agent has a word for would keep a bundle from every device.
+fn known_cpu_features<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<String>, D::Error> {
+    let features = BTreeSet::<String>::deserialize(deserializer)?;
+    match features.iter().find(|feature| !CPU_FEATURES.contains(&feature.as_str())) {
+        None => Ok(features),
+        Some(feature) => {
+            let known = CPU_FEATURES.join(", ");
+            Err(serde::de::Error::custom(format!("cpu-features: {feature:?} is none that agents know: {known}")))
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -374,11 +388,12 @@ impl Description {
 
     /// Which devices can run the bundle.
     pub(crate) fn requirements(&self) -> Requirements {
-        let RequirementsTable { architectures, min_memory_bytes, min_agent_version } = &self.requirements;
+        let RequirementsTable { architectures, min_memory_bytes, min_agent_version, cpu_features } = &self.requirements;
         Requirements {
             architectures: architectures.clone(),
             min_memory_bytes: *min_memory_bytes,
             min_agent_version: min_agent_version.clone(),
+            cpu_features: cpu_features.clone(),
         }
     }
 
@@ -505,6 +520,11 @@ classes = ["0", "1"]
             ("[[inputs]]", "[card]\nlimitations = ''\n[[inputs]]", &["card, limitations: it is empty"]),
             ("features", "quantiles = [\"c\"]\nfeatures", &["line 7", "inputs.quantiles", "\"c\" is none"]),
             ("features", "quantiles = \"a\"\nfeatures", &["line 9", "true, false or a list of features"]),
+            (
+                "[[inputs]]",
+                "[requirements]\ncpu-features = [\"neon\"]\n[[inputs]]",
+                &["line 8", "\"neon\" is none", "asimddp"],
+            ),
             ("[[inputs]]", "[objectives]\nlatency-ms = [0]\n[[inputs]]", &["objectives.latency-ms: milliseconds"]),
         ] {
             let message = refuse(&GOOD.replacen(from, to, 1));

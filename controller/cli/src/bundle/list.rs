@@ -72,6 +72,10 @@ fn manifest_pairs(manifest: &Manifest) -> Vec<(&'static str, String)> {
     if let Some(version) = &requirements.min_agent_version {
         needs.push_str(&format!(", agent {version}"));
     }
+    if !requirements.cpu_features.is_empty() {
+        let features: Vec<&str> = requirements.cpu_features.iter().map(String::as_str).collect();
+        needs.push_str(&format!(", processor with {}", features.join(", ")));
+    }
     pairs.push(("requires", needs));
     pairs.extend(budgets.max_latency_ms.map(|ms| ("latency budget", format!("{ms} ms"))));
     pairs.extend(budgets.max_memory_bytes.map(|count| ("memory budget", output::bytes(count))));

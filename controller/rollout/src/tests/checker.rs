@@ -139,12 +139,16 @@ fn more_devices_than_the_wave_allows() {
 #[test]
 fn devices_taken_in_that_may_not_be() {
     type Spoil = fn(&mut World, &str);
-    let spoils: [(Spoil, &str); 6] = [
+    let spoils: [(Spoil, &str); 7] = [
         (|world, name| world.facts(name).revoked = true, "revoked"),
         (|world, name| world.facts(name).held_by = Some("r9".parse().unwrap()), "another rollout has it"),
         (|world, name| drop(world.fleet.devices.remove(&device(name))), "does not exist"),
         (|world, name| world.facts(name).reported.as_mut().unwrap().generation = 9, "not new"),
         (|world, _| world.rollout.bundle.requirements.min_memory_bytes = 1, "not known to be able to run"),
+        (
+            |world, _| drop(world.rollout.bundle.requirements.cpu_features.insert("sve".into())),
+            "not known to be able to run",
+        ),
         (|world, _| world.rollout.spec.selector = "site=lyon".parse().unwrap(), "not selected"),
     ];
     for (spoil, word) in spoils {

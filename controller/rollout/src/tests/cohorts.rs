@@ -123,13 +123,20 @@ fn revoked_and_held_devices_stay_outside() {
 
 #[test]
 fn unsuitable_devices_are_left_out_with_the_reason() {
-    let mut world = fleet_of(spec(&["100%"]), 6);
+    let mut world = fleet_of(spec(&["100%"]), 7);
     world.rollout.bundle.requirements = Requirements {
         architectures: ["aarch64".to_owned(), "x86_64".to_owned()].into(),
         min_memory_bytes: 1_000,
         min_agent_version: Some("1.2.0".parse().unwrap()),
+        cpu_features: ["avx2".to_owned(), "fma".to_owned()].into(),
     };
-    let fit = [("arch", "x86_64"), ("memory-bytes", "1000"), ("agent-version", "1.2.0")];
+    let fit = [
+        ("arch", "x86_64"),
+        ("memory-bytes", "1000"),
+        ("agent-version", "1.2.0"),
+        ("cpu-fma", "yes"),
+        ("cpu-avx2", "yes"),
+    ];
     for (at, (key, value)) in [("os", "linux"), ("arch", "armv7"), ("memory-bytes", "999"), ("agent-version", "1.1.9")]
         .into_iter()
         .enumerate()
@@ -138,6 +145,7 @@ fn unsuitable_devices_are_left_out_with_the_reason() {
         facts.attributes = fit.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         facts.attributes.insert(key.into(), value.into());
     }
+    world.facts("dev-6").attributes = fit[..4].iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     // dev-4 has reported, but none of these; dev-5 has never reported, so nobody knows yet.
     world.facts("dev-5").reported = None;
     let decision = world.tick(0);
@@ -154,8 +162,10 @@ fn unsuitable_devices_are_left_out_with_the_reason() {
     assert_eq!(
         why("dev-4").unwrap(),
         "it does not report its architecture, the bundle is for aarch64, x86_64; it does not report its memory, \
-         the bundle needs 1000 bytes; it does not report its agent's version, the bundle needs 1.2.0"
+         the bundle needs 1000 bytes; it does not report a processor with avx2, fma, which the bundle needs; \
+         it does not report its agent's version, the bundle needs 1.2.0"
     );
+    assert_eq!(why("dev-6").unwrap(), "it does not report a processor with avx2, which the bundle needs");
     assert_eq!(why("dev-5"), None);
 }
 

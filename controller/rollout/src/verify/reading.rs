@@ -150,5 +150,6 @@ pub(super) fn is_able(requirements: &Requirements, facts: &DeviceFacts) -> bool 
         None => true,
         Some(least) => says("agent-version").is_some_and(|v| v.parse().is_ok_and(|have| *least <= have)),
     };
-    right_arch && enough_memory && new_enough
+    let has_instructions = requirements.cpu_features.iter().all(|feature| says(&format!("cpu-{feature}")).is_some());
+    right_arch && enough_memory && new_enough && has_instructions
 }

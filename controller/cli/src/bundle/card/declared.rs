@@ -122,10 +122,12 @@ fn interface(manifest: &Manifest) -> Option<String> {
     let file = |path: &str| manifest.file(path).map(described);
     let needs = &manifest.requirements;
     let architectures: Vec<&str> = needs.architectures.iter().map(String::as_str).collect();
+    let cpu_features: Vec<&str> = needs.cpu_features.iter().map(String::as_str).collect();
     parts.push(facts([
         ("model file", file(MODEL_PATH)),
         ("golden examples", file(GOLDEN_PATH)),
         ("architectures", (!architectures.is_empty()).then(|| prose(&architectures.join(", ")))),
+        ("processor", (!cpu_features.is_empty()).then(|| prose(&cpu_features.join(", ")))),
         ("memory", (needs.min_memory_bytes > 0).then(|| output::bytes(needs.min_memory_bytes))),
         ("latency budget", manifest.budgets.max_latency_ms.map(|ms| format!("{ms} ms"))),
         ("memory budget", manifest.budgets.max_memory_bytes.map(output::bytes)),
