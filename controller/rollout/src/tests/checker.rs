@@ -146,7 +146,7 @@ fn devices_taken_in_that_may_not_be() {
         (|world, name| world.facts(name).reported.as_mut().unwrap().generation = 9, "not new"),
         (|world, _| world.rollout.bundle.requirements.min_memory_bytes = 1, "not known to be able to run"),
         (
-            |world, _| drop(world.rollout.bundle.requirements.cpu_features.insert("sve".into())),
+            |world, _| world.rollout.bundle.requirements.cpu_features = ["sve".to_owned()].into(),
             "not known to be able to run",
         ),
         (|world, _| world.rollout.spec.selector = "site=lyon".parse().unwrap(), "not selected"),
