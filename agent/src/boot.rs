@@ -19,6 +19,13 @@ pub(crate) struct Boot {
     marker: PathBuf,
 }
 
+/// What the folder `dir` says of earlier starts while none runs: how many there were, and whether the last one did not end in order.
+pub(crate) fn earlier(dir: &Path) -> (u64, bool) {
+    let count = files::read_start(&dir.join("starts.json"), MAX_FILE_BYTES).ok().flatten();
+    let starts = count.and_then(|bytes| serde_json::from_slice::<Count>(&bytes).ok()).unwrap_or_default().starts;
+    (starts, starts > 0 && !dir.join("clean-stop").exists())
+}
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Count {
@@ -76,6 +83,17 @@ impl Boot {
 mod tests {
     use super::*;
     use crate::tiny_disk::TinyDisk;
+
+    #[test]
+    fn earlier_starts_are_told_without_counting_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(earlier(folder.path()), (0, false));
+        let boot = begin(folder.path());
+        boot.runs().unwrap();
+        assert_eq!((earlier(folder.path()), earlier(folder.path())), ((1, true), (1, true)));
+        boot.ended_in_order().unwrap();
+        assert_eq!(earlier(folder.path()), (1, false));
+    }
 
     fn begin(run: &Path) -> Boot {
         let (boot, alarms) = Boot::begin(run);

@@ -2,8 +2,10 @@
 //!
 //! `agent.example.toml` documents every setting; a test holds it against this file.
 
+mod changes;
 mod delivery;
 mod samples;
+mod socket_mode;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -18,8 +20,11 @@ use tracing_subscriber::EnvFilter;
 
 pub(crate) use self::delivery::{DeliveryConfig, MeteredSetting, MeteredTelemetry};
 pub(crate) use self::samples::SamplesConfig;
+pub(crate) use self::socket_mode::SocketMode;
 use crate::beside::BesideLimits;
 
+/// Where packages put the configuration, and where commands for people at the device look for it.
+pub(crate) const DEFAULT_PATH: &str = "/etc/muster-agent/agent.toml";
 /// Larger than any configuration that names each setting once.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 /// Room for a token and white space around it.
@@ -117,7 +122,7 @@ impl TokenPlaces {
 }
 
 /// Everything that can be configured.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Config {
     /// Where the agent keeps everything it must not lose.
@@ -165,7 +170,7 @@ pub(crate) struct ProvisionedConfig {
 }
 
 /// A string that must not show in a log.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 struct Secret(String);
 
@@ -176,23 +181,29 @@ impl std::fmt::Debug for Secret {
 }
 
 /// The inference endpoint.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct ServeConfig {
     /// Address to listen on; port 0 takes a free one.
     pub(crate) listen: SocketAddr,
     /// A Unix socket to listen on as well.
     pub(crate) unix_socket: Option<PathBuf>,
+    /// The group it is given to; the agent's own where none is named.
+    pub(crate) unix_socket_group: Option<String>,
+    /// Who may use it.
+    pub(crate) unix_socket_mode: SocketMode,
     /// Inferences that run at once.
     pub(crate) max_concurrency: usize,
     /// Requests that may wait for a turn; more are answered 503.
     pub(crate) max_queue: usize,
     /// Largest request body, in bytes.
     pub(crate) max_body_bytes: usize,
+    /// After how long an inference is taken for stuck, in milliseconds.
+    pub(crate) stuck_after_ms: u64,
 }
 
 /// Monitoring of inputs and outputs.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct MonitorConfig {
     /// How long a window of counts is, in milliseconds.
@@ -200,7 +211,7 @@ pub(crate) struct MonitorConfig {
 }
 
 /// Labels that come after their predictions.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct FeedbackConfig {
     /// Rows of answers that are remembered for their labels, in memory; the oldest is given up beyond.
@@ -210,7 +221,7 @@ pub(crate) struct FeedbackConfig {
 }
 
 /// A model that runs beside the one that answers.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct BesideConfig {
     /// Share of one processor that a shadow may use, in percent.
@@ -230,7 +241,7 @@ impl BesideConfig {
 }
 
 /// Room for bundles.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct StorageConfig {
     /// Bytes that bundles may take on disk in all: the one in use and the one beside it.
@@ -238,7 +249,7 @@ pub(crate) struct StorageConfig {
 }
 
 /// What waits to be delivered.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct OutboxConfig {
     /// Bytes that may wait; the oldest telemetry is given up beyond.
@@ -248,7 +259,7 @@ pub(crate) struct OutboxConfig {
 }
 
 /// The connection to the controller.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct BrokerConfig {
     /// Where the broker is reached, if not where the controller said at enrolment (a proxy, a tunnel).
@@ -269,7 +280,7 @@ pub(crate) struct BrokerConfig {
 }
 
 /// The log, on standard error.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct LogConfig {
     /// A level, or directives by module.
@@ -316,9 +327,12 @@ impl Default for ServeConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8600)),
             unix_socket: None,
+            unix_socket_group: None,
+            unix_socket_mode: SocketMode::default(),
             max_concurrency: 2,
             max_queue: 64,
             max_body_bytes: 16 * 1024 * 1024,
+            stuck_after_ms: 120_000,
         }
     }
 }
@@ -375,6 +389,18 @@ impl Default for LogConfig {
 }
 
 impl Config {
+    /// Reads and checks the file at `path`; without one the file at [`DEFAULT_PATH`], where there is one.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_or_default(path: Option<&Path>) -> Result<Self, ConfigError> {
+        match path {
+            Some(path) => Self::load(path),
+            None if Path::new(DEFAULT_PATH).exists() => Self::load(Path::new(DEFAULT_PATH)),
+            None => Ok(Self::default()),
+        }
+    }
+
     /// Reads and checks the file at `path`.
     ///
     /// # Errors
@@ -390,8 +416,7 @@ impl Config {
         let config: Self = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         config.check().map_err(|(field, problem)| ConfigError::Value { path: path.to_owned(), field, problem })?;
-        EnvFilter::try_new(&config.log.filter)
-            .map_err(|_| ConfigError::LogFilter { filter: config.log.filter.clone() })?;
+        config.log.parse_filter()?;
         Ok(config)
     }
 
@@ -407,6 +432,7 @@ impl Config {
         within("serve.max-concurrency", size(self.serve.max_concurrency), 1, 256)?;
         within("serve.max-queue", size(self.serve.max_queue), 0, 65_536)?;
         within("serve.max-body-bytes", size(self.serve.max_body_bytes), 1_024, 1 << 30)?;
+        within("serve.stuck-after-ms", self.serve.stuck_after_ms, 10_000, 86_400_000)?;
         within("monitor.window-ms", self.monitor.window_ms, 100, 7 * 86_400_000)?;
         within("feedback.max-predictions", size(self.feedback.max_predictions), 0, 10_000_000)?;
         within("feedback.horizon-ms", self.feedback.horizon_ms, 1_000, 90 * 86_400_000)?;
@@ -479,19 +505,12 @@ fn read_start(path: &Path, max_bytes: u64) -> std::io::Result<Vec<u8>> {
 }
 
 impl LogConfig {
-    /// Starts logging to standard error.
+    /// What is let through.
     ///
     /// # Errors
     /// [`ConfigError::LogFilter`].
-    pub(crate) fn install(&self) -> Result<(), ConfigError> {
-        let filter =
-            EnvFilter::try_new(&self.filter).map_err(|_| ConfigError::LogFilter { filter: self.filter.clone() })?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-        match self.format {
-            LogFormat::Text => log.init(),
-            LogFormat::Json => log.json().init(),
-        }
-        Ok(())
+    pub(crate) fn parse_filter(&self) -> Result<EnvFilter, ConfigError> {
+        EnvFilter::try_new(&self.filter).map_err(|_| ConfigError::LogFilter { filter: self.filter.clone() })
     }
 }
 

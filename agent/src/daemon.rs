@@ -3,8 +3,9 @@
 //! Serving comes first: the committed model answers before the network is looked at, and goes on whatever the network does.
 //! At the end everything that waits is made durable, the controller is told, and only then is the end noted as one in order.
 
+use std::convert::Infallible;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +16,19 @@ use tokio::task::JoinHandle;
 
 use crate::boot::Boot;
 use crate::causes::with_source;
+use crate::condition::{Condition, Known};
 use crate::config::{Config, ConfigError, TokenPlaces};
 use crate::feedback::Feedback;
 use crate::files::{self, FileError};
+use crate::heartbeat::{Vitals, Watchdog};
 use crate::host::{HostLimits, ModelHost};
-use crate::identity::{EnrolError, Identity, IdentityError, IdentityStore, Renewer, enrol};
+use crate::identity::{EnrolError, Enrolled, Identity, IdentityError, IdentityStore, Renewer, enrol};
 use crate::metered::Metered;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::mqtt::{self, Inbox, Link, LinkState};
 use crate::outbox::Outbox;
+use crate::reload::{Reloader, Source};
 use crate::samples::{Samples, Uploader};
 use crate::serve::{ServeError, serve};
 use crate::system::System;
@@ -38,9 +42,9 @@ use crate::{attributes, endpoints, garbage, notify};
 const REQUESTS: usize = 8;
 /// Receipts for labels that may wait for the link.
 const RECEIPTS: usize = 8;
-/// The updater is taken for stuck after this long, in milliseconds.
-const STUCK_MS: u64 = 120_000;
-/// How often the updater is looked at.
+/// Pause between attempts to hand changed settings to an updater that has no room for them.
+const HAND_AGAIN: Duration = Duration::from_millis(200);
+/// How often it is looked whether every part still runs.
 const LOOK: Duration = Duration::from_secs(5);
 /// Pause between attempts to write the papers an enrolment brought.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
@@ -48,6 +52,9 @@ const WRITE_AGAIN: Duration = Duration::from_secs(2);
 const DRAIN: Duration = Duration::from_millis(1_500);
 /// How long the farewell to the controller may take.
 const FAREWELL: Duration = Duration::from_millis(2_200);
+/// What a stop may take, with a second for what is written at the end.
+const STOP: Duration = Duration::from_secs(5);
+const _: () = assert!(DRAIN.as_millis() + FAREWELL.as_millis() + 1_000 <= STOP.as_millis());
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +102,11 @@ struct Signals {
     interrupt: Signal,
 }
 
+/// The signal that has the configuration read again. One that comes before anything heeds it is heeded later.
+fn hangup() -> Result<Signal, DaemonError> {
+    signal(SignalKind::hangup()).map_err(DaemonError::Signals)
+}
+
 impl Signals {
     fn new() -> Result<Self, DaemonError> {
         Ok(Self {
@@ -118,6 +130,11 @@ struct Base {
     started: Steady,
     boot: Boot,
     time: EffectiveTime,
+    link: LinkState,
+    vitals: Vitals,
+    condition: Condition,
+    /// The configuration in force, which changes.
+    settings: watch::Sender<Arc<Config>>,
     /// The controller asks for another certificate.
     renew: Arc<Notify>,
     metrics: Metrics,
@@ -134,14 +151,17 @@ struct Base {
 ///
 /// # Errors
 /// [`DaemonError`] when it cannot start, or cannot go on.
-pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
-    let mut signals = Signals::new()?;
-    let base = tokio::task::block_in_place(|| Base::open(config))?;
+pub(crate) async fn run(config: Config, source: Source) -> Result<(), DaemonError> {
+    let (mut signals, hangup) = (Signals::new()?, hangup()?);
+    let base = tokio::task::block_in_place(|| Base::open(config, &source))?;
     let (stop_serving, serving_stops) = watch::channel(false);
-    let serving = serve(&base.config.serve, base.host.clone(), base.metrics.clone(), serving_stops).await?;
+    let serving =
+        serve(&base.config.serve, base.host.clone(), base.metrics.clone(), base.condition.clone(), serving_stops)
+            .await?;
+    let turning = tokio::spawn(base.vitals.clone().show_turns());
+    let watchdog = Watchdog::start(base.vitals.clone());
     let joined = tokio::select! {
         joined = base.join() => joined,
-        never = notify::stay_alive(|| true) => match never {},
         () = signals.stop() => {
             let _ = stop_serving.send(true);
             return Ok(());
@@ -171,20 +191,28 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     let uploading = tokio::spawn(base.uploader(&identity).run());
     let pump = base.pump();
     let pumping = tokio::spawn(pump.clone().run(link_stops));
+    let status = format!("{} answers on {}", identity.device, serving.local_addr);
+    let reloader = Reloader { source, settings: base.settings.clone(), condition: base.condition.clone() };
+    let reloading = tokio::spawn(reloader.run(hangup, status.clone()));
     let data_dir = base.config.data_dir.clone();
     let publishing = tokio::spawn(endpoints::publish(data_dir.clone(), identity.device.clone(), serving.local_addr));
     let ended = if stopped {
         None
     } else {
-        notify::ready(&format!("{} answers on {}", identity.device, serving.local_addr));
+        notify::ready(&status);
+        let parts = [(&link, "the broker link"), (&pumping, "the pump of telemetry"), (&turning, "the sign of life")];
         tokio::select! {
             () = signals.stop() => None,
             _ = &mut serving_join => Some("the inference endpoint"),
-            ended = watch_over(&updater) => Some(ended),
+            ended = watch_over(&updater, parts) => Some(ended),
+            never = hand_settings(&updater, base.settings.subscribe()) => match never {},
         }
     };
     tracing::info!(device = %identity.device, "stopping");
     notify::stopping();
+    drop(watchdog);
+    turning.abort();
+    reloading.abort();
     renewing.abort();
     uploading.abort();
     publishing.abort();
@@ -221,28 +249,55 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// Puts the papers that an enrolment brought into force; the device is enrolled once this returns.
+///
+/// # Errors
+/// [`DaemonError::Trust`] or [`DaemonError::Identity`] when they cannot be stored.
+pub(crate) fn keep_papers(
+    data_dir: &Path,
+    store: &IdentityStore,
+    enrolled: &Enrolled,
+) -> Result<Identity, DaemonError> {
+    TrustStore::install(data_dir, enrolled.roots(), enrolled.root_sha256())?;
+    Ok(enrolled.commit(store)?)
+}
+
 async fn farewell(mut link: JoinHandle<()>) {
     if tokio::time::timeout(FAREWELL, &mut link).await.is_err() {
         link.abort();
     }
 }
 
-/// Ends when the updater does, and tells the service manager that all is well until then.
-async fn watch_over(updater: &Running) -> &'static str {
-    let ended = async {
-        while !updater.has_ended() {
-            tokio::time::sleep(LOOK).await;
+/// Ends when the updater or one of `parts` does, which none must.
+async fn watch_over(updater: &Running, parts: [(&JoinHandle<()>, &'static str); 3]) -> &'static str {
+    loop {
+        if updater.has_ended() {
+            return "the updater";
         }
-    };
-    tokio::select! {
-        () = ended => "the updater",
-        never = notify::stay_alive(|| updater.heartbeat.age_ms() < STUCK_MS) => match never {},
+        if let Some((_, name)) = parts.iter().find(|(part, _)| part.is_finished()) {
+            return name;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Hands changed settings to the updater; never ends.
+async fn hand_settings(updater: &Running, mut settings: watch::Receiver<Arc<Config>>) -> Infallible {
+    settings.mark_unchanged();
+    loop {
+        if settings.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let next = Arc::clone(&settings.borrow_and_update());
+        while !updater.settings(&next) {
+            tokio::time::sleep(HAND_AGAIN).await;
+        }
     }
 }
 
 impl Base {
-    fn open(config: Config) -> Result<Self, DaemonError> {
-        let started = Steady::start();
+    fn open(config: Config, source: &Source) -> Result<Self, DaemonError> {
+        let (started, started_at_ms) = (Steady::start(), wall_ms());
         files::make_folder(&config.data_dir)?;
         let lock = files::lock(&config.data_dir)?;
         if let Err(error) = endpoints::withdraw(&config.data_dir) {
@@ -261,11 +316,32 @@ impl Base {
         let samples = Samples::new(&config.data_dir, config.samples.clone(), time.clone());
         let host = ModelHost::with_beside(limits, config.beside.limits(), monitor.clone(), feedback);
         host.offer_to(samples.clone());
+        let link = LinkState::default();
+        let vitals = Vitals::new(host.clone(), config.serve.stuck_after_ms);
+        vitals.watch(link.heartbeat().clone());
+        let condition = Condition::new(Known {
+            started_at_ms,
+            starts: boot.starts,
+            crashed: boot.crashed,
+            data_dir: config.data_dir.clone(),
+            outbox: outbox.clone(),
+            link: link.clone(),
+            time: time.clone(),
+            vitals: vitals.clone(),
+        });
+        condition.configure(|configuration| {
+            configuration.file.clone_from(&source.file);
+            configuration.loaded_at_ms = started_at_ms;
+        });
         Ok(Self {
             system: System::default(),
             started,
             boot,
             time,
+            link,
+            vitals,
+            condition,
+            settings: watch::Sender::new(Arc::new(config.clone())),
             renew: Arc::default(),
             host,
             metrics,
@@ -313,7 +389,6 @@ impl Base {
         tokio::select! {
             () = signals.stop() => {}
             _ = serving_ends => {}
-            never = notify::stay_alive(|| true) => match never {},
         }
         notify::stopping();
         pumping.abort();
@@ -326,10 +401,7 @@ impl Base {
         tracing::info!(url = %token.url, "enrolling");
         let (wish, provisioned) = (self.config.device_id.as_ref(), self.config.provisioned.as_ref());
         let enrolled = enrol(&self.store, &token, wish, provisioned, &self.time).await?;
-        let keep = || {
-            TrustStore::install(&self.config.data_dir, enrolled.roots(), enrolled.root_sha256())?;
-            enrolled.commit(&self.store).map_err(DaemonError::from)
-        };
+        let keep = || keep_papers(&self.config.data_dir, &self.store, &enrolled);
         let mut said = false;
         let identity = loop {
             match tokio::task::block_in_place(keep) {
@@ -361,7 +433,10 @@ impl Base {
         let (inbox, input) = std::sync::mpsc::sync_channel(INBOX);
         let (ask, requests) = mpsc::channel(REQUESTS);
         let (receive, receipts) = mpsc::channel(RECEIPTS);
-        let state = LinkState::default();
+        let state = self.link.clone();
+        let (host, port) = (&self.config.broker.host, self.config.broker.port);
+        let host = host.as_deref().unwrap_or(&identity.broker_host);
+        self.condition.enrolled(identity.device.clone(), format!("{host}:{}", port.unwrap_or(identity.broker_port)));
         let parts = Parts {
             data_dir,
             device: identity.device.clone(),
@@ -391,12 +466,14 @@ impl Base {
         passing!(RunNoted);
         let (ready, is_ready) = oneshot::channel();
         let running = updater.start(input, ready)?;
+        self.vitals.watch(running.heartbeat.clone());
         let (renewed, renewals) = watch::channel(0);
         let link = Link {
             identity: identity.clone(),
             store: self.store.clone(),
             time: self.time.clone(),
             config: self.config.broker.clone(),
+            settings: self.settings.subscribe(),
             outbox: self.outbox.clone(),
             metrics: self.metrics.clone(),
             inbox: Inbox::new(inbox, |told| told.map_or(Input::Wake, Input::Told)),
@@ -423,7 +500,7 @@ impl Base {
             store: self.store.clone(),
             time: self.time.clone(),
             api_url: self.api_url(identity),
-            delivery: self.config.delivery.clone(),
+            settings: self.settings.subscribe(),
         }
     }
 

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_shared::ids::DeviceId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::causes::with_source;
 use crate::files::{self, FileError};
 
+/// Larger than what is ever written.
+const MAX_FILE_BYTES: u64 = 4_096;
 /// Pause between attempts to write the file.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 
@@ -18,6 +20,17 @@ struct Endpoints<'a> {
     device: &'a DeviceId,
     inference_url: String,
     pid: u32,
+}
+
+/// Where the agent on `data_dir` says that it answers; none where it says nothing, as when it does not run or the file is not ours to read.
+pub(crate) fn published(data_dir: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Published {
+        inference_url: String,
+    }
+    let bytes = files::read_start(&data_dir.join("endpoints.json"), MAX_FILE_BYTES).ok()??;
+    let Published { inference_url } = serde_json::from_slice(&bytes).ok()?;
+    Some(inference_url.trim_end_matches('/').to_owned())
 }
 
 /// Writes `endpoints.json` into `data_dir`, and tries again for as long as that fails: the programs that look for it can

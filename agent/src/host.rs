@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) use self::pace::{Pace, Shapes};
 use crate::beside::{Beside, BesideError, BesideLimits, Surroundings};
 use crate::feedback::{Feedback, LabelWatch};
+use crate::heartbeat::{Begun, UnderWay};
 use crate::monitor::{ModelWatch, Monitor};
 use crate::samples::Samples;
 
@@ -73,18 +74,25 @@ pub(crate) struct Active {
     pub(crate) pace: Pace,
     /// Its first failure.
     pub(crate) first_failure: Once,
+    /// When it came to serve, in milliseconds since the Unix epoch.
+    pub(crate) since_ms: u64,
 }
 
 impl Active {
-    fn new(served: Arc<ServedModel>, watch: Arc<ModelWatch>, monitor: Monitor) -> Self {
+    fn new(served: Arc<ServedModel>, watch: Arc<ModelWatch>, monitor: Monitor, since_ms: u64) -> Self {
         let labels = LabelWatch::new(&served, &watch, &monitor);
-        Self { served, watch, monitor, labels, pace: Pace::default(), first_failure: Once::new() }
+        Self { served, watch, monitor, labels, pace: Pace::default(), first_failure: Once::new(), since_ms }
     }
 }
 
 /// The permission to compute one request; another may when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn(#[expect(dead_code, reason = "it is held, not read")] OwnedSemaphorePermit);
+#[expect(dead_code, reason = "it is held, not read")]
+pub(crate) struct Turn {
+    /// Given up first, so that whoever gets the permit next finds a place.
+    begun: Option<UnderWay>,
+    permit: OwnedSemaphorePermit,
+}
 
 /// Why a request did not get its [`Turn`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -116,6 +124,8 @@ struct Inner {
     active: RwLock<Option<Arc<Active>>>,
     limits: HostLimits,
     workers: Arc<Semaphore>,
+    /// When each request that is computed got its turn.
+    turns: Begun,
     queue: Semaphore,
     monitor: Monitor,
     feedback: Feedback,
@@ -151,6 +161,7 @@ impl ModelHost {
                 active: RwLock::new(None),
                 limits,
                 workers: Arc::new(Semaphore::new(limits.max_concurrency)),
+                turns: Begun::new(limits.max_concurrency),
                 queue: Semaphore::new(limits.max_queue),
                 beside: RwLock::new(None),
                 beside_limits,
@@ -167,7 +178,7 @@ impl ModelHost {
     pub(crate) fn activate(&self, model: ServedModel, now_ms: u64) {
         let served = Arc::new(model);
         let watch = Arc::new(ModelWatch::new(&served));
-        let next = Arc::new(Active::new(served, Arc::clone(&watch), self.inner.monitor.clone()));
+        let next = Arc::new(Active::new(served, Arc::clone(&watch), self.inner.monitor.clone(), now_ms));
         let mut active = self.inner.active.write().unwrap_or_else(PoisonError::into_inner);
         self.inner.monitor.begin(&watch, now_ms);
         let before = active.replace(next);
@@ -196,7 +207,7 @@ impl ModelHost {
         let monitor = self.inner.beside_monitor.clone();
         let watch = Arc::new(ModelWatch::beside(&served, incumbent.served.manifest));
         monitor.begin(&watch, now_ms);
-        let active = Arc::new(Active::new(served, watch, monitor));
+        let active = Arc::new(Active::new(served, watch, monitor, now_ms));
         let surroundings = Surroundings {
             limits: self.inner.beside_limits,
             feedback: self.inner.feedback.clone(),
@@ -287,11 +298,20 @@ impl ModelHost {
         let HostLimits { max_concurrency, max_queue } = self.inner.limits;
         let busy = Busy { workers: max_concurrency, queue: max_queue };
         if let Ok(permit) = Arc::clone(&self.inner.workers).try_acquire_owned() {
-            return Ok(Turn(permit));
+            return Ok(self.begin(permit));
         }
         let _place = self.inner.queue.try_acquire().map_err(|_| busy)?;
         let permit = Arc::clone(&self.inner.workers).acquire_owned().await.map_err(|_| busy)?;
-        Ok(Turn(permit))
+        Ok(self.begin(permit))
+    }
+
+    fn begin(&self, permit: OwnedSemaphorePermit) -> Turn {
+        Turn { begun: self.inner.turns.begin(), permit }
+    }
+
+    /// When the request got its turn that has been computing the longest, by the clock of [`crate::heartbeat`].
+    pub(crate) fn oldest_turn_ms(&self) -> Option<u64> {
+        self.inner.turns.oldest_ms()
     }
 
     /// Waits until no request is being computed or counted.

@@ -12,29 +12,36 @@ macro_rules! passing {
 #[macro_use]
 mod crash_points;
 
+mod accounts;
 mod arguments;
+mod at_device;
 mod attributes;
 mod beside;
 mod boot;
 mod causes;
+mod condition;
 mod config;
 mod daemon;
 mod endpoints;
 mod feedback;
 mod files;
 mod garbage;
+mod heartbeat;
 mod host;
 mod identity;
+mod log;
 mod metered;
 mod metrics;
 mod monitor;
 mod mqtt;
 mod notify;
 mod outbox;
+mod reload;
 mod resources;
 mod samples;
 mod sealed;
 mod serve;
+mod status;
 mod system;
 mod telemetry;
 mod time;
@@ -48,7 +55,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::arguments::{Arguments, Subcommands};
+use crate::at_device::Outcome;
 use crate::config::Config;
+use crate::reload::Source;
 
 fn main() -> ExitCode {
     // Two TLS users in one process (broker and enrolment) must agree on the cryptography before either starts.
@@ -56,7 +65,8 @@ fn main() -> ExitCode {
         tracing::debug!("a TLS provider was installed already");
     }
     match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
@@ -64,34 +74,43 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+/// Does what was asked for; says whether all is well.
+fn run(arguments: Arguments) -> anyhow::Result<bool> {
     #[cfg(feature = "crash-points")]
     if crash_points::begin()? {
-        return Ok(());
+        return Ok(true);
     }
-    match arguments.command {
+    let Outcome { text, is_well } = match arguments.command {
         Some(Subcommands::CheckConfig { config }) => {
             Config::load(&config)?;
-            say(&format!("{} is right", config.display()));
-            Ok(())
+            Outcome { text: format!("{} is right", config.display()), is_well: true }
         }
-        Some(Subcommands::Feedback(arguments)) => {
-            say(&feedback::run(&arguments)?);
-            Ok(())
-        }
+        Some(Subcommands::Feedback(arguments)) => Outcome { text: feedback::run(&arguments)?, is_well: true },
+        Some(Subcommands::Status(arguments)) => at_device::status::run(&arguments)?,
+        Some(Subcommands::Doctor(arguments)) => at_device::doctor::run(&arguments)?,
+        Some(Subcommands::Enrol(arguments)) => at_device::enrol::run(&arguments)?,
+        Some(Subcommands::Logs(arguments)) => at_device::logs::run(&arguments)?,
+        Some(Subcommands::SelfTest(arguments)) => at_device::self_test::run(&arguments)?,
+        Some(Subcommands::SupportBundle(arguments)) => at_device::support_bundle::run(&arguments)?,
         None => {
             let config = arguments.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
-            config.log.install()?;
+            let log = log::install(&config.log)?;
+            let source = Source { file: arguments.config, log };
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(config.worker_threads())
                 .enable_all()
                 .build()?;
-            let ended = runtime.block_on(daemon::run(config));
+            let ended = runtime.block_on(daemon::run(config, source));
             // A model that is still computing must not hold the exit back.
             runtime.shutdown_background();
-            Ok(ended?)
+            ended?;
+            return Ok(true);
         }
+    };
+    if !text.is_empty() {
+        say(&text);
     }
+    Ok(is_well)
 }
 
 #[expect(clippy::print_stdout, reason = "the answer of a command goes to standard output")]

@@ -1,6 +1,6 @@
 //! What the service manager is told (`Type=notify`); without one, nothing happens.
 
-use std::convert::Infallible;
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 
@@ -14,15 +14,22 @@ pub(crate) fn stopping() {
     send(&[NotifyState::Stopping]);
 }
 
-/// Tells that all is well for as long as it is, where the service manager watches; never ends.
-pub(crate) async fn stay_alive(all_is_well: impl Fn() -> bool) -> Infallible {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    loop {
-        if all_is_well() {
-            send(&[NotifyState::Watchdog]);
-        }
-        tokio::time::sleep(limit / 3).await;
+/// Tells that the configuration is read again; [`ready`] ends that.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => send(&[NotifyState::Reloading, now]),
+        Err(_) => send(&[NotifyState::Reloading]),
     }
+}
+
+/// After how long without [`alive`] the service manager takes the agent for dead; none where it does not watch.
+pub(crate) fn watchdog_limit() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// Tells that all is well.
+pub(crate) fn alive() {
+    send(&[NotifyState::Watchdog]);
 }
 
 fn send(states: &[NotifyState<'_>]) {

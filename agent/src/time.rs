@@ -65,6 +65,11 @@ impl EffectiveTime {
         self.lock().own = Some(own);
     }
 
+    /// How long the device's own certificate is good, once it was looked at.
+    pub(crate) fn own(&self) -> Option<Validity> {
+        self.lock().own
+    }
+
     /// The floor, in milliseconds since the Unix epoch: also the beginning of the device's own certificate, which is past.
     pub(crate) fn floor_ms(&self) -> u64 {
         let known = self.lock();

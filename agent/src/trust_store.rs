@@ -88,6 +88,11 @@ pub(crate) fn stored_root(data_dir: &Path, pinned: Digest) -> Result<TrustedRoot
     Ok(walk(&data_dir.join("trust"), pinned)?.0)
 }
 
+/// The time floor, for those who only look; the beginning of time where it is damaged.
+pub(crate) fn stored_floor(data_dir: &Path) -> TimeFloor {
+    TrustStore::read_floor(&data_dir.join("trust")).ok().flatten().map_or_else(TimeFloor::default, |(floor, _)| floor)
+}
+
 impl TrustStore {
     /// Stores the documents an enrolment brought, which begin with the one whose payload has the digest `pinned`. What lay there
     /// before belonged to another controller.

@@ -20,6 +20,7 @@
 //! | which refusals are worth telling? | [`refusals`] |
 //! | how often is done what anybody can ask for? | [`ration`] |
 //! | which predictions are remembered for their labels? | [`feedback`] |
+//! | is every part of the agent alive? | [`liveness`] |
 
 pub mod admit;
 pub mod backoff;
@@ -29,6 +30,7 @@ pub mod feedback;
 pub mod fetch;
 pub mod freshness;
 pub mod garbage;
+pub mod liveness;
 pub mod outbox;
 mod pace;
 pub mod ration;

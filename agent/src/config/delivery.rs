@@ -8,7 +8,7 @@ use serde::Deserialize;
 const MAX_INTERFACE_BYTES: usize = 16;
 
 /// When, how fast and over which links bundles are fetched.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct DeliveryConfig {
     /// Most bytes of chunks fetched in a second.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 const MAX_RECIPIENTS: usize = 64;
 
 /// Samples for retraining.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SamplesConfig {
     /// Whether any may be kept.

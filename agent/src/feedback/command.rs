@@ -12,6 +12,7 @@ use muster_shared::limits::{MAX_FEEDBACK_BYTES, MAX_FEEDBACK_ITEMS};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::endpoints;
 
 /// How long one answer may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,11 +36,6 @@ pub(crate) struct FeedbackArgs {
     /// The model, if not the one that is served now.
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Endpoints {
-    inference_url: String,
 }
 
 #[derive(Deserialize)]
@@ -120,12 +116,11 @@ fn in_words(counts: &FeedbackCounts) -> String {
 }
 
 fn url_of(config: Option<&Path>) -> anyhow::Result<String> {
-    let config = config.map_or_else(|| Ok(Config::default()), Config::load)?;
-    let path = config.data_dir.join("endpoints.json");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}: is the agent running? --url names it otherwise", path.display()))?;
-    let endpoints: Endpoints = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
-    Ok(endpoints.inference_url.trim_end_matches('/').to_owned())
+    let config = Config::load_or_default(config)?;
+    endpoints::published(&config.data_dir).with_context(|| {
+        let path = config.data_dir.join("endpoints.json");
+        format!("cannot read {}: is the agent running? --url names it otherwise", path.display())
+    })
 }
 
 async fn served_by(client: &reqwest::Client, url: &str) -> anyhow::Result<String> {

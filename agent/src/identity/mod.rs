@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use self::authorities::Stored;
-pub(crate) use self::enrol::{EnrolError, bounded_body, enrol, reason};
+pub(crate) use self::enrol::{EnrolError, Enrolled, bounded_body, enrol, reason};
 use self::papers::Papers;
 pub(crate) use self::renew::Renewer;
 use crate::causes::with_source;
@@ -273,7 +273,7 @@ impl IdentityStore {
     }
 
     /// From when until when the certificate in force is good.
-    fn validity(&self) -> Result<Validity, IdentityError> {
+    pub(crate) fn validity(&self) -> Result<Validity, IdentityError> {
         let Pair { certificates, files: (file, _), .. } = self.pair()?;
         certificates
             .first()

@@ -3,6 +3,7 @@
 //! Two loops share it. One polls the client and never waits for anything else, the other publishes; a publish waits for
 //! a place in flight, of which there are fewer than the client has packet ids, so that ids never collide.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::resend::Resend;
 use super::{Link, Told};
 use crate::causes::with_source;
+use crate::metered::Metered;
 use crate::outbox;
 use crate::time::Steady;
 
@@ -29,6 +31,8 @@ const PACKET_IDS: u16 = 64;
 const IN_FLIGHT: usize = 16;
 /// How long to connect, and one write may block, in seconds.
 const CONNECT_S: u64 = 30;
+/// As much in milliseconds, twice: for names that are looked up, and for the rest.
+pub(super) const CONNECT_MS: u64 = 2 * CONNECT_S * 1_000;
 /// How long to wait for the broker's answer to anything, in seconds. On a slow line it waits behind a chunk.
 const ANSWER_S: u64 = 60;
 /// How long to go on delivering when the agent stops.
@@ -37,6 +41,8 @@ const FAREWELL: Duration = Duration::from_millis(1_500);
 const QUIET: Duration = Duration::from_secs(5);
 /// How often to look whether what waits for a link that is not metered may go, in milliseconds.
 const LOOK_AT_LINK_MS: u64 = 30_000;
+/// The longest pause between two turns, in milliseconds, by which it shows that the link is not stuck.
+const TURN_MS: u64 = 60_000;
 /// Requests of the client waiting for its event loop.
 const CLIENT_QUEUE: usize = 4;
 
@@ -121,7 +127,9 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         is_told: AtomicBool::new(false),
         is_renewing: AtomicBool::new(false),
     };
-    let Link { identity, config, outbox, metrics, inbox, requests, receipts, state, metered, renewed, .. } = link;
+    let Link {
+        identity, config, outbox, metrics, inbox, requests, receipts, state, metered, settings, renewed, ..
+    } = link;
     let device = &identity.device;
     let listen = async {
         loop {
@@ -161,6 +169,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
     };
     let talk = async {
         let say = |kind: Up, payload: Vec<u8>| publish(&client, &shared, Topic::up(device, kind), payload);
+        state.heartbeat().beat(2 * ANSWER_S * 1_000);
         // Subscribed before anything is said: the first word makes the controller answer.
         if let Err(error) = client.subscribe(Topic::down_filter(device), QoS::AtLeastOnce).await {
             return Ended::because(error);
@@ -185,6 +194,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         let mut renew_by_ms = None;
         loop {
             let now_ms = clock.now_ms();
+            state.heartbeat().beat(TURN_MS.max(ANSWER_S * 1_000));
             let acks = shared.acks.load(Ordering::Relaxed);
             if acks != answered {
                 answered = acks;
@@ -217,7 +227,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
             }
             let look_ms = (!deferred.is_empty()).then(|| now_ms.saturating_add(LOOK_AT_LINK_MS));
             let wake_ms = [resend.deadline_ms(), farewell_ms, renew_by_ms, look_ms].into_iter().flatten().min();
-            let wake_in = Duration::from_millis(wake_ms.map_or(3_600_000, |at| at.saturating_sub(now_ms)));
+            let wake_in = Duration::from_millis(wake_ms.map_or(TURN_MS, |at| at.saturating_sub(now_ms)).min(TURN_MS));
             tokio::select! {
                 _ = stop.changed(), if farewell_ms.is_none() => {
                     farewell_ms = Some(now_ms + crate::time::millis(FAREWELL));
@@ -235,6 +245,14 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                 }
                 Ok(()) = renewed.changed(), if renew_by_ms.is_none() && farewell_ms.is_none() => {
                     renew_by_ms = Some(now_ms + crate::time::millis(QUIET));
+                }
+                Ok(()) = settings.changed(), if farewell_ms.is_none() => {
+                    let next = Arc::clone(&settings.borrow_and_update());
+                    *metered = Metered::new(&next.delivery);
+                    if next.broker != *config {
+                        *config = next.broker.clone();
+                        renew_by_ms = renew_by_ms.or(Some(now_ms + crate::time::millis(QUIET)));
+                    }
                 }
                 () = outbox.changed() => {}
                 () = tokio::time::sleep(wake_in) => {}

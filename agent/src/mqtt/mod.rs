@@ -6,6 +6,7 @@
 
 mod connection;
 mod resend;
+mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,8 @@ use muster_shared::topics::Down;
 use tokio::sync::{mpsc, watch};
 
 use self::connection::Ended;
-use crate::config::BrokerConfig;
+pub(crate) use self::state::{LinkNews, LinkState};
+use crate::config::{BrokerConfig, Config};
 use crate::identity::{Identity, IdentityStore};
 use crate::metered::Metered;
 use crate::metrics::Metrics;
@@ -40,38 +42,15 @@ pub(crate) struct Told {
     pub(crate) payload: Bytes,
 }
 
-/// Whether the link is up, and how often that has changed. Cloning gives another handle to the same.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct LinkState(Arc<AtomicU64>);
-
-impl LinkState {
-    /// Grows with every change; odd while the link is up.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// A link that is up, for tests of what rests on it.
-    #[cfg(test)]
-    pub(crate) fn up() -> Self {
-        let state = Self::default();
-        state.set(true);
-        state
-    }
-
-    fn set(&self, up: bool) {
-        let epoch = self.epoch();
-        if (epoch % 2 == 1) != up {
-            self.0.store(epoch + 1, Ordering::Release);
-        }
-    }
-}
-
 /// Everything a link needs.
 pub(crate) struct Link {
     pub(crate) identity: Identity,
     pub(crate) store: IdentityStore,
     pub(crate) time: EffectiveTime,
+    /// What the next connection is made with.
     pub(crate) config: BrokerConfig,
+    /// Where its settings come from, and those of what waits for a link that is not metered.
+    pub(crate) settings: watch::Receiver<Arc<Config>>,
     pub(crate) outbox: Outbox,
     pub(crate) metrics: Metrics,
     /// Where what the device is told goes. It must never make the link wait.
@@ -137,17 +116,26 @@ impl Inbox {
 
 /// Keeps the link up until `stop` becomes true; then sends what waits, says goodbye and returns.
 pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
-    let mut backoff =
-        Backoff::new(Pauses { first_ms: link.config.reconnect_min_ms, longest_ms: link.config.reconnect_max_ms });
+    let mut backoff = backoff(&link.config);
     let mut told = None;
     while !*stop.borrow() {
+        if link.settings.has_changed().is_ok_and(|changed| changed) {
+            let next = Arc::clone(&link.settings.borrow_and_update());
+            link.metered = Metered::new(&next.delivery);
+            if next.broker != link.config {
+                link.config = next.broker.clone();
+                backoff = self::backoff(&link.config);
+            }
+        }
+        link.state.heartbeat().beat(connection::CONNECT_MS);
         let started = Steady::start();
         let ended = connection::run(&mut link, &mut stop).await;
         link.state.set(false);
         link.metrics.set_broker_connected(false);
+        link.state.heartbeat().beat(0);
         link.inbox.wake();
         let reason = match ended {
-            Ended::Stopped => return,
+            Ended::Stopped => break,
             // The controller is there, so there is nothing to wait for.
             Ended::Renewed => continue,
             Ended::Lost(reason) => reason,
@@ -162,6 +150,7 @@ pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
             lasted_ms @ USEFUL_MS.. => backoff.cut_off(lasted_ms, jitter()),
             _ => backoff.failed(jitter()),
         };
+        link.state.lost(&reason, pause_ms);
         let device = &link.identity.device;
         // Weeks without a network are one thing that happened, not thousands.
         if told.as_ref() == Some(&reason) {
@@ -170,11 +159,20 @@ pub(crate) async fn run(mut link: Link, mut stop: watch::Receiver<bool>) {
             tracing::warn!(%device, %reason, pause_ms, "no connection to the broker");
             told = Some(reason);
         }
+        // A handle of its own leaves the change to be seen above.
+        let mut settings = link.settings.clone();
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(pause_ms)) => {}
             _ = stop.changed() => {}
+            // Whoever corrects an address shall not wait for the old one's turn.
+            Ok(()) = settings.changed() => {}
         }
     }
+    link.state.heartbeat().end();
+}
+
+fn backoff(config: &BrokerConfig) -> Backoff {
+    Backoff::new(Pauses { first_ms: config.reconnect_min_ms, longest_ms: config.reconnect_max_ms })
 }
 
 #[cfg(test)]

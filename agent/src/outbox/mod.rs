@@ -7,7 +7,7 @@ mod backlog;
 mod error;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,10 +26,13 @@ use self::store::{Condemned, Store};
 use crate::causes::with_source;
 use crate::metrics::Metrics;
 use crate::monitor::ClosedWindow;
+use crate::status::OutboxStatus;
 use crate::time::{Steady, wall_ms};
 
 /// Room for the topic, the position and the packet's header.
 const PACKET_MARGIN_BYTES: usize = 1_024;
+/// Events that are shown to people at the device.
+const SHOWN_EVENTS: usize = 8;
 /// Pause between attempts to open a store that does not open, in milliseconds: each may read all of it.
 const OPEN_AGAIN_MS: u64 = 2_000;
 /// How far the controller may be ahead of a stream. More is no acknowledgement of anything.
@@ -64,6 +67,8 @@ struct State {
     doubtful: Option<Doubtful>,
     backlog: Backlog,
     last_state: Option<StateReport>,
+    /// What happened last, for people at the device.
+    last_events: VecDeque<DeviceEvent>,
 }
 
 struct Doubtful {
@@ -112,6 +117,7 @@ impl Outbox {
             doubtful: None,
             backlog: Backlog::new(),
             last_state: None,
+            last_events: VecDeque::new(),
         };
         let outbox = Self {
             inner: Arc::new(Inner {
@@ -132,8 +138,7 @@ impl Outbox {
     }
 
     fn show(&self, state: &State) {
-        let (messages, bytes) =
-            state.open.as_ref().map_or((0, 0), |open| (open.ledger.total() + state.backlog.len(), open.ledger.bytes()));
+        let (messages, bytes) = state.waiting();
         self.inner.metrics.set_outbox(u64::try_from(messages).unwrap_or(u64::MAX), bytes, state.given_up());
     }
 
@@ -143,12 +148,16 @@ impl Outbox {
         let state = &mut *self.lock();
         self.drain(state).and_then(|()| self.append(state, Stream::Event, &json(event))).inspect_err(|error| {
             self.say(state, error);
-        })
+        })?;
+        state.remember(event);
+        Ok(())
     }
 
     /// Keeps an event, in memory while it cannot be stored.
     pub(crate) fn note(&self, event: &DeviceEvent) {
-        self.keep(&mut self.lock(), Stream::Event, json(event));
+        let state = &mut *self.lock();
+        state.remember(event);
+        self.keep(state, Stream::Event, json(event));
     }
 
     /// Keeps an alarm, in memory while it cannot be stored.
@@ -423,6 +432,28 @@ impl Outbox {
         self.lock().open.as_ref().is_none_or(|open| open.ledger.total() == 0)
     }
 
+    /// What waits, for people at the device.
+    pub(crate) fn status(&self) -> OutboxStatus {
+        let state = self.lock();
+        let (messages, bytes) = state.waiting();
+        OutboxStatus {
+            messages: u64::try_from(messages).unwrap_or(u64::MAX),
+            bytes,
+            given_up: state.given_up(),
+            trouble: state.trouble.clone(),
+        }
+    }
+
+    /// The state that was last reported since the start.
+    pub(crate) fn last_state(&self) -> Option<StateReport> {
+        self.lock().last_state.clone()
+    }
+
+    /// What happened last since the start, the oldest first.
+    pub(crate) fn last_events(&self) -> Vec<DeviceEvent> {
+        self.lock().last_events.iter().cloned().collect()
+    }
+
     /// Messages given up for want of space since the outbox was made.
     pub(crate) fn given_up(&self) -> u64 {
         self.lock().given_up()
@@ -468,6 +499,18 @@ impl State {
                 self.close(&error);
             }
         }
+    }
+
+    /// Messages that wait, and the bytes they take on disk.
+    fn waiting(&self) -> (usize, u64) {
+        self.open.as_ref().map_or((0, 0), |open| (open.ledger.total() + self.backlog.len(), open.ledger.bytes()))
+    }
+
+    fn remember(&mut self, event: &DeviceEvent) {
+        if self.last_events.len() == SHOWN_EVENTS {
+            self.last_events.pop_front();
+        }
+        self.last_events.push_back(event.clone());
     }
 
     fn given_up(&self) -> u64 {

@@ -5,6 +5,7 @@
 //! is one request; how far it got is stored after each answer, which comes once the batch is durable there. A batch that comes twice is
 //! the same batch.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -15,11 +16,12 @@ use muster_shared::collection::{Batch, BatchStored, CollectionStage};
 use muster_shared::ids::CollectionId;
 use muster_shared::limits::bounded_text;
 use muster_shared::trust::DeliveryPolicy;
+use tokio::sync::watch;
 
 use super::Samples;
 use super::store::Plan;
 use crate::causes::with_source;
-use crate::config::DeliveryConfig;
+use crate::config::Config;
 use crate::identity::{Identity, IdentityStore, bounded_body, reason};
 use crate::metered::Metered;
 use crate::time::{EffectiveTime, Steady, jitter, wall_ms};
@@ -38,7 +40,8 @@ pub(crate) struct Uploader {
     pub(crate) time: EffectiveTime,
     /// Where the controller's API is.
     pub(crate) api_url: Option<String>,
-    pub(crate) delivery: DeliveryConfig,
+    /// Where the device's delivery policy comes from.
+    pub(crate) settings: watch::Receiver<Arc<Config>>,
 }
 
 /// Why a batch is not at the controller.
@@ -56,8 +59,6 @@ impl Uploader {
         let Some(api_url) = &self.api_url else {
             return tracing::debug!(%device, "samples cannot be uploaded: this device enrolled before it kept the address for that");
         };
-        let (rules, metered) = (self.delivery.rules(), Metered::new(&self.delivery));
-        let (zone, _) = zone(self.delivery.time_zone.as_deref(), false, TimeZone::try_system);
         let clock = Steady::start();
         let mut backoff = Backoff::new(PAUSES);
         let mut pause = LOOK;
@@ -67,6 +68,9 @@ impl Uploader {
                 () = tokio::time::sleep(pause) => {}
             }
             pause = LOOK;
+            let delivery = self.settings.borrow().delivery.clone();
+            let (rules, metered) = (delivery.rules(), Metered::new(&delivery));
+            let (zone, _) = zone(delivery.time_zone.as_deref(), false, TimeZone::try_system);
             for id in self.samples.to_upload() {
                 if let Some(why) = self.held_back(&rules, &metered, &zone, clock.now_ms()) {
                     self.samples.waits(&id, &format!("waiting: {why}"));

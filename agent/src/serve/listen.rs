@@ -16,14 +16,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::accounts;
+use crate::config::SocketMode;
+
 /// Connections open at once; more wait to be accepted.
 const MAX_CONNECTIONS: u32 = 256;
 /// How long a connection may be silent between requests or within a request's head, in seconds.
 const IDLE_S: u64 = 120;
 /// Pause after the system refused to accept, as when it is out of file descriptors, in milliseconds.
 const ACCEPT_PAUSE_MS: u64 = 100;
-/// Who may use the Unix socket: its owner and its group.
-const SOCKET_MODE: u32 = 0o660;
 
 /// Why the endpoint cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,18 @@ pub(crate) enum ServeError {
     SocketInUse {
         /// Its path.
         path: PathBuf,
+    },
+    /// The Unix socket cannot be given to its group.
+    #[error(
+        "the Unix socket {path:?} cannot be given to the group {group:?}: does it exist, and does the agent's user belong to it? See [serve] unix-socket-group"
+    )]
+    Group {
+        /// Its path.
+        path: PathBuf,
+        /// The group.
+        group: String,
+        /// What the system said.
+        source: io::Error,
     },
     /// Something that is no socket is in the way.
     #[error("{path:?} exists and is no socket: remove it, or set [serve] unix-socket to another path")]
@@ -105,11 +118,11 @@ pub(super) struct UnixSocket {
 }
 
 impl UnixSocket {
-    /// Listens at `path`, in place of a socket that nobody listens on any more.
+    /// Listens at `path`, in place of a socket that nobody listens on any more; those may use it whom `group` and `mode` let.
     ///
     /// # Errors
     /// [`ServeError`] when something else is there, or the system refuses.
-    pub(super) async fn bind(path: &Path) -> Result<Self, ServeError> {
+    pub(super) async fn bind(path: &Path, group: Option<&str>, mode: SocketMode) -> Result<Self, ServeError> {
         let refuse = |source| ServeError::Socket { path: path.to_owned(), source };
         match tokio::fs::symlink_metadata(path).await {
             Ok(found) if !found.file_type().is_socket() => {
@@ -131,11 +144,25 @@ impl UnixSocket {
             Ok(()) | Err(_) => {}
         }
         let listener = UnixListener::bind(&made).map_err(refuse)?;
-        let permissions = std::fs::Permissions::from_mode(SOCKET_MODE);
+        if let Some(group) = group {
+            give(&made, group).map_err(|source| ServeError::Group {
+                path: path.to_owned(),
+                group: group.to_owned(),
+                source,
+            })?;
+        }
+        let permissions = std::fs::Permissions::from_mode(mode.0);
         tokio::fs::set_permissions(&made, permissions).await.map_err(refuse)?;
         tokio::fs::rename(&made, path).await.map_err(refuse)?;
         Ok(Self { listener, path: path.to_owned() })
     }
+}
+
+/// Gives the file `path` to the group `name`.
+fn give(path: &Path, name: &str) -> io::Result<()> {
+    let group =
+        accounts::group(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no such group"))?;
+    std::os::unix::fs::chown(path, None, Some(group))
 }
 
 impl Listener for UnixSocket {
@@ -236,9 +263,9 @@ mod tests {
     async fn the_socket_is_for_owner_and_group_and_goes_with_its_listener() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
-        let socket = UnixSocket::bind(&path).await.unwrap();
+        let socket = UnixSocket::bind(&path, None, SocketMode::default()).await.unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, SOCKET_MODE);
+        assert_eq!(mode & 0o777, 0o660);
         let (accepted, connected) = tokio::join!(socket.next(), UnixStream::connect(&path));
         assert!(accepted.is_ok() && connected.is_ok());
         drop(socket);
@@ -251,8 +278,11 @@ mod tests {
         let path = folder.path().join("agent.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "the system leaves the file behind");
-        let live = UnixSocket::bind(&path).await.unwrap();
-        assert!(matches!(UnixSocket::bind(&path).await, Err(ServeError::SocketInUse { .. })));
+        let live = UnixSocket::bind(&path, None, SocketMode::default()).await.unwrap();
+        assert!(matches!(
+            UnixSocket::bind(&path, None, SocketMode::default()).await,
+            Err(ServeError::SocketInUse { .. })
+        ));
         drop(live);
     }
 
@@ -261,9 +291,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(UnixSocket::bind(&path).await, Err(ServeError::NotASocket { .. })));
+        assert!(matches!(
+            UnixSocket::bind(&path, None, SocketMode::default()).await,
+            Err(ServeError::NotASocket { .. })
+        ));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
         let missing = folder.path().join("missing/agent.sock");
-        assert!(matches!(UnixSocket::bind(&missing).await, Err(ServeError::Socket { .. })));
+        assert!(matches!(
+            UnixSocket::bind(&missing, None, SocketMode::default()).await,
+            Err(ServeError::Socket { .. })
+        ));
     }
 }

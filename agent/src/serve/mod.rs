@@ -30,6 +30,7 @@ use self::body::BodyReader;
 use self::error::ApiError;
 pub(crate) use self::listen::ServeError;
 use self::listen::{Connections, TcpPort, UnixSocket};
+use crate::condition::Condition;
 use crate::config::ServeConfig;
 use crate::feedback::InferenceIds;
 use crate::host::{Active, ModelHost};
@@ -51,6 +52,7 @@ pub(crate) struct Serving {
 struct App {
     host: ModelHost,
     metrics: Metrics,
+    condition: Condition,
     bodies: BodyReader,
     /// Names inferences whose callers gave none.
     ids: InferenceIds,
@@ -97,15 +99,16 @@ pub(crate) async fn serve(
     config: &ServeConfig,
     host: ModelHost,
     metrics: Metrics,
+    condition: Condition,
     shutdown: watch::Receiver<bool>,
 ) -> Result<Serving, ServeError> {
     let port = TcpPort::bind(config.listen).await?;
     let local_addr = port.local_addr;
     let socket = match &config.unix_socket {
-        Some(path) => Some(UnixSocket::bind(path).await?),
+        Some(path) => Some(UnixSocket::bind(path, config.unix_socket_group.as_deref(), config.unix_socket_mode).await?),
         None => None,
     };
-    let connections = Connections::new(router(host.clone(), metrics, config.max_body_bytes), shutdown);
+    let connections = Connections::new(router(host.clone(), metrics, condition, config.max_body_bytes), shutdown);
     tracing::info!(address = %local_addr, socket = ?config.unix_socket, "inference requests are answered");
     let join = tokio::spawn(async move {
         let on_socket = async {
@@ -127,8 +130,8 @@ pub(crate) async fn serve(
     Ok(Serving { local_addr, join })
 }
 
-fn router(host: ModelHost, metrics: Metrics, max_body_bytes: usize) -> Router {
-    let app = App { host, metrics, bodies: BodyReader::new(max_body_bytes), ids: InferenceIds::default() };
+fn router(host: ModelHost, metrics: Metrics, condition: Condition, max_body_bytes: usize) -> Router {
+    let app = App { host, metrics, condition, bodies: BodyReader::new(max_body_bytes), ids: InferenceIds::default() };
     Router::new()
         .route("/v2", get(metadata::server))
         .route("/v2/", get(metadata::server))

@@ -84,7 +84,7 @@ impl Updater {
                 said = Some(error);
             }
             self.is_ready();
-            self.heartbeat.beat();
+            self.heartbeat.beat(WRITE_AGAIN_MS);
             if self.stopping() {
                 return Err("the agent stopped before the record could be written".to_owned());
             }

@@ -57,6 +57,13 @@ impl Gate {
         (gate, alarm)
     }
 
+    /// Goes by other settings from now on, what was spent staying so; gives what an operator should know of that.
+    pub(super) fn change(&mut self, config: &DeliveryConfig) -> Option<String> {
+        let (next, alarm) = Self::new(config);
+        (self.rules, self.zone, self.metered) = (next.rules, next.zone, next.metered);
+        alarm
+    }
+
     /// How many of `wanted`, which are not none, may be asked for now: they are accounted for. Otherwise, when to look again.
     pub(super) fn admit(&mut self, wanted: &[Wanted], asking: &Asking) -> Result<usize, u64> {
         let Asking { rollout, now_ms, is_clock_believed, is_serving } = asking;

@@ -13,11 +13,12 @@ mod model;
 mod offers;
 mod records;
 mod slot_files;
+mod stored;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -42,9 +43,13 @@ use self::model::Loaded;
 use self::records::Records;
 pub(crate) use self::records::RecordsError;
 use self::slot_files::SlotFiles;
+pub(crate) use self::stored::{SelfTested, check_committed, self_test_committed, stored_record};
+use crate::attributes;
 use crate::causes::with_source;
+use crate::config::Config;
 use crate::files::FileError;
 use crate::garbage;
+use crate::heartbeat::Heartbeat;
 use crate::host::{ModelHost, ServedModel};
 use crate::metrics::Metrics;
 use crate::mqtt::{LinkState, Told};
@@ -61,6 +66,11 @@ const WATCH_MS: u64 = 250;
 /// The longest the thread sleeps, in milliseconds.
 const IDLE_MS: u64 = 5_000;
 
+/// How long one turn may take beside what it waits, in milliseconds: loading a model of which the files had to be repaired, say.
+const WORK_MS: u64 = 60_000;
+/// How long it may take until the committed bundle serves, in milliseconds.
+const LOAD_MS: u64 = 600_000;
+
 /// Self-tests in an hour: each costs a write to flash, and nobody has to prove who asks for one.
 const SELF_TESTS_PER_HOUR: usize = 30;
 
@@ -72,6 +82,8 @@ pub(crate) enum Input {
     Wake,
     /// Work that ran apart is over.
     Done(Done),
+    /// The configuration has changed.
+    Settings(Arc<Config>),
     /// The agent stops.
     Stop,
 }
@@ -147,24 +159,6 @@ pub(crate) struct Updater {
     tell_again_ms: u64,
 }
 
-/// When the updater last showed signs of life. Cloning gives another handle to the same.
-#[derive(Debug, Clone)]
-pub(crate) struct Heartbeat {
-    clock: Steady,
-    last_ms: Arc<AtomicU64>,
-}
-
-impl Heartbeat {
-    fn beat(&self) {
-        self.last_ms.store(self.clock.now_ms(), Ordering::Relaxed);
-    }
-
-    /// How long ago that was, in milliseconds.
-    pub(crate) fn age_ms(&self) -> u64 {
-        self.clock.now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed))
-    }
-}
-
 /// A running updater.
 pub(crate) struct Running {
     pub(crate) heartbeat: Heartbeat,
@@ -181,6 +175,11 @@ impl Running {
         if self.thread.join().is_err() {
             tracing::error!("the updater ended with a panic");
         }
+    }
+
+    /// Tells the updater that the configuration has changed; false when it has no room for that at the moment.
+    pub(crate) fn settings(&self, config: &Arc<Config>) -> bool {
+        self.inbox.try_send(Input::Settings(Arc::clone(config))).is_ok()
     }
 
     /// Whether the updater has ended, which it must not by itself.
@@ -213,7 +212,7 @@ impl Updater {
             clock,
             inbox,
             stop: Arc::new(AtomicBool::new(false)),
-            heartbeat: Heartbeat { clock, last_ms: Arc::new(AtomicU64::new(0)) },
+            heartbeat: Heartbeat::new("the updater"),
             ready: None,
             tell_again_ms: 0,
             parts,
@@ -236,6 +235,7 @@ impl Updater {
             .name("updater".to_owned())
             .spawn(move || {
                 self.ready = Some(ready);
+                self.heartbeat.beat(LOAD_MS);
                 self.dispatch(Event::Started);
                 self.report();
                 if !self.stopping() {
@@ -250,7 +250,7 @@ impl Updater {
 
     fn run(&mut self, input: &Receiver<Input>) {
         while !self.stopping() {
-            self.heartbeat.beat();
+            self.heartbeat.beat(WORK_MS);
             self.look_at_link();
             self.check_assignment_date();
             self.tell_again();
@@ -266,6 +266,7 @@ impl Updater {
             match input.recv_timeout(Duration::from_millis(wake_ms.saturating_sub(now_ms))) {
                 Ok(Input::Told(told)) => self.told(&told),
                 Ok(Input::Done(done)) => self.done(done),
+                Ok(Input::Settings(config)) => self.settings(&config),
                 Ok(Input::Wake) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -273,7 +274,19 @@ impl Updater {
                 self.dispatch(Event::Tick { counts: self.parts.host.counts() });
             }
         }
+        self.heartbeat.end();
         self.dispatch(Event::Stopping);
+    }
+
+    /// Goes on with other settings: chunks under way are not affected.
+    fn settings(&mut self, config: &Config) {
+        if let Some(alarm) = self.parts.gate.change(&config.delivery) {
+            self.parts.outbox.alarm(&alarm);
+        }
+        self.parts.attributes = attributes::all(&self.parts.system, self.data_dir(), &config.attributes);
+        self.parts.disk_allowed_bytes = config.storage.max_bytes;
+        self.parts.chunk_timeout_ms = config.broker.chunk_timeout_ms;
+        self.report();
     }
 
     /// Lets what is ready take its part when its time has come; says when to look again, by the updater's clock. A time that a signed

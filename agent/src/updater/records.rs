@@ -58,17 +58,34 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn open(data_dir: &Path) -> Result<Self, FileError> {
+        let records = Self::of(data_dir);
+        files::make_folder(&records.manifests)?;
+        files::make_folder(&data_dir.join("trust"))?;
+        Ok(records)
+    }
+
+    /// Those below `data_dir`, for who only looks.
+    pub(super) fn of(data_dir: &Path) -> Self {
         let (slots, trust) = (data_dir.join("slots"), data_dir.join("trust"));
-        let records = Self {
+        Self {
             record: slots.join("record.json"),
             barrier: trust.join("barrier.json"),
             manifests: slots.join("manifests"),
             stored_barrier: None,
             strictest: Barrier::default(),
+        }
+    }
+
+    /// The record as it is, without a repair; none where there is none.
+    pub(super) fn look(&self) -> Result<Option<Record>, String> {
+        let Some(bytes) = files::read_bounded(&self.record, MAX_RECORD_BYTES).map_err(|error| with_source(&error))?
+        else {
+            return Ok(None);
         };
-        files::make_folder(&records.manifests)?;
-        files::make_folder(&trust)?;
-        Ok(records)
+        let damaged =
+            |why: &str| format!("the record of installed bundles {} is damaged: {why}", self.record.display());
+        let json = sealed::open_if_sealed(&bytes).ok_or_else(|| damaged(CHANGED))?;
+        Record::from_json(json).map(Some).map_err(|error| damaged(&error.to_string()))
     }
 
     /// The record. What had to be repaired is among what it has to tell, and written with it: a death does not lose that.

@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+use crate::condition::Condition;
 use crate::feedback::Feedback;
 use crate::host::{HostLimits, ModelHost, ServedModel};
 use crate::metrics::Metrics;
@@ -42,7 +43,7 @@ impl Endpoint {
         let monitor = Monitor::new(WINDOW_MS);
         let feedback = Feedback::for_tests();
         let host = ModelHost::new(HostLimits { max_concurrency, max_queue }, monitor, feedback);
-        let router = super::router(host.clone(), Metrics::new(), MAX_BODY_BYTES);
+        let router = super::router(host.clone(), Metrics::new(), Condition::default(), MAX_BODY_BYTES);
         Self { host, router }
     }
 

@@ -17,6 +17,7 @@ fn config(folder: &std::path::Path) -> ServeConfig {
         max_concurrency: 2,
         max_queue: 2,
         max_body_bytes: MAX_BODY_BYTES,
+        ..ServeConfig::default()
     }
 }
 
@@ -51,7 +52,8 @@ async fn both_sockets_answer_and_both_close_at_the_shutdown() {
     let folder = tempfile::tempdir().unwrap();
     let (stop, shutdown) = watch::channel(false);
     let config = config(folder.path());
-    let Serving { local_addr, join } = serve(&config, host(), Metrics::new(), shutdown).await.unwrap();
+    let Serving { local_addr, join } =
+        serve(&config, host(), Metrics::new(), Condition::default(), shutdown).await.unwrap();
     let mut tcp = TcpStream::connect(local_addr).await.unwrap();
     let mut unix = UnixStream::connect(config.unix_socket.as_ref().unwrap()).await.unwrap();
     for _ in 0..3 {
@@ -79,7 +81,8 @@ async fn a_request_under_way_is_answered_and_counted_before_the_end() {
         Ok(vec![column_of("y", &[8.0])])
     });
     host.activate(slow, 2);
-    let serving = serve(&config(folder.path()), host.clone(), Metrics::new(), shutdown).await.unwrap();
+    let serving =
+        serve(&config(folder.path()), host.clone(), Metrics::new(), Condition::default(), shutdown).await.unwrap();
     let mut tcp = TcpStream::connect(serving.local_addr).await.unwrap();
     ask(&mut tcp).await;
     while host.load().running == 0 {
@@ -96,7 +99,7 @@ async fn a_request_under_way_is_answered_and_counted_before_the_end() {
 async fn garbage_on_the_wire_hurts_nobody_else() {
     let folder = tempfile::tempdir().unwrap();
     let (_stop, shutdown) = watch::channel(false);
-    let serving = serve(&config(folder.path()), host(), Metrics::new(), shutdown).await.unwrap();
+    let serving = serve(&config(folder.path()), host(), Metrics::new(), Condition::default(), shutdown).await.unwrap();
     let mut silent = Vec::new();
     for garbage in [
         b"\0\xff\r\n\r\n".as_slice(),
@@ -120,7 +123,9 @@ async fn an_address_in_use_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut config = config(folder.path());
     config.listen = taken.local_addr().unwrap();
-    let Err(error) = serve(&config, host(), Metrics::new(), shutdown).await else { panic!("it must be refused") };
+    let Err(error) = serve(&config, host(), Metrics::new(), Condition::default(), shutdown).await else {
+        panic!("it must be refused")
+    };
     assert!(matches!(error, ServeError::Bind { .. }));
     assert!(error.to_string().contains(&config.listen.to_string()), "{error}");
 }
