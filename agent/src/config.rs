@@ -116,8 +116,10 @@ impl TokenPlaces {
 
     fn find(&self) -> Option<PathBuf> {
         let credential = || self.credentials.as_ref().map(|folder| folder.join("enrolment-token"));
-        // A service may have other credentials and not this one; a file that was named must be there.
-        self.file.clone().or_else(|| credential().filter(|path| path.exists()))
+        // A service may have other credentials and not this one, or a blank one where there was no token; a file that was named must be
+        // there.
+        let is_blank = |path: &PathBuf| read_start(path, MAX_TOKEN_FILE_BYTES).is_ok_and(|b| b.trim_ascii().is_empty());
+        self.file.clone().or_else(|| credential().filter(|path| path.exists() && !is_blank(path)))
     }
 }
 

@@ -54,6 +54,8 @@ fn faults_name_the_line_and_the_setting() {
         ("[monitor]\nwindow-ms = \"an hour\"", &["line 2", "window-ms"]),
         ("device-id = \"Not Valid\"", &["line 1", "device id"]),
         ("[serve]\nlisten = \"nowhere\"", &["line 2", "listen"]),
+        ("[serve]\nunix-socket-mode = \"rw\"", &["line 2", "rw", "0660"]),
+        ("[serve]\nstuck-after-ms = 3", &["serve.stuck-after-ms", "from 10000"]),
         ("[serve]\nmax-concurrency = 0", &["serve.max-concurrency", "from 1 to 256"]),
         ("[storage]\nmax-bytes = 1", &["storage.max-bytes", "from 1048576"]),
         ("[broker]\nreconnect-max-ms = 20", &["broker.reconnect-max-ms"]),
@@ -122,6 +124,8 @@ fn a_token_may_lie_where_the_environment_says() {
     let (file, set) = (write("named"), write("set"));
     let credentials = TokenPlaces { file: None, credentials: Some(folder.path().to_owned()) };
     assert_eq!(found("", &credentials).unwrap(), None, "other credentials are no token");
+    std::fs::write(folder.path().join("enrolment-token"), "\n").unwrap();
+    assert_eq!(found("", &credentials).unwrap(), None, "the service's default where there is no token");
     write("enrolment-token");
     assert_eq!(found("", &credentials).unwrap().as_deref(), Some("enrolment-token"));
     let named = TokenPlaces { file: Some(file), ..credentials };

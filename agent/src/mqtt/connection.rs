@@ -251,7 +251,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                     *metered = Metered::new(&next.delivery);
                     if next.broker != *config {
                         *config = next.broker.clone();
-                        renew_by_ms = renew_by_ms.or(Some(now_ms + crate::time::millis(QUIET)));
+                        renew_by_ms = renew_by_ms.or_else(|| Some(now_ms + crate::time::millis(QUIET)));
                     }
                 }
                 () = outbox.changed() => {}

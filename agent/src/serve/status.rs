@@ -12,7 +12,10 @@ use crate::status;
 
 /// `GET /status`: JSON, or lines for people where text is asked for.
 pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Response {
-    let status = app.condition.status(&app.host);
+    // What is asked for it may wait for a disk, which no answer to anybody else shall.
+    let Ok(status) = tokio::task::spawn_blocking(move || app.condition.status(&app.host)).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     if accept.is_some_and(|accept| accept.starts_with("text/plain")) {
         return status::text(&status).into_response();

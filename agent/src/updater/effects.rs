@@ -93,12 +93,16 @@ impl Updater {
     }
 
     pub(super) fn tell_untold(&mut self) -> Result<(), String> {
+        let update = self.machine.record().update.as_ref();
+        let rollout =
+            |generation| update.filter(|update| update.generation == generation).map(|update| &update.rollout);
         let mut told = 0;
         for untold in &self.machine.record().untold {
             tracing::info!(
                 device = %self.parts.device,
                 kind = ?untold.kind,
                 generation = untold.generation,
+                rollout = rollout(untold.generation).map(tracing::field::display),
                 bundle = untold.bundle.as_ref().map(tracing::field::display),
                 detail = %untold.detail,
                 "update"
