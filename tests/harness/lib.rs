@@ -10,6 +10,7 @@ pub mod fixtures;
 pub mod fleet;
 pub mod gate_draws;
 pub mod link;
+pub mod machine;
 mod metrics;
 pub mod mosquitto;
 pub mod null_draws;

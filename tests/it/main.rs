@@ -21,6 +21,7 @@ mod full_disk;
 mod gate;
 mod guardrails;
 mod identity;
+mod image_boots;
 mod main_job;
 mod meddler;
 mod metrics;
