@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::mqtt::{self, Inbox, Link, LinkState};
 use crate::outbox::Outbox;
+use crate::pressure::Watcher;
 use crate::reload::{Reloader, Source};
 use crate::samples::{Samples, Uploader};
 use crate::serve::{ServeError, serve};
@@ -189,6 +190,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), DaemonErro
     let keeping =
         base.samples.start().inspect_err(|error| tracing::error!(%error, "no thread for samples: none is kept")).ok();
     let uploading = tokio::spawn(base.uploader(&identity).run());
+    let watching = tokio::spawn(base.watcher(updater.reporter()).run());
     let pump = base.pump();
     let pumping = tokio::spawn(pump.clone().run(link_stops));
     let status = format!("{} answers on {}", identity.device, serving.local_addr);
@@ -215,6 +217,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), DaemonErro
     reloading.abort();
     renewing.abort();
     uploading.abort();
+    watching.abort();
     publishing.abort();
     let _ = publishing.await;
     if let Err(error) = endpoints::withdraw(&data_dir) {
@@ -501,6 +504,16 @@ impl Base {
             time: self.time.clone(),
             api_url: self.api_url(identity),
             settings: self.settings.subscribe(),
+            pressed: self.host.pressed().clone(),
+        }
+    }
+
+    fn watcher<T: Fn()>(&self, tell: T) -> Watcher<T> {
+        Watcher {
+            system: self.system.clone(),
+            pressed: self.host.pressed().clone(),
+            metrics: self.metrics.clone(),
+            tell,
         }
     }
 
@@ -522,6 +535,7 @@ impl Base {
             data_dir: self.config.data_dir.clone(),
             started: self.started,
             system: self.system.clone(),
+            pressed: self.host.pressed().clone(),
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::beside::{Beside, BesideError, BesideLimits, Surroundings};
 use crate::feedback::{Feedback, LabelWatch};
 use crate::heartbeat::{Begun, UnderWay};
 use crate::monitor::{ModelWatch, Monitor};
+use crate::pressure::Pressed;
 use crate::samples::Samples;
 
 /// How much work the host takes on at once.
@@ -135,6 +136,7 @@ struct Inner {
     /// Its windows have a lock of their own, so that answering never waits for a thread of low priority.
     beside_monitor: Monitor,
     samples: OnceLock<Samples>,
+    pressed: Pressed,
 }
 
 impl ModelHost {
@@ -169,6 +171,7 @@ impl ModelHost {
                 monitor,
                 feedback,
                 samples: OnceLock::new(),
+                pressed: Pressed::default(),
             }),
         }
     }
@@ -212,6 +215,7 @@ impl ModelHost {
             limits: self.inner.beside_limits,
             feedback: self.inner.feedback.clone(),
             samples: self.inner.samples.get().cloned(),
+            pressed: self.inner.pressed.clone(),
         };
         let beside = Arc::new(Beside::start(active, &incumbent, stage, surroundings)?);
         let before = self.inner.beside.write().unwrap_or_else(PoisonError::into_inner).replace(beside);
@@ -274,6 +278,11 @@ impl ModelHost {
     /// What answered inferences are offered to, while any collection takes some.
     pub(crate) fn open_samples(&self) -> Option<&Samples> {
         self.inner.samples.get().filter(|samples| samples.is_open())
+    }
+
+    /// How hard pressed the device is: a model beside the one that answers rests meanwhile.
+    pub(crate) fn pressed(&self) -> &Pressed {
+        &self.inner.pressed
     }
 
     /// The limits in force.

@@ -36,6 +36,7 @@ mod monitor;
 mod mqtt;
 mod notify;
 mod outbox;
+mod pressure;
 mod reload;
 mod resources;
 mod samples;

@@ -4,6 +4,8 @@
 //! [`Metrics::encode`]'s. docs/metrics.md lists every name. Metrics are for people looking at one device; what the
 //! controller decides on travels in windows instead (`monitor`).
 
+mod pressure;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use std::time::Duration;
 
 use muster_shared::feedback::FeedbackResult;
 use muster_shared::ids::MetricName;
-use muster_shared::messages::{InstalledBundle, UpdateState};
+use muster_shared::messages::{InstalledBundle, PressureLevel, UpdateState};
 use muster_shared::profile::Objectives;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -21,6 +23,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+
+use self::pressure::PressureMetrics;
 
 /// Upper bounds of the latency histogram, in seconds: from a model that answers at once to one that takes seconds.
 const LATENCY_BOUNDS_S: [f64; 16] =
@@ -77,6 +81,8 @@ pub(crate) enum BesideOutcome {
     Compared,
     /// A shadow had no room for it, or no time.
     Skipped,
+    /// The device was pressed, and ran no shadow.
+    Paused,
     /// It answered the caller, in a split.
     Answered,
     /// It failed; the incumbent answered.
@@ -84,12 +90,13 @@ pub(crate) enum BesideOutcome {
 }
 
 impl BesideOutcome {
-    const ALL: [Self; 4] = [Self::Compared, Self::Skipped, Self::Answered, Self::Failed];
+    const ALL: [Self; 5] = [Self::Compared, Self::Skipped, Self::Answered, Self::Failed, Self::Paused];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Compared => "compared",
             Self::Skipped => "skipped",
+            Self::Paused => "paused",
             Self::Answered => "answered",
             Self::Failed => "failed",
         }
@@ -191,6 +198,7 @@ struct Inner {
     beside: [Counter; BesideOutcome::ALL.len()],
     beside_disagreements: Counter,
     beside_duration: Histogram,
+    pressure: PressureMetrics,
 }
 
 impl Metrics {
@@ -304,6 +312,7 @@ impl Metrics {
                 beside,
                 beside_disagreements,
                 beside_duration,
+                pressure: PressureMetrics::register(&mut registry),
                 registry,
                 requests: RequestOutcome::ALL.map(|outcome| by_outcome.get_or_create_owned(&RequestLabels { outcome })),
                 latency,
@@ -360,6 +369,7 @@ impl Metrics {
             BesideOutcome::Skipped => 1,
             BesideOutcome::Answered => 2,
             BesideOutcome::Failed => 3,
+            BesideOutcome::Paused => 4,
         };
         self.inner.beside[at].inc();
         if let Some(took) = took {
@@ -370,6 +380,21 @@ impl Metrics {
     /// Counts a request on which the two models disagreed, if they did.
     pub(crate) fn beside_disagreed(&self, disagreed: bool) {
         self.inner.beside_disagreements.inc_by(u64::from(disagreed));
+    }
+
+    /// The device was pressed this hard for `passed_ms`.
+    pub(crate) fn pressed(&self, level: PressureLevel, passed_ms: u64) {
+        self.inner.pressure.pressed(level, passed_ms);
+    }
+
+    /// The device says that its processor was held back for `for_ms`, which may be nothing.
+    pub(crate) fn throttled(&self, for_ms: u64) {
+        self.inner.pressure.throttled(for_ms);
+    }
+
+    /// The hottest thermal zone has this temperature, in thousandths of a degree Celsius.
+    pub(crate) fn temperature(&self, temperature_mc: i32) {
+        self.inner.pressure.temperature(temperature_mc);
     }
 
     /// Says which model answers requests from now on; `None` for none.
@@ -497,6 +522,12 @@ mod tests {
         metrics.beside_disagreed(true);
         metrics.beside_disagreed(false);
         metrics.set_application(&BTreeMap::from([("oven_c".parse().unwrap(), 71.5)]));
+        metrics.pressed(PressureLevel::Some, 5_000);
+        metrics.pressed(PressureLevel::High, 2_500);
+        assert!(!metrics.encode().unwrap().contains("throttled"), "nobody says");
+        metrics.throttled(0);
+        metrics.throttled(1_500);
+        metrics.temperature(61_250);
         let text = metrics.encode().unwrap();
         for line in [
             "muster_agent_requests_total{outcome=\"answered\"} 1",
@@ -523,6 +554,11 @@ mod tests {
             "muster_agent_predictions_forgotten_total 2",
             "muster_agent_beside_requests_total{outcome=\"compared\"} 1",
             "muster_agent_beside_requests_total{outcome=\"skipped\"} 1",
+            "muster_agent_beside_requests_total{outcome=\"paused\"} 0",
+            "muster_agent_pressure 2",
+            "muster_agent_pressed_seconds_total 7.5",
+            "muster_agent_throttled_seconds_total{} 1.5",
+            "muster_agent_temperature_celsius{} 61.25",
             "muster_agent_beside_requests_total{outcome=\"answered\"} 0",
             "muster_agent_beside_requests_total{outcome=\"failed\"} 0",
             "muster_agent_beside_disagreements_total 1",

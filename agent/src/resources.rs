@@ -7,6 +7,7 @@ use std::path::Path;
 
 use muster_shared::messages::Resources;
 
+use crate::pressure::Pressed;
 use crate::system::System;
 use crate::time::Steady;
 
@@ -14,18 +15,19 @@ use crate::time::Steady;
 const POSSIBLE_MC: RangeInclusive<i32> = -100_000..=300_000;
 
 /// The agent's own use of the device at this moment; `data_dir` is where it keeps its data.
-pub(crate) fn now(system: &System, started: Steady, data_dir: &Path) -> Resources {
+pub(crate) fn now(system: &System, started: Steady, data_dir: &Path, pressed: &Pressed) -> Resources {
     Resources {
         resident_bytes: resident_bytes(system),
         cpu_ms: cpu_ms(system),
         uptime_ms: started.now_ms(),
         disk_free_bytes: disk_free_bytes(data_dir),
         temperature_mc: temperature_mc(system),
+        throttled_ms: pressed.throttled_ms(),
     }
 }
 
 /// Temperature of the hottest thermal zone, in thousandths of a degree Celsius; none where none can be read.
-fn temperature_mc(system: &System) -> Option<i32> {
+pub(crate) fn temperature_mc(system: &System) -> Option<i32> {
     let zones = system.entries("/sys/class/thermal", "thermal_zone");
     let read = zones.iter().filter_map(|zone| system.number(&format!("{zone}/temp")));
     read.filter(|temperature| POSSIBLE_MC.contains(temperature)).max()
@@ -77,6 +79,13 @@ pub(crate) fn memory_available_bytes(system: &System) -> Option<u64> {
     Some(limits.map_or(available, |(limit, used)| limit.saturating_sub(used).min(available)))
 }
 
+/// What of the device's memory nothing could get any more, in basis points. None where the kernel does not say.
+pub(crate) fn memory_used_bp(system: &System) -> Option<u32> {
+    let (total, available) = (meminfo_bytes(system, "MemTotal:")?, meminfo_bytes(system, "MemAvailable:")?);
+    let used = u128::from(total.saturating_sub(available)) * 10_000;
+    used.checked_div(u128::from(total)).and_then(|bp| u32::try_from(bp).ok())
+}
+
 fn meminfo_bytes(system: &System, field: &str) -> Option<u64> {
     let meminfo = system.text("/proc/meminfo")?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
@@ -104,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_kernel_tells() {
-        let resources = now(&System::default(), Steady::start(), Path::new("."));
+        let resources = now(&System::default(), Steady::start(), Path::new("."), &Pressed::default());
         assert!(resources.resident_bytes > 100_000 && resources.disk_free_bytes > 0);
         let system = System::default();
         let memory_bytes = memory_bytes(&system);

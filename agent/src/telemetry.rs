@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::monitor::{ClosedWindow, Monitor};
 use crate::outbox::Outbox;
+use crate::pressure::Pressed;
 use crate::resources;
 use crate::system::System;
 use crate::time::{Steady, wall_ms};
@@ -23,6 +24,7 @@ pub(crate) struct Pump {
     pub(crate) data_dir: PathBuf,
     pub(crate) started: Steady,
     pub(crate) system: System,
+    pub(crate) pressed: Pressed,
 }
 
 impl Pump {
@@ -32,7 +34,7 @@ impl Pump {
             let now_ms = wall_ms();
             match self.next_close_ms() {
                 Some(at_ms) if at_ms <= now_ms => {
-                    let resources = resources::now(&self.system, self.started, &self.data_dir);
+                    let resources = resources::now(&self.system, self.started, &self.data_dir, &self.pressed);
                     let windows: Vec<_> =
                         self.monitors.iter().flat_map(|monitor| monitor.close_due(now_ms, resources)).collect();
                     // What is due may still wait for requests under way; then the pause below must not be left out.
@@ -54,7 +56,7 @@ impl Pump {
 
     /// Closes every window, over or not: the agent stops.
     pub(crate) fn close_all(&self) {
-        let resources = resources::now(&self.system, self.started, &self.data_dir);
+        let resources = resources::now(&self.system, self.started, &self.data_dir, &self.pressed);
         self.keep(self.monitors.iter().flat_map(|monitor| monitor.close_all(wall_ms(), resources)).collect());
     }
 

@@ -196,6 +196,7 @@ impl Sums {
             windows: self.windows,
             compared: self.comparison.compared,
             skipped: self.comparison.skipped,
+            paused: self.comparison.paused,
             candidate_failed: self.comparison.failed,
             candidate_figures: figures(&self.candidate, &self.candidate_us),
             incumbent_figures: figures(&self.incumbent, incumbent_us),

@@ -168,6 +168,9 @@ pub struct ComparisonGroup {
     pub compared: u64,
     /// Requests that fell to the candidate and were not run on it, for want of room or time.
     pub skipped: u64,
+    /// Of those skipped, the ones that came while a device was short of memory, or hot, and ran no shadow.
+    #[serde(default)]
+    pub paused: u64,
     /// Requests that the candidate failed and the incumbent answered.
     pub candidate_failed: u64,
     /// The candidate's figures. Of a shadow, the time is how long the model took; of a split, from a request's last byte to its answer's

@@ -18,6 +18,7 @@
 //! | when is the certificate renewed? | [`renewal`] |
 //! | which inferences are kept as samples? | [`reservoir`] |
 //! | which refusals are worth telling? | [`refusals`] |
+//! | is the device too hard pressed for what nobody waits for? | [`pressure`] |
 //! | how often is done what anybody can ask for? | [`ration`] |
 //! | which predictions are remembered for their labels? | [`feedback`] |
 //! | is every part of the agent alive? | [`liveness`] |
@@ -33,6 +34,7 @@ pub mod garbage;
 pub mod liveness;
 pub mod outbox;
 mod pace;
+pub mod pressure;
 pub mod ration;
 pub mod record;
 pub mod refusals;

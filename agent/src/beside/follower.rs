@@ -13,13 +13,22 @@ use crate::feedback::Feedback;
 use crate::host::Active;
 use crate::samples::{Offered, Samples};
 
-/// A request that was run on the shadow.
+/// A request that the shadow is done with.
 pub(super) struct Ran {
     pub(super) answered: Answered,
+    /// Whether it was run on the shadow.
+    pub(super) was_run: bool,
     /// What the shadow answered; none where it failed.
     pub(super) outputs: Option<Vec<Tensor>>,
     /// The columns in which the two disagree.
     pub(super) disagreeing: Vec<String>,
+}
+
+impl Ran {
+    /// One that was not run on the shadow.
+    pub(super) fn not_at_all(answered: Answered) -> Self {
+        Self { answered, was_run: false, outputs: None, disagreeing: Vec::new() }
+    }
 }
 
 /// What the thread needs.
@@ -48,7 +57,11 @@ impl Follower {
     }
 
     fn run(&self, waiting: &Receiver<Ran>) {
-        while let Ok(Ran { answered, outputs, disagreeing }) = waiting.recv() {
+        while let Ok(Ran { answered, was_run, outputs, disagreeing }) = waiting.recv() {
+            if let (Some(place), false) = (answered.place, was_run) {
+                self.feedback.no_second_answer(place);
+                continue;
+            }
             if let (Some(place), Some(labels)) = (answered.place, &self.candidate.labels) {
                 self.feedback.second_answer(place, labels, &answered.inputs, outputs.as_deref());
             }

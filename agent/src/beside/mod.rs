@@ -1,7 +1,7 @@
 //! A second model beside the one that answers: on which requests it runs, and how it is kept from standing in anybody's way.
 //!
 //! A **shadow** runs after the answer has been sent, on one thread of the lowest priority that rests as long as its share of a processor
-//! asks for. What finds no room in its short queue is skipped and counted. It has windows of its own, under a lock that no answer waits
+//! asks for. What finds no room in its short queue is skipped and counted, and so is all that comes while the device is pressed. It has windows of its own, under a lock that no answer waits
 //! for. In a **split** the second model answers its share of the requests itself; a request it fails is answered by the incumbent, and
 //! counts as failed against it. Whether there is a second model is the updater's decision, and its stage is signed.
 
@@ -18,6 +18,7 @@ use muster_agent_core::feedback::Place;
 use muster_inference::{Images, Tensor};
 use muster_shared::bundle::{ModelSignature, TensorSpec};
 use muster_shared::ids::Digest;
+use muster_shared::messages::PressureLevel;
 use muster_shared::sketch::Arm;
 use muster_shared::trust::Stage;
 
@@ -27,6 +28,7 @@ use self::worker::{Rest, Worker};
 use crate::feedback::{Feedback, LabelWatch, Second};
 use crate::host::{Active, ServedModel};
 use crate::metrics::BesideOutcome;
+use crate::pressure::Pressed;
 use crate::samples::Samples;
 
 /// What a shadow may use of the device.
@@ -117,6 +119,8 @@ pub(crate) struct Surroundings {
     pub(crate) feedback: Feedback,
     /// What requests are offered to in which the two disagree.
     pub(crate) samples: Option<Samples>,
+    /// How hard pressed the device is.
+    pub(crate) pressed: Pressed,
 }
 
 struct Shadow {
@@ -124,6 +128,7 @@ struct Shadow {
     waiting_bytes: Arc<AtomicUsize>,
     max_waiting_bytes: usize,
     rest: Arc<Rest>,
+    pressed: Pressed,
 }
 
 impl Beside {
@@ -192,13 +197,16 @@ impl Beside {
         }
     }
 
-    /// Puts an answered request into the queue, or counts it as skipped. Never waits for the shadow.
+    /// Puts an answered request into the queue, or counts it as skipped: where there is no room, and while the device is pressed. Never
+    /// waits for the shadow.
     pub(crate) fn run_again(&self, answered: Answered) {
         let Some(shadow) = &self.shadow else { return };
         let place = answered.place;
-        if !shadow.offer(answered) {
-            self.active.watch.skip();
-            self.feedback.metrics().beside(BesideOutcome::Skipped, None);
+        let is_paused = shadow.pressed.level() > PressureLevel::None;
+        if is_paused || !shadow.offer(answered) {
+            self.active.watch.skip(is_paused);
+            let outcome = if is_paused { BesideOutcome::Paused } else { BesideOutcome::Skipped };
+            self.feedback.metrics().beside(outcome, None);
             if let Some(place) = place {
                 self.feedback.no_second_answer(place);
             }
@@ -220,7 +228,7 @@ impl Shadow {
     fn start(
         active: &Arc<Active>,
         incumbent: &Arc<Active>,
-        Surroundings { limits, feedback, samples }: Surroundings,
+        Surroundings { limits, feedback, samples, pressed }: Surroundings,
     ) -> Result<Self, BesideError> {
         let (queue, waiting) = sync_channel(limits.max_queue.max(1));
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
@@ -237,11 +245,12 @@ impl Shadow {
             waiting_bytes: Arc::clone(&waiting_bytes),
             rest: Arc::clone(&rest),
             max_cpu_percent: limits.max_cpu_percent,
+            pressed: pressed.clone(),
         };
         let spawned = std::thread::Builder::new().name("shadow".to_owned()).spawn(move || worker.run());
         // It is not waited for: a run under way may take as long as it likes.
         drop(spawned.map_err(BesideError::Thread)?);
-        Ok(Self { queue, waiting_bytes, max_waiting_bytes: limits.max_queue_bytes, rest })
+        Ok(Self { queue, waiting_bytes, max_waiting_bytes: limits.max_queue_bytes, rest, pressed })
     }
 
     /// Whether there was room for it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use muster_inference::{Images, RunError};
 use muster_shared::bundle::DataType;
+use muster_shared::messages::Pressure;
 use muster_shared::sketch::Comparison;
 
 use super::*;
@@ -82,6 +83,33 @@ fn a_queue_that_is_full_skips_and_never_waits() {
     let comparison = comparison(&window);
     assert_eq!((comparison.skipped, comparison.failed), (7, 0));
     assert_eq!(comparison.against, host.current().unwrap().manifest);
+}
+
+#[test]
+fn while_the_device_is_pressed_nothing_runs_beside_and_afterwards_it_goes_on() {
+    let host = host(BesideLimits { max_cpu_percent: 100, ..BesideLimits::default() });
+    let (model, begun, leave) = waiting_for_leave();
+    host.run_beside(model, ALL, 2).unwrap();
+    let beside = host.beside().unwrap();
+    // One is being run and two wait when the pressure comes.
+    (0..3).for_each(|_| beside.run_again(answered(&[1.0])));
+    begun.recv().unwrap();
+    host.pressed().set(Pressure { level: PressureLevel::Some, reason: "hot: 85 °C".into() });
+    (0..4).for_each(|_| beside.run_again(answered(&[1.0])));
+    leave.send(()).unwrap();
+    while beside.active().watch.skipped() < 6 {
+        std::thread::yield_now();
+    }
+    assert!(begun.try_recv().is_err());
+    host.pressed().set(Pressure::default());
+    drop(leave);
+    beside.run_again(answered(&[1.0]));
+    begun.recv().unwrap();
+    while host.beside_monitor().counts_since_watch().served < 2 {
+        std::thread::yield_now();
+    }
+    let comparison = comparison(&close(&host));
+    assert_eq!((comparison.compared, comparison.skipped, comparison.paused), (2, 6, 6));
 }
 
 #[test]
@@ -168,7 +196,7 @@ fn one_takes_the_place_of_another_and_each_has_its_windows() {
     host.run_beside(doubling("1.1.0", 3), Stage::Shadow { share_bp: 1 }, 5).unwrap();
     let second = host.beside().unwrap();
     assert_eq!((second.active().served.generation, second.stage()), (3, &Stage::Shadow { share_bp: 1 }));
-    first.active().watch.skip();
+    first.active().watch.skip(false);
     host.end_beside(9);
     assert!(host.beside().is_none());
     let windows = host.beside_monitor().close_all(1 << 40, Default::default());

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use muster_inference::{Images, Tensor};
+use muster_shared::messages::PressureLevel;
 use muster_shared::sketch::Comparison;
 
 use super::follower::{Following, Ran};
@@ -14,6 +15,7 @@ use super::{Answered, Comparer};
 use crate::host::Active;
 use crate::metrics::{BesideOutcome, Metrics};
 use crate::monitor::{Served, has_non_finite};
+use crate::pressure::Pressed;
 use crate::time;
 
 /// The lowest priority there is.
@@ -51,6 +53,7 @@ pub(super) struct Worker {
     pub(super) waiting_bytes: Arc<AtomicUsize>,
     pub(super) rest: Arc<Rest>,
     pub(super) max_cpu_percent: u32,
+    pub(super) pressed: Pressed,
 }
 
 impl Worker {
@@ -62,10 +65,17 @@ impl Worker {
         }
         while let Ok(answered) = self.waiting.recv() {
             self.waiting_bytes.fetch_sub(answered.bytes(), Ordering::Relaxed);
+            // What waited when the device came to be pressed is given up, too.
+            if self.pressed.level() > PressureLevel::None {
+                self.active.watch.skip(true);
+                self.metrics.beside(BesideOutcome::Paused, None);
+                self.following.hand_over(Ran::not_at_all(answered));
+                continue;
+            }
             let began = Instant::now();
             let (outputs, disagreeing) = self.run_again(&answered);
             let took = began.elapsed();
-            self.following.hand_over(Ran { answered, outputs, disagreeing });
+            self.following.hand_over(Ran { answered, was_run: true, outputs, disagreeing });
             if !self.rest.take(pause(took, self.max_cpu_percent)) {
                 return;
             }

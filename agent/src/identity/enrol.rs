@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use muster_agent_core::backoff::{Backoff, Pauses};
 use muster_shared::api::{EnrolRequest, EnrolResponse, Problem};
 use muster_shared::ids::DeviceId;
@@ -16,9 +17,15 @@ use super::papers::{self, PapersError};
 use super::provisioned::{self, ProvisionedError};
 use super::{Identity, IdentityError, IdentityStore, pin};
 use crate::config::ProvisionedConfig;
-use crate::time::{EffectiveTime, jitter, wall_ms};
+use crate::time::{EffectiveTime, Steady, jitter, wall_ms};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Before this no clock was right when this program ran: 2026-01-01, in milliseconds since the Unix epoch.
+const WRITTEN_MS: u64 = 1_767_225_600_000;
+/// A clock that is off by more than this from one look to another has been set, in milliseconds.
+const JUMP_MS: u64 = 60_000;
+/// How often the clock is looked at while enrolment waits, in milliseconds.
+const LOOK_MS: u64 = 1_000;
 const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why the device could not join.
@@ -111,11 +118,33 @@ pub(crate) async fn enrol(
         match attempt(store, token, wish, provisioned, time).await {
             Err(error) if error.is_temporary() => {
                 let pause_ms = backoff.failed(jitter());
-                tracing::warn!(%error, pause_ms, "enrolment has to wait");
-                tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                let clock = unset_clock(wall_ms()).unwrap_or_default();
+                tracing::warn!(%error, pause_ms, "enrolment has to wait{clock}");
+                pause_unless_set(pause_ms).await;
             }
             ended => return ended,
         }
+    }
+}
+
+/// What to say of a clock that cannot be right, since this program is younger.
+fn unset_clock(now_ms: u64) -> Option<String> {
+    let year = jiff::Timestamp::from_millisecond(i64::try_from(now_ms).ok()?).ok()?.to_zoned(TimeZone::UTC).year();
+    (now_ms < WRITTEN_MS).then(|| {
+        format!(": this device's clock says {year}, at which no certificate is good; it goes on by itself once the network has set it")
+    })
+}
+
+/// Waits for `pause_ms`, or until the clock has been set meanwhile: then what was wrong may be right.
+async fn pause_unless_set(pause_ms: u64) {
+    let (steady, began_ms) = (Steady::start(), wall_ms());
+    loop {
+        let passed_ms = steady.now_ms();
+        let is_set = wall_ms().abs_diff(began_ms.saturating_add(passed_ms)) > JUMP_MS;
+        if is_set || passed_ms >= pause_ms {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(LOOK_MS.min(pause_ms - passed_ms))).await;
     }
 }
 
@@ -310,6 +339,13 @@ mod tests {
         assert!(!error.to_string().contains(&format!("secret {}", token.secret.unwrap_or_default())));
         assert!(folder.path().join("identity/device.key").exists(), "the key is kept for the next attempt");
         assert_eq!(store.load().unwrap(), None);
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_is_named_and_one_that_may_be_right_is_not() {
+        assert!(unset_clock(600_000).unwrap().contains("clock says 1970"));
+        assert!(unset_clock(1_700_000_000_000).unwrap().contains("clock says 2023"));
+        assert_eq!((unset_clock(1_780_000_000_000), unset_clock(u64::MAX)), (None, None));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct ModelWatch {
     /// Requests that fell to it and were not run on it, and are in no window yet. Counted here without a lock: whoever answers requests
     /// must not wait for whoever counts them.
     skipped: AtomicU64,
+    /// Of those skipped, the ones that came while the device was pressed.
+    paused: AtomicU64,
     outliers: Option<OutlierFinder>,
 }
 
@@ -49,6 +51,7 @@ impl ModelWatch {
             tally: tally.ok(),
             against: None,
             skipped: AtomicU64::new(0),
+            paused: AtomicU64::new(0),
             outliers,
         }
     }
@@ -63,8 +66,9 @@ impl ModelWatch {
         self.against
     }
 
-    /// Counts a request that fell to the model and is not run on it.
-    pub(crate) fn skip(&self) {
+    /// Counts a request that fell to the model and is not run on it; `is_paused` because the device is pressed.
+    pub(crate) fn skip(&self, is_paused: bool) {
+        self.paused.fetch_add(u64::from(is_paused), Ordering::Relaxed);
         self.skipped.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -76,7 +80,9 @@ impl ModelWatch {
     /// What a window that is closed now has to say about how the model ran beside another, before anything was compared.
     pub(super) fn comparison(&self) -> Option<Comparison> {
         let skipped = self.skipped.swap(0, Ordering::Relaxed);
-        self.against.map(|against| Comparison { skipped, ..Comparison::empty(against) })
+        // One that is being counted at this moment may show in one of the two only.
+        let paused = self.paused.swap(0, Ordering::Relaxed).min(skipped);
+        self.against.map(|against| Comparison { skipped, paused, ..Comparison::empty(against) })
     }
 
     /// Empty sketches of every column and slice.

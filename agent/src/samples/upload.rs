@@ -15,6 +15,7 @@ use muster_shared::api::Problem;
 use muster_shared::collection::{Batch, BatchStored, CollectionStage};
 use muster_shared::ids::CollectionId;
 use muster_shared::limits::bounded_text;
+use muster_shared::messages::PressureLevel;
 use muster_shared::trust::DeliveryPolicy;
 use tokio::sync::watch;
 
@@ -24,6 +25,7 @@ use crate::causes::with_source;
 use crate::config::Config;
 use crate::identity::{Identity, IdentityStore, bounded_body, reason};
 use crate::metered::Metered;
+use crate::pressure::Pressed;
 use crate::time::{EffectiveTime, Steady, jitter, wall_ms};
 use crate::updater::{minute_of_day, zone};
 
@@ -42,6 +44,7 @@ pub(crate) struct Uploader {
     pub(crate) api_url: Option<String>,
     /// Where the device's delivery policy comes from.
     pub(crate) settings: watch::Receiver<Arc<Config>>,
+    pub(crate) pressed: Pressed,
 }
 
 /// Why a batch is not at the controller.
@@ -94,8 +97,12 @@ impl Uploader {
         }
     }
 
-    /// What the device's delivery policy has against uploading now.
+    /// What the device, or its delivery policy, has against uploading now.
     fn held_back(&self, rules: &Rules, metered: &Metered, zone: &TimeZone, now_ms: u64) -> Option<String> {
+        let pressed = self.pressed.now();
+        if pressed.level >= PressureLevel::High {
+            return Some(format!("the device is {}", pressed.reason));
+        }
         let is_clock_believed = wall_ms() >= self.time.floor_ms();
         let moment = Moment {
             now_ms,

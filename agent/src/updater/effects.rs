@@ -176,6 +176,7 @@ impl Updater {
             starts: self.parts.starts,
             can_hold: true,
             samples: self.parts.samples.report(),
+            pressure: self.parts.host.pressed().now(),
         };
         self.parts.outbox.state(&report);
         passing!(Reported);

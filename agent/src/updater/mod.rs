@@ -24,6 +24,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use muster_agent_core::fetch::Step;
+use muster_agent_core::pressure::slowed;
 use muster_agent_core::ration::Ration;
 use muster_agent_core::refusals::Refusals;
 use muster_agent_core::slots::Slot;
@@ -80,6 +81,8 @@ pub(crate) enum Input {
     Told(Told),
     /// Look again: the link came or went.
     Wake,
+    /// Tell the controller how it stands.
+    Report,
     /// Work that ran apart is over.
     Done(Done),
     /// The configuration has changed.
@@ -182,6 +185,13 @@ impl Running {
         self.inbox.try_send(Input::Settings(Arc::clone(config))).is_ok()
     }
 
+    /// What asks the updater to tell the controller how it stands.
+    pub(crate) fn reporter(&self) -> impl Fn() + use<> {
+        let inbox = self.inbox.clone();
+        // Where there is no room for it, the next report says the same.
+        move || drop(inbox.try_send(Input::Report))
+    }
+
     /// Whether the updater has ended, which it must not by itself.
     pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
@@ -267,6 +277,7 @@ impl Updater {
                 Ok(Input::Told(told)) => self.told(&told),
                 Ok(Input::Done(done)) => self.done(done),
                 Ok(Input::Settings(config)) => self.settings(&config),
+                Ok(Input::Report) => self.report(),
                 Ok(Input::Wake) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -355,6 +366,8 @@ impl Updater {
             let rollout = self.machine.record().update.as_ref().map(|update| update.delivery).unwrap_or_default();
             let is_clock_believed = self.parts.trust.protection() == FreezeProtection::Full;
             let is_serving = self.machine.is_serving();
+            // Where nothing serves there is nothing to spare.
+            let rollout = if is_serving { slowed(rollout, self.parts.host.pressed().level()) } else { rollout };
             let asking = Asking { rollout, now_ms, is_clock_believed, is_serving };
             let download = self.download.as_mut()?;
             let generation = download.generation;

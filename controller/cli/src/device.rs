@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use comfy_table::Cell;
 use muster_shared::api::{ActionReason, DeviceView, LabelPatch, Revocation};
 use muster_shared::ids::DeviceId;
-use muster_shared::messages::{StateReport, UpdateState};
+use muster_shared::messages::{Pressure, StateReport, UpdateState};
 use muster_shared::rollout::{Pin, Quarantine};
 use muster_shared::selector::Selector;
 
@@ -214,6 +214,7 @@ fn show_text(device: &DeviceView) -> String {
                 ("freeze protection", output::word(&report.freeze_protection)),
                 ("assignment", assignment_text(report)),
                 ("root document", or_dash((report.root_version > 0).then(|| report.root_version.to_string()))),
+                ("pressure", pressure_text(&report.pressure)),
                 ("starts", report.starts.to_string()),
                 ("dropped messages", report.dropped_messages.to_string()),
                 ("attributes", or_dash(Some(joined(&report.attributes, "\n")))),
@@ -221,6 +222,11 @@ fn show_text(device: &DeviceView) -> String {
         }
     }
     output::properties(&pairs)
+}
+
+fn pressure_text(pressure: &Pressure) -> String {
+    let level = output::word(&pressure.level);
+    if pressure.is_none() { level } else { format!("{level}: {}", pressure.reason) }
 }
 
 fn assignment_text(report: &StateReport) -> String {

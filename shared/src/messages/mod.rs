@@ -6,11 +6,13 @@
 //! Fields that a reader does not know are ignored, so that a fleet of mixed versions can talk; a command it does not know is
 //! refused, and so is any signed document with a field it does not know.
 
+mod pressure;
 mod state;
 mod telemetry;
 
 use serde::{Deserialize, Serialize};
 
+pub use pressure::{Pressure, PressureLevel, Throttling};
 pub use state::{FreezeProtection, HeldBack, InstalledBundle, StateReport, UpdateReport, UpdateState};
 pub use telemetry::{RequestCounts, Resources, TelemetryWindow, WindowKey};
 
@@ -256,6 +258,7 @@ mod tests {
                 allowed: true,
                 collections: vec![CollectionProgress::new("c1".parse().unwrap(), CollectionStage::Uploading)],
             },
+            pressure: Pressure { level: PressureLevel::High, reason: "hot: 91 °C".into() },
             ..StateReport::default()
         };
         let event = DeviceEvent {
@@ -317,11 +320,12 @@ mod tests {
     fn words_of_later_versions_are_carried_as_unknown() {
         let report = r#"{"reported_at_ms": 5, "generation": 4, "freeze_protection": "partial",
             "update": {"state": "warming", "generation": 4}, "samples": {"generation": 1, "allowed": true,
-            "collections": [{"collection": "c1", "stage": "melting"}]}}"#;
+            "collections": [{"collection": "c1", "stage": "melting"}]}, "pressure": {"level": "crushing", "since": 3}}"#;
         let report: StateReport = serde_json::from_str(report).unwrap();
         assert_eq!((report.reported_at_ms, report.generation, report.update.state), (5, 4, UpdateState::Other));
         assert_eq!((report.freeze_protection, report.update.state.is_final()), (FreezeProtection::Other, false));
         assert_eq!(report.samples.collections[0].stage, CollectionStage::Other);
+        assert_eq!((report.pressure.level, StateReport::default().pressure.is_none()), (PressureLevel::Other, true));
         let event = r#"{"at_ms": 1, "kind": "teleported", "generation": 2, "bundle": null, "detail": "to the moon"}"#;
         let event: DeviceEvent = serde_json::from_str(event).unwrap();
         assert_eq!((event.kind, event.detail.as_str()), (DeviceEventKind::Other, "to the moon"));

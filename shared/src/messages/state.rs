@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Pressure;
 use crate::collection::SamplesReport;
 use crate::ids::{BundleRef, Digest};
 
@@ -172,4 +173,7 @@ pub struct StateReport {
     /// How it stands with collections of samples.
     #[serde(skip_serializing_if = "SamplesReport::is_empty")]
     pub samples: SamplesReport,
+    /// What presses on it, and so keeps a shadow from running; absent where nothing does.
+    #[serde(skip_serializing_if = "Pressure::is_none")]
+    pub pressure: Pressure,
 }

@@ -60,6 +60,9 @@ pub struct Resources {
     /// Temperature of the device's hottest thermal zone, in thousandths of a degree Celsius; absent where it has none to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature_mc: Option<i32>,
+    /// How long its processor was held back for heat or want of voltage since the start, in milliseconds; absent where it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled_ms: Option<u64>,
 }
 
 /// Which bundle a window is about, and when it was.

@@ -84,6 +84,9 @@ pub struct Comparison {
     /// Requests that fell to the candidate and were not run on it, for want of room or time.
     #[serde(default)]
     pub skipped: u64,
+    /// Of those skipped, the ones that came while the device was pressed and ran no shadow.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub paused: u64,
     /// Requests that the candidate failed and the incumbent answered.
     #[serde(default)]
     pub failed: u64,
@@ -98,6 +101,11 @@ pub struct Comparison {
     /// Labels of both models' answers; none where none came, or the two declare no labels of one kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Box<LabelOutcomes>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl ClassPairs {
@@ -226,6 +234,7 @@ impl Comparison {
             against,
             compared: 0,
             skipped: 0,
+            paused: 0,
             failed: 0,
             incumbent_us: LatencySketch::default(),
             columns: BTreeMap::new(),
@@ -294,6 +303,7 @@ impl Comparison {
         self.labels = labels;
         self.compared = self.compared.saturating_add(other.compared);
         self.skipped = self.skipped.saturating_add(other.skipped);
+        self.paused = self.paused.saturating_add(other.paused);
         self.failed = self.failed.saturating_add(other.failed);
         self.incumbent_us.merge(&other.incumbent_us);
         Ok(())

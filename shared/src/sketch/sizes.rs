@@ -215,6 +215,7 @@ fn report(rows: usize, quantiles: &[u16]) -> (Sequenced<TelemetryWindow>, Sequen
             uptime_ms: 864_001_234,
             disk_free_bytes: 12_345_678_901,
             temperature_mc: Some(61_500),
+            throttled_ms: Some(3_600_000),
         },
         comparison: None,
         objectives: objectives(hour),

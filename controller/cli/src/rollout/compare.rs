@@ -93,8 +93,13 @@ fn column_text(column: &ColumnAgreement) -> String {
 fn group_text(report: &ComparisonReport, group: &ComparisonGroup) -> String {
     let name = output::group_name(report.group_by.as_deref(), &group.group);
     let incumbent = group.incumbent.as_ref().map_or_else(|| group.against.short(), ToString::to_string);
+    // Who wonders why little was compared is told.
+    let paused = match group.paused {
+        0 => String::new(),
+        paused => format!(" ({paused} of them while a device was pressed: see device show)"),
+    };
     let title = output::clean(&format!(
-        "{name}, beside {incumbent}: {} device(s), {} window(s); {} request(s) compared, {} skipped, {} failed by the candidate alone",
+        "{name}, beside {incumbent}: {} device(s), {} window(s); {} request(s) compared, {} skipped{paused}, {} failed by the candidate alone",
         group.devices, group.windows, group.compared, group.skipped, group.candidate_failed
     ));
     let figures = output::table(
@@ -163,6 +168,7 @@ mod tests {
             windows: 4,
             compared: 100,
             skipped: 2,
+            paused: 1,
             candidate_failed: 1,
             candidate_figures: ModelFigures { requests: 101, errors: 1, ..ModelFigures::default() },
             incumbent_figures: ModelFigures { requests: 500, latency_p50_us: Some(31.4), ..ModelFigures::default() },
@@ -181,8 +187,12 @@ mod tests {
             groups: vec![group],
         };
         let text = report_text(&report);
-        for part in ["beside digits@1.0.0: 3 device(s)", "100 request(s) compared, 2 skipped", "31 us", "agreement 92"]
-        {
+        for part in [
+            "beside digits@1.0.0: 3 device(s)",
+            "100 request(s) compared, 2 skipped (1 of them while a device was pressed",
+            "31 us",
+            "agreement 92",
+        ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         let (five, three) = (text.rfind('5').unwrap(), text.rfind('3').unwrap());
