@@ -59,6 +59,13 @@ pub(crate) enum Subcommands {
     SelfTest(DeviceArgs),
     /// Writes one file to send to whoever helps: status, findings, settings, log and metrics, without keys, tokens or inputs.
     SupportBundle(SupportBundleArgs),
+    /// Writes manual pages and shell completions into a folder.
+    #[cfg(feature = "manual")]
+    #[command(hide = true)]
+    Manual {
+        /// The folder.
+        folder: PathBuf,
+    },
 }
 
 #[cfg(test)]

@@ -86,6 +86,12 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
             Config::load(&config)?;
             Outcome { text: format!("{} is right", config.display()), is_well: true }
         }
+        #[cfg(feature = "manual")]
+        Some(Subcommands::Manual { folder }) => {
+            let command = <Arguments as clap::CommandFactory>::command();
+            muster_manual::write(command, muster_manual::Section::Administration, &folder)?;
+            return Ok(true);
+        }
         Some(Subcommands::Feedback(arguments)) => Outcome { text: feedback::run(&arguments)?, is_well: true },
         Some(Subcommands::Status(arguments)) => at_device::status::run(&arguments)?,
         Some(Subcommands::Doctor(arguments)) => at_device::doctor::run(&arguments)?,

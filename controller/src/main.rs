@@ -46,7 +46,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use muster_manual::Section;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -78,6 +79,12 @@ enum Command {
         /// The configuration file
         #[arg(long, env = "MUSTER_CONTROLLER_CONFIG")]
         config: PathBuf,
+    },
+    /// Write manual pages and shell completions into a folder
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        folder: PathBuf,
     },
 }
 
@@ -137,5 +144,7 @@ fn run() -> anyhow::Result<()> {
             Config::load(Some(&config))?;
             writeln!(std::io::stdout(), "{} is valid", config.display()).context("cannot write to standard output")
         }
+        Command::Manual { folder } => muster_manual::write(Cli::command(), Section::Administration, &folder)
+            .with_context(|| format!("cannot write into {}", folder.display())),
     }
 }

@@ -8,7 +8,7 @@ use crate::output::{Format, Output};
 use crate::settings::{Connection, Settings};
 use crate::{
     access, alerts, analysis, broker, bundle, ca, completions, device, drift, events, feedback, freeze, gate, key,
-    quality, rollout, root, samples, token, trust,
+    manual, quality, rollout, root, samples, token, trust,
 };
 
 /// Put machine-learning models on fleets of edge devices, and keep them honest there.
@@ -91,6 +91,9 @@ enum Command {
     Events(events::EventsArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
+    /// Write manual pages and shell completions into a folder, as packages want them.
+    #[command(hide = true)]
+    Manual(manual::ManualArgs),
 }
 
 /// What every command gets.
@@ -150,6 +153,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Broker(command) => broker::run(&context, command),
         Command::Events(args) => events::run(&context, &args),
         Command::Completions(args) => completions::run(&context, &args),
+        Command::Manual(args) => manual::run(&context, &args),
     }
 }
 

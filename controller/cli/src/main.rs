@@ -26,6 +26,7 @@ mod gate;
 mod image_file;
 mod key;
 mod key_file;
+mod manual;
 mod moment;
 mod output;
 mod pairs;
