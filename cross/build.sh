@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Builds the agent as packages ship it, for glibc 2.28 and later.
-#   cross/build.sh TARGET [PROFILE]
-# The profile is dist unless another is named. The binary lands in target/cross/muster-agent-TARGET.
+# Builds the agent, or another program, as packages ship it: for glibc 2.28 and later.
+#   cross/build.sh TARGET [PROFILE] [muster-agent|muster-controller|muster]
+# The profile is dist unless another is named. The binary lands in target/cross/PROGRAM-TARGET.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target="${1:-}" profile="${2:-dist}"
+target="${1:-}" profile="${2:-dist}" program="${3:-muster-agent}"
 case "$target" in
     x86_64-unknown-linux-gnu) compiler=cc package=gcc ;;
     aarch64-unknown-linux-gnu) compiler=aarch64-linux-gnu-gcc package=gcc-aarch64-linux-gnu ;;
     armv7-unknown-linux-gnueabihf) compiler=arm-linux-gnueabihf-gcc package=gcc-arm-linux-gnueabihf ;;
     riscv64gc-unknown-linux-gnu) compiler=riscv64-linux-gnu-gcc package=gcc-riscv64-linux-gnu ;;
     *)
-        echo "usage: cross/build.sh TARGET [PROFILE], with TARGET one of" \
+        echo "usage: cross/build.sh TARGET [PROFILE] [PROGRAM], with TARGET one of" \
             "x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu armv7-unknown-linux-gnueabihf riscv64gc-unknown-linux-gnu" >&2
         exit 2
         ;;
@@ -42,9 +42,9 @@ for pair in "${remapped[@]}"; do
 done
 export RUSTFLAGS SOURCE_DATE_EPOCH=0 "CFLAGS_${variable}=$CFLAGS"
 unset CFLAGS
-cargo build --locked --profile "$profile" --package muster-agent --bin muster-agent --target "$target"
+cargo build --locked --profile "$profile" --package "$program" --bin "$program" --target "$target"
 
 # Cargo has the profile dev in another folder than its name says.
-built="target/$target/${profile/#dev/debug}/muster-agent"
+built="target/$target/${profile/#dev/debug}/$program"
 cross/check.sh "$built"
-ln -f "$built" "target/cross/muster-agent-$target"
+ln -f "$built" "target/cross/$program-$target"

@@ -74,7 +74,7 @@ pub(crate) enum DaemonError {
     Enrol(#[from] EnrolError),
     /// There is nothing to join with.
     #[error(
-        "this device is not enrolled: set enrolment-token or enrolment-token-file to what `muster token create` printed"
+        "this device is not enrolled: run `muster-agent enrol --token-file FILE`, or set enrolment-token-file to a file with what `muster token create` printed"
     )]
     NoToken,
     /// Trust cannot be established.

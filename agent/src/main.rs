@@ -58,7 +58,11 @@ use clap::Parser;
 use crate::arguments::{Arguments, Subcommands};
 use crate::at_device::Outcome;
 use crate::config::Config;
+use crate::daemon::DaemonError;
 use crate::reload::Source;
+
+/// Status when there is nothing to enrol with (`EX_CONFIG` of sysexits.h): the service's unit takes it for no failure, and does not start again.
+const NOT_ENROLLED: u8 = 78;
 
 fn main() -> ExitCode {
     // Two TLS users in one process (broker and enrolment) must agree on the cryptography before either starts.
@@ -70,7 +74,10 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             complain(&error);
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(DaemonError::NoToken) => ExitCode::from(NOT_ENROLLED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# What run.sh does inside the throw-away Debian, with systemd in charge: an administrator's day with the packages.
+set -euo pipefail
+export DEBIAN_FRONTEND=noninteractive HOME=/root
+cd /root
+
+say() { printf '%s\n' "--- $*"; }
+fail() {
+    printf 'FAILED: %s\n' "$*"
+    journalctl --no-pager --lines 60
+    exit 1
+}
+# until_true SECONDS COMMAND…: waits until the command succeeds.
+until_true() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$end" ] || fail "in vain: $*"
+        sleep 0.2
+    done
+}
+is() { [ "$(systemctl show --property "$2" --value "$1")" = "$3" ]; }
+starts() { journalctl --unit "$1" --output cat --no-pager | grep --count '^Started ' || true; }
+
+say "installs"
+dpkg --install packages/first/*.deb
+is muster-controller ActiveState active || fail "the controller does not run"
+is muster-agent UnitFileState enabled || fail "the agent would not start at boot"
+[ "$(systemctl is-failed muster-agent)" != failed ] || fail "an agent that nobody has enrolled yet counts as failed"
+for file in /etc/muster-agent/agent.toml /etc/muster-controller/controller.toml; do
+    [ "$(stat --format %a "$(dirname "$file")")" = 750 ] || fail "$(dirname "$file") may be read by all"
+done
+muster-agent check-config --config /etc/muster-agent/agent.toml
+muster-agent check-config --config /usr/share/doc/muster-agent/examples/agent.toml
+muster-controller check-config --config /etc/muster-controller/controller.toml
+muster-controller check-config --config /usr/share/doc/muster-controller/examples/controller.toml
+zcat /usr/share/man/man8/muster-agent.8.gz | grep --quiet enrol || fail "the manual page does not tell of enrolment"
+bash -c 'source /usr/share/bash-completion/completions/muster && complete -p muster' >/dev/null
+
+say "does the main job"
+export MUSTER_URL=https://127.0.0.1:8443 MUSTER_CA_FILE=/var/lib/muster-controller/pki/ca.pem
+MUSTER_TOKEN="$(cat /var/lib/muster-controller/admin.token)"
+export MUSTER_TOKEN
+muster key generate --out root.key
+muster key generate --out release.key
+muster trust director-key --out director.pub
+muster root init --root-key root.key --release-key release.key.pub --director-key director.pub --out root.json
+muster root push root.json
+muster token create --root root.json --uses 1 --valid-for 1h >/etc/muster-agent/enrolment-token
+chmod 600 /etc/muster-agent/enrolment-token
+sed -i 's/^# device-id = .*/device-id = "press-7"/' /etc/muster-agent/agent.toml
+systemctl restart muster-agent
+until_true 30 muster device show press-7
+for version in 1.0.0 1.1.0; do
+    muster bundle build "digits/bundle-$version.toml" --out "digits-$version"
+    muster bundle sign "digits-$version" --key release.key
+    muster bundle push "digits-$version"
+done
+bring_out() {
+    muster rollout create --bundle "digits@$1" --selector '*' --wave 100% --soak 1s --max-duration 10m >/dev/null
+    until_true 90 serves "$1"
+}
+serves() { curl --silent --fail http://127.0.0.1:8600/status | grep --quiet "\"version\":\"$1\""; }
+bring_out 1.0.0
+
+say "is a service as it should be"
+systemd-analyze security --no-pager muster-agent | tail -1
+systemd-analyze security --no-pager muster-controller | tail -1
+before="$(systemctl show --property MainPID --value muster-agent)"
+kill -KILL "$before"
+until_true 30 serves 1.0.0
+[ "$(systemctl show --property MainPID --value muster-agent)" != "$before" ] || fail "the agent was not started again"
+SECONDS=0
+systemctl stop muster-agent
+[ "$SECONDS" -le 5 ] || fail "the agent took $SECONDS s to stop"
+is muster-agent Result success || fail "the agent was not stopped in order"
+systemctl start muster-agent
+until_true 30 serves 1.0.0
+
+say "upgrades"
+cp /etc/muster-agent/agent.toml agent.toml.before
+invocation() { systemctl show --property InvocationID --value "$1"; }
+agent_started="$(starts muster-agent)" controller_started="$(starts muster-controller)"
+identity="$(muster device show press-7 --output json | grep -o '"enrolled_ms":[0-9]*' || true)"
+dpkg --force-confold --install packages/next/*.deb
+until_true 30 serves 1.0.0
+cmp agent.toml.before /etc/muster-agent/agent.toml || fail "the configuration was changed"
+journalctl --sync
+[ "$(starts muster-agent)" = $((agent_started + 1)) ] || fail "the agent was not started once, but: $agent_started, $(starts muster-agent)"
+[ "$(starts muster-controller)" = $((controller_started + 1)) ] || fail "the controller was not started once"
+until_true 60 muster device show press-7
+[ "$(muster device show press-7 --output json | grep -o '"enrolled_ms":[0-9]*' || true)" = "$identity" ] || fail "the device enrolled once more"
+bring_out 1.1.0
+
+say "goes, and leaves what is its owner's"
+dpkg --remove muster-agent muster-controller
+for left in /etc/muster-agent/agent.toml /var/lib/muster-agent /var/lib/muster-controller; do
+    [ -e "$left" ] || fail "$left went with the program"
+done
+pgrep -f /usr/bin/muster && fail "something of it still runs"
+say "comes back as it was"
+dpkg --force-confold --install packages/next/*.deb
+until_true 30 serves 1.1.0
+
+say "is purged"
+dpkg --purge muster-agent muster-controller muster
+left="$(find / -xdev -path /proc -prune -o -path /root -prune -o \( -iname '*muster*' -print \))"
+[ -z "$left" ] || fail "purged, and left behind: $left"
+getent passwd muster-agent >/dev/null || fail "the user went too, and its number could become somebody else's"
+say "all of it"
