@@ -3,6 +3,7 @@
 mod acl;
 mod alerts;
 mod analysis;
+mod at_device;
 mod bad_input;
 mod beside;
 mod blue_green;

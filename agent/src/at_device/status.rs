@@ -65,7 +65,8 @@ pub(super) fn stored(config: &Config, why: String) -> Stored {
         clock_ms: wall_ms(),
         starts,
         crashed,
-        disk_free_bytes: resources::disk_free_bytes(data_dir),
+        // Where the folder is not there yet, it is the disk that it will be on.
+        disk_free_bytes: data_dir.ancestors().find(|path| path.exists()).map_or(0, resources::disk_free_bytes),
         data_dir: data_dir.clone(),
         ..Status::default()
     };
