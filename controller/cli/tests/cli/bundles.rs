@@ -372,8 +372,8 @@ fn every_shell_gets_its_completions() {
     }
     desk.run("completions tcsh").assert(2, &["tcsh"]);
     desk.ok("manual made");
-    let page = fs::read_to_string(desk.path("made/man/muster-rollout-start.1")).unwrap();
-    assert!(page.contains("muster rollout start"), "{page}");
+    let page = fs::read_to_string(desk.path("made/man/muster-rollout-create.1")).unwrap();
+    assert!(page.contains("muster rollout create"), "{page}");
     desk.run("frobnicate").assert(2, &["frobnicate"]);
     assert!(desk.ok("--help").stdout.contains("Exit codes"));
     assert!(desk.ok("--version").stdout.starts_with("muster "));
