@@ -59,16 +59,16 @@ fn a_device_that_cannot_enrol_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent.toml");
     let data_dir = folder.path().join("data");
-    let start = |token: &str| {
+    let start = |token: &str, status: i32| {
         let config = format!("data-dir = {data_dir:?}\n{token}\n[serve]\nlisten = \"127.0.0.1:0\"\n");
         std::fs::write(&path, config).unwrap();
         let output = agent(&["--config", path.to_str().unwrap()]);
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(status));
         text(&output.stderr)
     };
-    let error = start("");
+    let error = start("", 78);
     assert!(error.contains("not enrolled") && error.contains("muster token create"), "{error}");
-    let error = start("enrolment-token = \"muster1.rubbish\"");
+    let error = start("enrolment-token = \"muster1.rubbish\"", 1);
     assert!(error.contains("damaged") && !error.contains("rubbish"), "{error}");
 }
 
@@ -109,16 +109,18 @@ fn a_token_may_be_a_credential_or_a_file_that_the_environment_names() {
     let path = folder.path().join("agent.toml");
     let config = format!("data-dir = {:?}\n[serve]\nlisten = \"127.0.0.1:0\"\n", folder.path().join("data"));
     std::fs::write(&path, config).unwrap();
-    let start = |variable: &str, value: &Path| {
+    let start = |variable: &str, value: &Path, status: i32| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_muster-agent"));
         let output = command.args(["--config", path.to_str().unwrap()]).env(variable, value).output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(status));
         text(&output.stderr)
     };
-    assert!(start("CREDENTIALS_DIRECTORY", folder.path()).contains("not enrolled"));
+    assert!(start("CREDENTIALS_DIRECTORY", folder.path(), 78).contains("not enrolled"));
     let token = folder.path().join("enrolment-token");
     std::fs::write(&token, "muster1.rubbish").unwrap();
-    for error in [start("CREDENTIALS_DIRECTORY", folder.path()), start("MUSTER_AGENT_ENROLMENT_TOKEN_FILE", &token)] {
+    for error in
+        [start("CREDENTIALS_DIRECTORY", folder.path(), 1), start("MUSTER_AGENT_ENROLMENT_TOKEN_FILE", &token, 1)]
+    {
         assert!(error.contains(token.to_str().unwrap()) && error.contains("damaged"), "{error}");
         assert!(!error.contains("rubbish"), "{error}");
     }

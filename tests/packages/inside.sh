@@ -60,7 +60,7 @@ bring_out() {
     muster rollout create --bundle "digits@$1" --selector '*' --wave 100% --soak 1s --max-duration 10m >/dev/null
     until_true 90 serves "$1"
 }
-serves() { curl --silent --fail http://127.0.0.1:8600/status | grep --quiet "\"version\":\"$1\""; }
+serves() { curl --silent --fail http://127.0.0.1:8600/status | grep --quiet "\"running\":{\"bundle\":\"digits@$1\""; }
 bring_out 1.0.0
 
 say "is a service as it should be"
