@@ -42,9 +42,9 @@ pub struct Pressure {
 }
 
 impl Pressure {
-    /// Whether nothing presses; it is left out of reports then.
+    /// Whether nothing presses and nothing is said of it; it is left out of reports then.
     #[must_use]
     pub fn is_none(&self) -> bool {
-        self.level == PressureLevel::None
+        *self == Self::default()
     }
 }
