@@ -49,6 +49,7 @@ muster root push root.json
 muster token create --root root.json --uses 1 --valid-for 1h >/etc/muster-agent/enrolment-token
 chmod 600 /etc/muster-agent/enrolment-token
 sed -i 's/^# device-id = .*/device-id = "press-7"/' /etc/muster-agent/agent.toml
+printf '\n[monitor]\nwindow-ms = 500\n' >>/etc/muster-agent/agent.toml
 systemctl restart muster-agent
 until_true 30 muster device show press-7
 for version in 1.0.0 1.1.0; do
@@ -56,11 +57,19 @@ for version in 1.0.0 1.1.0; do
     muster bundle sign "digits-$version" --key release.key
     muster bundle push "digits-$version"
 done
-# Until it is committed: what is killed on trial goes back.
+# An application that asks as long as it runs, for a wave passes only on what its devices report.
+{
+    rows="$(tail --lines=+2 digits/heldout.csv | cut --delimiter=, --fields=2-65)"
+    printf '{"inputs":[{"name":"image","datatype":"FP32","shape":[%s,64],"data":[%s]}]}' "$(wc --lines <<<"$rows")" "$(paste --serial --delimiters=, <<<"$rows")"
+} >images.json
+ask() { curl --silent --output /dev/null http://127.0.0.1:8600/v2/models/digits/infer --data @images.json; }
+# Until it has completed: what is killed on trial goes back.
 bring_out() {
-    timeout 120 muster rollout create --bundle "digits@$1" --selector '*' --wave 100% --soak 1s --probation 2s --min-reports 0 --min-requests 0 \
-        --max-duration 10m --watch ||
-        fail "the rollout of $1 did not complete"
+    while :; do ask || true; sleep 0.1; done &
+    local application=$!
+    timeout 120 muster rollout create --bundle "digits@$1" --selector '*' --wave 100% --soak 1s --probation 2s --min-reports 1 --min-requests 5 \
+        --max-duration 10m --watch || fail "the rollout of $1 did not complete"
+    kill "$application"
     serves "$1" || fail "$1 is committed and does not answer"
 }
 serves() {
