@@ -66,6 +66,7 @@ pub(crate) struct Subject {
     /// The last life was seen to answer.
     answered: bool,
     last_try: bool,
+    /// Chunks that were not durable at the last death, and the generation of their update.
     missing: Option<(u64, u32)>,
     pub(crate) updates: u32,
     /// What it ran may be lost to damage; then it falls back to whatever its other slot holds.
@@ -207,6 +208,11 @@ impl Subject {
         self.last_try = record.is_at_its_last_try();
         self.missing = record.missing();
         Ok(life.end.clone())
+    }
+
+    /// What is durable was changed since the last death: how many chunks are missing is not known any more.
+    pub(crate) fn forget_missing(&mut self) {
+        self.missing = None;
     }
 
     /// Whether another death would be one too many for the bundle under test.

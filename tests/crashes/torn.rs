@@ -44,6 +44,9 @@ pub(crate) async fn run(mut subject: Subject, times: u64) -> Outcome {
             }
             let bundles = subject.updates >= whole_from;
             let damage = tear(&subject.data(), &mut subject.random, bundles)?;
+            if damage.is_of_the_slots() {
+                subject.forget_missing();
+            }
             if damage.is_of_a_bundle() {
                 // By then both slots hold others.
                 whole_from = subject.updates + 3;
@@ -76,6 +79,11 @@ struct Damage {
 impl Damage {
     fn is_of_a_bundle(&self) -> bool {
         is_of_a_bundle(&self.path)
+    }
+
+    /// Whether it may be of chunks that were durable, or of the record of which ones were.
+    fn is_of_the_slots(&self) -> bool {
+        self.path.starts_with("slots")
     }
 
     /// Waits until the log names the file: an agent answers before it has looked at every one.
