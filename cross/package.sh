@@ -4,7 +4,8 @@
 #   cross/package.sh TARGET [PROFILE] [PROGRAM…]
 # The profile is dist for the agent and release for the others unless another is named; the programs are muster-agent, muster-controller and muster unless
 # some are named (for 32-bit ARM only the agent is made). Packages land in target/packages. MUSTER_DEB_VERSION gives them another version than Cargo.toml's;
-# MUSTER_BUILT names a folder with programs that are built already. Needs cargo-deb, cargo-about and cargo-cyclonedx.
+# MUSTER_BUILT names a folder with programs that are built already. MUSTER_WITHOUT_LICENSES=1 leaves the licenses out, which take minutes to read: such
+# packages are for trials and must not be given away. Needs cargo-deb, cargo-cyclonedx and, for the licenses, cargo-about.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +21,9 @@ if [ "${#programs[@]}" = 0 ]; then
     programs=(muster-agent)
     [ "$target" = armv7-unknown-linux-gnueabihf ] || programs+=(muster-controller muster)
 fi
-for tool in deb about cyclonedx; do
+tools=(deb cyclonedx)
+[ -n "${MUSTER_WITHOUT_LICENSES:-}" ] || tools+=(about)
+for tool in "${tools[@]}"; do
     if ! command -v "cargo-$tool" >/dev/null; then
         echo "cargo-$tool is not installed: cargo install --locked cargo-$tool (cargo-about with --features cli)" >&2
         exit 2
@@ -74,7 +77,10 @@ CHANGELOG
     gzip --best --no-name --stdout CHANGELOG.md >"$stage/changelog.gz"
     cp cross/copyright "$stage/copyright"
     licenses="$packages/licenses-$program-$target-$(cat Cargo.lock "$folder/Cargo.toml" deny.toml cross/licenses.hbs | sha256sum | cut -c 1-16).txt"
-    if [ ! -e "$licenses" ]; then
+    if [ -n "${MUSTER_WITHOUT_LICENSES:-}" ]; then
+        licenses="$stage/licenses.txt"
+        echo "Left out of this package, which is for a trial and must not be given away." >"$licenses"
+    elif [ ! -e "$licenses" ]; then
         echo "reading the licenses of all that is in $program, which takes minutes"
         cargo about generate --offline --locked --config "$packages/about.toml" --target "$target" --manifest-path "$folder/Cargo.toml" --fail \
             --output-file "$licenses.making" cross/licenses.hbs
