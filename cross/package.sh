@@ -60,7 +60,13 @@ for program in "${programs[@]}"; do
         strip --strip-all -o "$stage/$program" "$MUSTER_BUILT/$program"
     else
         cross/build.sh "$target" "${profile:-$usual}" "$program"
-        ln "target/cross/$program-$target" "$stage/$program"
+        # Cargo strips what is built for people by itself.
+        if [ "${profile:-$usual}" = dev ]; then
+            gnu="${target/-unknown/}"
+            "${gnu/#armv7/arm}-strip" --strip-all -o "$stage/$program" "target/cross/$program-$target"
+        else
+            ln "target/cross/$program-$target" "$stage/$program"
+        fi
     fi
     "target/debug/$program" manual "$stage"
     for page in "$stage"/man/*; do

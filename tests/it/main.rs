@@ -21,6 +21,7 @@ mod freshness;
 mod full_disk;
 mod gate;
 mod guardrails;
+mod hardware;
 mod identity;
 mod image_boots;
 mod main_job;

@@ -1,0 +1,167 @@
+//! Boards as they are: without a clock until the network sets it, and with nothing to write to but the agent's own folder.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::ensure;
+use muster_shared::messages::FreezeProtection;
+use muster_tests::binaries::Binaries;
+use muster_tests::device::{Device, DeviceSetup};
+use muster_tests::fleet::{Fleet, PATIENCE};
+use muster_tests::wait;
+
+use crate::stage::{self, PACE};
+
+/// Where Debian puts the library that fakes the clock, by architecture.
+const FAKETIME: [&str; 2] =
+    ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"];
+
+/// A script in `folder` that ends in running the agent.
+fn agent_by(folder: &Path, script: &str) -> anyhow::Result<PathBuf> {
+    let path = folder.join("agent-in-its-surroundings");
+    fs::write(&path, format!("#!/bin/bash\nset -euo pipefail\n{script}\n"))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// The clock of a board: what the agent takes for the time of day, while time that only passes is the real one.
+struct Clock {
+    file: PathBuf,
+}
+
+impl Clock {
+    /// As a board without a battery has it after its start: ten minutes into 1970.
+    fn never_set(&self) -> anyhow::Result<()> {
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        Ok(fs::write(&self.file, format!("-{}\n", now_s - 600))?)
+    }
+
+    /// As the network sets it.
+    fn set(&self) -> anyhow::Result<()> {
+        Ok(fs::write(&self.file, "+0\n")?)
+    }
+}
+
+async fn protection(fleet: &Fleet) -> anyhow::Result<Option<FreezeProtection>> {
+    let device = fleet.operator.devices().await?.into_iter().next();
+    Ok(device.and_then(|device| device.reported).map(|report| report.freeze_protection))
+}
+
+/// Skipped, with a line that says so, where libfaketime is not installed.
+#[test]
+fn a_board_without_a_clock_joins_once_it_is_set_and_works_without_from_then_on() {
+    stage::run(async |binaries, folder| {
+        let Some(library) = FAKETIME.iter().find(|path| Path::new(path).exists()) else {
+            eprintln!("SKIPPED: there is no libfaketime here (on Debian: apt install faketime)");
+            return Ok(());
+        };
+        let clock = Clock { file: folder.join("clock") };
+        clock.never_set()?;
+        let script = format!(
+            "export LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={:?} FAKETIME_NO_CACHE=1 DONT_FAKE_MONOTONIC=1\nexec {:?} \"$@\"",
+            clock.file, binaries.agent
+        );
+        let agent = agent_by(&folder, &script)?;
+        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
+        let token = fleet.enrolment_token(1).await?;
+        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
+        let home = folder.join("dev-1");
+        let without_clock = Binaries { agent, ..binaries };
+        // It says what it waits for, and goes on by itself when that comes.
+        let (device, waited) = tokio::join!(Device::start(&without_clock, &home, &setup, None), async {
+            wait::until("the device says that it waits for its clock", PATIENCE, async || {
+                let said = fs::read_to_string(home.join("agent.log")).unwrap_or_default();
+                Ok(said.contains("this device's clock says 1970").then_some(()))
+            })
+            .await?;
+            clock.set()
+        });
+        waited?;
+        fleet.devices.push(device?);
+        fleet.wait_online(1).await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+
+        // After a power cut it is 1970 again. What is signed still counts, held against the latest time it has seen.
+        traffic.expect("dev-1", false);
+        fleet.device("dev-1")?.kill()?;
+        clock.never_set()?;
+        fleet.device("dev-1")?.restart().await?;
+        wait::until("the device is back and says what its clock is worth", PATIENCE, async || {
+            Ok((protection(&fleet).await? == Some(FreezeProtection::Degraded)).then_some(()))
+        })
+        .await?;
+        let answered = traffic.seen_by("dev-1").answered;
+        wait::until("the device answers again", PATIENCE, async || {
+            Ok((traffic.seen_by("dev-1").answered > answered).then_some(()))
+        })
+        .await?;
+        traffic.expect("dev-1", true);
+        fleet.release_digits("1.1.0").await?;
+        let rollout = fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
+        fleet.wait_rollout(&rollout, muster_shared::rollout::RolloutStatus::Completed).await?;
+
+        // The network sets it while requests come: 50 years pass at once, windows go on closing, and nobody is left without an answer.
+        let client = reqwest::Client::new();
+        clock.set()?;
+        let closed = fleet.devices[0].metric(&client, "muster_agent_windows_closed_total").await?;
+        wait::until("windows close by the new clock", PATIENCE, async || {
+            let now = fleet.devices[0].metric(&client, "muster_agent_windows_closed_total").await?;
+            Ok((now > closed + 3.0).then_some(()))
+        })
+        .await?;
+        fleet.roll_out(&[&["--bundle", "digits@1.0.0", "--selector", "*"], &PACE[..]].concat()).await?;
+        fleet.wait_committed("dev-1", "1.0.0").await?;
+        ensure!(protection(&fleet).await? == Some(FreezeProtection::Full), "its clock counts again");
+        stage::ensure_all_answered(&traffic)
+    });
+}
+
+/// Skipped, with a line that says so, where `unshare -rm` is not allowed.
+#[test]
+fn an_agent_that_may_write_to_its_own_folder_alone_does_its_whole_work() {
+    stage::run(async |binaries, folder| {
+        let may = Command::new("unshare").args(["-rm", "true"]).output();
+        if !may.is_ok_and(|output| output.status.success()) {
+            eprintln!("SKIPPED: this system does not let this user have mounts of its own (unshare -rm)");
+            return Ok(());
+        }
+        let data = folder.join("dev-1/data");
+        fs::create_dir_all(&data)?;
+        // Every mount is read-only but that of the data, the deepest ones first; a device's own nodes stay what they are.
+        let inside = format!(
+            "mount --bind {data:?} {data:?}\n\
+             findmnt --raw --noheadings --output TARGET | tac | while read -r target; do\n\
+             [ \"$target\" = {data:?} ] || mount -o remount,bind,ro \"$target\" 2>>/dev/null || true\n\
+             done\n\
+             if touch {probe:?} 2>/dev/null; then echo 'the probe was written'; exit 1; fi\n\
+             exec {agent:?} \"$@\"",
+            probe = folder.join("probe"),
+            agent = binaries.agent,
+        );
+        let inner = folder.join("inside");
+        fs::write(&inner, format!("set -euo pipefail\n{inside}\n"))?;
+        let agent = agent_by(&folder, &format!("exec unshare -rm --propagation private bash {inner:?} \"$@\""))?;
+        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
+        let token = fleet.enrolment_token(1).await?;
+        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
+        let read_only = Binaries { agent, ..binaries };
+        let device = Device::start(&read_only, &folder.join("dev-1"), &setup, None).await?;
+        fleet.devices.push(device);
+        fleet.wait_online(1).await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+        stage::kill_and_restart(&mut fleet, &traffic).await?;
+        fleet.release_digits("1.1.0").await?;
+        let rollout = fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
+        fleet.wait_rollout(&rollout, muster_shared::rollout::RolloutStatus::Completed).await?;
+        let said = fs::read_to_string(folder.join("dev-1/agent.log"))?;
+        // Whatever it had tried to write elsewhere would have been refused.
+        ensure!(!said.contains("Read-only file system"), "{said}");
+        ensure!(!folder.join("probe").exists(), "the agent could write elsewhere, so this test shows nothing");
+        stage::ensure_all_answered(&traffic)
+    });
+}
