@@ -11,6 +11,7 @@ mod crowd;
 mod delivery;
 mod drift;
 mod flash;
+mod footprint;
 mod forests;
 mod gate;
 mod http;
@@ -80,6 +81,8 @@ enum Part {
     Delivery,
     /// What the agent writes to its disk, at rest and for an update; takes some minutes.
     Flash,
+    /// The agent's figures, sizes of programs and packages and what is written to flash, beside what others publish; takes some minutes.
+    Footprint,
     /// Merging and scoring the windows of many devices, as the controller does.
     Drift,
     /// How often drift is seen where there is none; takes some minutes.
@@ -125,9 +128,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         Part::Pass => Some(pass::measure()?),
         Part::Monitoring => Some(monitoring::measure(tempfile::tempdir()?.path())?),
         Part::Forests => Some(inference::forests(tempfile::tempdir()?.path())?),
-        Part::Agent | Part::Inference | Part::Controller | Part::Delivery | Part::Flash | Part::Verify | Part::All => {
-            None
-        }
+        Part::Agent
+        | Part::Inference
+        | Part::Controller
+        | Part::Delivery
+        | Part::Flash
+        | Part::Footprint
+        | Part::Verify
+        | Part::All => None,
     };
     if let Some(tables) = alone {
         tables.iter().for_each(Table::print);
@@ -157,11 +165,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         Part::Controller,
         Part::Delivery,
         Part::Flash,
+        Part::Footprint,
         Part::Verify,
         Part::Drift,
         Part::Monitoring,
     ] {
-        if arguments.part != part && arguments.part != Part::All {
+        // A footprint is made of other parts.
+        let is_among_all = arguments.part == Part::All && part != Part::Footprint;
+        if arguments.part != part && !is_among_all {
             continue;
         }
         let name = part.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
@@ -182,6 +193,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 }
                 Part::Forests => inference::forests(&place),
                 Part::Flash => flash::measure(&binaries, &place, window).await,
+                Part::Footprint => footprint::measure(&binaries, &place, window).await,
             }
         });
         match measured {

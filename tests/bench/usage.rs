@@ -27,6 +27,13 @@ pub(crate) struct Spent {
     handed_bytes: u64,
 }
 
+impl Spent {
+    /// Processor time since the process began.
+    pub(crate) fn cpu(&self) -> Duration {
+        self.cpu
+    }
+}
+
 /// What a process used up over a time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Use {
