@@ -28,7 +28,10 @@ MUSTER_GLIBC="$(cross/glibc.sh "$target")"
 # The agent is linked in the order in which it starts: a board keeps a fifth less of it in memory.
 export MUSTER_GLIBC MUSTER_LINKER="$compiler" "CC_${variable}=$compiler"
 export "CARGO_TARGET_${variable^^}_LINKER=$PWD/cross/start-order/ordered-gcc"
-# Neither where it was built nor when stands in the binary, and of libraries only their names.
+# Neither where it was built nor when stands in the binary, and of libraries only their names. What the agent holds its clock against is the time of the
+# last commit; a copy without a history has none.
+MUSTER_SOURCES_OF_S="$(git log -1 --format=%ct 2>/dev/null || echo 0)"
+export MUSTER_SOURCES_OF_S
 cargo fetch --quiet --locked --target "$target"
 remapped=("$PWD=muster")
 for sources in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do

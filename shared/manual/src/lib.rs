@@ -50,14 +50,16 @@ pub fn write(command: Command, section: Section, folder: &Path) -> io::Result<()
     // What `help` does for each command needs no page of its own.
     let mut command = command.disable_help_subcommand(true);
     command.build();
-    write_pages(command, section, &pages)
+    let source = format!("{name} {}", command.get_version().unwrap_or_default());
+    write_pages(command, section, source.trim_end(), &pages)
 }
 
-fn write_pages(command: Command, section: Section, folder: &Path) -> io::Result<()> {
+/// Pages of `command` and all below it; `source` is the program and its version, which stand at the foot of each.
+fn write_pages(command: Command, section: Section, source: &str, folder: &Path) -> io::Result<()> {
     for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
-        write_pages(below.clone(), section, folder)?;
+        write_pages(below.clone(), section, source, folder)?;
     }
-    Man::new(command).section(section.number()).generate_to(folder).map(drop)
+    Man::new(command).section(section.number()).source(source).generate_to(folder).map(drop)
 }
 
 #[cfg(test)]
@@ -75,8 +77,11 @@ mod tests {
     fn every_command_but_hidden_ones_has_a_page() {
         let grape = Command::new("grape").about("Presses grapes");
         let press = Command::new("press").about("Presses fruit").subcommand(grape);
-        let command =
-            Command::new("cellar").about("Keeps wine").subcommand(press).subcommand(Command::new("secret").hide(true));
+        let command = Command::new("cellar")
+            .version("1.2")
+            .about("Keeps wine")
+            .subcommand(press)
+            .subcommand(Command::new("secret").hide(true));
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
 
@@ -84,6 +89,7 @@ mod tests {
 
         assert_eq!(files(&at("man")), ["cellar-press-grape.8", "cellar-press.8", "cellar.8"]);
         let page = fs::read_to_string(at("man/cellar-press.8")).unwrap();
+        assert!(page.contains(".TH cellar-press 8  \"cellar 1.2\""), "{page}");
         assert!(page.contains("Presses fruit") && page.contains("cellar\\-press\\-grape(8)"), "{page}");
         assert_eq!(
             [files(&at("bash")), files(&at("zsh")), files(&at("fish"))].concat(),

@@ -66,8 +66,8 @@ pub(super) async fn gather(config: &Config, config_fault: Option<String>) -> Fac
     };
     Facts {
         now_ms: wall_ms(),
-        // What reproducible builds say is when their sources were last changed, and may be nothing.
-        built_ms: option_env!("SOURCE_DATE_EPOCH")
+        // Builds for packages say when their sources were last changed; others say nothing.
+        built_ms: option_env!("MUSTER_SOURCES_OF_S")
             .and_then(|s| s.parse::<u64>().ok())
             .unwrap_or_default()
             .saturating_mul(1_000),
