@@ -129,6 +129,9 @@ pub enum Waiting {
         have: u64,
         /// Rows needed.
         need: u64,
+        /// Devices of the wave that let their shadow rest under pressure, as far as they said so.
+        #[serde(default)]
+        resting: u32,
     },
     /// Devices that are to be compared have not shown what they are scored by since the soak began.
     Unscored {
@@ -288,7 +291,14 @@ impl fmt::Display for Waiting {
             Self::TooFewPredictions { have, need } => {
                 write!(f, "{have} of about {need} predictions that tell a move from chance")
             }
-            Self::TooFewCompared { have, need } => write!(f, "{have} of {need} rows compared with the incumbent"),
+            Self::TooFewCompared { have, need, resting } => {
+                write!(f, "{have} of {need} rows compared with the incumbent")?;
+                match resting {
+                    0 => Ok(()),
+                    1 => f.write_str("; 1 device lets its shadow rest under pressure"),
+                    _ => write!(f, "; {resting} devices let their shadows rest under pressure"),
+                }
+            }
             Self::Unscored { devices } => {
                 write!(f, "{} to be compared have yet to report: {}", devices.len(), names(&mut devices.iter()))
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use muster_shared::messages::UpdateState;
+use muster_shared::messages::{Pressure, PressureLevel, UpdateState};
 use muster_shared::rollout::{
     DeviceProgress, Freeze, GateSpec, Guardrail, Metric, Outcome, RolloutSpec, RolloutStatus, Rule, Waiting,
 };
@@ -131,9 +131,17 @@ fn a_shadow_that_nobody_compares_is_inconclusive() {
     }
     world.tick(1);
     let decision = world.tick(SOAK_MS);
-    assert!(waits_for(&decision, |w| *w == Waiting::TooFewCompared { have: 0, need: 100 }), "{:?}", decision.waiting);
+    let compared = |resting| Waiting::TooFewCompared { have: 0, need: 100, resting };
+    assert!(waits_for(&decision, |w| *w == compared(0)), "{:?}", decision.waiting);
+    // Who looks for the reason is told where it is.
+    let pressed = shadows(&world).remove(0);
+    let report = world.facts(&pressed).reported.as_mut().unwrap();
+    report.pressure = Pressure { level: PressureLevel::Some, reason: "memory is short".to_owned() };
+    let decision = world.tick(0);
+    assert!(waits_for(&decision, |w| *w == compared(1)), "{:?}", decision.waiting);
     assert_eq!(statuses(&world.tick(MAX_MS)), (RolloutStatus::Paused, 0));
-    assert!(world.rollout.status_reason.contains("0 of 100 rows compared"), "{}", world.rollout.status_reason);
+    let reason = &world.rollout.status_reason;
+    assert!(reason.contains("0 of 100 rows compared with the incumbent; 1 device lets its shadow rest"), "{reason}");
 }
 
 #[test]

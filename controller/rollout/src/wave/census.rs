@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use muster_shared::ids::DeviceId;
-use muster_shared::messages::HeldBack;
+use muster_shared::messages::{HeldBack, PressureLevel};
 use muster_shared::rollout::{Limits, Waiting, WaveSpec};
 
 use crate::cohort::Survey;
@@ -28,12 +28,14 @@ pub(super) struct Census {
     away: Vec<DeviceId>,
     /// Devices that can be reached and do not fetch, and why.
     held_back: BTreeMap<DeviceId, HeldBack>,
+    /// Devices that can be reached and say that something presses on them: they run no shadow.
+    pressed: u32,
 }
 
 impl Census {
     pub(super) fn of(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> Self {
         let (mut reachable, mut done, mut failed, mut away) = (0, 0, 0, Vec::new());
-        let mut held = BTreeMap::new();
+        let (mut held, mut pressed) = (BTreeMap::new(), 0);
         // Devices that came in with this wave: all, and committed.
         let mut own = (0, 0);
         for (id, target, facts) in rollout.governed_targets(fleet).filter(|(_, target, _)| rollout.is_watched(target)) {
@@ -43,6 +45,8 @@ impl Census {
             } else if facts.online {
                 reachable += 1;
                 done += u32::from(committed);
+                let pressure = facts.reported.as_ref().map(|reported| reported.pressure.level);
+                pressed += u32::from(pressure.is_some_and(|level| level != PressureLevel::None));
                 held.extend(held_back(target, facts).map(|why| (id.clone(), why)));
             } else if !committed {
                 away.push(id.clone());
@@ -54,7 +58,7 @@ impl Census {
         }
         let (all, committed) = if own.0 > 0 { own } else { Self::of_earlier(rollout, fleet, survey, spec) };
         let (is_populated, has_committed) = (all > 0, committed > 0);
-        Self { is_populated, has_committed, reachable, done, failed, away, held_back: held }
+        Self { is_populated, has_committed, reachable, done, failed, away, held_back: held, pressed }
     }
 
     /// Devices of waves before that count towards the size of this one: all, and committed.
@@ -79,7 +83,7 @@ pub(super) fn waiting(
     now_ms: u64,
 ) -> (Vec<Waiting>, Vec<Waiting>) {
     let (mut blocking, mut aside) = (Vec::new(), Vec::new());
-    let Census { is_populated, has_committed, reachable, done, failed, away, held_back } = census;
+    let Census { is_populated, has_committed, reachable, done, failed, away, held_back, pressed } = census;
     if !is_populated && kept_out.is_empty() {
         blocking.push(Waiting::NoDevices);
     }
@@ -108,7 +112,7 @@ pub(super) fn waiting(
         blocking.push(Waiting::TooFewPredictions { have: canary.predictions, need });
     }
     if let Some((have, need)) = judgement.compared_needed {
-        blocking.push(Waiting::TooFewCompared { have, need });
+        blocking.push(Waiting::TooFewCompared { have, need, resting: pressed });
     }
     if !held_back.is_empty() {
         // They are among those that are still updating; this says why.
