@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the agent, or another program, as packages ship it: for glibc 2.28 and later.
 #   cross/build.sh TARGET [PROFILE] [muster-agent|muster-controller|muster]
-# The profile is dist unless another is named. The binary lands in target/cross/PROGRAM-TARGET.
+# The profile is dist unless another is named. The binary lands in target/cross/PROGRAM-TARGET. fixed_work, which cross/count.sh counts, is built as
+# the agent is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -45,9 +46,15 @@ for pair in "${remapped[@]}"; do
 done
 export RUSTFLAGS SOURCE_DATE_EPOCH=0 "CFLAGS_${variable}=$CFLAGS"
 unset CFLAGS
-cargo build --locked --profile "$profile" --package "$program" --bin "$program" --target "$target"
-
 # Cargo has the profile dev in another folder than its name says.
-built="target/$target/${profile/#dev/debug}/$program"
+built="target/$target/${profile/#dev/debug}"
+if [ "$program" = fixed_work ]; then
+    # With the agent's own features, and so from what the agent is built of.
+    cargo build --locked --profile "$profile" --package muster-agent --package muster-inference --example fixed_work --target "$target"
+    built+="/examples/$program"
+else
+    cargo build --locked --profile "$profile" --package "$program" --bin "$program" --target "$target"
+    built+="/$program"
+fi
 cross/check.sh "$built"
 ln -f "$built" "target/cross/$program-$target"

@@ -16,7 +16,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::limits::{MAX_LABEL_BYTES, MAX_LABELS};
 use muster_shared::token::{EnrolmentToken, TokenError};
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 pub(crate) use self::delivery::{DeliveryConfig, MeteredSetting, MeteredTelemetry};
 pub(crate) use self::samples::SamplesConfig;
@@ -511,8 +511,8 @@ impl LogConfig {
     ///
     /// # Errors
     /// [`ConfigError::LogFilter`].
-    pub(crate) fn parse_filter(&self) -> Result<EnvFilter, ConfigError> {
-        EnvFilter::try_new(&self.filter).map_err(|_| ConfigError::LogFilter { filter: self.filter.clone() })
+    pub(crate) fn parse_filter(&self) -> Result<Targets, ConfigError> {
+        self.filter.parse().map_err(|_| ConfigError::LogFilter { filter: self.filter.clone() })
     }
 }
 

@@ -9,16 +9,17 @@ mod recent;
 use std::fmt::{self, Write as _};
 
 use tracing::field::{Field, Visit};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 pub(crate) use self::recent::{Trouble, troubles};
 use crate::config::{ConfigError, LogConfig, LogFormat};
 
 /// Lets the filter be changed while the agent runs. Cloning gives another handle to the same.
 #[derive(Clone)]
-pub(crate) struct LogHandle(reload::Handle<EnvFilter, Registry>);
+pub(crate) struct LogHandle(reload::Handle<Targets, Registry>);
 
 impl LogHandle {
     /// Lets through what `config` says from now on.
