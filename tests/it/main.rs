@@ -25,6 +25,7 @@ mod guardrails;
 mod hardware;
 mod identity;
 mod image_boots;
+mod installer_docs;
 mod main_job;
 mod meddler;
 mod metrics;
