@@ -3,7 +3,8 @@
 //! Nothing is acknowledged before the broker has the answer, so the broker keeps what is under way, and gives it again after a
 //! restart of either. It is asked to send no more than `max-in-flight` at once (the receive maximum of MQTT 5): what comes on top waits
 //! there. Mosquitto 2.0.11 sends more all the same when many wait; at `max-held` the bridge answers what it has, lets the rest go
-//! unacknowledged, and connects again, whereupon the broker sends that once more. A message that was answered right before a connection broke may be answered twice; none is left without.
+//! unacknowledged, and connects again, whereupon the broker sends that once more. A message that was answered right before a connection
+//! broke may be answered twice; none is left without.
 //! After a connection nothing is kept, for the numbers of its messages mean nothing in the next.
 
 use std::collections::{BTreeMap, VecDeque};
