@@ -46,15 +46,12 @@ for pair in "${remapped[@]}"; do
 done
 export RUSTFLAGS SOURCE_DATE_EPOCH=0 "CFLAGS_${variable}=$CFLAGS"
 unset CFLAGS
+what=(--package "$program")
+# With the agent's own features, and so from what the agent is built of.
+[ "$program" != fixed_work ] || what=(--package muster-agent --package muster-inference --features muster-inference/fixed-work)
+cargo build --locked --profile "$profile" "${what[@]}" --bin "$program" --target "$target"
+
 # Cargo has the profile dev in another folder than its name says.
-built="target/$target/${profile/#dev/debug}"
-if [ "$program" = fixed_work ]; then
-    # With the agent's own features, and so from what the agent is built of.
-    cargo build --locked --profile "$profile" --package muster-agent --package muster-inference --example fixed_work --target "$target"
-    built+="/examples/$program"
-else
-    cargo build --locked --profile "$profile" --package "$program" --bin "$program" --target "$target"
-    built+="/$program"
-fi
+built="target/$target/${profile/#dev/debug}/$program"
 cross/check.sh "$built"
 ln -f "$built" "target/cross/$program-$target"
