@@ -109,6 +109,7 @@ impl Condition {
         if let Some(report) = outbox.last_state() {
             status.committed = report.committed;
             status.update = Some(report.update);
+            status.program = report.program;
             status.freeze_protection = Some(report.freeze_protection);
             status.stale_since_ms = report.stale_since_ms;
             status.root_version = Some(report.root_version);

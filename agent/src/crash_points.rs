@@ -74,6 +74,14 @@ steps! {
     BesideAnswered = "beside-answered",
     BesideRun = "beside-run",
     BesideEnded = "beside-ended",
+    // The agent's own program.
+    ProgramManifestStored = "program-manifest-stored",
+    ProgramSlotPrepared = "program-slot-prepared",
+    ProgramRecordStored = "program-record-stored",
+    ProgramRehearsed = "program-rehearsed",
+    ProgramAnswered = "program-answered",
+    ProgramStartSpent = "program-start-spent",
+    ProgramLaunching = "program-launching",
     // Whatever is stored and told.
     RecordStored = "record-stored",
     BarrierPending = "barrier-pending",

@@ -29,6 +29,7 @@ use crate::monitor::Monitor;
 use crate::mqtt::{self, Inbox, Link, LinkState};
 use crate::outbox::Outbox;
 use crate::pressure::Watcher;
+use crate::program::Running;
 use crate::reload::{Reloader, Source};
 use crate::samples::{Samples, Uploader};
 use crate::serve::{ServeError, serve};
@@ -36,7 +37,7 @@ use crate::system::System;
 use crate::telemetry::Pump;
 use crate::time::{EffectiveTime, Steady, wall_ms};
 use crate::trust_store::{TrustStore, TrustStoreError};
-use crate::updater::{self, Gate, INBOX, Input, Parts, Running, Updater, UpdaterError};
+use crate::updater::{self, Gate, INBOX, Input, Parts, Running as RunningUpdater, Updater, UpdaterError};
 use crate::{attributes, endpoints, garbage, notify};
 
 /// Chunk requests that may wait for the link.
@@ -94,6 +95,15 @@ pub(crate) enum DaemonError {
     Ended(&'static str),
 }
 
+/// Why the agent has ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was told to.
+    ByRequest,
+    /// Another program is to take its place.
+    ForAnotherProgram,
+}
+
 /// A link to be run, and what tells it of another certificate.
 type LinkParts = (watch::Sender<u64>, Link);
 
@@ -138,6 +148,12 @@ struct Base {
     settings: watch::Sender<Arc<Config>>,
     /// The controller asks for another certificate.
     renew: Arc<Notify>,
+    /// Which program this process is.
+    program: Running,
+    /// The configuration's file.
+    config_file: Option<PathBuf>,
+    /// Another program is to run.
+    restart: Arc<Notify>,
     metrics: Metrics,
     monitor: Monitor,
     host: ModelHost,
@@ -152,9 +168,9 @@ struct Base {
 ///
 /// # Errors
 /// [`DaemonError`] when it cannot start, or cannot go on.
-pub(crate) async fn run(config: Config, source: Source) -> Result<(), DaemonError> {
+pub(crate) async fn run(config: Config, source: Source, program: Running) -> Result<Ended, DaemonError> {
     let (mut signals, hangup) = (Signals::new()?, hangup()?);
-    let base = tokio::task::block_in_place(|| Base::open(config, &source))?;
+    let base = tokio::task::block_in_place(|| Base::open(config, &source, program))?;
     let (stop_serving, serving_stops) = watch::channel(false);
     let serving =
         serve(&base.config.serve, base.host.clone(), base.metrics.clone(), base.condition.clone(), serving_stops)
@@ -165,7 +181,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), DaemonErro
         joined = base.join() => joined,
         () = signals.stop() => {
             let _ = stop_serving.send(true);
-            return Ok(());
+            return Ok(Ended::ByRequest);
         }
     };
     let (identity, updater, link, is_ready) = match joined {
@@ -198,6 +214,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), DaemonErro
     let reloading = tokio::spawn(reloader.run(hangup, status.clone()));
     let data_dir = base.config.data_dir.clone();
     let publishing = tokio::spawn(endpoints::publish(data_dir.clone(), identity.device.clone(), serving.local_addr));
+    let mut for_another_program = false;
     let ended = if stopped {
         None
     } else {
@@ -205,6 +222,10 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), DaemonErro
         let parts = [(&link, "the broker link"), (&pumping, "the pump of telemetry"), (&turning, "the sign of life")];
         tokio::select! {
             () = signals.stop() => None,
+            () = base.restart.notified() => {
+                for_another_program = true;
+                None
+            }
             _ = &mut serving_join => Some("the inference endpoint"),
             ended = watch_over(&updater, parts) => Some(ended),
             never = hand_settings(&updater, base.settings.subscribe()) => match never {},
@@ -249,7 +270,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), DaemonErro
     if let Err(error) = tokio::task::block_in_place(|| base.boot.ended_in_order()) {
         tracing::warn!(error = %with_source(&error), "this end was in order, and the next start will take it for a crash");
     }
-    Ok(())
+    Ok(if for_another_program { Ended::ForAnotherProgram } else { Ended::ByRequest })
 }
 
 /// Puts the papers that an enrolment brought into force; the device is enrolled once this returns.
@@ -272,7 +293,7 @@ async fn farewell(mut link: JoinHandle<()>) {
 }
 
 /// Ends when the updater or one of `parts` does, which none must.
-async fn watch_over(updater: &Running, parts: [(&JoinHandle<()>, &'static str); 3]) -> &'static str {
+async fn watch_over(updater: &RunningUpdater, parts: [(&JoinHandle<()>, &'static str); 3]) -> &'static str {
     loop {
         if updater.has_ended() {
             return "the updater";
@@ -285,7 +306,7 @@ async fn watch_over(updater: &Running, parts: [(&JoinHandle<()>, &'static str); 
 }
 
 /// Hands changed settings to the updater; never ends.
-async fn hand_settings(updater: &Running, mut settings: watch::Receiver<Arc<Config>>) -> Infallible {
+async fn hand_settings(updater: &RunningUpdater, mut settings: watch::Receiver<Arc<Config>>) -> Infallible {
     settings.mark_unchanged();
     loop {
         if settings.changed().await.is_err() {
@@ -299,7 +320,7 @@ async fn hand_settings(updater: &Running, mut settings: watch::Receiver<Arc<Conf
 }
 
 impl Base {
-    fn open(config: Config, source: &Source) -> Result<Self, DaemonError> {
+    fn open(config: Config, source: &Source, program: Running) -> Result<Self, DaemonError> {
         let (started, started_at_ms) = (Steady::start(), wall_ms());
         files::make_folder(&config.data_dir)?;
         let lock = files::lock(&config.data_dir)?;
@@ -346,6 +367,9 @@ impl Base {
             condition,
             settings: watch::Sender::new(Arc::new(config.clone())),
             renew: Arc::default(),
+            program,
+            config_file: source.file.clone(),
+            restart: Arc::default(),
             host,
             metrics,
             monitor,
@@ -359,7 +383,7 @@ impl Base {
 
     /// Finds out who this device is, enrolling it where it is not yet, and starts what keeps its bundle up to date. The receiver
     /// tells when the committed bundle serves, or cannot.
-    async fn join(&self) -> Result<(Identity, Running, LinkParts, oneshot::Receiver<()>), DaemonError> {
+    async fn join(&self) -> Result<(Identity, RunningUpdater, LinkParts, oneshot::Receiver<()>), DaemonError> {
         let identity = match self.store.load()? {
             Some(identity) => identity,
             None => {
@@ -427,7 +451,10 @@ impl Base {
     }
 
     /// Starts the updater, with the link to be run. What comes with them tells when the committed bundle serves, or cannot.
-    fn start_updater(&self, identity: &Identity) -> Result<(Running, LinkParts, oneshot::Receiver<()>), DaemonError> {
+    fn start_updater(
+        &self,
+        identity: &Identity,
+    ) -> Result<(RunningUpdater, LinkParts, oneshot::Receiver<()>), DaemonError> {
         let data_dir: PathBuf = self.config.data_dir.clone();
         let (trust, alarms) = TrustStore::open(&data_dir, identity.root_sha256, self.time.clone())?;
         alarms.iter().for_each(|alarm| self.outbox.alarm(alarm));
@@ -458,6 +485,9 @@ impl Base {
             receipts: receive,
             renew: Arc::clone(&self.renew),
             samples: self.samples.clone(),
+            program: self.program.clone(),
+            config_file: self.config_file.clone(),
+            restart: Arc::clone(&self.restart),
         };
         self.samples.restore(&identity.device, parts.trust.root());
         let wake = inbox.clone();

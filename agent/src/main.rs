@@ -37,6 +37,7 @@ mod mqtt;
 mod notify;
 mod outbox;
 mod pressure;
+mod program;
 mod reload;
 mod resources;
 mod samples;
@@ -58,11 +59,13 @@ use clap::Parser;
 use crate::arguments::{Arguments, Subcommands};
 use crate::at_device::Outcome;
 use crate::config::Config;
-use crate::daemon::DaemonError;
+use crate::daemon::{DaemonError, Ended};
 use crate::reload::Source;
 
 /// Status when there is nothing to enrol with (`EX_CONFIG` of sysexits.h): the service's unit takes it for no failure, and does not start again.
 const NOT_ENROLLED: u8 = 78;
+/// Status of an end in order after which another program is to run (`EX_TEMPFAIL`): the service manager starts the agent again.
+const ANOTHER_PROGRAM: u8 = 75;
 
 fn main() -> ExitCode {
     // Two TLS users in one process (broker and enrolment) must agree on the cryptography before either starts.
@@ -70,8 +73,9 @@ fn main() -> ExitCode {
         tracing::debug!("a TLS provider was installed already");
     }
     match run(Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(End::Well) => ExitCode::SUCCESS,
+        Ok(End::Badly) => ExitCode::FAILURE,
+        Ok(End::AnotherProgram) => ExitCode::from(ANOTHER_PROGRAM),
         Err(error) => {
             complain(&error);
             match error.downcast_ref() {
@@ -82,11 +86,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does what was asked for; says whether all is well.
-fn run(arguments: Arguments) -> anyhow::Result<bool> {
+/// How the process ends.
+enum End {
+    /// All is well.
+    Well,
+    /// Something is not, and has been said.
+    Badly,
+    /// In order, to be started again with another program.
+    AnotherProgram,
+}
+
+/// Does what was asked for.
+fn run(arguments: Arguments) -> anyhow::Result<End> {
     #[cfg(feature = "crash-points")]
     if crash_points::begin()? {
-        return Ok(true);
+        return Ok(End::Well);
     }
     let Outcome { text, is_well } = match arguments.command {
         Some(Subcommands::CheckConfig { config }) => {
@@ -97,7 +111,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         Some(Subcommands::Manual { folder }) => {
             let command = <Arguments as clap::CommandFactory>::command();
             muster_manual::write(command, muster_manual::Section::Administration, &folder)?;
-            return Ok(true);
+            return Ok(End::Well);
         }
         Some(Subcommands::Feedback(arguments)) => Outcome { text: feedback::run(&arguments)?, is_well: true },
         Some(Subcommands::Status(arguments)) => at_device::status::run(&arguments)?,
@@ -107,6 +121,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         Some(Subcommands::SelfTest(arguments)) => at_device::self_test::run(&arguments)?,
         Some(Subcommands::SupportBundle(arguments)) => at_device::support_bundle::run(&arguments)?,
         None => {
+            let program = program::launch(arguments.config.as_deref());
             let config = arguments.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
             let log = log::install(&config.log)?;
             let source = Source { file: arguments.config, log };
@@ -114,17 +129,16 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
                 .worker_threads(config.worker_threads())
                 .enable_all()
                 .build()?;
-            let ended = runtime.block_on(daemon::run(config, source));
+            let ended = runtime.block_on(daemon::run(config, source, program));
             // A model that is still computing must not hold the exit back.
             runtime.shutdown_background();
-            ended?;
-            return Ok(true);
+            return Ok(if ended? == Ended::ForAnotherProgram { End::AnotherProgram } else { End::Well });
         }
     };
     if !text.is_empty() {
         say(&text);
     }
-    Ok(is_well)
+    Ok(if is_well { End::Well } else { End::Badly })
 }
 
 #[expect(clippy::print_stdout, reason = "the answer of a command goes to standard output")]

@@ -34,7 +34,7 @@ pub(crate) fn temperature_mc(system: &System) -> Option<i32> {
 }
 
 /// Resident memory of this process, in bytes.
-fn resident_bytes(system: &System) -> u64 {
+pub(crate) fn resident_bytes(system: &System) -> u64 {
     let statm = system.line("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or_default();
     pages.saturating_mul(u64::try_from(rustix::param::page_size()).unwrap_or_default())

@@ -293,6 +293,7 @@ pub(crate) fn manifest(name: &str, version: &str, model: &[u8], golden: &[u8]) -
         profile: Profile::default(),
         lineage: Default::default(),
         card: None,
+        program: None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Everything a device needs to decide whether to fetch, trust, load and watch a model is here; the
 //! bundle's other files are named by digest and cut into chunks. Signatures are [`crate::trust`]'s matter.
 
+mod program;
 mod requirements;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::program::{PROGRAM_PATH, Program};
 pub use self::requirements::{CPU_FEATURE_PREFIX, CPU_FEATURES, Requirements, cpu_feature_attribute};
 use crate::card::{Card, CardError};
 use crate::data_schema::{DataSchema, SchemaError};
@@ -276,6 +278,9 @@ pub struct Manifest {
     /// What people should know before they use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub card: Option<Card>,
+    /// The agent program it brings in place of a model. It is left out of a model's, and agents that know of nothing else refuse it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Program>,
 }
 
 /// Why a manifest is not valid, whoever signed it.
@@ -306,6 +311,9 @@ pub enum ManifestError {
         /// The release counter.
         counter: u64,
     },
+    /// It brings a program, and is not as such a bundle must be.
+    #[error("a bundle with an agent program: {0}")]
+    Program(&'static str),
     /// The model signature names no input, no output, or a tensor twice.
     #[error("the model signature must name each input and output once, and at least one of each")]
     Signature,
@@ -397,10 +405,9 @@ impl Manifest {
                 return Err(ManifestError::Collision(path.clone()));
             }
         }
-        for path in [MODEL_PATH, GOLDEN_PATH] {
-            if self.file(path).is_none() {
-                return Err(ManifestError::Missing(path));
-            }
+        match &self.program {
+            Some(program) => program::validate(self, program)?,
+            None => program::validate_model_files(self)?,
         }
         if self.security_floor > self.release_counter {
             return Err(ManifestError::Floor { floor: self.security_floor, counter: self.release_counter });
@@ -408,7 +415,7 @@ impl Manifest {
         let once = |tensors: &[TensorSpec]| {
             !tensors.is_empty() && tensors.iter().map(|t| &t.name).collect::<BTreeSet<_>>().len() == tensors.len()
         };
-        if !once(&self.signature.inputs) || !once(&self.signature.outputs) {
+        if self.program.is_none() && (!once(&self.signature.inputs) || !once(&self.signature.outputs)) {
             return Err(ManifestError::Signature);
         }
         if let Some(pipeline) = &self.pipeline {

@@ -31,6 +31,7 @@ pub mod numbers;
 pub mod outliers;
 pub mod pipeline;
 pub mod profile;
+pub mod protocol;
 pub mod quality;
 pub mod reference;
 pub mod rollout;

@@ -35,6 +35,8 @@ use crate::subject::Subject;
 
 /// Devices that are killed side by side.
 const VICTIMS: usize = 8;
+/// What the names of the steps begin with that `tests/it/program.rs` kills an agent at.
+const OF_PROGRAMS: &str = "program-";
 
 /// What a scenario has done, in words.
 type Outcome = anyhow::Result<String>;
@@ -90,8 +92,10 @@ async fn carry_out(asked: &Asked, folder: &Path) -> anyhow::Result<usize> {
     let steps = life::steps(&binaries.agent)?;
     let mut stage = Stage::found(&binaries, folder).await?;
     let mut random = Random::new(asked.seed);
-    let (of_beside, steps): (Vec<String>, Vec<String>) =
-        steps.into_iter().partition(|step| step.starts_with(beside::PREFIX));
+    let (of_beside, steps): (Vec<String>, Vec<String>) = steps
+        .into_iter()
+        .filter(|step| !step.starts_with(OF_PROGRAMS))
+        .partition(|step| step.starts_with(beside::PREFIX));
     let plan = Arc::new(Mutex::new(Plan::new(steps, asked.kills, &mut random)));
     let wanted = |name: &str| asked.scenarios().contains(&name);
     let mut devices = Vec::new();

@@ -178,6 +178,7 @@ impl Device {
                 delivery: DeliveryPolicy::default(),
                 stage: told.stage.clone(),
                 activation: told.activation,
+                track: Default::default(),
             },
             manifest: bundle.map(|bundle| bundle.manifest.clone()),
             director_epoch: 1,

@@ -7,6 +7,7 @@
 //! | question | module |
 //! |---|---|
 //! | what happens when an assignment, a chunk, a test result comes in? | [`update`] |
+//! | which program is the agent itself, and which runs at the next start? | [`program`] |
 //! | what survives a crash? | [`record`], [`slots`] |
 //! | does this device want a genuine bundle? | [`admit`] |
 //! | which chunks are asked for next? | [`fetch`] |
@@ -35,6 +36,7 @@ pub mod liveness;
 pub mod outbox;
 mod pace;
 pub mod pressure;
+pub mod program;
 pub mod ration;
 pub mod record;
 pub mod refusals;

@@ -9,6 +9,7 @@ use crate::attributes::AGENT_VERSION;
 use crate::boot;
 use crate::config::Config;
 use crate::identity::IdentityStore;
+use crate::program::ProgramStore;
 use crate::resources;
 use crate::status::{self, Status};
 use crate::time::wall_ms;
@@ -76,6 +77,10 @@ pub(super) fn stored(config: &Config, why: String) -> Stored {
             status.update = Some(record.update_report());
         }
         Ok(None) => {}
+        Err(why) => unreadable.push(why),
+    }
+    match ProgramStore::new(data_dir).load() {
+        Ok(record) => status.program = record.map(|record| record.report(record.committed)),
         Err(why) => unreadable.push(why),
     }
     let store = IdentityStore::new(data_dir);

@@ -120,7 +120,14 @@ mod tests {
     use crate::metrics::Metrics;
 
     fn event(detail: u64) -> DeviceEvent {
-        DeviceEvent { at_ms: 1, kind: DeviceEventKind::Alarm, generation: 0, bundle: None, detail: detail.to_string() }
+        DeviceEvent {
+            at_ms: 1,
+            kind: DeviceEventKind::Alarm,
+            generation: 0,
+            bundle: None,
+            detail: detail.to_string(),
+            track: Default::default(),
+        }
     }
 
     fn drain(resend: &mut Resend, outbox: &Outbox, now_ms: u64) -> Vec<(Stream, u64)> {

@@ -371,6 +371,13 @@ impl Outbox {
         self.lock().open.as_ref().and_then(|open| open.taken.get(&stream).copied()).unwrap_or_default()
     }
 
+    /// Whether the controller has acknowledged a message of `stream` that came since the outbox was opened.
+    pub(crate) fn is_own_acknowledged(&self, stream: Stream) -> bool {
+        let state = self.lock();
+        let Some(open) = &state.open else { return false };
+        open.taken.get(&stream).zip(open.begun.get(&stream)).is_some_and(|(taken, begun)| taken >= begun)
+    }
+
     /// Forgets what the controller has stored; true when that was news.
     pub(crate) fn acknowledged(&self, ack: &Ack) -> bool {
         let mut state = self.lock();
@@ -526,6 +533,7 @@ fn alarm(text: &str) -> DeviceEvent {
         generation: 0,
         bundle: None,
         detail: bounded_text(text),
+        track: Default::default(),
     }
 }
 

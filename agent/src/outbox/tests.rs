@@ -28,7 +28,14 @@ fn open_with(dir: &Path, bounds: Bounds) -> Outbox {
 }
 
 fn event(detail: &str) -> DeviceEvent {
-    DeviceEvent { at_ms: 1, kind: DeviceEventKind::Alarm, generation: 0, bundle: None, detail: detail.into() }
+    DeviceEvent {
+        at_ms: 1,
+        kind: DeviceEventKind::Alarm,
+        generation: 0,
+        bundle: None,
+        detail: detail.into(),
+        track: Default::default(),
+    }
 }
 
 fn window() -> ClosedWindow {

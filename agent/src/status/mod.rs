@@ -8,7 +8,9 @@ mod text;
 use std::path::PathBuf;
 
 use muster_shared::ids::DeviceId;
-use muster_shared::messages::{DeviceEvent, FreezeProtection, InstalledBundle, RequestCounts, UpdateReport};
+use muster_shared::messages::{
+    DeviceEvent, FreezeProtection, InstalledBundle, RequestCounts, TrackReport, UpdateReport,
+};
 use muster_shared::trust::Stage;
 use serde::Serialize;
 
@@ -48,6 +50,9 @@ pub(crate) struct Status {
     pub(crate) committed: Option<InstalledBundle>,
     /// The update it works on, or did last.
     pub(crate) update: Option<UpdateReport>,
+    /// How it stands with its own program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) program: Option<TrackReport>,
     /// Whether it can tell that a document is out of date.
     pub(crate) freeze_protection: Option<FreezeProtection>,
     /// When the last assignment ended, if it was not renewed.

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use muster_shared::messages::{FreezeProtection, InstalledBundle, RequestCounts, UpdateReport, UpdateState};
+use muster_shared::messages::{
+    FreezeProtection, InstalledBundle, RequestCounts, TrackReport, UpdateReport, UpdateState,
+};
 
 use super::{BrokerStatus, Status};
 
@@ -72,6 +74,25 @@ fn update(report: &UpdateReport) -> String {
     text
 }
 
+/// Which program the agent is, and what became of the last one it was to be.
+fn program(report: &TrackReport) -> String {
+    let TrackReport { update, running, package_version, .. } = report;
+    let mut text = running.as_ref().map_or_else(|| format!("of the package, {package_version}"), bundle);
+    if update.state == UpdateState::Trial {
+        text.push_str(", on trial or about to be");
+    } else if update.state != UpdateState::Idle && update.state != UpdateState::Committed {
+        let state = serde_json::to_value(update.state).unwrap_or_default();
+        let _ = write!(text, "; last update {}", state.as_str().unwrap_or_default());
+    }
+    if let Some(reason) = &update.reason {
+        let _ = write!(text, ", because: {reason}");
+    }
+    if update.generation > 0 {
+        let _ = write!(text, " (generation {})", update.generation);
+    }
+    text
+}
+
 fn broker(broker: &BrokerStatus, now_ms: u64) -> String {
     let BrokerStatus { address, link } = broker;
     let lost = match (&link.last_error, link.last_error_at_ms) {
@@ -99,6 +120,9 @@ pub(crate) fn text(status: &Status) -> String {
             None => format!("does not run; it has started {} times", status.starts),
         },
     ));
+    if let Some(report) = &status.program {
+        lines.push(("program", program(report)));
+    }
     if status.crashed {
         lines.push(("crash", "the run before did not end in order: see muster-agent logs".to_owned()));
     }
@@ -195,6 +219,7 @@ mod tests {
             generation: 4,
             bundle: Some("digits@1.1.0".parse().unwrap()),
             detail: "errors\nbroker: forged".to_owned(),
+            track: Default::default(),
         };
         let status = Status {
             agent_version: "1.2.3",

@@ -10,6 +10,8 @@ use muster_shared::bundle::Manifest;
 use muster_shared::chunk::Accepts;
 use muster_shared::ids::Digest;
 use muster_shared::messages::{DeviceEvent, DeviceEventKind, StateReport, UpdateState};
+use muster_shared::protocol::PROTOCOL;
+use muster_shared::trust::Track;
 
 use super::base::Base;
 use super::download::Download;
@@ -67,26 +69,38 @@ impl Updater {
     /// Writes the record, for as long as it takes: nothing may go on that is not written down. Serving does, meanwhile: whatever
     /// can serve does so before this is asked for at a start.
     fn persist(&mut self) -> Result<(), String> {
+        self.write_until_done("the record of installed bundles", |updater| {
+            updater.records.save(updater.machine.record()).map_err(|error| with_source(&error))
+        })?;
+        passing!(record self.machine.record());
+        Ok(())
+    }
+
+    /// Has `write` write `what`, again and again until it does or the agent stops.
+    pub(super) fn write_until_done(
+        &mut self,
+        what: &str,
+        mut write: impl FnMut(&mut Self) -> Result<(), String>,
+    ) -> Result<(), String> {
         let mut said = None;
         loop {
-            let error = match self.records.save(self.machine.record()) {
+            let error = match write(self) {
                 Ok(()) => {
-                    passing!(record self.machine.record());
                     if said.is_some() {
-                        tracing::info!(device = %self.parts.device, "the record of installed bundles is written");
+                        tracing::info!(device = %self.parts.device, "{what} is written");
                     }
                     return Ok(());
                 }
-                Err(error) => with_source(&error),
+                Err(error) => error,
             };
             if said.as_ref() != Some(&error) {
-                tracing::error!(device = %self.parts.device, %error, "updates stand still: the record of installed bundles cannot be written; trying again");
+                tracing::error!(device = %self.parts.device, %error, "updates stand still: {what} cannot be written; trying again");
                 said = Some(error);
             }
             self.is_ready();
             self.heartbeat.beat(WRITE_AGAIN_MS);
             if self.stopping() {
-                return Err("the agent stopped before the record could be written".to_owned());
+                return Err(format!("the agent stopped before {what} could be written"));
             }
             std::thread::sleep(Duration::from_millis(WRITE_AGAIN_MS));
         }
@@ -113,6 +127,7 @@ impl Updater {
                 generation: untold.generation,
                 bundle: untold.bundle.clone(),
                 detail: untold.detail.clone(),
+                track: Track::Model,
             };
             if let Err(error) = self.parts.outbox.event(&event) {
                 // It stays in the record and is told next time.
@@ -177,6 +192,8 @@ impl Updater {
             can_hold: true,
             samples: self.parts.samples.report(),
             pressure: self.parts.host.pressed().now(),
+            program: Some(self.program.machine.report()),
+            protocol: PROTOCOL,
         };
         self.parts.outbox.state(&report);
         passing!(Reported);
@@ -274,7 +291,7 @@ impl Updater {
             }
         };
         if let Ok(Some((envelope, _))) = self.records.manifest(&digest)
-            && let Err(error) = self.parts.trust.root().verify_undated_manifest(&envelope)
+            && let Err(error) = self.parts.trust.root().verify_undated_manifest(&envelope, Track::Model)
         {
             // It was verified when it was installed, and its bytes are the same. Serving goes on; the operator is told.
             let reason = format!("{} serves on, but would not be trusted today: {error}", manifest.bundle());

@@ -87,6 +87,9 @@ impl Updater {
             Ok(frame) => frame,
             Err(error) => return self.refuse(0, None, &error.to_string()),
         };
+        if self.program_chunk(&frame) {
+            return;
+        }
         let now_ms = self.clock.now_ms();
         let Some(download) = &mut self.download else { return self.parts.metrics.chunk_repeated() };
         let generation = download.generation;
@@ -127,6 +130,10 @@ impl Updater {
                 });
                 passing!(ModelTested);
                 self.dispatch(Event::Tested { generation, result });
+            }
+            Done::Program(event) => {
+                passing!(ProgramAnswered);
+                self.program_event(event);
             }
             Done::SelfTested { running, result } => {
                 self.self_testing = false;

@@ -11,6 +11,7 @@ mod gate;
 mod inputs;
 mod model;
 mod offers;
+mod program;
 mod records;
 mod slot_files;
 mod stored;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use muster_agent_core::fetch::Step;
 use muster_agent_core::pressure::slowed;
+use muster_agent_core::program::Event as ProgramEvent;
 use muster_agent_core::ration::Ration;
 use muster_agent_core::refusals::Refusals;
 use muster_agent_core::slots::Slot;
@@ -34,13 +36,14 @@ use muster_shared::feedback::FeedbackReceipt;
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
 use muster_shared::limits::bounded_text;
 use muster_shared::messages::{ChunkRequest, DeviceEvent, DeviceEventKind, FreezeProtection, InstalledBundle};
-use muster_shared::trust::Envelope;
+use muster_shared::trust::{Envelope, Track};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::download::Download;
 use self::gate::Asking;
 pub(crate) use self::gate::{Gate, minute_of_day, zone};
 use self::model::Loaded;
+use self::program::ProgramTrack;
 use self::records::Records;
 pub(crate) use self::records::RecordsError;
 use self::slot_files::SlotFiles;
@@ -55,6 +58,7 @@ use crate::host::{ModelHost, ServedModel};
 use crate::metrics::Metrics;
 use crate::mqtt::{LinkState, Told};
 use crate::outbox::Outbox;
+use crate::program::Running as RunningProgram;
 use crate::samples::Samples;
 use crate::system::System;
 use crate::time::{Steady, wall_ms};
@@ -95,7 +99,20 @@ pub(crate) enum Input {
 pub(crate) enum Done {
     Checked { generation: u64, result: Result<(), FileDamage> },
     Tested { slot: Slot, generation: u64, result: Result<(Box<Loaded>, GoldenReport), String> },
+    Program(ProgramEvent),
     SelfTested { running: InstalledBundle, result: Result<GoldenReport, String> },
+}
+
+/// What came of one step of a download.
+enum Turn {
+    /// Nothing to do before this time, by the updater's clock, or before something comes.
+    Pause(Option<u64>),
+    /// Chunks were asked for.
+    Asked,
+    /// Chunks are durable.
+    Durable { generation: u64, chunks: Vec<u32> },
+    /// It cannot go on.
+    Obstructed { generation: u64, reason: String },
 }
 
 /// What the updater needs.
@@ -120,6 +137,12 @@ pub(crate) struct Parts {
     /// Told when the controller asks for another certificate to be fetched.
     pub(crate) renew: Arc<Notify>,
     pub(crate) samples: Samples,
+    /// Which program this process is.
+    pub(crate) program: RunningProgram,
+    /// The configuration's file, for a program that is tried; none where all is as it comes.
+    pub(crate) config_file: Option<PathBuf>,
+    /// Told when the agent is to start again with another program.
+    pub(crate) restart: Arc<Notify>,
 }
 
 /// Why the updater cannot start.
@@ -143,6 +166,9 @@ pub(crate) struct Updater {
     slots: SlotFiles,
     loaded: BTreeMap<Slot, Loaded>,
     download: Option<Download>,
+    program: ProgramTrack,
+    /// What was wrong with the record of programs.
+    program_alarm: Option<String>,
     /// The manifest that came with the offer being handled.
     offered: Option<(Digest, Envelope)>,
     refusals: Refusals,
@@ -207,7 +233,10 @@ impl Updater {
         let mut records = Records::open(&parts.data_dir)?;
         let record = records.load()?;
         let clock = Steady::start();
+        let (program, program_alarm) = ProgramTrack::open(&parts.data_dir, &parts.program);
         let updater = Self {
+            program,
+            program_alarm,
             slots: SlotFiles::new(&parts.data_dir),
             machine: Machine::new(record),
             records,
@@ -252,6 +281,10 @@ impl Updater {
                     self.clear_slots();
                 }
                 self.is_ready();
+                if !self.stopping() {
+                    let alarm = self.program_alarm.take();
+                    self.begin_program(alarm);
+                }
                 self.run(&input);
             })
             .map_err(UpdaterError::Thread)?;
@@ -269,7 +302,8 @@ impl Updater {
             }
             let fetch_ms = self.drive_download();
             let now_ms = self.clock.now_ms();
-            let watch_ms = self.machine.is_watching().then_some(now_ms + WATCH_MS);
+            let is_watching = self.machine.is_watching() || self.program.machine.is_watching();
+            let watch_ms = is_watching.then_some(now_ms + WATCH_MS);
             let switch_ms = self.switch_when_due();
             let wake_ms =
                 [fetch_ms, watch_ms, switch_ms].into_iter().flatten().min().unwrap_or(u64::MAX).min(now_ms + IDLE_MS);
@@ -284,9 +318,11 @@ impl Updater {
             if self.machine.is_watching() {
                 self.dispatch(Event::Tick { counts: self.parts.host.counts() });
             }
+            self.watch_program();
         }
         self.heartbeat.end();
         self.dispatch(Event::Stopping);
+        self.program_event(ProgramEvent::Stopping);
     }
 
     /// Goes on with other settings: chunks under way are not affected.
@@ -341,7 +377,7 @@ impl Updater {
         }
         self.link_epoch = epoch;
         let connected = epoch % 2 == 1;
-        if let Some(download) = &mut self.download {
+        for download in [&mut self.download, &mut self.program.download].into_iter().flatten() {
             download.connection(connected);
         }
         self.parts.gate.nothing_under_way();
@@ -353,58 +389,83 @@ impl Updater {
     /// Asks for chunks and makes durable what came; says when to look again, by the updater's clock.
     fn drive_download(&mut self) -> Option<u64> {
         let before = self.parts.gate.held_back();
-        let again_ms = self.next_chunks();
+        // Models go first: a program that runs can wait for its successor.
+        let track = if self.download.is_some() { Track::Model } else { Track::Program };
+        let again_ms = self.next_chunks(track);
         if self.parts.gate.held_back() != before {
             self.report();
         }
         again_ms
     }
 
-    fn next_chunks(&mut self) -> Option<u64> {
+    fn next_chunks(&mut self, track: Track) -> Option<u64> {
         loop {
-            let now_ms = self.clock.now_ms();
-            let rollout = self.machine.record().update.as_ref().map(|update| update.delivery).unwrap_or_default();
-            let is_clock_believed = self.parts.trust.protection() == FreezeProtection::Full;
-            let is_serving = self.machine.is_serving();
-            // Where nothing serves there is nothing to spare.
-            let rollout = if is_serving { slowed(rollout, self.parts.host.pressed().level()) } else { rollout };
-            let asking = Asking { rollout, now_ms, is_clock_believed, is_serving };
-            let download = self.download.as_mut()?;
-            let generation = download.generation;
-            let (step, copied) = match download.next(&mut self.parts.gate, &asking) {
-                Ok(next) => next,
-                Err(error) => {
-                    self.dispatch(Event::Obstructed { generation, reason: with_source(&error) });
-                    continue;
-                }
-            };
-            self.parts.metrics.chunks_copied(copied);
-            match step {
-                Step::WaitUntil(at_ms) => return Some(at_ms),
-                Step::Disconnected | Step::Done => return None,
-                Step::Request { first, wanted, accepts } => {
-                    self.asked += 1;
-                    let manifest = download.manifest;
-                    let request = ChunkRequest { manifest, first, wanted, accepts, number: self.asked };
-                    // One that finds no room is asked for again when its time is up.
-                    let _ = self.parts.requests.try_send(request);
-                }
-                Step::Flush => {
-                    let event = match download.flush() {
-                        Ok(chunks) => Event::ChunksDurable { generation, chunks },
-                        Err(error) => Event::Obstructed { generation, reason: with_source(&error) },
-                    };
-                    self.dispatch(event);
+            match self.turn(track)? {
+                Turn::Pause(again_ms) => return again_ms,
+                Turn::Asked => {}
+                Turn::Durable { generation, chunks } => {
+                    let now_ms = self.clock.now_ms();
+                    match track {
+                        Track::Model => self.dispatch(Event::ChunksDurable { generation, chunks }),
+                        Track::Program => self.program_event(ProgramEvent::ChunksDurable { generation, chunks }),
+                    }
                     passing!(BitmapStored);
                     // What is copied needs no answer from outside: between two windows the updater looks up from it.
                     return Some(now_ms);
                 }
-                Step::GiveUp { chunk } => {
-                    let reason = format!("chunk {chunk} came with wrong bytes over and over");
-                    self.dispatch(Event::Obstructed { generation, reason });
-                }
+                Turn::Obstructed { generation, reason } => match track {
+                    Track::Model => self.dispatch(Event::Obstructed { generation, reason }),
+                    Track::Program => self.program_event(ProgramEvent::Obstructed { generation, reason }),
+                },
             }
         }
+    }
+
+    /// One step of the download of `track`, if there is one.
+    fn turn(&mut self, track: Track) -> Option<Turn> {
+        let now_ms = self.clock.now_ms();
+        let is_clock_believed = self.parts.trust.protection() == FreezeProtection::Full;
+        let (download, rollout, is_serving) = match track {
+            Track::Model => {
+                let rollout = self.machine.record().update.as_ref().map(|update| update.delivery);
+                (self.download.as_mut()?, rollout, self.machine.is_serving())
+            }
+            Track::Program => {
+                let rollout = self.program.machine.record().update.as_ref().map(|update| update.delivery);
+                // There is always a program that does its work meanwhile.
+                (self.program.download.as_mut()?, rollout, true)
+            }
+        };
+        // Where nothing serves there is nothing to spare.
+        let rollout = rollout.unwrap_or_default();
+        let rollout = if is_serving { slowed(rollout, self.parts.host.pressed().level()) } else { rollout };
+        let asking = Asking { rollout, now_ms, is_clock_believed, is_serving };
+        let generation = download.generation;
+        let (step, copied) = match download.next(&mut self.parts.gate, &asking) {
+            Ok(next) => next,
+            Err(error) => return Some(Turn::Obstructed { generation, reason: with_source(&error) }),
+        };
+        self.parts.metrics.chunks_copied(copied);
+        Some(match step {
+            Step::WaitUntil(at_ms) => Turn::Pause(Some(at_ms)),
+            Step::Disconnected | Step::Done => Turn::Pause(None),
+            Step::Request { first, wanted, accepts } => {
+                self.asked += 1;
+                let manifest = download.manifest;
+                let request = ChunkRequest { manifest, first, wanted, accepts, number: self.asked };
+                // One that finds no room is asked for again when its time is up.
+                let _ = self.parts.requests.try_send(request);
+                Turn::Asked
+            }
+            Step::Flush => match download.flush() {
+                Ok(chunks) => Turn::Durable { generation, chunks },
+                Err(error) => Turn::Obstructed { generation, reason: with_source(&error) },
+            },
+            Step::GiveUp { chunk } => {
+                let reason = format!("chunk {chunk} came with wrong bytes over and over");
+                Turn::Obstructed { generation, reason }
+            }
+        })
     }
 
     /// Runs `work` on a thread of its own, if there is one to be had; what it gives comes back as an input.
@@ -453,7 +514,14 @@ impl Updater {
     }
 
     fn put(&self, kind: DeviceEventKind, generation: u64, bundle: Option<BundleRef>, detail: &str) {
-        let event = DeviceEvent { at_ms: wall_ms(), kind, generation, bundle, detail: bounded_text(detail) };
+        let event = DeviceEvent {
+            at_ms: wall_ms(),
+            kind,
+            generation,
+            bundle,
+            detail: bounded_text(detail),
+            track: Track::Model,
+        };
         self.parts.outbox.note(&event);
     }
 

@@ -4,7 +4,7 @@ use muster_agent_core::admit::{DeviceFacts, Offer, OfferedManifest};
 use muster_agent_core::update::Event;
 use muster_shared::ids::Digest;
 use muster_shared::messages::{AssignmentDelivery, DeviceEventKind};
-use muster_shared::trust::{Assignment, Envelope};
+use muster_shared::trust::{Assignment, Envelope, Track};
 
 use super::Updater;
 use crate::causes::with_source;
@@ -25,9 +25,12 @@ impl Updater {
             Ok(assignment) => assignment,
             Err(error) => return self.refuse(0, None, &format!("an assignment is not trusted: {error}")),
         };
+        if assignment.track == Track::Program {
+            return self.program_assignment(assignment, delivery.manifest);
+        }
         // Its date is the machine's matter: a genuine bundle that is out of date is a failed update, not a forgery.
-        let verified = delivery.manifest.as_ref().map(|envelope| root.verify_undated_manifest(envelope)).transpose();
-        let verified = match verified {
+        let verified = delivery.manifest.as_ref().map(|envelope| root.verify_undated_manifest(envelope, Track::Model));
+        let verified = match verified.transpose() {
             Ok(verified) => verified,
             Err(error) => {
                 let reason = format!("the manifest of an assignment is not trusted: {error}");
@@ -38,22 +41,11 @@ impl Updater {
         if let Err(error) = self.parts.trust.learn_time(made_at_ms) {
             tracing::error!(error = %with_source(&error), "the time floor could not be raised");
         }
-        let system = &self.parts.system;
         let offer = Offer {
             assignment,
             manifest: verified.as_ref().map(OfferedManifest::from),
             director_epoch: self.parts.trust.root().director_epoch(),
-            device: DeviceFacts {
-                arch: attributes::arch().to_owned(),
-                memory_bytes: resources::memory_bytes(system),
-                memory_allowed_bytes: resources::memory_allowed_bytes(system),
-                memory_available_bytes: resources::memory_available_bytes(system),
-                cpu_features: attributes::cpu_features(system),
-                agent_version: attributes::AGENT_VERSION.parse().unwrap_or_else(|_| semver::Version::new(0, 0, 0)),
-                disk_free_bytes: resources::disk_free_bytes(self.data_dir()),
-                disk_allowed_bytes: self.parts.disk_allowed_bytes,
-                now_ms,
-            },
+            device: self.device_facts(now_ms),
         };
         let assignment = offer.assignment.clone();
         self.offered = verified.map(|v| v.digest).zip(delivery.manifest);
@@ -71,12 +63,28 @@ impl Updater {
         }
     }
 
+    /// What this device is, at `now_ms` by the time documents are held against.
+    pub(super) fn device_facts(&self, now_ms: u64) -> DeviceFacts {
+        let system = &self.parts.system;
+        DeviceFacts {
+            arch: attributes::arch().to_owned(),
+            memory_bytes: resources::memory_bytes(system),
+            memory_allowed_bytes: resources::memory_allowed_bytes(system),
+            memory_available_bytes: resources::memory_available_bytes(system),
+            cpu_features: attributes::cpu_features(system),
+            agent_version: attributes::AGENT_VERSION.parse().unwrap_or_else(|_| semver::Version::new(0, 0, 0)),
+            disk_free_bytes: resources::disk_free_bytes(self.data_dir()),
+            disk_allowed_bytes: self.parts.disk_allowed_bytes,
+            now_ms,
+        }
+    }
+
     /// Takes the signatures a known manifest came with, where those it has count no more: keys may have been replaced. Others are not
     /// written down, or whoever repeats messages could wear the disk out.
     fn keep_signatures(&self, offered: Option<(Digest, Envelope)>) {
         let Some((digest, envelope)) = offered else { return };
         let Ok(Some((stored, _))) = self.records.manifest(&digest) else { return };
-        if self.parts.trust.root().verify_undated_manifest(&stored).is_ok() {
+        if self.parts.trust.root().verify_undated_manifest(&stored, Track::Model).is_ok() {
             return;
         }
         match self.records.store_manifest(&digest, &envelope) {

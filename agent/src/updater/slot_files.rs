@@ -46,6 +46,11 @@ impl SlotFiles {
         Self { dir: data_dir.join("slots") }
     }
 
+    /// The slots of programs, in the folder of their track.
+    pub(super) fn of_programs(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
     fn folder(&self, slot: Slot) -> PathBuf {
         self.dir.join(slot.as_str()).join("files")
     }
@@ -208,6 +213,7 @@ pub(super) mod tests {
             profile: Default::default(),
             lineage: Lineage::default(),
             card: None,
+            program: None,
         }
     }
 

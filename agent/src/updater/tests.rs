@@ -63,6 +63,7 @@ fn digits(version: &str, golden: &str, change: impl FnOnce(&mut Manifest)) -> Bu
         profile: Profile::default(),
         lineage: Lineage::default(),
         card: None,
+        program: None,
     };
     change(&mut manifest);
     let envelope = sign_document(DocumentKind::Manifest, &manifest, [&signer()]).unwrap();
@@ -127,6 +128,9 @@ impl Rig {
             receipts: mpsc::channel(1).0,
             renew: Arc::default(),
             samples: Samples::new(data_dir, SamplesConfig::default(), EffectiveTime::default()),
+            program: crate::program::Running::packaged(),
+            config_file: None,
+            restart: Arc::default(),
         };
         let updater = Updater::open(parts, inbox.clone(), false).unwrap();
         let (ready, is_ready) = oneshot::channel();
@@ -236,6 +240,7 @@ fn delivery(generation: u64, bundle: Option<&Bundle>, change: impl FnOnce(&mut A
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
         activation: Activation::AtOnce,
+        track: Default::default(),
     };
     change(&mut assignment);
     let delivery = AssignmentDelivery {

@@ -79,6 +79,7 @@ async fn send(app: &App, device: &DeviceId, desired: &Desired, manifest: Option<
         delivery: desired.delivery,
         stage: desired.stage.clone(),
         activation: desired.activation,
+        track: Default::default(),
     };
     let payload = delivery_json(&app.director.sign(&assignment)?, manifest)?;
     app.schedule.note_issued(device, desired.generation, now_ms);

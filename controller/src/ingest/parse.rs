@@ -126,7 +126,14 @@ mod tests {
     }
 
     fn event(detail: String) -> DeviceEvent {
-        DeviceEvent { at_ms: 1, kind: DeviceEventKind::Started, generation: 0, bundle: None, detail }
+        DeviceEvent {
+            at_ms: 1,
+            kind: DeviceEventKind::Started,
+            generation: 0,
+            bundle: None,
+            detail,
+            track: Default::default(),
+        }
     }
 
     #[test]

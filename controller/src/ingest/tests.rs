@@ -68,7 +68,7 @@ fn telemetry(manifest: Digest, served: u64) -> TelemetryWindow {
 }
 
 fn event(kind: DeviceEventKind) -> DeviceEvent {
-    DeviceEvent { at_ms: 5, kind, generation: 1, bundle: None, detail: "it did".into() }
+    DeviceEvent { at_ms: 5, kind, generation: 1, bundle: None, detail: "it did".into(), track: Default::default() }
 }
 
 /// The acknowledgements among what was published.

@@ -31,6 +31,7 @@ fn manifest() -> Manifest {
         profile: Profile::default(),
         lineage: Lineage::default(),
         card: None,
+        program: None,
     }
 }
 
@@ -171,4 +172,53 @@ proptest! {
             prop_assert!(!harmless || path.len() > MAX_PATH_BYTES);
         }
     }
+}
+
+/// A bundle with an agent program, as small as it can be.
+fn program() -> Manifest {
+    Manifest {
+        name: BundleName::new("muster-agent-aarch64").unwrap(),
+        version: semver::Version::new(0, 2, 0),
+        files: vec![BundleFile::describe(PROGRAM_PATH, b"\x7fELF")],
+        requirements: Requirements { architectures: ["aarch64".to_owned()].into(), ..Requirements::default() },
+        signature: ModelSignature { inputs: vec![], outputs: vec![] },
+        program: Some(Program {
+            target: "aarch64-unknown-linux-gnu".into(),
+            takes_over_from: semver::Version::new(0, 1, 0),
+        }),
+        ..manifest()
+    }
+}
+
+#[test]
+fn a_bundle_brings_a_model_or_a_program_and_never_both() {
+    program().validate().unwrap();
+    let spoilt = |spoil: fn(&mut Manifest)| {
+        let mut spoilt = program();
+        spoil(&mut spoilt);
+        spoilt.validate().unwrap_err().to_string()
+    };
+    for (spoil, says) in [
+        ((|m| m.program = None) as fn(&mut Manifest), "the bundle has no model.onnx"),
+        (|m| m.files = manifest().files, "the bundle has no muster-agent"),
+        (|m| m.files.extend(manifest().files), "it is one file"),
+        (|m| m.files[0] = BundleFile::describe(PROGRAM_PATH, b""), "the bundle has no muster-agent"),
+        (|m| m.signature = manifest().signature, "is a model's"),
+        (|m| m.budgets.max_latency_ms = Some(1), "is a model's"),
+        (|m| m.requirements.architectures.clear(), "exactly one architecture"),
+        (|m| m.program.as_mut().unwrap().target = "a b".into(), "its target"),
+        (|m| m.program.as_mut().unwrap().takes_over_from.major = 1, "take over from itself"),
+    ] {
+        let text = spoilt(spoil);
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[test]
+fn a_models_manifest_is_written_as_it_was_before_there_were_programs() {
+    let written = serde_json::to_value(manifest()).unwrap();
+    assert!(written.get("program").is_none());
+    let mut read = written;
+    read["program"] = serde_json::json!({"target": "x", "takes_over_from": "0.1.0", "more": 1});
+    assert!(serde_json::from_value::<Manifest>(read).is_err(), "what is not known is refused");
 }

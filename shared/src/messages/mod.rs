@@ -13,12 +13,12 @@ mod telemetry;
 use serde::{Deserialize, Serialize};
 
 pub use pressure::{Pressure, PressureLevel, Throttling};
-pub use state::{FreezeProtection, HeldBack, InstalledBundle, StateReport, UpdateReport, UpdateState};
+pub use state::{FreezeProtection, HeldBack, InstalledBundle, StateReport, TrackReport, UpdateReport, UpdateState};
 pub use telemetry::{RequestCounts, Resources, TelemetryWindow, WindowKey};
 
 use crate::chunk::{Accepts, ChunkSet};
 use crate::ids::{BundleRef, Digest};
-use crate::trust::Envelope;
+use crate::trust::{Envelope, Track};
 
 /// The streams a device repeats until they are acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -110,6 +110,9 @@ pub struct DeviceEvent {
     pub bundle: Option<BundleRef>,
     /// The rest, in words, at most [`crate::limits::MAX_TEXT_BYTES`].
     pub detail: String,
+    /// What of the device it is about, where a generation is concerned; left out for the model.
+    #[serde(default, skip_serializing_if = "Track::is_model")]
+    pub track: Track,
 }
 
 /// A wish for chunks; the answer is one [`crate::chunk::ChunkFrame`] each.
@@ -267,6 +270,7 @@ mod tests {
             generation: 3,
             bundle: Some(installed.bundle),
             detail: "two\nlines".into(),
+            track: Track::default(),
         };
         let mut wanted = ChunkSet::empty(11);
         wanted.insert(9);

@@ -121,6 +121,25 @@ pub struct UpdateReport {
     pub held_back: Option<HeldBack>,
 }
 
+/// How a device stands with its own program. Generations are those of the program's track.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TrackReport {
+    /// The highest generation it has accepted.
+    pub generation: u64,
+    /// The update it works on, or did last.
+    pub update: UpdateReport,
+    /// The bundle that runs; none for what the package installed.
+    pub running: Option<InstalledBundle>,
+    /// The bundle that it falls back to; none for what the package installed.
+    pub committed: Option<InstalledBundle>,
+    /// The version of the program that the package installed; empty where nobody says.
+    pub package_version: String,
+    /// The least release counter of a program it will run.
+    pub security_floor: u64,
+}
+
 /// Whether a device can tell that a document is out of date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -176,4 +195,9 @@ pub struct StateReport {
     /// What presses on it, and so keeps a shadow from running; absent where nothing does.
     #[serde(skip_serializing_if = "Pressure::is_none")]
     pub pressure: Pressure,
+    /// How it stands with its own program; agents that cannot exchange theirs do not say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program: Option<TrackReport>,
+    /// What the agent understands of the wire contract ([`crate::protocol`]); 0 from agents that do not say.
+    pub protocol: u32,
 }

@@ -12,6 +12,7 @@ use super::delivery::DeliveryPolicy;
 use super::envelope::{DocumentKind, Envelope};
 use super::keys::{KeyId, PublicKey, SigningKey};
 use super::stage::Stage;
+use super::track::Track;
 use crate::bundle::Manifest;
 use crate::collection::Collections;
 use crate::ids::{DeviceId, Digest, RolloutId};
@@ -219,24 +220,28 @@ impl TrustedRoot {
         check_date(DocumentKind::Root, self.root.expires_ms, now_ms)
     }
 
-    /// Checks a manifest: signatures, then content, then date.
+    /// Checks a model's manifest: signatures, then content, then date.
     ///
     /// # Errors
     /// [`TrustError`] with what is wrong.
     pub fn verify_manifest(&self, envelope: &Envelope, now_ms: u64) -> Result<VerifiedManifest, TrustError> {
-        let verified = self.verify_undated_manifest(envelope)?;
+        let verified = self.verify_undated_manifest(envelope, Track::Model)?;
         check_date(DocumentKind::Manifest, verified.manifest.expires_ms, now_ms)?;
         Ok(verified)
     }
 
-    /// Checks a manifest but for its date: for a bundle that is installed already and must keep serving.
+    /// Checks a manifest but for its date, and that it is for `track`: for a bundle that is installed already and must keep serving.
     ///
     /// # Errors
     /// [`TrustError`] with what is wrong.
-    pub fn verify_undated_manifest(&self, envelope: &Envelope) -> Result<VerifiedManifest, TrustError> {
+    pub fn verify_undated_manifest(&self, envelope: &Envelope, track: Track) -> Result<VerifiedManifest, TrustError> {
         let payload = self.root.verify(envelope, DocumentKind::Manifest)?;
         let manifest: Manifest = parse(DocumentKind::Manifest, &payload)?;
         manifest.validate()?;
+        let found = if manifest.program.is_some() { Track::Program } else { Track::Model };
+        if found != track {
+            return Err(TrustError::Track { bundle: manifest.bundle(), found, expected: track });
+        }
         Ok(VerifiedManifest { digest: Digest::of(&payload), manifest })
     }
 
@@ -256,10 +261,11 @@ impl TrustedRoot {
             return Err(TrustError::Device { expected: device.clone(), found: assignment.device });
         }
         check_date(DocumentKind::Assignment, assignment.expires_ms, now_ms)?;
-        assignment.stage.validate().map_err(|error| TrustError::Payload {
-            kind: DocumentKind::Assignment.as_str(),
-            reason: error.to_string(),
-        })?;
+        let refuse = |reason| TrustError::Payload { kind: DocumentKind::Assignment.as_str(), reason };
+        assignment.stage.validate().map_err(|error| refuse(error.to_string()))?;
+        if !assignment.track.is_model() && !(assignment.stage.is_serve() && assignment.activation.is_at_once()) {
+            return Err(refuse("a program has neither stage nor activation: it takes over at once".to_owned()));
+        }
         Ok(assignment)
     }
 
@@ -366,6 +372,9 @@ pub struct Assignment {
     /// When it switches to it.
     #[serde(default, skip_serializing_if = "Activation::is_at_once")]
     pub activation: Activation,
+    /// What of the device it is about.
+    #[serde(default, skip_serializing_if = "Track::is_model")]
+    pub track: Track,
 }
 
 /// Serialises `document` and signs it with every key given.

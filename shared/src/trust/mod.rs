@@ -21,6 +21,7 @@ mod documents;
 mod envelope;
 mod keys;
 mod stage;
+mod track;
 
 pub use activation::Activation;
 pub use delivery::{DeliveryPolicy, MIN_DOWNLOAD_BYTES_PER_S, MeteredUse};
@@ -30,9 +31,10 @@ pub use documents::{
 pub use envelope::{DocumentKind, Envelope, Signature};
 pub use keys::{KeyId, PublicKey, SigningKey};
 pub use stage::{Stage, StageError};
+pub use track::Track;
 
 use crate::bundle::ManifestError;
-use crate::ids::DeviceId;
+use crate::ids::{BundleRef, DeviceId};
 use crate::limits::{MAX_DOCUMENT_BYTES, MAX_SIGNATURES};
 
 /// Why a document is not trusted.
@@ -64,6 +66,16 @@ pub enum TrustError {
         valid: u32,
         /// How many are required.
         threshold: u32,
+    },
+    /// A model where a program is due, or a program where a model is.
+    #[error("{bundle} brings a {found}, and a {expected} is asked for")]
+    Track {
+        /// The bundle.
+        bundle: BundleRef,
+        /// What it is.
+        found: Track,
+        /// What was asked for.
+        expected: Track,
     },
     /// The signed bytes are not the document they should be.
     #[error("the signed {kind} does not parse: {reason}")]

@@ -92,7 +92,14 @@ impl<'a> Embedded<'a> {
         let event = Sequenced {
             // Of an outbox that no agent had; what came before in it is given up.
             position: Position { epoch: 77, sequence, oldest: sequence },
-            body: DeviceEvent { at_ms, kind: DeviceEventKind::Alarm, generation: 0, bundle: None, detail },
+            body: DeviceEvent {
+                at_ms,
+                kind: DeviceEventKind::Alarm,
+                generation: 0,
+                bundle: None,
+                detail,
+                track: Default::default(),
+            },
         };
         let topic = format!("muster/v1/d/{}/up/event", name(who));
         ensure!(client.publish(&topic, &serde_json::to_string(&event)?, false)?, "{who:?} was cut off");

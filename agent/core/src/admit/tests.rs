@@ -22,6 +22,7 @@ fn offer(generation: u64) -> Offer {
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
             activation: Activation::AtOnce,
+            track: Default::default(),
         },
         manifest: Some(OfferedManifest {
             digest,

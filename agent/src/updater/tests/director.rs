@@ -40,6 +40,7 @@ fn delivered_by(director: &SigningKey, generation: u64, bundle: &Bundle, issued_
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
         activation: Activation::AtOnce,
+        track: Default::default(),
     };
     let assignment = sign_document(DocumentKind::Assignment, &assignment, [director]).unwrap();
     serde_json::to_vec(&AssignmentDelivery { assignment, manifest: Some(bundle.envelope.clone()) }).unwrap()

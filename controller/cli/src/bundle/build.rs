@@ -225,6 +225,7 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         profile,
         lineage: description.lineage(),
         card: description.card(),
+        program: None,
     };
     manifest.validate().map_err(|error| description.origin.whole_fault(error.to_string()))?;
     let payload = serde_json::to_vec(&manifest)

@@ -221,6 +221,7 @@ mod tests {
             profile: Profile::default(),
             lineage: Lineage::default(),
             card: None,
+            program: None,
         };
         manifest.validate().unwrap();
         serde_json::to_vec(&manifest).unwrap()

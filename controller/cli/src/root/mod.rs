@@ -99,6 +99,7 @@ pub(crate) fn trust_words(error: &TrustError) -> String {
         | TrustError::TooManySignatures
         | TrustError::PayloadType { .. }
         | TrustError::Threshold { .. }
+        | TrustError::Track { .. }
         | TrustError::Payload { .. }
         | TrustError::RootVersion { .. }
         | TrustError::RootContent(_)

@@ -55,6 +55,7 @@ fn assignment(expires_ms: u64) -> Assignment {
         delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
         activation: Activation::AtOnce,
+        track: Default::default(),
     }
 }
 
@@ -146,6 +147,7 @@ fn manifest(expires_ms: u64) -> Manifest {
         profile: Profile::default(),
         lineage: Lineage::default(),
         card: None,
+        program: None,
     }
 }
 
@@ -208,7 +210,7 @@ proptest! {
         prop_assert!(TrustedRoot::first(envelope.clone(), None).is_err());
         prop_assert!(trusted.next(envelope.clone()).is_err());
         prop_assert!(trusted.verify_manifest(&envelope, 0).is_err());
-        prop_assert!(trusted.verify_undated_manifest(&envelope).is_err());
+        prop_assert!(trusted.verify_undated_manifest(&envelope, Track::Model).is_err());
         prop_assert!(trusted.verify_assignment(&envelope, &device(), 0).is_err());
     }
 
@@ -279,7 +281,7 @@ proptest! {
 
         let enough = signers(&root, Role::Release, &signed_by) >= threshold as usize;
         let signed = sign(DocumentKind::Manifest, &manifest(500), &signed_by);
-        prop_assert_eq!(trusted.verify_undated_manifest(&signed).is_ok(), enough);
+        prop_assert_eq!(trusted.verify_undated_manifest(&signed, Track::Model).is_ok(), enough);
         prop_assert_eq!(trusted.verify_manifest(&signed, now_ms).is_ok(), enough && now_ms < 500);
 
         let signed = sign(DocumentKind::Assignment, &assignment(500), &signed_by);
@@ -324,6 +326,48 @@ fn the_directors_epoch_begins_with_the_document_that_takes_a_key_away() {
         epochs.push(trusted.director_epoch());
     }
     assert_eq!(epochs, [1, 1, 1, 4, 4, 4, 7]);
+}
+
+#[test]
+fn an_assignment_says_which_track_it_is_about_and_one_of_the_model_reads_as_it_always_did() {
+    let trusted = TrustedRoot::first(sign(DocumentKind::Root, &root(1, &[1, 2], 1), &[1, 2]), None).unwrap();
+    let with = |assignment: Assignment| {
+        let envelope = sign(DocumentKind::Assignment, &assignment, &[30]);
+        let text = String::from_utf8(envelope.payload_bytes().unwrap()).unwrap();
+        (trusted.verify_assignment(&envelope, &device(), 1).map(|assignment| assignment.track), text)
+    };
+    let (track, text) = with(assignment(10));
+    assert!(track == Ok(Track::Model) && !text.contains("track"), "{text}");
+    let of_program = Assignment { track: Track::Program, ..assignment(10) };
+    let (track, text) = with(of_program.clone());
+    assert!(track == Ok(Track::Program) && text.contains(r#""track":"program""#), "{text}");
+    for wrong in [
+        Assignment { stage: Stage::Shadow { share_bp: 1 }, ..of_program.clone() },
+        Assignment { activation: Activation::Hold, ..of_program },
+    ] {
+        assert!(matches!(with(wrong).0, Err(TrustError::Payload { .. })));
+    }
+}
+
+#[test]
+fn a_program_is_never_taken_for_a_model_nor_a_model_for_a_program() {
+    let trusted = TrustedRoot::first(sign(DocumentKind::Root, &root(1, &[1, 2], 1), &[1, 2]), None).unwrap();
+    let model = manifest(10);
+    let mut program = model.clone();
+    program.files = vec![BundleFile::describe(crate::bundle::PROGRAM_PATH, b"program")];
+    (program.signature.inputs, program.signature.outputs) = (vec![], vec![]);
+    program.profile = Default::default();
+    program.pipeline = None;
+    program.requirements.architectures = ["x86_64".to_owned()].into();
+    let takes_over_from = program.version.clone();
+    program.program = Some(crate::bundle::Program { target: "x86_64-unknown-linux-gnu".into(), takes_over_from });
+    for (manifest, is, is_not) in [(model, Track::Model, Track::Program), (program, Track::Program, Track::Model)] {
+        let envelope = sign(DocumentKind::Manifest, &manifest, &[20]);
+        trusted.verify_undated_manifest(&envelope, is).unwrap();
+        let error = trusted.verify_undated_manifest(&envelope, is_not).unwrap_err();
+        assert!(matches!(error, TrustError::Track { .. }), "{error}");
+        assert_eq!(trusted.verify_manifest(&envelope, 1).is_ok(), is == Track::Model);
+    }
 }
 
 #[test]
