@@ -34,6 +34,7 @@ mod operators;
 mod outliers;
 mod people;
 mod pipelines;
+mod program;
 mod quantiles;
 mod rate;
 mod rotation;
