@@ -263,7 +263,8 @@ impl TrustedRoot {
         check_date(DocumentKind::Assignment, assignment.expires_ms, now_ms)?;
         let refuse = |reason| TrustError::Payload { kind: DocumentKind::Assignment.as_str(), reason };
         assignment.stage.validate().map_err(|error| refuse(error.to_string()))?;
-        if !assignment.track.is_model() && !(assignment.stage.is_serve() && assignment.activation.is_at_once()) {
+        let takes_over_at_once = assignment.stage.is_serve() && assignment.activation.is_at_once();
+        if !assignment.track.is_model() && !takes_over_at_once {
             return Err(refuse("a program has neither stage nor activation: it takes over at once".to_owned()));
         }
         Ok(assignment)

@@ -201,6 +201,7 @@ fn with_scene<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Scene) -
     with_scene_of(Ok, test);
 }
 
+#[expect(clippy::print_stdout, reason = "a test that looks at nothing says so")]
 fn with_scene_of<F: Future<Output = anyhow::Result<()>>>(
     binaries_of: impl FnOnce(Binaries) -> anyhow::Result<Binaries>,
     test: impl FnOnce(Scene) -> F,
