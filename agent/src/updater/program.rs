@@ -111,7 +111,7 @@ impl Updater {
                 });
             }
             Effect::Rehearse { slot, generation } => {
-                let manifest = self.program_manifest(slot)?;
+                let manifest = self.trusted_program_manifest(slot)?;
                 let (program, config) = (self.program.store.program(slot), self.parts.config_file.clone());
                 self.apart("rehearse", move || {
                     let result = rehearsal::rehearse(&program, &manifest.version, config.as_deref());
@@ -177,9 +177,22 @@ impl Updater {
     }
 
     fn program_manifest(&self, slot: Slot) -> Result<Manifest, String> {
+        self.program_document(slot).map(|(_, manifest)| manifest)
+    }
+
+    fn program_document(&self, slot: Slot) -> Result<(Envelope, Manifest), String> {
         let digest = self.program.machine.manifest(slot).ok_or("the slot is empty")?;
         let found = self.program.store.manifest(slot, &digest).map_err(|error| with_source(&error))?;
-        found.map(|(_, manifest)| manifest).ok_or_else(|| "its manifest is missing or damaged".to_owned())
+        found.ok_or_else(|| "its manifest is missing or damaged".to_owned())
+    }
+
+    /// The manifest of what `slot` holds, held against what is trusted now: keys may have changed since it was assigned.
+    fn trusted_program_manifest(&self, slot: Slot) -> Result<Manifest, String> {
+        let (envelope, _) = self.program_document(slot)?;
+        let root = self.parts.trust.root();
+        root.verify_undated_manifest(&envelope, Track::Program)
+            .map(|verified| verified.manifest)
+            .map_err(|error| error.to_string())
     }
 
     fn prepare_program(&mut self, slot: Slot, fresh: bool) -> Result<Option<Event>, String> {
