@@ -49,7 +49,8 @@ for target in "${targets[@]}"; do
         before=$(counted "$target" "$part" 0)
         after=$(counted "$target" "$part" "$times")
         each=$(((after - before) / times))
-        known=$(awk -F'\t' -v t="$target" -v p="$part" '$1 == t && $2 == p { print $3 }' "$baseline" 2>/dev/null || true)
+        known=
+        [ ! -f "$baseline" ] || known=$(awk -F'\t' -v t="$target" -v p="$part" '$1 == t && $2 == p { print $3 }' "$baseline")
         ratio=-
         if [ -n "$known" ]; then
             ratio=$(awk -v a="$each" -v b="$known" 'BEGIN { printf "%.3f", a / b }')

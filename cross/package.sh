@@ -57,16 +57,17 @@ for program in "${programs[@]}"; do
     rm -rf "$stage"
     mkdir -p "$stage"
     if [ -n "${MUSTER_BUILT:-}" ]; then
-        strip --strip-all -o "$stage/$program" "$MUSTER_BUILT/$program"
+        built="$MUSTER_BUILT/$program"
     else
         cross/build.sh "$target" "${profile:-$usual}" "$program"
-        # Cargo strips what is built for people by itself.
-        if [ "${profile:-$usual}" = dev ]; then
-            gnu="${target/-unknown/}"
-            "${gnu/#armv7/arm}-strip" --strip-all -o "$stage/$program" "target/cross/$program-$target"
-        else
-            ln "target/cross/$program-$target" "$stage/$program"
-        fi
+        built="target/cross/$program-$target"
+    fi
+    # Cargo strips what is built for people by itself.
+    if [ -n "${MUSTER_BUILT:-}" ] || [ "$profile" = dev ]; then
+        gnu="${target/-unknown/}"
+        "${gnu/#armv7/arm}-strip" --strip-all -o "$stage/$program" "$built"
+    else
+        ln "$built" "$stage/$program"
     fi
     "target/debug/$program" manual "$stage"
     for page in "$stage"/man/*; do

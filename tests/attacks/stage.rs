@@ -17,7 +17,7 @@ use muster_tests::device::DeviceSetup;
 use muster_tests::fixtures::{self, Image};
 use muster_tests::fleet::{Fleet, PACE, PATIENCE};
 use muster_tests::traffic::{self, Traffic};
-use muster_tests::wait;
+use muster_tests::{keys, wait};
 
 use crate::attack::Key;
 use crate::forge::{Content, digest_of};
@@ -48,14 +48,6 @@ pub(crate) struct Ground {
 
 fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
-}
-
-/// A signing key as the command line writes it, or as the controller does.
-fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
-    let file = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    let seed = file.lines().find_map(|line| line.strip_prefix("seed = ")).unwrap_or(&file).trim().trim_matches('"');
-    let seed: Digest = seed.parse().with_context(|| format!("{}: its seed", path.display()))?;
-    Ok(SigningKey::from_seed(&(*seed.as_bytes()).into()))
 }
 
 fn read_envelope(path: &Path) -> anyhow::Result<Envelope> {
@@ -151,10 +143,10 @@ impl Ground {
             (Key::Release2, "release-2.key"),
             (Key::RetiredRelease, "release.key"),
         ] {
-            self.keys.insert(key, read_key(&self.path(name))?);
+            self.keys.insert(key, keys::read(&self.path(name))?);
         }
         let director = self.fleet.controller.folder().join("data/director.key");
-        self.keys.insert(Key::Director, read_key(&director)?);
+        self.keys.insert(Key::Director, keys::read(&director)?);
         Ok(())
     }
 

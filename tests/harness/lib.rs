@@ -9,6 +9,7 @@ pub mod device;
 pub mod fixtures;
 pub mod fleet;
 pub mod gate_draws;
+pub mod keys;
 pub mod link;
 pub mod machine;
 mod metrics;

@@ -135,7 +135,7 @@ fn an_agent_that_may_write_to_its_own_folder_alone_does_its_whole_work() {
         let inside = format!(
             "mount --bind {data:?} {data:?}\n\
              findmnt --raw --noheadings --output TARGET | tac | while read -r target; do\n\
-             [ \"$target\" = {data:?} ] || mount -o remount,bind,ro \"$target\" 2>>/dev/null || true\n\
+             [ \"$target\" = {data:?} ] || mount -o remount,bind,ro \"$target\" 2>/dev/null || true\n\
              done\n\
              if touch {probe:?} 2>/dev/null; then echo 'the probe was written'; exit 1; fi\n\
              exec {agent:?} \"$@\"",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use muster_agent_core::admit;
 use muster_agent_core::fetch::FetchPlan;
+use muster_agent_core::record::Untold;
 use muster_agent_core::slots::{Pointer, Slot};
 use muster_agent_core::update::{Effect, Event};
 use muster_shared::bundle::Manifest;
@@ -106,6 +107,23 @@ impl Updater {
         }
     }
 
+    /// Puts what a record of `track` has to tell into the outbox; where that takes nothing, it stays in the record and is told next time.
+    pub(super) fn keep_untold(&self, untold: &Untold, track: Track) -> bool {
+        let event = DeviceEvent {
+            at_ms: wall_ms(),
+            kind: untold.kind,
+            generation: untold.generation,
+            bundle: untold.bundle.clone(),
+            detail: untold.detail.clone(),
+            track,
+        };
+        self.parts
+            .outbox
+            .event(&event)
+            .inspect_err(|error| tracing::debug!(error = %with_source(error), "an event waits to be told"))
+            .is_ok()
+    }
+
     pub(super) fn tell_untold(&mut self) -> Result<(), String> {
         let update = self.machine.record().update.as_ref();
         let rollout =
@@ -121,17 +139,7 @@ impl Updater {
                 detail = %untold.detail,
                 "update"
             );
-            let event = DeviceEvent {
-                at_ms: wall_ms(),
-                kind: untold.kind,
-                generation: untold.generation,
-                bundle: untold.bundle.clone(),
-                detail: untold.detail.clone(),
-                track: Track::Model,
-            };
-            if let Err(error) = self.parts.outbox.event(&event) {
-                // It stays in the record and is told next time.
-                tracing::debug!(error = %with_source(&error), "an event waits to be told");
+            if !self.keep_untold(untold, Track::Model) {
                 break;
             }
             passing!(EventKept);

@@ -12,7 +12,7 @@ use muster_agent_core::program::{Effect, Event, Machine, Offer, OfferedProgram, 
 use muster_agent_core::slots::Slot;
 use muster_shared::bundle::Manifest;
 use muster_shared::chunk::{Accepts, ChunkFrame};
-use muster_shared::messages::{DeviceEvent, DeviceEventKind, Stream};
+use muster_shared::messages::{DeviceEventKind, Stream};
 use muster_shared::trust::{Assignment, Envelope, Track};
 
 use super::base::Base;
@@ -22,7 +22,6 @@ use super::{Done, Updater};
 use crate::causes::with_source;
 use crate::program::{ProgramStore, Running};
 use crate::resources;
-use crate::time::wall_ms;
 
 /// What the updater keeps of the program's track.
 pub(super) struct ProgramTrack {
@@ -37,7 +36,7 @@ pub(super) struct ProgramTrack {
 }
 
 impl ProgramTrack {
-    /// Reads what is stored; what is damaged is set aside, and said.
+    /// Reads what is stored; what is damaged is said, and stays until the next record is written.
     pub(super) fn open(data_dir: &std::path::Path, running: &Running) -> (Self, Option<String>) {
         let store = ProgramStore::new(data_dir);
         let (record, alarm) = match store.load() {
@@ -129,14 +128,14 @@ impl Updater {
 
     /// Writes the record, for as long as it takes, and removes what it names no more.
     fn persist_program(&mut self) -> Result<(), String> {
-        let record = self.program.machine.record().clone();
-        let store = self.program.store.clone();
-        self.write_until_done("the record of agent programs", |_| {
-            store.save(&record).map_err(|error| with_source(&error))
+        self.write_until_done("the record of agent programs", |updater| {
+            let ProgramTrack { machine, store, .. } = &updater.program;
+            store.save(machine.record()).map_err(|error| with_source(&error))
         })?;
-        let running = self.program.machine.running();
-        for slot in Slot::ALL.into_iter().filter(|slot| !record.slots.contains_key(slot) && running != Some(*slot)) {
-            if let Err(error) = self.program.store.clear(slot) {
+        let ProgramTrack { machine, store, .. } = &self.program;
+        let is_of_use = |slot: &Slot| machine.record().slots.contains_key(slot) || machine.running() == Some(*slot);
+        for slot in Slot::ALL.into_iter().filter(|slot| !is_of_use(slot)) {
+            if let Err(error) = store.clear(slot) {
                 tracing::warn!(error = %with_source(&error), "a program that is of no use any more stays");
             }
         }
@@ -154,17 +153,7 @@ impl Updater {
                 detail = %untold.detail,
                 "agent program"
             );
-            let event = DeviceEvent {
-                at_ms: wall_ms(),
-                kind: untold.kind,
-                generation: untold.generation,
-                bundle: untold.bundle.clone(),
-                detail: untold.detail.clone(),
-                track: Track::Program,
-            };
-            if let Err(error) = self.parts.outbox.event(&event) {
-                // It stays in the record and is told at the next change or start.
-                tracing::debug!(error = %with_source(&error), "an event waits to be told");
+            if !self.keep_untold(untold, Track::Program) {
                 break;
             }
             told += 1;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::messages::{Ack, ChunkRequest, DeviceEvent, Position, Sequenced, StateReport, Stream};
 use muster_shared::topics::{Down, Kind, Topic, Up};
 use muster_tests::fleet::PATIENCE;
+use muster_tests::mosquitto::StandIn;
 use muster_tests::process::Process;
-use muster_tests::wait;
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, Publish, QoS, Transport};
 
 /// A bundle that can be sent: what describes it, and its only file.
@@ -57,25 +56,7 @@ impl Broker {
     /// # Errors
     /// When it does not come up.
     pub(super) async fn start(mosquitto: &Path, folder: &Path, pki: &Path, port: u16) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(folder)?;
-        let socket = folder.join("controller.sock");
-        let config = format!(
-            "per_listener_settings true\npersistence false\nuser root\n\
-             listener {port} 127.0.0.1\ncafile {pki}/ca.pem\ncertfile {pki}/server.pem\nkeyfile {pki}/server.key\n\
-             require_certificate true\nallow_anonymous true\n\
-             listener 0 {socket}\nallow_anonymous true\n",
-            pki = pki.display(),
-            socket = socket.display(),
-        );
-        std::fs::write(folder.join("mosquitto.conf"), config)?;
-        let mut command = Command::new(mosquitto);
-        command.arg("-c").arg(folder.join("mosquitto.conf"));
-        let mut process = Process::start("mosquitto", &mut command, &folder.join("mosquitto.log"))?;
-        wait::until("mosquitto takes connections", PATIENCE, async || {
-            process.ensure_running()?;
-            Ok(std::os::unix::net::UnixStream::connect(&socket).ok())
-        })
-        .await?;
+        let StandIn { process, socket } = StandIn::start(mosquitto, folder, pki, port).await?;
         let mut options = MqttOptions::new("controller", socket.display().to_string(), 0);
         options.set_transport(Transport::Unix).set_keep_alive(Duration::from_secs(60));
         options.set_max_packet_size(1 << 20, 1 << 20);

@@ -14,7 +14,7 @@ use muster_shared::trust::{Assignment, DocumentKind, SigningKey, Track, WatchPol
 use muster_tests::binaries::Binaries;
 use muster_tests::fixtures::{self, Image};
 use muster_tests::fleet::{Fleet, PATIENCE};
-use muster_tests::{mosquitto, traffic, wait};
+use muster_tests::{keys, mosquitto, traffic, wait};
 
 use self::broker::{Broker, Content};
 use self::supervisor::Supervisor;
@@ -49,14 +49,6 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
 }
 
-/// A signing key as the command line writes it, or as the controller does.
-fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
-    let file = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    let seed = file.lines().find_map(|line| line.strip_prefix("seed = ")).unwrap_or(&file).trim().trim_matches('"');
-    let seed: Digest = seed.parse().with_context(|| format!("{}: its seed", path.display()))?;
-    Ok(SigningKey::from_seed(&(*seed.as_bytes()).into()))
-}
-
 impl Scene {
     async fn begin(binaries: &Binaries, folder: &Path, mosquitto: &Path) -> anyhow::Result<Self> {
         let mut fleet = stage::fleet(binaries, folder, 1).await?;
@@ -70,8 +62,8 @@ impl Scene {
         };
         fleet.controller.process_mut().stop().await?;
         let data = fleet.controller.folder().join("data");
-        let release = read_key(&fleet.folder.join("keys/release.key"))?;
-        let director = read_key(&data.join("director.key"))?;
+        let release = keys::read(&fleet.folder.join("keys/release.key"))?;
+        let director = keys::read(&data.join("director.key"))?;
         let port = fleet.controller.endpoints.broker_port;
         let broker = Broker::start(mosquitto, &folder.join("broker"), &data.join("pki"), port).await?;
         let supervisor = Supervisor::start(&binaries.agent, &home)?;
