@@ -566,6 +566,7 @@ impl Base {
             started: self.started,
             system: self.system.clone(),
             pressed: self.host.pressed().clone(),
+            program: self.program.known_as.clone(),
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::monitor::{ClosedWindow, Monitor};
 use crate::outbox::Outbox;
 use crate::pressure::Pressed;
+use crate::program::KnownAs;
 use crate::resources;
 use crate::system::System;
 use crate::time::{Steady, wall_ms};
@@ -25,6 +26,8 @@ pub(crate) struct Pump {
     pub(crate) started: Steady,
     pub(crate) system: System,
     pub(crate) pressed: Pressed,
+    /// The program that counts.
+    pub(crate) program: KnownAs,
 }
 
 impl Pump {
@@ -68,7 +71,8 @@ impl Pump {
         // Making them durable blocks this thread; the runtime gives the others' work to another.
         tokio::task::block_in_place(|| {
             passing!(WindowClosed);
-            for window in windows {
+            for mut window in windows {
+                window.telemetry.program = self.program.get();
                 self.outbox.window(&window);
             }
         });

@@ -149,9 +149,11 @@ mod tests {
                 comparison: None,
                 objectives: Default::default(),
                 numbers: Default::default(),
+                program: None,
             }),
             sketch: None,
             crash: false,
+            program: None,
         };
         let at = window_key(1_000, &device, Stream::Telemetry, &position);
         test.app

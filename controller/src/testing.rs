@@ -13,14 +13,15 @@ use bytes::Bytes;
 use futures_util::stream;
 use muster_shared::api::{AccessRole, Revocation};
 use muster_shared::bundle::{
-    BundleFile, DataType, GOLDEN_PATH, MODEL_PATH, Manifest, ModelSignature, Requirements, TensorSpec,
+    BundleFile, DataType, GOLDEN_PATH, MODEL_PATH, Manifest, ModelSignature, PROGRAM_PATH, Program, Requirements,
+    TensorSpec,
 };
 use muster_shared::data_schema::DataSchema;
 use muster_shared::ids::{BundleName, DeviceId, Digest, RolloutId};
 use muster_shared::profile::{Column, Profile, Reference, Source};
 use muster_shared::topics::Topic;
 use muster_shared::trust::{
-    Activation, DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, Stage,
+    Activation, DeliveryPolicy, DocumentKind, Envelope, PublicKey, Role, RoleKeys, Root, SigningKey, Stage, Track,
     WatchPolicy, sign_document,
 };
 use tempfile::TempDir;
@@ -333,6 +334,7 @@ pub(crate) fn device_record(name: &str) -> DeviceRecord {
         renewed_at_ms: None,
         revocation: None,
         desired: None,
+        desired_program: None,
         assigned: Vec::new(),
         updates: Default::default(),
         pin: None,
@@ -395,7 +397,25 @@ impl TestApp {
             let pieces = stream::iter([Ok::<_, Infallible>(Bytes::copy_from_slice(content))]);
             self.app.blobs.receive(&Digest::of(content), pieces).await.unwrap();
         }
-        let manifest = Manifest { profile, schema, ..manifest(name, version, model, &golden) };
+        self.record(Manifest { profile, schema, ..manifest(name, version, model, &golden) }).await
+    }
+
+    /// A bundle of an agent program taken in, without its file.
+    pub(crate) async fn program(&self, version: &str, architecture: &str) -> Manifest {
+        let mut manifest = manifest(&format!("muster-agent-{architecture}"), version, version.as_bytes(), b"");
+        manifest.files.retain(|file| file.path == MODEL_PATH);
+        manifest.files[0].path = PROGRAM_PATH.to_owned();
+        manifest.signature = ModelSignature { inputs: Vec::new(), outputs: Vec::new() };
+        manifest.requirements.architectures = [architecture.to_owned()].into();
+        manifest.program = Some(Program {
+            target: format!("{architecture}-unknown-linux-gnu"),
+            takes_over_from: "0.1.0".parse().unwrap(),
+        });
+        manifest.validate().unwrap();
+        self.record(manifest).await
+    }
+
+    async fn record(&self, manifest: Manifest) -> Manifest {
         let envelope = signed_manifest(&manifest);
         let digest = Digest::of(&envelope.payload_bytes().unwrap());
         let bundle = manifest.bundle();
@@ -418,6 +438,15 @@ impl TestApp {
 
     /// Says that the device shall run `manifest`, as a rollout would.
     pub(crate) async fn desire(&self, device: &DeviceId, manifest: Option<Digest>, generation: u64) {
+        self.desire_on(Track::Model, device, manifest, generation).await;
+    }
+
+    /// Says that the device shall be the program `manifest`, as a rollout would.
+    pub(crate) async fn desire_program(&self, device: &DeviceId, manifest: Option<Digest>, generation: u64) {
+        self.desire_on(Track::Program, device, manifest, generation).await;
+    }
+
+    async fn desire_on(&self, track: Track, device: &DeviceId, manifest: Option<Digest>, generation: u64) {
         let stored = self.app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await.unwrap().unwrap();
         let mut record = stored.value;
         record.assign(Desired {
@@ -428,6 +457,7 @@ impl TestApp {
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
             activation: Activation::AtOnce,
+            track,
             since_ms: 1,
         });
         let change = Records::put(Table::Devices, device.as_str(), Expect::Version(stored.version), &record).unwrap();

@@ -197,6 +197,7 @@ mod tests {
             telemetry: None,
             sketch: None,
             crash: false,
+            program: None,
         }
     }
 

@@ -251,8 +251,11 @@ pub struct DeviceView {
     pub online: bool,
     /// When it was heard last, in milliseconds since the Unix epoch.
     pub last_seen_ms: Option<u64>,
-    /// What it shall run.
+    /// The model that it shall serve.
     pub desired: Option<DesiredView>,
+    /// The program that it shall be, its generations counted apart; absent where it was never told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired_program: Option<DesiredView>,
     /// What it says of itself.
     pub reported: Option<StateReport>,
     /// Its certificate is no longer accepted; absent while it is.

@@ -19,6 +19,7 @@ use crate::ids::{BundleName, BundleRef, Digest};
 use crate::limits::{CHUNK_BYTES, MAX_CHUNKS, MAX_FILES, MAX_PATH_BYTES};
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::profile::{Profile, ProfileError};
+use crate::trust::Track;
 
 /// The file of a bundle that holds the model.
 pub const MODEL_PATH: &str = "model.onnx";
@@ -341,6 +342,12 @@ fn is_safe_path(path: &str) -> bool {
 }
 
 impl Manifest {
+    /// What of a device it is for.
+    #[must_use]
+    pub fn track(&self) -> Track {
+        if self.program.is_some() { Track::Program } else { Track::Model }
+    }
+
     /// The bundle's name and version.
     #[must_use]
     pub fn bundle(&self) -> BundleRef {

@@ -100,6 +100,7 @@ fn rollout(number: usize, selector: Selector, waves: &[&str]) -> anyhow::Result<
         bundle: spec.bundle.clone(),
         requirements: Requirements { architectures: ["aarch64".to_owned()].into(), ..Requirements::default() },
         reference_predictions: BTreeMap::new(),
+        track: Default::default(),
     };
     Ok(Rollout::new(RolloutId::new(format!("r{}", number + 1))?, spec, bundle, START_MS)?)
 }

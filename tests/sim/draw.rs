@@ -318,6 +318,7 @@ pub(crate) fn rollout(random: &mut Random, number: usize, spec: RolloutSpec, bun
         bundle: bundle.manifest.bundle.clone(),
         requirements: Requirements { architectures: architectures.into_iter().collect(), ..Requirements::default() },
         reference_predictions: Default::default(),
+        track: Default::default(),
     };
     let id = RolloutId::new(format!("r{number}")).expect("an id");
     let rollout = Rollout::new(id, spec, facts, now_ms).and_then(|rollout| rollout.analysed_by(analyses));

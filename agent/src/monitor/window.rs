@@ -167,6 +167,7 @@ impl OpenWindow {
                 comparison,
                 objectives: self.objectives,
                 numbers: self.numbers,
+                program: None,
             },
             sketch: counted.then(|| SketchWindow {
                 key,

@@ -49,6 +49,7 @@ fn window() -> ClosedWindow {
             comparison: None,
             objectives: Default::default(),
             numbers: Default::default(),
+            program: None,
         },
         sketch: Some(SketchWindow::empty(key, &Profile::default())),
     }

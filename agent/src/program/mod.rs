@@ -10,9 +10,11 @@ mod store;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_agent_core::program::{self, Record};
 use muster_agent_core::slots::Slot;
+use muster_shared::messages::{InstalledBundle, ProgramKey};
 
 pub(crate) use self::store::ProgramStore;
 use crate::attributes::AGENT_VERSION;
@@ -34,20 +36,39 @@ pub(crate) struct Running {
     pub(crate) slot: Option<Slot>,
     /// The version of the packaged program.
     pub(crate) package: semver::Version,
+    /// What the controller knows it as. The updater says so, and whoever counts something reads it.
+    pub(crate) known_as: KnownAs,
+}
+
+/// What the controller knows the program that runs as. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KnownAs(Arc<Mutex<Option<ProgramKey>>>);
+
+impl KnownAs {
+    /// Takes down what the report says; none for what the package installed.
+    pub(crate) fn set(&self, running: Option<&InstalledBundle>) {
+        let key = running.map(|bundle| ProgramKey { manifest: bundle.manifest, generation: bundle.generation });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = key;
+    }
+
+    /// What was said last.
+    pub(crate) fn get(&self) -> Option<ProgramKey> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Running {
     /// What the package installed.
     pub(crate) fn packaged() -> Self {
         let package = AGENT_VERSION.parse().unwrap_or_else(|_| semver::Version::new(0, 0, 0));
-        Self { slot: None, package }
+        Self { slot: None, package, known_as: KnownAs::default() }
     }
 
     /// As whoever started this process in place of the packaged program says.
     fn of_environment() -> Option<Self> {
         let (slot, package) = (std::env::var(SLOT).ok()?, std::env::var(PACKAGE).ok()?);
         let slot = Slot::ALL.into_iter().find(|known| known.as_str() == slot)?;
-        Some(Self { slot: Some(slot), package: package.parse().ok()? })
+        Some(Self { slot: Some(slot), package: package.parse().ok()?, known_as: KnownAs::default() })
     }
 }
 

@@ -183,6 +183,8 @@ impl Updater {
             update.reason = Some(format!("waiting: {held_back}"));
             update.held_back = Some(held_back);
         }
+        let program = self.program.machine.report();
+        self.parts.program.known_as.set(program.running.as_ref());
         let report = StateReport {
             reported_at_ms: wall_ms(),
             generation: record.generation,
@@ -200,7 +202,7 @@ impl Updater {
             can_hold: true,
             samples: self.parts.samples.report(),
             pressure: self.parts.host.pressed().now(),
-            program: Some(self.program.machine.report()),
+            program: Some(program),
             protocol: PROTOCOL,
         };
         self.parts.outbox.state(&report);

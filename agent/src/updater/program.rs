@@ -52,6 +52,7 @@ impl ProgramTrack {
             offered: None,
             restarting: false,
         };
+        running.known_as.set(track.machine.report().running.as_ref());
         (track, alarm)
     }
 }

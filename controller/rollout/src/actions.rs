@@ -3,6 +3,7 @@
 use muster_shared::ids::BundleRef;
 use muster_shared::limits::bounded_text;
 use muster_shared::rollout::RolloutStatus;
+use muster_shared::trust::Track;
 
 use crate::fleet::Predictions;
 use crate::recall;
@@ -82,6 +83,14 @@ pub enum RollbackError {
         "devices of the rollout are on their way back already: let it end without naming a bundle, then bring the bundle out with a rollout"
     )]
     Underway,
+    /// A model takes no program's place, nor a program a model's.
+    #[error("the rollout is about the {track} of devices, and {named} is none: name a bundle of the same kind")]
+    Track {
+        /// What the rollout is about.
+        track: Track,
+        /// What was named.
+        named: BundleRef,
+    },
 }
 
 /// Whether a rollout that stands so is planned and told of while the fleet is stopped: the way back alone is, which the stop left or an
@@ -149,6 +158,9 @@ impl Rollout {
         let mut next = self.apply(OperatorAction::Rollback, actor, reason, now_ms)?;
         if destination.manifest == self.bundle.manifest {
             return Err(RollbackError::Itself(destination.bundle));
+        }
+        if destination.track != self.track() {
+            return Err(RollbackError::Track { track: self.track(), named: destination.bundle });
         }
         let is_shadow = |target: &Target| target.beside && target.failure.is_none();
         if !self.spec.stage.is_serve() || self.targets.values().any(is_shadow) {

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::blue_green;
 use crate::deadline::DeadlineState;
 use crate::fleet::{DeviceFacts, Fleet};
+use crate::program;
 use crate::reach::is_held_back;
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{fresh_generation, is_taken, newest_generation, settled_generation};
@@ -283,6 +284,9 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
         faults.push("it has no bundle of its own that another could run beside".to_owned());
     }
     faults.extend(blue_green::misfits(&rollout.spec, facts));
+    if !rollout.track().is_model() {
+        faults.extend(program::misfit(facts).map(str::to_owned));
+    }
     faults.extend(misfits(&rollout.bundle.requirements, &facts.attributes));
     if faults.is_empty() {
         Suitability::Suitable

@@ -58,7 +58,8 @@ impl<'f> Arm<'f> {
         let untouched = survey.untouched(&rollout.targets).map(|(_, facts)| facts);
         let untold = untouched.filter(|facts| facts.desired.as_ref().is_none_or(|desired| desired.manifest != bundle));
         for (facts, is_canary) in beside.map(|facts| (facts, true)).chain(untold.map(|facts| (facts, false))) {
-            if let Some(incumbent) = facts.committed().filter(|incumbent| *incumbent != rollout.bundle.manifest) {
+            if let Some(incumbent) = rollout.incumbent(facts).filter(|incumbent| *incumbent != rollout.bundle.manifest)
+            {
                 arm.add_device(Some(facts), |evidence| evidence.manifest == incumbent);
                 arm.canaries += u32::from(is_canary);
                 // It runs what it is meant to run, or it would not be here.

@@ -6,7 +6,7 @@ use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::limits::bounded_text;
 use muster_shared::rollout::{Analysis, ApprovalRecord, FailureKind, RolloutSpec, RolloutStatus, SpecError, Verdict};
-use muster_shared::trust::Activation;
+use muster_shared::trust::{Activation, Track};
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::AnalysisRuns;
@@ -14,6 +14,7 @@ use crate::approval;
 use crate::deadline::DeadlineState;
 use crate::fleet::{Evidence, Predictions};
 use crate::gate::GateState;
+use crate::program;
 use crate::rate::Intake;
 use crate::targets::Targets;
 use crate::timing::check_zone;
@@ -40,6 +41,9 @@ pub struct BundleFacts {
     pub requirements: Requirements,
     /// Classes of the reference sample, for when no control has enough of its own.
     pub reference_predictions: Predictions,
+    /// What of a device it is brought to: the model it serves, or the program it is.
+    #[serde(default, skip_serializing_if = "Track::is_model")]
+    pub track: Track,
 }
 
 /// How one wave stands.
@@ -178,6 +182,9 @@ impl Rollout {
     pub fn new(id: RolloutId, spec: RolloutSpec, bundle: BundleFacts, now_ms: u64) -> Result<Self, SpecError> {
         spec.validate()?;
         check_zone(spec.timezone.as_deref())?;
+        if !bundle.track.is_model() {
+            program::validate(&spec)?;
+        }
         let approval = spec.approval.as_ref().map(|wish| approval::pending(wish.needed));
         Ok(Self {
             id,
@@ -199,6 +206,12 @@ impl Rollout {
             destination: None,
             outstanding: false,
         })
+    }
+
+    /// What of a device it is about. What it is shown of the fleet must be of that track.
+    #[must_use]
+    pub fn track(&self) -> Track {
+        self.bundle.track
     }
 
     /// How it stands.

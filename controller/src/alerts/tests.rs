@@ -147,6 +147,7 @@ async fn sketch(test: &TestApp, device: &DeviceId, manifest: Digest, at_ms: u64,
         telemetry: None,
         sketch: Some(Sequenced { position, body: window }.encode()),
         crash: false,
+        program: None,
     };
     keep(test, record, Stream::Sketch).await;
 }
@@ -163,6 +164,7 @@ fn telemetry_window(manifest: Digest, at_ms: u64, requests: RequestCounts) -> Te
         comparison: None,
         objectives: ObjectiveCounts::default(),
         numbers: Default::default(),
+        program: None,
     }
 }
 
@@ -176,6 +178,7 @@ async fn keep_telemetry(test: &TestApp, device: &DeviceId, telemetry: TelemetryW
         telemetry: Some(telemetry),
         sketch: None,
         crash: false,
+        program: None,
     };
     keep(test, record, Stream::Telemetry).await;
 }
@@ -355,6 +358,7 @@ async fn violations_of_a_schema_and_disagreement_of_a_shadow_are_told_by_column(
             comparison: Some(comparison),
             objectives: Default::default(),
             numbers: Default::default(),
+            program: None,
         };
         let record = WindowRecord {
             device: device.clone(),
@@ -364,6 +368,7 @@ async fn violations_of_a_schema_and_disagreement_of_a_shadow_are_told_by_column(
             telemetry: Some(telemetry),
             sketch: None,
             crash: false,
+            program: None,
         };
         keep(&test, record.clone(), Stream::Telemetry).await;
         let sketch = Some(Sequenced { position, body: window }.encode());

@@ -235,6 +235,7 @@ fn first(
         renewed_at_ms: None,
         revocation: None,
         desired: None,
+        desired_program: None,
         assigned: Vec::new(),
         updates: Default::default(),
         pin: None,

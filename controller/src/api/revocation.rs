@@ -9,7 +9,7 @@ use axum::extract::State;
 use muster_rollout::Rollout;
 use muster_shared::api::{ActionReason, DeviceView, Problem, Revocation};
 use muster_shared::ids::DeviceId;
-use muster_shared::trust::{Activation, DeliveryPolicy, Stage};
+use muster_shared::trust::{Activation, DeliveryPolicy, Stage, Track};
 
 use super::device_record::{ATTEMPTS, busy, change, load, view};
 use super::extract::{Operator, OptionalJson, Segments, reason_of};
@@ -75,8 +75,9 @@ pub(super) async fn reinstate(
             Some(reason) => format!("it was revoked by {}: {reason}", revocation.by),
             None => format!("it was revoked by {}", revocation.by),
         };
-        let desired = brought_up_to_date(&app, &stored.value).await?;
-        let record = DeviceRecord { revocation: None, desired, ..stored.value };
+        let desired = brought_up_to_date(&app, &stored.value, Track::Model).await?;
+        let desired_program = brought_up_to_date(&app, &stored.value, Track::Program).await?;
+        let record = DeviceRecord { revocation: None, desired, desired_program, ..stored.value };
         if change(&app, &record, stored.version, &caller.name, ("device.reinstated", detail)).await? {
             tracing::info!(%device, by = caller.name, "a device is reinstated");
             return view(&app, &device);
@@ -85,14 +86,17 @@ pub(super) async fn reinstate(
     Err(busy(&device))
 }
 
-/// What the device shall run. A rollout that went back meanwhile passed it over; it must not be told to run what was taken back.
-async fn brought_up_to_date(app: &App, record: &DeviceRecord) -> Result<Option<Desired>, StoreError> {
-    let Some(desired) = &record.desired else { return Ok(None) };
+/// What the device shall run on `track`. A rollout that went back meanwhile passed it over; it must not be told to run what was taken back.
+async fn brought_up_to_date(app: &App, record: &DeviceRecord, track: Track) -> Result<Option<Desired>, StoreError> {
+    let Some(desired) = record.desired(track) else { return Ok(None) };
     let rollout = app.records.get::<Rollout>(Table::Rollouts, desired.rollout.as_str()).await?;
     let reported = app.fleet.view(&record.id).and_then(|view| view.reported).unwrap_or_default();
     let back = rollout.and_then(|rollout| rollout.value.way_back(&record.id, desired.generation, &reported.attributes));
     let Some(back) = back else { return Ok(Some(desired.clone())) };
-    let reported = reported.generation;
+    let reported = match track {
+        Track::Model => reported.generation,
+        Track::Program => reported.program.map_or(0, |program| program.generation),
+    };
     let Some(generation) = desired.generation.max(reported).checked_add(1) else { return Ok(Some(desired.clone())) };
     let (stage, activation, delivery) = (Stage::Serve, Activation::AtOnce, DeliveryPolicy::at_once());
     let since_ms = clock::now_ms();

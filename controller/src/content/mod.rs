@@ -203,7 +203,7 @@ impl Content {
     /// Sends what `turn` asks for. Returns how many bytes that were, none when the bundle has no such chunk.
     async fn serve(&self, app: &App, turn: &Turn) -> Result<usize, ContentError> {
         let Turn { device, manifest, accepts, index, .. } = turn;
-        if app.fleet.desired(device).and_then(|desired| desired.manifest) != Some(*manifest) {
+        if !app.fleet.is_to_run(device, manifest) {
             return Err(ContentError::NotAssigned { asked: *manifest });
         }
         let listed = app.catalogue.get(manifest).await?.ok_or(ContentError::UnknownManifest(*manifest))?;

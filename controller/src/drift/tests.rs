@@ -37,6 +37,7 @@ async fn store_of(
         telemetry: None,
         sketch: Some(Sequenced { position, body: window }.encode()),
         crash: false,
+        program: None,
     };
     let at = window_key(received_at_ms, device, Stream::Sketch, &position);
     let change = Records::put(Table::Windows, at, Expect::Absent, &record).unwrap();
@@ -314,6 +315,7 @@ async fn watched(test: &TestApp) -> BundleRef {
             comparison: None,
             objectives: counts,
             numbers: Default::default(),
+            program: None,
         };
         for (stream, telemetry, sketch) in
             [(Stream::Telemetry, Some(telemetry), None), (Stream::Sketch, None, Some(window))]
@@ -327,6 +329,7 @@ async fn watched(test: &TestApp) -> BundleRef {
                 telemetry,
                 sketch: sketch.map(|body| Sequenced { position, body }.encode()),
                 crash: false,
+                program: None,
             };
             let at = window_key(6_000, &device, stream, &position);
             let change = Records::put(Table::Windows, at, Expect::Absent, &record).unwrap();

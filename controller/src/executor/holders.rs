@@ -76,6 +76,7 @@ mod tests {
             bundle: spec.bundle.clone(),
             requirements: Requirements::default(),
             reference_predictions: BTreeMap::new(),
+            track: Default::default(),
         };
         let id = RolloutId::new(format!("r{}", number + 1)).unwrap();
         Rollout::new(id, RolloutSpec { emergency, ..spec }, bundle, 1_000 + number as u64).unwrap()

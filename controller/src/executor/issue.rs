@@ -13,7 +13,7 @@ use muster_shared::limits::MAX_PACKET_BYTES;
 use muster_shared::messages::RootDelivery;
 use muster_shared::rollout::RolloutStatus;
 use muster_shared::topics::{Down, Topic};
-use muster_shared::trust::{Assignment, Envelope, TrustError};
+use muster_shared::trust::{Assignment, Envelope, Track, TrustError};
 use tokio::task::JoinSet;
 
 use super::StatusOnly;
@@ -79,10 +79,10 @@ async fn send(app: &App, device: &DeviceId, desired: &Desired, manifest: Option<
         delivery: desired.delivery,
         stage: desired.stage.clone(),
         activation: desired.activation,
-        track: Default::default(),
+        track: desired.track,
     };
     let payload = delivery_json(&app.director.sign(&assignment)?, manifest)?;
-    app.schedule.note_issued(device, desired.generation, now_ms);
+    app.schedule.note_issued(device, desired.news(), now_ms);
     app.broker.publish(&Topic::down(device, Down::Assignment), payload).await?;
     app.metrics.assignment_sent();
     Ok(())
@@ -106,9 +106,8 @@ pub(super) async fn remind(app: &Arc<App>) {
     let now_ms = clock::now_ms();
     let mut stopped: HashMap<RolloutId, bool> = HashMap::new();
     let mut due = Vec::new();
-    for device in app.fleet.behind() {
-        let Some(desired) = app.fleet.desired(&device) else { continue };
-        if !app.schedule.is_due(&device, desired.generation, app.broker.is_sending(&device), now_ms) {
+    for (device, desired) in app.fleet.behind() {
+        if !app.schedule.is_due(&device, desired.news(), app.broker.is_sending(&device), now_ms) {
             continue;
         }
         let known = stopped.get(&desired.rollout).copied();
@@ -121,7 +120,7 @@ pub(super) async fn remind(app: &Arc<App>) {
                 stopped.insert(desired.rollout.clone(), is_stopped);
                 if is_stopped && !app.fleet.has_taken_up(&device, &desired) {
                     // Nothing to say; looked at again as rarely as if it had been said.
-                    app.schedule.note_issued(&device, desired.generation, now_ms);
+                    app.schedule.note_issued(&device, desired.news(), now_ms);
                 } else {
                     due.push((device, desired));
                 }
@@ -140,10 +139,9 @@ pub(super) async fn renew(app: &Arc<App>) {
         return;
     }
     let quarter_ms = app.config.rollout.assignment_valid_for_ms / 4;
-    let due = app.fleet.converged().into_iter().filter_map(|device| {
-        let desired = app.fleet.desired(&device)?;
-        app.schedule.is_untold_for(&device, desired.generation, now_ms, quarter_ms).then_some((device, desired))
-    });
+    let converged = app.fleet.converged().into_iter();
+    let due =
+        converged.filter(|(device, desired)| app.schedule.is_untold_for(device, desired.news(), now_ms, quarter_ms));
     deliver(app, due.take(RENEWED_AT_ONCE).collect(), false).await;
 }
 
@@ -175,7 +173,7 @@ pub(super) async fn deliver(app: &Arc<App>, assignments: Vec<(DeviceId, Desired)
                 let manifest = desired.manifest.map(|digest| manifests.get(&digest));
                 // None: it shall run nothing. Some(None): its manifest could not be read, which has been said.
                 if let Some(None) = manifest {
-                    app.schedule.note_issued(&device, desired.generation, clock::now_ms());
+                    app.schedule.note_issued(&device, desired.news(), clock::now_ms());
                     continue;
                 }
                 if let Err(error) = send(&app, &device, &desired, manifest.flatten()).await {
@@ -195,16 +193,20 @@ pub(crate) async fn reissue(app: &App, device: &DeviceId) {
         Err(error) => tracing::error!(%error, "root documents cannot be read"),
     }
     // What it shall run comes before all that can wait: it may be the way out of an emergency.
-    tell(app, device).await;
+    for track in Track::ALL {
+        tell(app, device, track).await;
+    }
     prompt_if_behind(app, device).await;
     collections::tell(app, device).await;
 }
 
-/// Tells the device what it shall run, unless that was stopped before it heard of it.
-async fn tell(app: &App, device: &DeviceId) {
-    let Some(desired) = app.fleet.desired(device) else { return };
+/// Tells the device what it shall run on `track`, unless that was stopped before it heard of it.
+async fn tell(app: &App, device: &DeviceId, track: Track) {
+    let Some(desired) = app.fleet.desired(device, track).filter(|_| app.fleet.understands(device, track)) else {
+        return;
+    };
     let sent = async {
-        let is_untold = app.fleet.is_behind(device) && !app.fleet.has_taken_up(device, &desired);
+        let is_untold = app.fleet.is_behind(device, track) && !app.fleet.has_taken_up(device, &desired);
         if is_untold && is_stopped(app, &desired.rollout).await? {
             return Ok(());
         }

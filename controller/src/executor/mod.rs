@@ -125,7 +125,10 @@ impl From<RollbackError> for ExecutorError {
     fn from(error: RollbackError) -> Self {
         match error {
             RollbackError::Action(error) => Self::Action(error),
-            RollbackError::Itself(_) | RollbackError::Beside | RollbackError::Underway => Self::Rollback(error),
+            RollbackError::Itself(_)
+            | RollbackError::Beside
+            | RollbackError::Underway
+            | RollbackError::Track { .. } => Self::Rollback(error),
         }
     }
 }

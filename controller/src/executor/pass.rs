@@ -210,20 +210,20 @@ struct Assigned {
 }
 
 async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64) -> Result<Assigned, StoreError> {
-    let mut assigned = Assigned::default();
+    let (mut assigned, track) = (Assigned::default(), rollout.track());
     for Action::Assign { device, manifest, generation } in actions {
-        let known = app.fleet.is_assigned(&device, manifest, generation, &rollout.id);
-        let due = !known || app.schedule.is_due(&device, generation, app.broker.is_sending(&device), now_ms);
-        let is_told = due && app.fleet.is_online(&device);
+        let known = app.fleet.is_assigned(&device, track, (manifest, generation), &rollout.id);
+        let due = !known || app.schedule.is_due(&device, (track, generation), app.broker.is_sending(&device), now_ms);
+        let is_told = due && app.fleet.is_online(&device) && app.fleet.understands(&device, track);
         if known {
             // Most of those that are told again were told a moment ago: nothing of them is to be stored, and nothing read.
-            let desired = if is_told { app.fleet.desired(&device) } else { None };
+            let desired = if is_told { app.fleet.desired(&device, track) } else { None };
             assigned.to_tell.extend(desired.map(|desired| (device, desired)));
             continue;
         }
         let stored = app.records.get::<DeviceRecord>(Table::Devices, device.as_str()).await?;
         let Some(Stored { version, value: mut record }) = stored else { continue };
-        if record.is_revoked() || record.desired.as_ref().is_some_and(|desired| desired.generation >= generation) {
+        if record.is_revoked() || record.desired(track).is_some_and(|desired| desired.generation >= generation) {
             // Somebody was faster: a rollout must not take in a device that another one has by now.
             return Err(StoreError::Conflict { table: Table::Devices, key: device.as_str().into() });
         }
@@ -235,6 +235,7 @@ async fn assign(app: &App, rollout: &Rollout, actions: Vec<Action>, now_ms: u64)
             delivery: rollout.delivery(&device),
             stage: rollout.stage(&device),
             activation: rollout.activation(&device),
+            track,
             since_ms: now_ms,
         };
         if is_told {

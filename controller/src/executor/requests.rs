@@ -59,7 +59,7 @@ async fn bundle_facts(app: &App, reference: &BundleRef) -> Result<BundleFacts, E
     let listed = listed.ok_or_else(|| ExecutorError::UnknownBundle(reference.clone()))?;
     // Keys may have changed, or its date passed, since it was pushed: every device would pass the assignment over.
     if let Some(root) = trust::current(&app.records).await? {
-        root.verify_manifest(&listed.envelope, clock::now_ms())
+        root.verify_any_manifest(&listed.envelope, clock::now_ms())
             .map_err(|error| ExecutorError::Untrusted { bundle: reference.clone(), source: Box::new(error) })?;
     }
     Ok(BundleFacts {
@@ -67,6 +67,7 @@ async fn bundle_facts(app: &App, reference: &BundleRef) -> Result<BundleFacts, E
         bundle: listed.bundle.clone(),
         requirements: listed.manifest.requirements.clone(),
         reference_predictions: reference_predictions(&listed.manifest.profile),
+        track: listed.manifest.track(),
     })
 }
 

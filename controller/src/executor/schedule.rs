@@ -1,11 +1,12 @@
 //! Which rollouts are to be planned, and what was sent to devices lately. Nothing here must last: it is found again
 //! in the store and in what devices report.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use muster_rollout::{Due, Rollout};
 use muster_shared::ids::{DeviceId, RolloutId};
+use muster_shared::trust::Track;
 
 use crate::store::Stored;
 
@@ -40,9 +41,9 @@ struct Inner {
     active: BTreeSet<(u64, RolloutId)>,
     /// Those rollouts as the last pass left them.
     planned: HashMap<RolloutId, Stored<Rollout>>,
-    /// The generations of assignments, the versions of root documents, and those of the authorities for whose sake certificates are to be
+    /// The generations of assignments by track, the versions of root documents, and those of the authorities for whose sake certificates are to be
     /// renewed.
-    issued: Told,
+    issued: BTreeMap<Track, Told>,
     told_roots: Told,
     prompted: Told,
     complained_ms: HashMap<RolloutId, u64>,
@@ -141,9 +142,9 @@ impl Schedule {
         self.lock().planned = again.map(|rollout| (rollout.value.id.clone(), rollout)).collect();
     }
 
-    /// Notes that the device is told of `generation` now.
-    pub(super) fn note_issued(&self, device: &DeviceId, generation: u64, now_ms: u64) {
-        self.lock().issued.note(device, generation, now_ms);
+    /// Notes that the device is told of `generation` of `track` now.
+    pub(super) fn note_issued(&self, device: &DeviceId, (track, generation): (Track, u64), now_ms: u64) {
+        self.lock().issued.entry(track).or_default().note(device, generation, now_ms);
     }
 
     /// Whether it is time to tell the device of root documents up to `version`; if so, it counts as done.
@@ -158,19 +159,26 @@ impl Schedule {
 
     /// Nothing that was told counts any more.
     pub(crate) fn forget_issued(&self) {
-        self.lock().issued = Told::default();
+        self.lock().issued.clear();
     }
 
-    /// Whether the device was not told of `generation`, or long enough ago to be told again. While something is on its way to it
+    /// Whether the device was not told of `generation` of `track`, or long enough ago to be told again. While something is on its way to it
     /// (`is_sending`), that may be what it was told: on a slow line, repeats would keep everything else from it.
-    pub(super) fn is_due(&self, device: &DeviceId, generation: u64, is_sending: bool, now_ms: u64) -> bool {
+    pub(super) fn is_due(&self, device: &DeviceId, news: (Track, u64), is_sending: bool, now_ms: u64) -> bool {
         let after_ms = if is_sending { REPEAT_AT_LATEST_MS } else { REPEAT_AFTER_MS };
-        self.is_untold_for(device, generation, now_ms, after_ms)
+        self.is_untold_for(device, news, now_ms, after_ms)
     }
 
-    /// Whether the device was not told of `generation` in the last `within_ms`.
-    pub(super) fn is_untold_for(&self, device: &DeviceId, generation: u64, now_ms: u64, within_ms: u64) -> bool {
-        self.lock().issued.is_untold(device, generation, now_ms, within_ms)
+    /// Whether the device was not told of `generation` of `track` in the last `within_ms`.
+    pub(super) fn is_untold_for(
+        &self,
+        device: &DeviceId,
+        (track, generation): (Track, u64),
+        now_ms: u64,
+        within_ms: u64,
+    ) -> bool {
+        let inner = self.lock();
+        inner.issued.get(&track).is_none_or(|told| told.is_untold(device, generation, now_ms, within_ms))
     }
 
     /// Whether a measurement may be begun; if so, it counts as under way.
@@ -214,16 +222,17 @@ mod tests {
     fn a_device_is_told_again_only_after_a_while() {
         let schedule = Schedule::default();
         let device = DeviceId::new("dev-1").unwrap();
-        assert!(schedule.is_due(&device, 1, false, 0));
-        schedule.note_issued(&device, 1, 1_000);
-        assert!(!schedule.is_due(&device, 1, false, 1_000 + REPEAT_AFTER_MS - 1));
-        assert!(schedule.is_due(&device, 1, false, 1_000 + REPEAT_AFTER_MS));
-        assert!(schedule.is_due(&device, 2, false, 1_000));
-        assert!(schedule.is_due(&device, 1, false, 999));
+        assert!(schedule.is_due(&device, (Track::Model, 1), false, 0));
+        schedule.note_issued(&device, (Track::Model, 1), 1_000);
+        assert!(!schedule.is_due(&device, (Track::Model, 1), false, 1_000 + REPEAT_AFTER_MS - 1));
+        assert!(schedule.is_due(&device, (Track::Model, 1), false, 1_000 + REPEAT_AFTER_MS));
+        assert!(schedule.is_due(&device, (Track::Model, 2), false, 1_000));
+        assert!(schedule.is_due(&device, (Track::Model, 1), false, 999));
         // What was said may still be on its way, but not for ever.
-        assert!(!schedule.is_due(&device, 1, true, 1_000 + REPEAT_AT_LATEST_MS - 1));
-        assert!(schedule.is_due(&device, 1, true, 1_000 + REPEAT_AT_LATEST_MS));
-        assert!(schedule.is_due(&device, 2, true, 1_000));
+        assert!(!schedule.is_due(&device, (Track::Model, 1), true, 1_000 + REPEAT_AT_LATEST_MS - 1));
+        assert!(schedule.is_due(&device, (Track::Model, 1), true, 1_000 + REPEAT_AT_LATEST_MS));
+        assert!(schedule.is_due(&device, (Track::Model, 2), true, 1_000));
+        assert!(schedule.is_due(&device, (Track::Program, 1), false, 1_000), "each track is told of by itself");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod analysis;
 mod people;
+mod programs;
 mod scale;
 mod stop;
 mod updates;
@@ -20,7 +21,7 @@ use muster_shared::messages::{
 use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, RolloutView, WaveSpec};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::topics::{Down, Kind, Topic};
-use muster_shared::trust::{Assignment, DeliveryPolicy, MeteredUse, TrustedRoot, WatchPolicy};
+use muster_shared::trust::{Assignment, DeliveryPolicy, MeteredUse, Track, TrustedRoot, WatchPolicy};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -81,6 +82,7 @@ fn comply(test: &TestApp, assignment: &Assignment, bundle: &Manifest, served: u6
         comparison: None,
         objectives: Default::default(),
         numbers: Default::default(),
+        program: None,
     };
     let observation = Observation::of_telemetry(&window, clock::now_ms());
     test.app.fleet.observe(&assignment.device, observation);
@@ -95,7 +97,7 @@ fn assignments(test: &TestApp, published: &[(Topic, Bytes)]) -> Vec<Assignment> 
         .map(|(topic, payload)| {
             let delivery: AssignmentDelivery = serde_json::from_slice(payload).unwrap();
             let assignment = root.verify_assignment(&delivery.assignment, &topic.device, clock::now_ms()).unwrap();
-            let manifest = delivery.manifest.map(|m| root.verify_manifest(&m, clock::now_ms()).unwrap().digest);
+            let manifest = delivery.manifest.map(|m| root.verify_any_manifest(&m, clock::now_ms()).unwrap().digest);
             assert_eq!(manifest, assignment.manifest);
             assignment
         })
@@ -357,7 +359,7 @@ async fn a_device_whose_record_changed_meanwhile_is_planned_again() {
     // Another hand has moved the generation on, and the fleet in memory does not know yet.
     let stored: Stored<DeviceRecord> = test.app.records.get(Table::Devices, "a").await.unwrap().unwrap();
     test.desire(&device, None, 8).await;
-    let newer = test.app.fleet.desired(&device).unwrap();
+    let newer = test.app.fleet.desired(&device, Track::Model).unwrap();
     assert_eq!(newer.generation, 8);
     assert_eq!(stored.version, 1);
     let told = plan_until(&test, &id, |view| !view.waves[0].devices.is_empty()).await;

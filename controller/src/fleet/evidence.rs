@@ -7,15 +7,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use muster_rollout::{BesideCounts, Evidence, Mean, Predictions, Shared};
+use muster_rollout::{BesideCounts, Evidence, Mean, Predictions, Shared, packaged_program};
 use muster_shared::ids::Digest;
 use muster_shared::limits::MAX_METRICS;
-use muster_shared::messages::{RequestCounts, TelemetryWindow, WindowKey};
+use muster_shared::messages::{ProgramKey, RequestCounts, TelemetryWindow, WindowKey};
 use muster_shared::profile::{Profile, Reference, Source};
 use muster_shared::sketch::{
     ColumnComparison, ColumnSketch, Comparison, LabelCounts, LabelOutcomes, LatencySketch, ObjectiveCounts,
     RightCounts, SketchWindow,
 };
+use muster_shared::trust::Track;
 
 /// The name under which predictions of no known class are counted.
 const OTHER_CLASS: &str = "(other)";
@@ -24,18 +25,26 @@ const MAX_FRESH: usize = 256;
 /// Answers kept of one device; rollouts that ask from more different moments have it added up anew.
 const MAX_ANSWERS: usize = 4;
 
+/// What is never added to what differs in it: manifest and generation of the model that served, and the program that measured.
+type ObservationKey = (Digest, u64, Option<ProgramKey>);
+
+/// Evidence that was asked for: the moment of the first observation in it, and on which track.
+type Answer = ((u64, Track), Shared<Vec<Evidence>>);
+
 /// What one window showed, or several together.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Observation {
     first_received_ms: u64,
     last_received_ms: u64,
     seen: Evidence,
+    /// The program that measured; none for the one that the package installed, and for what agents say nothing of.
+    program: Option<ProgramKey>,
 }
 
 impl Observation {
     fn nothing(manifest: Digest, generation: u64, received_at_ms: u64) -> Self {
         let seen = Evidence::of(manifest, generation);
-        Self { first_received_ms: received_at_ms, last_received_ms: received_at_ms, seen }
+        Self { first_received_ms: received_at_ms, last_received_ms: received_at_ms, seen, program: None }
     }
 
     /// The bundle it is about.
@@ -61,6 +70,7 @@ impl Observation {
     /// What a window of counters showed.
     pub(crate) fn of_telemetry(window: &TelemetryWindow, received_at_ms: u64) -> Self {
         let mut observation = Self::nothing(window.key.manifest, window.key.generation, received_at_ms);
+        observation.program = window.program;
         observation.seen.reports = u32::from(window.requests.served > 0);
         observation.seen.requests = window.requests;
         observation.seen.latency_us = window.latency_us.clone();
@@ -109,15 +119,25 @@ impl Observation {
         observation
     }
 
-    /// A crash of the agent while the bundle of `key` served.
-    pub(crate) fn of_crash(key: &WindowKey, received_at_ms: u64) -> Self {
+    /// A crash of the agent, which was the program `program`, while the bundle of `key` served.
+    pub(crate) fn of_crash(key: &WindowKey, program: Option<ProgramKey>, received_at_ms: u64) -> Self {
         let mut observation = Self::nothing(key.manifest, key.generation, received_at_ms);
         observation.seen.crashes = 1;
+        observation.program = program;
         observation
     }
 
-    fn key(&self) -> (Digest, u64) {
-        (self.seen.manifest, self.seen.generation)
+    fn key(&self) -> ObservationKey {
+        (self.seen.manifest, self.seen.generation, self.program)
+    }
+
+    /// What it is evidence about on `track`: which bundle, under which generation.
+    fn subject(&self, track: Track) -> (Digest, u64) {
+        match (track, self.program) {
+            (Track::Model, _) => (self.seen.manifest, self.seen.generation),
+            (Track::Program, Some(ProgramKey { manifest, generation })) => (manifest, generation),
+            (Track::Program, None) => (packaged_program(), 0),
+        }
     }
 
     fn absorb(&mut self, other: &Self) {
@@ -183,8 +203,8 @@ pub(crate) fn reference_predictions(profile: &Profile) -> Predictions {
 #[derive(Debug, Default)]
 pub(crate) struct EvidenceLog {
     observations: Vec<Observation>,
-    /// Answers given since the last change: most looks ask what the one before did. Each with the moment of the first observation in it.
-    answers: Mutex<Vec<(u64, Shared<Vec<Evidence>>)>>,
+    /// Answers given since the last change: most looks ask what the one before did.
+    answers: Mutex<Vec<Answer>>,
 }
 
 impl EvidenceLog {
@@ -207,7 +227,7 @@ impl EvidenceLog {
     /// two of them.
     pub(crate) fn compact(&mut self, cuts: &[u64], settled_ms: u64) {
         let part = |received_ms: u64| cuts.partition_point(|cut| *cut <= received_ms);
-        let mut sums: BTreeMap<(usize, Digest, u64), Observation> = BTreeMap::new();
+        let mut sums: BTreeMap<(usize, ObservationKey), Observation> = BTreeMap::new();
         let mut fresh = Vec::new();
         let before = self.observations.len();
         for observation in std::mem::take(&mut self.observations) {
@@ -219,8 +239,7 @@ impl EvidenceLog {
             if at == 0 {
                 continue;
             }
-            let (manifest, generation) = observation.key();
-            match sums.entry((at, manifest, generation)) {
+            match sums.entry((at, observation.key())) {
                 std::collections::btree_map::Entry::Vacant(entry) => {
                     entry.insert(observation);
                 }
@@ -233,21 +252,23 @@ impl EvidenceLog {
         }
     }
 
-    /// Everything received at or after `since_ms`, added up by bundle and generation.
-    pub(crate) fn since(&self, since_ms: u64) -> Shared<Vec<Evidence>> {
+    /// Everything received at or after `since_ms`, added up by what it is about on `track`.
+    pub(crate) fn since(&self, track: Track, since_ms: u64) -> Shared<Vec<Evidence>> {
         let due = || self.observations.iter().filter(|observation| observation.first_received_ms >= since_ms);
         let Some(first_ms) = due().map(|observation| observation.first_received_ms).min() else {
             return Shared::default();
         };
         let mut answers = self.answers();
-        if let Some((_, known)) = answers.iter().find(|(of_ms, _)| *of_ms == first_ms) {
+        if let Some((_, known)) = answers.iter().find(|(asked, _)| *asked == (first_ms, track)) {
             return known.clone();
         }
         let mut sums: BTreeMap<(Digest, u64), Evidence> = BTreeMap::new();
         for observation in due() {
-            match sums.entry(observation.key()) {
+            let subject = observation.subject(track);
+            match sums.entry(subject) {
                 std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert(observation.seen.clone());
+                    let (manifest, generation) = subject;
+                    entry.insert(Evidence { manifest, generation, ..observation.seen.clone() });
                 }
                 std::collections::btree_map::Entry::Occupied(mut entry) => add(entry.get_mut(), &observation.seen),
             }
@@ -256,11 +277,11 @@ impl EvidenceLog {
         if answers.len() >= MAX_ANSWERS {
             answers.remove(0);
         }
-        answers.push((first_ms, answer.clone()));
+        answers.push(((first_ms, track), answer.clone()));
         answer
     }
 
-    fn answers(&self) -> MutexGuard<'_, Vec<(u64, Shared<Vec<Evidence>>)>> {
+    fn answers(&self) -> MutexGuard<'_, Vec<Answer>> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -295,6 +316,7 @@ mod tests {
             comparison: None,
             objectives,
             numbers: BTreeMap::from([("stops".to_owned(), Summary::of(served as f64))]).into(),
+            program: None,
         };
         Observation::of_telemetry(&window, received_at_ms)
     }
@@ -304,7 +326,7 @@ mod tests {
         let mut log = EvidenceLog::default();
         log.add(telemetry(b"a", 1, 0, 10));
         log.add(telemetry(b"a", 1, 5, 11));
-        let seen = log.since(0);
+        let seen = log.since(Track::Model, 0);
         assert_eq!((seen.len(), seen[0].reports, seen[0].requests.served, seen[0].latency_us.count()), (1, 1, 5, 5));
         assert_eq!((seen[0].memory, seen[0].temperature), (Mean { count: 1, sum: 5.0 }, Mean { count: 2, sum: 8.0 }));
         assert_eq!(seen[0].numbers.values().collect::<Vec<_>>(), [&Mean { count: 2, sum: 5.0 }]);
@@ -317,8 +339,8 @@ mod tests {
             log.add(telemetry(b"a", n % 3, 1, n));
         }
         assert!(log.len() <= MAX_FRESH);
-        assert_eq!(log.since(0).iter().map(|e| e.requests.served).sum::<u64>(), 10_000);
-        assert!(log.since(5_000).is_empty());
+        assert_eq!(log.since(Track::Model, 0).iter().map(|e| e.requests.served).sum::<u64>(), 10_000);
+        assert!(log.since(Track::Model, 5_000).is_empty());
     }
 
     proptest! {
@@ -334,7 +356,7 @@ mod tests {
                     arrived.push((at_ms, served));
                 }
                 let expected: u64 = arrived.iter().filter(|(ms, _)| *ms >= at_ms).map(|(_, served)| served).sum();
-                prop_assert_eq!(log.since(at_ms).iter().map(|seen| seen.requests.served).sum::<u64>(), expected);
+                prop_assert_eq!(log.since(Track::Model, at_ms).iter().map(|seen| seen.requests.served).sum::<u64>(), expected);
             }
         }
 
@@ -352,15 +374,15 @@ mod tests {
             for (received, generation, served) in &windows {
                 log.add(telemetry(b"a", *generation, *served, *received));
             }
-            let before: Vec<_> = cuts.iter().map(|cut| log.since(*cut)).collect();
+            let before: Vec<_> = cuts.iter().map(|cut| log.since(Track::Model, *cut)).collect();
             log.compact(&cuts, settled);
-            let after: Vec<_> = cuts.iter().map(|cut| log.since(*cut)).collect();
+            let after: Vec<_> = cuts.iter().map(|cut| log.since(Track::Model, *cut)).collect();
             prop_assert_eq!(&before, &after);
             // A later cut among what had not settled is still exact.
             let late = settled.max(cuts[0]);
             let expected: u64 = windows.iter().filter(|(r, _, _)| *r >= late).map(|(_, _, served)| served).sum();
             log.compact(&cuts, settled);
-            let fresh_cut: u64 = log.since(late).iter().map(|e| e.requests.served).sum();
+            let fresh_cut: u64 = log.since(Track::Model, late).iter().map(|e| e.requests.served).sum();
             prop_assert!(fresh_cut <= expected);
             if settled >= cuts[0] {
                 prop_assert_eq!(fresh_cut, expected);

@@ -2,7 +2,8 @@
 
 use muster_rollout::{DeviceFacts, Evidence, Fleet, KnownFacts, Rollout, Shared};
 use muster_shared::ids::{DeviceId, RolloutId};
-use muster_shared::messages::StateReport;
+use muster_shared::messages::{StateReport, TrackReport};
+use muster_shared::trust::Track;
 
 use super::{Entry, FleetIndex, aside};
 use crate::store::records::DeviceRecord;
@@ -16,13 +17,27 @@ pub(super) fn known(record: &DeviceRecord, reported: Option<StateReport>) -> Kno
         pinned: record.pin.as_ref().map(aside::pinned),
         quarantined: record.updates.quarantine().map(aside::quarantined),
         updates: record.updates.clone(),
-        desired: record.desired.as_ref().map(|desired| muster_rollout::Desired {
-            manifest: desired.manifest,
-            generation: desired.generation,
-            rollout: desired.rollout.clone(),
-        }),
+        desired: desired(record, Track::Model),
         reported,
     }
+}
+
+fn desired(record: &DeviceRecord, track: Track) -> Option<muster_rollout::Desired> {
+    record.desired(track).map(|desired| muster_rollout::Desired {
+        manifest: desired.manifest,
+        generation: desired.generation,
+        rollout: desired.rollout.clone(),
+    })
+}
+
+/// The same where a rollout is about programs: what the store and the device say of its program stands where what they say of its model stood.
+fn of_program(known: &KnownFacts, record: &DeviceRecord) -> KnownFacts {
+    let reported = known.reported.clone().map(|report| {
+        let program = report.program.clone().unwrap_or_default();
+        let TrackReport { generation, update, running, committed, security_floor, .. } = program;
+        StateReport { generation, update, running, committed, security_floor, ..report }
+    });
+    KnownFacts { desired: desired(record, Track::Program), reported, ..known.clone() }
 }
 
 impl Entry {
@@ -30,11 +45,21 @@ impl Entry {
         let reported = self.known.reported.take();
         self.known = known(&record, reported).into();
         (self.record, self.version) = (record, version);
+        self.program.take();
     }
 
     pub(super) fn take_report(&mut self, report: StateReport) {
         self.known.attributes = report.attributes.clone();
         self.known.reported = Some(report);
+        self.program.take();
+    }
+
+    /// What every rollout about `track` sees alike.
+    fn known(&self, track: Track) -> Shared<KnownFacts> {
+        match track {
+            Track::Model => self.known.clone(),
+            Track::Program => self.program.get_or_init(|| of_program(&self.known, &self.record).into()).clone(),
+        }
     }
 }
 
@@ -49,7 +74,7 @@ impl FleetIndex {
         heard_since_ms: u64,
     ) -> Fleet {
         let inner = self.read();
-        let since_ms = rollout.evidence_since_ms();
+        let (track, since_ms) = (rollout.track(), rollout.evidence_since_ms());
         let (scored_since_ms, scored) = (rollout.scored_since_ms(), rollout.scored_devices());
         let nothing: Shared<Vec<Evidence>> = Shared::default();
         // Both in the order of names: to look each up would take a walk down a tree for each device of the fleet.
@@ -64,12 +89,14 @@ impl FleetIndex {
             let is_anothers = held_by.is_some() && !takes_part;
             let is_scored = |_: &u64| scored.contains(device);
             let facts = DeviceFacts {
-                known: entry.known.clone(),
+                known: entry.known(track),
                 online: entry.is_there(heard_since_ms),
                 last_seen_ms: entry.last_seen_ms,
                 held_by,
-                evidence: if is_anothers { nothing.clone() } else { entry.evidence.since(since_ms) },
-                soak: scored_since_ms.filter(is_scored).map_or_else(|| nothing.clone(), |ms| entry.evidence.since(ms)),
+                evidence: if is_anothers { nothing.clone() } else { entry.evidence.since(track, since_ms) },
+                soak: scored_since_ms
+                    .filter(is_scored)
+                    .map_or_else(|| nothing.clone(), |ms| entry.evidence.since(track, ms)),
             };
             Some((device.clone(), facts))
         });

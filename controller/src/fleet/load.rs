@@ -79,7 +79,7 @@ async fn load_evidence(records: &Records, inner: &mut Inner, left_out: &mut Left
 async fn observation_of(catalogue: &Catalogue, window: &WindowRecord) -> Result<Option<Observation>, StoreError> {
     let received_at_ms = window.received_at_ms;
     if window.crash {
-        return Ok(Some(Observation::of_crash(&window.key, received_at_ms)));
+        return Ok(Some(Observation::of_crash(&window.key, window.program, received_at_ms)));
     }
     if let Some(telemetry) = &window.telemetry {
         return Ok(Some(Observation::of_telemetry(telemetry, received_at_ms)));

@@ -12,14 +12,15 @@ mod load;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use muster_rollout::{KnownFacts, Shared};
 use muster_shared::api::{DesiredView, DeviceView};
 use muster_shared::collection::SamplesReport;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
-use muster_shared::messages::StateReport;
+use muster_shared::messages::{ProgramKey, StateReport};
 use muster_shared::selector::Selector;
+use muster_shared::trust::Track;
 
 pub(crate) use evidence::{Observation, reference_predictions};
 pub(crate) use health::DeviceHealth;
@@ -49,6 +50,8 @@ struct Entry {
     version: u64,
     /// What rollouts are shown of record and report, made when one of them changes and not at every look. The report lies here alone.
     known: Shared<KnownFacts>,
+    /// The same of its program, made when a rollout of programs looks at it first.
+    program: OnceLock<Shared<KnownFacts>>,
     online: bool,
     last_seen_ms: Option<u64>,
     evidence: EvidenceLog,
@@ -57,17 +60,33 @@ struct Entry {
 impl Entry {
     fn new(record: DeviceRecord, version: u64) -> Self {
         let known = facts::known(&record, None).into();
-        Self { record, version, known, online: false, last_seen_ms: None, evidence: EvidenceLog::default() }
+        let (program, evidence) = (OnceLock::new(), EvidenceLog::default());
+        Self { record, version, known, program, online: false, last_seen_ms: None, evidence }
     }
 
     fn report(&self) -> Option<&StateReport> {
         self.known.reported.as_ref()
     }
 
-    fn is_behind(&self) -> bool {
-        let accepted = self.report().filter(|report| !report.awaits_director).map_or(0, |report| report.generation);
-        let desired = self.record.desired.as_ref();
-        !self.record.is_revoked() && desired.is_some_and(|desired| desired.generation > accepted)
+    /// The generation of `track` that the device says it has accepted; 0 for none.
+    fn accepted(&self, track: Track) -> u64 {
+        let Some(report) = self.report().filter(|report| !report.awaits_director) else { return 0 };
+        match track {
+            Track::Model => report.generation,
+            Track::Program => report.program.as_ref().map_or(0, |program| program.generation),
+        }
+    }
+
+    /// Whether it has yet to accept what it shall run on `track`. One whose agent cannot exchange its program, as after an earlier package was
+    /// installed, does not hear of one: it would not understand it.
+    fn is_behind(&self, track: Track) -> bool {
+        let desired = self.record.desired(track).filter(|_| self.understands(track));
+        !self.record.is_revoked() && desired.is_some_and(|desired| desired.generation > self.accepted(track))
+    }
+
+    /// Whether the device can be told of `track`.
+    fn understands(&self, track: Track) -> bool {
+        track.is_model() || self.report().is_some_and(|report| report.program.is_some())
     }
 
     /// Whether it counts as reachable. One that keeps its quiet hours, or waits for another link, has said so and then has nothing to say
@@ -82,20 +101,24 @@ impl Entry {
     }
 
     fn view(&self, bundles: &BTreeMap<Digest, BundleRef>) -> DeviceView {
-        DeviceView {
-            id: self.record.id.clone(),
-            labels: self.record.labels.clone(),
-            enrolled_at_ms: self.record.enrolled_at_ms,
-            online: self.online,
-            last_seen_ms: self.last_seen_ms,
-            desired: self.record.desired.as_ref().map(|desired| DesiredView {
+        let desired = |track| {
+            self.record.desired(track).map(|desired| DesiredView {
                 manifest: desired.manifest,
                 bundle: desired.manifest.and_then(|manifest| bundles.get(&manifest).cloned()),
                 generation: desired.generation,
                 rollout: desired.rollout.clone(),
                 stage: desired.stage.clone(),
                 activation: desired.activation,
-            }),
+            })
+        };
+        DeviceView {
+            id: self.record.id.clone(),
+            labels: self.record.labels.clone(),
+            enrolled_at_ms: self.record.enrolled_at_ms,
+            online: self.online,
+            last_seen_ms: self.last_seen_ms,
+            desired: desired(Track::Model),
+            desired_program: desired(Track::Program),
             reported: self.known.reported.clone(),
             revoked: self.record.revocation.clone(),
             quarantined: self.record.updates.quarantine().cloned(),
@@ -212,21 +235,29 @@ impl FleetIndex {
         self.read().devices.get(device).is_some_and(|entry| entry.online)
     }
 
-    /// What the device shall run.
-    pub(crate) fn desired(&self, device: &DeviceId) -> Option<Desired> {
-        self.read().devices.get(device).and_then(|entry| entry.record.desired.clone())
+    /// What the device shall run on `track`.
+    pub(crate) fn desired(&self, device: &DeviceId, track: Track) -> Option<Desired> {
+        self.read().devices.get(device).and_then(|entry| entry.record.desired(track).cloned())
     }
 
-    /// Whether the last that `rollout`, or any other, has told the device is to run `manifest` under `generation`.
+    /// Whether the device is to run the bundle with this manifest, on whichever track.
+    pub(crate) fn is_to_run(&self, device: &DeviceId, manifest: &Digest) -> bool {
+        let inner = self.read();
+        let Some(entry) = inner.devices.get(device) else { return false };
+        let desired = Track::ALL.into_iter().filter_map(|track| entry.record.desired(track));
+        desired.filter_map(|desired| desired.manifest.as_ref()).any(|wanted| wanted == manifest)
+    }
+
+    /// Whether the last that `rollout`, or any other, has told the device of `track` is to run `manifest` under `generation`.
     pub(crate) fn is_assigned(
         &self,
         device: &DeviceId,
-        manifest: Option<Digest>,
-        generation: u64,
+        track: Track,
+        (manifest, generation): (Option<Digest>, u64),
         rollout: &RolloutId,
     ) -> bool {
         let inner = self.read();
-        let desired = inner.devices.get(device).and_then(|entry| entry.record.desired.as_ref());
+        let desired = inner.devices.get(device).and_then(|entry| entry.record.desired(track));
         desired.is_some_and(|desired| {
             (desired.manifest, desired.generation, &desired.rollout) == (manifest, generation, rollout)
         })
@@ -254,6 +285,13 @@ impl FleetIndex {
         let update = report.map(|r| &r.update).filter(|u| u.generation == generation).and_then(|u| u.manifest);
         let desired = entry.record.desired.as_ref().filter(|d| d.generation == generation).and_then(|d| d.manifest);
         installed.into_iter().find(|i| i.generation == generation).map(|i| i.manifest).or(update).or(desired)
+    }
+
+    /// The program that the device said last it runs; none for the one that the package installed.
+    pub(crate) fn program_of(&self, device: &DeviceId) -> Option<ProgramKey> {
+        let inner = self.read();
+        let running = inner.devices.get(device)?.report()?.program.as_ref()?.running.as_ref()?;
+        Some(ProgramKey { manifest: running.manifest, generation: running.generation })
     }
 
     /// Notes whether the device is connected, and that it was heard. True when that is new. Unknown devices are left
@@ -297,14 +335,28 @@ impl FleetIndex {
         inner.devices.iter().filter(|(_, entry)| is_meant(entry)).map(|(device, _)| device.clone()).collect()
     }
 
-    /// Whether the device has not accepted what it shall run.
-    pub(crate) fn is_behind(&self, device: &DeviceId) -> bool {
-        self.read().devices.get(device).is_some_and(Entry::is_behind)
+    /// Whether the device has not accepted what it shall run on `track`.
+    pub(crate) fn is_behind(&self, device: &DeviceId, track: Track) -> bool {
+        self.read().devices.get(device).is_some_and(|entry| entry.is_behind(track))
     }
 
-    /// Connected devices that have not accepted what they shall run.
-    pub(crate) fn behind(&self) -> Vec<DeviceId> {
-        self.those(|entry| entry.online && entry.is_behind())
+    /// Whether the device can be told of `track`, as far as it has said.
+    pub(crate) fn understands(&self, device: &DeviceId, track: Track) -> bool {
+        self.read().devices.get(device).is_some_and(|entry| entry.understands(track))
+    }
+
+    /// What connected devices shall run, track by track, where `is_meant`.
+    fn told(&self, is_meant: impl Fn(&Entry, Track) -> bool) -> Vec<(DeviceId, Desired)> {
+        let inner = self.read();
+        let online = inner.devices.iter().filter(|(_, entry)| entry.online && !entry.record.is_revoked());
+        let each = online.flat_map(|(device, entry)| Track::ALL.into_iter().map(move |track| (device, entry, track)));
+        let meant = each.filter(|(_, entry, track)| is_meant(entry, *track));
+        meant.filter_map(|(id, entry, track)| Some((id.clone(), entry.record.desired(track)?.clone()))).collect()
+    }
+
+    /// What connected devices have not accepted of what they shall run.
+    pub(crate) fn behind(&self) -> Vec<(DeviceId, Desired)> {
+        self.told(Entry::is_behind)
     }
 
     /// Whether the device's last update is the one `desired` says. It may be behind all the same: when those who assigned it are trusted
@@ -312,14 +364,16 @@ impl FleetIndex {
     pub(crate) fn has_taken_up(&self, device: &DeviceId, desired: &Desired) -> bool {
         let inner = self.read();
         let report = inner.devices.get(device).and_then(Entry::report);
-        report.is_some_and(|r| (r.update.generation, r.update.manifest) == (desired.generation, desired.manifest))
+        let update = report.and_then(|report| match desired.track {
+            Track::Model => Some(&report.update),
+            Track::Program => report.program.as_ref().map(|program| &program.update),
+        });
+        update.is_some_and(|update| (update.generation, update.manifest) == (desired.generation, desired.manifest))
     }
 
-    /// Connected devices that have accepted what they shall run.
-    pub(crate) fn converged(&self) -> Vec<DeviceId> {
-        self.those(|entry| {
-            entry.online && !entry.record.is_revoked() && entry.record.desired.is_some() && !entry.is_behind()
-        })
+    /// What connected devices have accepted of what they shall run.
+    pub(crate) fn converged(&self) -> Vec<(DeviceId, Desired)> {
+        self.told(|entry, track| entry.understands(track) && !entry.is_behind(track))
     }
 
     /// Which authorities there were when the device was given the certificate it uses.

@@ -21,6 +21,10 @@ fn names(views: &[DeviceView]) -> Vec<&str> {
     views.iter().map(|view| view.id.as_str()).collect()
 }
 
+fn behind(fleet: &FleetIndex) -> Vec<DeviceId> {
+    fleet.behind().into_iter().map(|(device, _)| device).collect()
+}
+
 fn rollout(selector: &str) -> Rollout {
     let wave = WaveSpec::of("100%".parse().unwrap(), 1, 2);
     let spec = RolloutSpec::of("digits@1.0.0".parse().unwrap(), selector.parse().unwrap(), vec![wave]);
@@ -29,6 +33,7 @@ fn rollout(selector: &str) -> Rollout {
         bundle: spec.bundle.clone(),
         requirements: Requirements::default(),
         reference_predictions: BTreeMap::new(),
+        track: Default::default(),
     };
     Rollout::new(RolloutId::new("r1").unwrap(), spec, bundle, 1_000).unwrap()
 }
@@ -48,9 +53,11 @@ fn telemetry(device: &DeviceId, sequence: u64, received_at_ms: u64) -> WindowRec
             comparison: None,
             objectives: Default::default(),
             numbers: Default::default(),
+            program: None,
         }),
         sketch: None,
         crash: false,
+        program: None,
     }
 }
 
@@ -148,12 +155,12 @@ async fn connected_devices_that_have_not_accepted_are_behind() {
     test.desire(&device, None, 3).await;
     assert!(fleet.behind().is_empty(), "not connected");
     fleet.set_online(&device, true, 1);
-    assert_eq!(fleet.behind(), std::slice::from_ref(&device));
+    assert_eq!(behind(fleet), std::slice::from_ref(&device));
     fleet.update_report(&device, StateReport { generation: 3, ..StateReport::default() });
     assert!(fleet.behind().is_empty());
     // What a director told it that is trusted no more has to be said again, whatever its generation.
     fleet.update_report(&device, StateReport { generation: 3, awaits_director: true, ..report("x86_64") });
-    assert_eq!(fleet.behind(), std::slice::from_ref(&device));
+    assert_eq!(behind(fleet), std::slice::from_ref(&device));
 }
 
 #[tokio::test]

@@ -60,6 +60,7 @@ impl Worker {
             telemetry: Some(message.body),
             sketch: None,
             crash: false,
+            program: None,
         };
         self.app
             .metrics
@@ -105,6 +106,7 @@ impl Worker {
             telemetry: None,
             sketch: Some(bytes.to_vec()),
             crash: false,
+            program: None,
         };
         self.window(batch, Stream::Sketch, &record)
     }
@@ -123,7 +125,8 @@ impl Worker {
         if body.kind == DeviceEventKind::Crashed {
             self.crash(batch, device, &body, position, now_ms)?;
         }
-        let desired = self.app.fleet.desired(device).filter(|desired| desired.generation == body.generation);
+        let desired =
+            self.app.fleet.desired(device, body.track).filter(|desired| desired.generation == body.generation);
         let event = NewEvent {
             kind: format!("device.{}", event_name(body.kind)),
             actor: ACTOR_DEVICE.into(),
@@ -145,6 +148,7 @@ impl Worker {
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let Some(manifest) = self.app.fleet.manifest_of(device, body.generation) else { return Ok(()) };
+        let program = self.app.fleet.program_of(device);
         let key = WindowKey { manifest, generation: body.generation, start_ms: body.at_ms, duration_ms: 0 };
         let record = WindowRecord {
             device: device.clone(),
@@ -154,8 +158,9 @@ impl Worker {
             telemetry: None,
             sketch: None,
             crash: true,
+            program,
         };
-        batch.observations.push((device.clone(), Observation::of_crash(&key, now_ms)));
+        batch.observations.push((device.clone(), Observation::of_crash(&key, program, now_ms)));
         self.window(batch, Stream::Event, &record)
     }
 }

@@ -64,6 +64,7 @@ fn telemetry(manifest: Digest, served: u64) -> TelemetryWindow {
         comparison: None,
         objectives: Default::default(),
         numbers: Default::default(),
+        program: None,
     }
 }
 

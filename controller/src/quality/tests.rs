@@ -54,6 +54,7 @@ pub(crate) async fn window(test: &TestApp, device: &DeviceId, manifest: Digest, 
         telemetry: None,
         sketch: Some(Sequenced { position, body }.encode()),
         crash: false,
+        program: None,
     };
     let at = window_key(5_000, device, Stream::Sketch, &position);
     test.app.records.commit(vec![Records::put(Table::Windows, at, Expect::Absent, &record).unwrap()]).await.unwrap();

@@ -10,9 +10,9 @@ use muster_rollout::UpdateLog;
 use muster_shared::api::{AccessRole, EventView, Revocation};
 use muster_shared::bundle::Manifest;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
-use muster_shared::messages::{Position, StateReport, Stream, TelemetryWindow, WindowKey};
+use muster_shared::messages::{Position, ProgramKey, StateReport, Stream, TelemetryWindow, WindowKey};
 use muster_shared::rollout::Pin;
-use muster_shared::trust::{Activation, DeliveryPolicy, Envelope, Stage, WatchPolicy};
+use muster_shared::trust::{Activation, DeliveryPolicy, Envelope, Stage, Track, WatchPolicy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -56,8 +56,11 @@ pub(crate) struct DeviceRecord {
     /// Set while it is shut out.
     #[serde(default)]
     pub(crate) revocation: Option<Revocation>,
-    /// What it shall run.
+    /// The model that it shall serve.
     pub(crate) desired: Option<Desired>,
+    /// The program that it shall be; none where it was never told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) desired_program: Option<Desired>,
     /// Digests of the manifests it was told to run, the last at the end; at most [`MAX_ASSIGNED`].
     #[serde(default)]
     pub(crate) assigned: Vec<Digest>,
@@ -78,16 +81,29 @@ impl DeviceRecord {
         self.revocation.is_some()
     }
 
-    /// Gives it something else to run.
+    /// What it shall run on `track`; none where it was never told.
+    pub(crate) fn desired(&self, track: Track) -> Option<&Desired> {
+        match track {
+            Track::Model => self.desired.as_ref(),
+            Track::Program => self.desired_program.as_ref(),
+        }
+    }
+
+    /// Gives it something else to run, on the track that `desired` is of.
     pub(crate) fn assign(&mut self, desired: Desired) {
-        let before = self.desired.take().and_then(|before| before.manifest);
-        for manifest in [before, desired.manifest].into_iter().flatten() {
+        let place = match desired.track {
+            Track::Model => &mut self.desired,
+            Track::Program => &mut self.desired_program,
+        };
+        let before = place.take().and_then(|before| before.manifest);
+        let manifest = desired.manifest;
+        *place = Some(desired);
+        for manifest in [before, manifest].into_iter().flatten() {
             self.assigned.retain(|known| *known != manifest);
             self.assigned.push(manifest);
         }
         let over = self.assigned.len().saturating_sub(MAX_ASSIGNED);
         self.assigned.drain(..over);
-        self.desired = Some(desired);
     }
 }
 
@@ -111,8 +127,18 @@ pub(crate) struct Desired {
     /// When the device switches to it.
     #[serde(default, skip_serializing_if = "Activation::is_at_once")]
     pub(crate) activation: Activation,
+    /// What of the device it is about.
+    #[serde(default, skip_serializing_if = "Track::is_model")]
+    pub(crate) track: Track,
     /// Since when, in milliseconds since the Unix epoch.
     pub(crate) since_ms: u64,
+}
+
+impl Desired {
+    /// What tells it from what the device was told before.
+    pub(crate) fn news(&self) -> (Track, u64) {
+        (self.track, self.generation)
+    }
 }
 
 /// The last thing a device said of itself.
@@ -152,6 +178,9 @@ pub(crate) struct WindowRecord {
     /// The agent had crashed; neither counters nor sketches then.
     #[serde(default)]
     pub(crate) crash: bool,
+    /// With a crash: the program that it was; none for the one that the package installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) program: Option<ProgramKey>,
 }
 
 /// A right to enrol.
@@ -526,6 +555,7 @@ mod tests {
             delivery: DeliveryPolicy::default(),
             stage: Stage::Serve,
             activation: Activation::AtOnce,
+            track: Track::Model,
             since_ms: 1,
         };
         // Written before there was a memory: what it runs counts all the same.
@@ -559,6 +589,7 @@ mod tests {
             telemetry: None,
             sketch: Some(vec![0, 255, 1]),
             crash: false,
+            program: None,
         };
         let json = serde_json::to_string(&record).unwrap();
         assert!(json.contains("\"AP8B\""), "{json}");

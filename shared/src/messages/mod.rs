@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use pressure::{Pressure, PressureLevel, Throttling};
 pub use state::{FreezeProtection, HeldBack, InstalledBundle, StateReport, TrackReport, UpdateReport, UpdateState};
-pub use telemetry::{RequestCounts, Resources, TelemetryWindow, WindowKey};
+pub use telemetry::{ProgramKey, RequestCounts, Resources, TelemetryWindow, WindowKey};
 
 use crate::chunk::{Accepts, ChunkSet};
 use crate::ids::{BundleRef, Digest};
@@ -211,6 +211,7 @@ mod tests {
                 comparison: None,
                 objectives: ObjectiveCounts::empty(&Objectives { latency_us: vec![1_000, 5_000] }),
                 numbers: Numbers::default(),
+                program: None,
             },
         }
     }

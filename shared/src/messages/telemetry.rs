@@ -78,6 +78,15 @@ pub struct WindowKey {
     pub duration_ms: u64,
 }
 
+/// An agent program that a device was told to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProgramKey {
+    /// Digest of its manifest.
+    pub manifest: Digest,
+    /// The generation of the program's track under which it ran.
+    pub generation: u64,
+}
+
 /// Counters of one closed window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TelemetryWindow {
@@ -98,4 +107,7 @@ pub struct TelemetryWindow {
     /// Numbers that applications on the device sent while the bundle served; absent where none came.
     #[serde(default, skip_serializing_if = "Numbers::is_empty")]
     pub numbers: Numbers,
+    /// The agent program that counted; absent for the one that the package installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramKey>,
 }

@@ -220,6 +220,7 @@ fn report(rows: usize, quantiles: &[u16]) -> (Sequenced<TelemetryWindow>, Sequen
         comparison: None,
         objectives: objectives(hour),
         numbers: Numbers::default(),
+        program: None,
     };
     let position = Position { epoch: u64::MAX / 3, sequence: 70_000, oldest: 69_990 };
     (Sequenced { position, body: telemetry }, Sequenced { position, body })

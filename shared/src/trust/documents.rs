@@ -235,13 +235,28 @@ impl TrustedRoot {
     /// # Errors
     /// [`TrustError`] with what is wrong.
     pub fn verify_undated_manifest(&self, envelope: &Envelope, track: Track) -> Result<VerifiedManifest, TrustError> {
+        let verified = self.verify_any_undated_manifest(envelope)?;
+        let found = verified.manifest.track();
+        if found != track {
+            return Err(TrustError::Track { bundle: verified.manifest.bundle(), found, expected: track });
+        }
+        Ok(verified)
+    }
+
+    /// Checks a manifest of either track, for whoever keeps bundles and runs none: signatures, then content, then date.
+    ///
+    /// # Errors
+    /// [`TrustError`] with what is wrong.
+    pub fn verify_any_manifest(&self, envelope: &Envelope, now_ms: u64) -> Result<VerifiedManifest, TrustError> {
+        let verified = self.verify_any_undated_manifest(envelope)?;
+        check_date(DocumentKind::Manifest, verified.manifest.expires_ms, now_ms)?;
+        Ok(verified)
+    }
+
+    fn verify_any_undated_manifest(&self, envelope: &Envelope) -> Result<VerifiedManifest, TrustError> {
         let payload = self.root.verify(envelope, DocumentKind::Manifest)?;
         let manifest: Manifest = parse(DocumentKind::Manifest, &payload)?;
         manifest.validate()?;
-        let found = if manifest.program.is_some() { Track::Program } else { Track::Model };
-        if found != track {
-            return Err(TrustError::Track { bundle: manifest.bundle(), found, expected: track });
-        }
         Ok(VerifiedManifest { digest: Digest::of(&payload), manifest })
     }
 

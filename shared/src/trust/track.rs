@@ -17,6 +17,9 @@ pub enum Track {
 }
 
 impl Track {
+    /// Every track, the one that answers requests first.
+    pub const ALL: [Self; 2] = [Self::Model, Self::Program];
+
     /// Whether it is the model's. It is left out of documents then, so that agents that know of nothing else read them.
     #[must_use]
     pub fn is_model(&self) -> bool {

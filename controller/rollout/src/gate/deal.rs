@@ -39,7 +39,7 @@ pub(crate) fn deal(rollout: &Rollout, survey: &Survey<'_>, gate: &GateSpec, spec
 
 /// The bundle that a device which is there has committed, if it is not the rollout's.
 fn incumbent(rollout: &Rollout, facts: &DeviceFacts) -> Option<Digest> {
-    let committed = facts.committed()?;
+    let committed = rollout.incumbent(facts)?;
     (facts.online && committed != rollout.bundle.manifest).then_some(committed)
 }
 

@@ -122,7 +122,7 @@ fn canary<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet)
 
 fn control<'f>(rollout: &Rollout, id: &DeviceId, since_ms: u64, fleet: &'f Fleet) -> Option<Side<'f>> {
     let (device, facts) = fleet.devices.get_key_value(id)?;
-    let incumbent = facts.committed()?;
+    let incumbent = rollout.incumbent(facts)?;
     if facts.revoked || incumbent == rollout.bundle.manifest {
         return None;
     }

@@ -275,6 +275,7 @@ fn named() -> BundleFacts {
         bundle: "digits@0.9.0".parse().unwrap(),
         requirements: Requirements { architectures: ["riscv64".to_owned()].into(), ..Requirements::default() },
         reference_predictions: Default::default(),
+        track: Default::default(),
     }
 }
 

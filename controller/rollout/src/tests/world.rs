@@ -78,6 +78,7 @@ impl World {
             bundle: spec.bundle.clone(),
             requirements: Default::default(),
             reference_predictions: BTreeMap::new(),
+            track: Default::default(),
         };
         let rollout = Rollout::new(RolloutId::new("r1").unwrap(), spec, bundle, START_MS).unwrap();
         let mut world = Self { rollout, fleet: Fleet::default(), now_ms: START_MS };

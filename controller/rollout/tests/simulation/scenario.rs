@@ -123,6 +123,7 @@ impl Scenario {
             bundle: reference(),
             requirements: Default::default(),
             reference_predictions: Default::default(),
+            track: Default::default(),
         };
         Rollout::new("r1".parse().expect("an id"), spec, bundle, START_MS).expect("a valid spec")
     }

@@ -35,7 +35,8 @@ fn measure(test: &TestApp, device: &DeviceId, manifest: Digest, generation: u64,
     (0..60).for_each(|n| latency_us.add(2_000 + n * 37 + number % 500));
     let requests = RequestCounts { served: 60, ..RequestCounts::default() };
     let (resources, objectives, numbers) = Default::default();
-    let window = TelemetryWindow { key, requests, latency_us, resources, comparison: None, objectives, numbers };
+    let window =
+        TelemetryWindow { key, requests, latency_us, resources, comparison: None, objectives, numbers, program: None };
     let mut sketch = SketchWindow::empty(key, &profile());
     (0..60).for_each(|n| sketch.columns[1].add(&profile().columns[1], f64::from(n % 2)));
     let now_ms = clock::now_ms();

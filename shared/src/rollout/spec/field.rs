@@ -19,6 +19,7 @@ impl SpecError {
             Self::Analyses(_) => "analyses",
             Self::Approval(_) => "approval",
             Self::BlueGreen(_) => "blue_green",
+            Self::Program(_) => "bundle",
             Self::Rate(_) => "rate",
             Self::ShadowFirst(ShadowFirstError::NoShadow) => "limits.max_disagreement",
             Self::ShadowFirst(

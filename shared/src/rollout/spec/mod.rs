@@ -167,6 +167,9 @@ pub enum SpecError {
     /// Windows that cannot be.
     #[error("windows: {0}")]
     Windows(#[from] WindowError),
+    /// A wish that makes no sense for an agent program.
+    #[error("{0}; this bundle is an agent program")]
+    Program(&'static str),
     /// A limit that is not a sensible number.
     #[error("limit {field}: {reason}")]
     Limit {
