@@ -13,7 +13,7 @@ use crate::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use crate::messages::StateReport;
 use crate::rollout::Explanation;
 use crate::rollout::{Pin, Quarantine};
-use crate::trust::{Activation, Envelope, PublicKey, Stage};
+use crate::trust::{Activation, Envelope, PublicKey, Stage, Track};
 
 pub use card::{LatencyCard, LiveCard, ModelCard, RolloutCard};
 pub use drift::{
@@ -299,6 +299,9 @@ pub struct BundleView {
     pub pushed_at_ms: u64,
     /// Bytes of all its files.
     pub total_bytes: u64,
+    /// What of a device it is for: the model it serves, or its own program. Absent for a model.
+    #[serde(default, skip_serializing_if = "Track::is_model")]
+    pub track: Track,
     /// Its content; left out of lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<Manifest>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use comfy_table::Cell;
-use muster_shared::api::{ActionReason, DeviceView, LabelPatch, Revocation};
+use muster_shared::api::{ActionReason, DesiredView, DeviceView, LabelPatch, Revocation};
 use muster_shared::ids::DeviceId;
 use muster_shared::messages::{Pressure, StateReport, UpdateState};
 use muster_shared::rollout::{Pin, Quarantine};
@@ -209,6 +209,7 @@ fn show_text(device: &DeviceView) -> String {
                 ("generation", report.generation.to_string()),
             ]);
             pairs.extend(report.update.reason.clone().map(|reason| ("reason", reason)));
+            pairs.extend(program_pairs(device.desired_program.as_ref(), report));
             pairs.extend([
                 ("security floor", report.security_floor.to_string()),
                 ("freeze protection", output::word(&report.freeze_protection)),
@@ -222,6 +223,28 @@ fn show_text(device: &DeviceView) -> String {
         }
     }
     output::properties(&pairs)
+}
+
+/// How the device stands with its own program; nothing where its agent cannot exchange it.
+fn program_pairs(desired: Option<&DesiredView>, report: &StateReport) -> Vec<(&'static str, String)> {
+    let Some(program) = &report.program else { return Vec::new() };
+    let package = || format!("of the package, {}", program.package_version);
+    let running = program.running.as_ref().map_or_else(package, |installed| installed.bundle.to_string());
+    let mut pairs = vec![("program", running)];
+    if let Some(desired) = desired {
+        let bundle = match (&desired.bundle, &desired.manifest) {
+            (Some(bundle), _) => bundle.to_string(),
+            (None, Some(manifest)) => manifest.short(),
+            (None, None) => "of the package".to_owned(),
+        };
+        pairs.push((
+            "program desired",
+            format!("{bundle} (generation {}, rollout {})", desired.generation, desired.rollout),
+        ));
+        let why = program.update.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        pairs.push(("program update", format!("{}{why}", output::word(&program.update.state))));
+    }
+    pairs
 }
 
 fn pressure_text(pressure: &Pressure) -> String {

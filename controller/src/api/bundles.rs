@@ -42,6 +42,7 @@ fn view(record: BundleRecord, with_manifest: bool) -> BundleView {
         bundle: record.bundle,
         pushed_at_ms: record.pushed_at_ms,
         total_bytes: record.total_bytes,
+        track: record.manifest.track(),
         manifest: with_manifest.then_some(record.manifest),
     }
 }

@@ -13,16 +13,17 @@ use muster_shared::profile::Profile;
 use muster_shared::trust::{DocumentKind, Envelope};
 use serde::Serialize;
 
-use super::description::Description;
+use super::description::{self, Description};
 use super::new_folder::NewFolder;
 use super::pipeline::{Assembled, assemble, steps_text};
-use super::{labels, profile, schema};
+use super::{labels, profile, program, schema};
 use crate::command::Context;
 use crate::disk;
 use crate::failure::Failure;
 use crate::output;
 
-const MAX_MODEL_BYTES: u64 = MAX_CHUNKS as u64 * CHUNK_BYTES as u64;
+/// The longest file of a bundle, in bytes.
+pub(super) const MAX_FILE_BYTES: u64 = MAX_CHUNKS as u64 * CHUNK_BYTES as u64;
 const DAY_MS: u64 = 86_400_000;
 /// Chunks below which their number does not matter: they take some 200 kB of the manifest.
 const MAX_EXTRA_CHUNKS: usize = 2_048;
@@ -51,7 +52,7 @@ pub(super) fn read_golden(path: &Path, content: &[u8]) -> Result<GoldenSet, Fail
 /// # Errors
 /// [`Failure`] of bad input when a file cannot be read or holds no examples.
 pub(super) fn read_model(description: &Description) -> Result<(Vec<u8>, Vec<u8>, GoldenSet), Failure> {
-    let onnx = disk::read(&description.model, MAX_MODEL_BYTES)?;
+    let onnx = disk::read(&description.model, MAX_FILE_BYTES)?;
     let golden_bytes = disk::read(&description.golden, MAX_GOLDEN_BYTES as u64)?;
     let golden = read_golden(&description.golden, &golden_bytes)?;
     Ok((onnx, golden_bytes, golden))
@@ -81,7 +82,7 @@ pub(super) fn check_golden(path: &Path, model: &dyn Model, golden: &GoldenSet) -
 }
 
 /// When the bundle was built: now, or what SOURCE_DATE_EPOCH says (reproducible-builds.org), in milliseconds.
-fn created_at_ms() -> Result<u64, Failure> {
+pub(super) fn created_at_ms() -> Result<u64, Failure> {
     let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) else {
         return Ok(output::now_ms());
     };
@@ -89,6 +90,11 @@ fn created_at_ms() -> Result<u64, Failure> {
         .and_then(|text| text.parse::<u64>().ok())
         .and_then(|seconds| seconds.checked_mul(1_000))
         .ok_or_else(|| Failure::input(format!("SOURCE_DATE_EPOCH is {text:?}: seconds since 1970 are expected")))
+}
+
+/// When a bundle that was built at `created_at_ms` is installed no more, in milliseconds since the Unix epoch.
+pub(super) fn expires_ms(created_at_ms: u64, expires_days: u32) -> u64 {
+    created_at_ms.saturating_add(u64::from(expires_days) * DAY_MS)
 }
 
 #[derive(Serialize)]
@@ -140,7 +146,7 @@ fn read_attachments(description: &Description) -> Result<Vec<(String, Vec<u8>)>,
             description.origin.whole_fault(format!("attachments: {} does not end in a file's name", path.display()))
         })
     };
-    description.attachments.iter().map(|path| Ok((named(path)?, disk::read(path, MAX_MODEL_BYTES)?))).collect()
+    description.attachments.iter().map(|path| Ok((named(path)?, disk::read(path, MAX_FILE_BYTES)?))).collect()
 }
 
 /// Does what was asked.
@@ -148,8 +154,12 @@ fn read_attachments(description: &Description) -> Result<Vec<(String, Vec<u8>)>,
 /// # Errors
 /// [`Failure`] when an input is wrong or the model fails a check; nothing is written then.
 pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool) -> Result<(), Failure> {
+    let text = description::read(description)?;
+    if program::is_described(&text) {
+        return program::build(context, &text, description, out, force);
+    }
     let created_at_ms = created_at_ms()?;
-    let description = Description::read(description)?;
+    let description = Description::parse(&text, description)?;
     let (onnx, golden_bytes, golden) = read_model(&description)?;
     let Assembled { loaded: Loaded { model, folded }, pipeline } = assemble(&description, &onnx, &golden)?;
     output::note(&format!(
@@ -215,7 +225,7 @@ pub(super) fn run(context: &Context, description: &Path, out: &Path, force: bool
         release_counter: description.release_counter,
         security_floor: description.security_floor,
         created_at_ms,
-        expires_ms: created_at_ms.saturating_add(u64::from(description.expires_days) * DAY_MS),
+        expires_ms: expires_ms(created_at_ms, description.expires_days),
         requirements: description.requirements(),
         budgets: description.budgets(),
         files: describe(&files),

@@ -84,7 +84,8 @@ pub(crate) struct Description {
     pub(crate) origin: Origin,
 }
 
-const fn default_expires_days() -> u32 {
+/// A year.
+pub(super) const fn default_expires_days() -> u32 {
     365
 }
 
@@ -303,16 +304,28 @@ impl Origin {
     }
 }
 
+/// The text of the description in the file `path`.
+///
+/// # Errors
+/// [`Failure`] when it cannot be read.
+pub(super) fn read(path: &Path) -> Result<String, Failure> {
+    disk::read_text(path, MAX_DESCRIPTION_BYTES)
+}
+
 impl Description {
     /// Reads the description in the file `path`.
     ///
     /// # Errors
     /// [`Failure`] with line and field of the first mistake.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
-        Self::parse(&disk::read_text(path, MAX_DESCRIPTION_BYTES)?, path)
+        Self::parse(&read(path)?, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, Failure> {
+    /// Reads the description `text`, which the file `path` holds.
+    ///
+    /// # Errors
+    /// [`Failure`] with line and field of the first mistake.
+    pub(super) fn parse(text: &str, path: &Path) -> Result<Self, Failure> {
         let mut description: Self = toml::from_str(text)
             .map_err(|error| Failure::input(format!("{}: {}", path.display(), error.to_string().trim_end())))?;
         description.origin = Origin::new(path, text);

@@ -29,12 +29,13 @@ pub(super) fn run(context: &Context) -> Result<(), Failure> {
         let rows = bundles.iter().map(|bundle| {
             vec![
                 cell(bundle.bundle.to_string()),
+                cell(bundle.track.to_string()),
                 cell(bundle.manifest_digest.short()),
                 number(output::bytes(bundle.total_bytes)),
                 cell(output::time(bundle.pushed_at_ms)),
             ]
         });
-        output::table(&["bundle", "manifest", "size", "pushed"], rows)
+        output::table(&["bundle", "kind", "manifest", "size", "pushed"], rows)
     })
 }
 
@@ -59,8 +60,14 @@ fn manifest_pairs(manifest: &Manifest) -> Vec<(&'static str, String)> {
         ("security floor", manifest.security_floor.to_string()),
         ("created", output::time(manifest.created_at_ms)),
         ("expires", output::time(manifest.expires_ms)),
-        ("model", signature_text(&manifest.signature)),
     ];
+    match &manifest.program {
+        Some(program) => {
+            pairs.push(("program", format!("of the agent, for {}", program.target)));
+            pairs.push(("takes over from", program.takes_over_from.to_string()));
+        }
+        None => pairs.push(("model", signature_text(&manifest.signature))),
+    }
     if let Some(pipeline) = &manifest.pipeline {
         pairs.push(("pipeline", steps_text(pipeline, &folded_steps(pipeline, &manifest.signature))));
     }
@@ -81,7 +88,9 @@ fn manifest_pairs(manifest: &Manifest) -> Vec<(&'static str, String)> {
     pairs.extend(budgets.max_memory_bytes.map(|count| ("memory budget", output::bytes(count))));
     let columns = &profile.columns;
     let predictions = columns.iter().filter(|column| column.is_prediction()).count();
-    pairs.push(("monitors", format!("{} inputs, {predictions} predictions", columns.len() - predictions)));
+    if manifest.program.is_none() {
+        pairs.push(("monitors", format!("{} inputs, {predictions} predictions", columns.len() - predictions)));
+    }
     let raw: Vec<&str> = profile.quantile_columns().collect();
     if !raw.is_empty() {
         pairs.push(("quantiles", format!("{} (contains raw values)", raw.join(", "))));

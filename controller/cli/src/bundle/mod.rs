@@ -12,6 +12,7 @@ pub(crate) mod open;
 mod outliers;
 mod pipeline;
 mod profile;
+mod program;
 mod push;
 mod sample;
 mod schema;

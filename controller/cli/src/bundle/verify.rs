@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::build::{check_golden, read_golden};
 use super::folder::{Folder, LocalManifest};
+use super::program;
 use crate::command::Context;
 use crate::disk;
 use crate::failure::Failure;
@@ -123,15 +124,20 @@ pub(super) fn run(context: &Context, dir: &Path, root: Option<&Path>) -> Result<
     let intact = files.iter().all(|file| file.passed);
     checks.extend(files);
     // A model that is not what the manifest says need not be loaded to know that the bundle is bad.
-    let golden = if intact {
-        check_model(&folder, &local).map(|report| {
+    let golden = if local.manifest.program.is_some() {
+        None
+    } else if intact {
+        Some(check_model(&folder, &local).map(|report| {
             let GoldenReport { examples, max_abs_difference, median_us } = report;
             format!("{examples} examples pass, largest difference {max_abs_difference:.1e}, median {median_us} µs")
-        })
+        }))
     } else {
-        Err("not run, for a file is not what the manifest says".to_owned())
+        Some(Err("not run, for a file is not what the manifest says".to_owned()))
     };
-    checks.push(check("golden", golden));
+    checks.extend(golden.map(|golden| check("golden", golden)));
+    if local.manifest.program.is_some() {
+        checks.push(check("program", program::check(&folder, &local.manifest)));
+    }
 
     let report = Report {
         bundle: local.manifest.bundle(),

@@ -11,6 +11,7 @@ mod full_disk;
 mod keys;
 mod online;
 mod pipelines;
+mod programs;
 mod replay;
 mod roots;
 mod run;
