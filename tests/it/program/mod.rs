@@ -2,6 +2,7 @@
 
 mod broker;
 mod supervisor;
+mod waves;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -49,6 +50,24 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
 }
 
+/// A program of `version` that does `what` in place of `agent`, and what describes it.
+fn program(agent: &Path, version: &str, what: &str) -> anyhow::Result<(String, Manifest)> {
+    let script = format!(
+        "#!/bin/sh\nAGENT={agent:?}\ncase \"$1\" in\n--version) echo muster-agent {version}; exit;;\n\
+         check-config) exec \"$AGENT\" \"$@\";;\nesac\n{what}\nexit\n#{}\n",
+        "x".repeat(PADDING),
+    );
+    let manifest: Manifest = serde_json::from_value(serde_json::json!({
+        "name": "muster-agent", "version": version, "release_counter": 1, "security_floor": 0,
+        "created_at_ms": 1, "expires_ms": FAR_MS,
+        "requirements": {"architectures": [std::env::consts::ARCH]}, "budgets": {},
+        "files": [BundleFile::describe(PROGRAM_PATH, script.as_bytes())],
+        "signature": {"inputs": [], "outputs": []}, "profile": muster_shared::profile::Profile::default(), "lineage": {},
+        "program": {"target": "any", "takes_over_from": "0.1.0"},
+    }))?;
+    Ok((script, manifest))
+}
+
 impl Scene {
     async fn begin(binaries: &Binaries, folder: &Path, mosquitto: &Path) -> anyhow::Result<Self> {
         let mut fleet = stage::fleet(binaries, folder, 1).await?;
@@ -88,20 +107,7 @@ impl Scene {
 
     /// Says that the device shall run a program of `version` that does `what`; gives the digest of its manifest.
     async fn assign(&mut self, version: &str, what: &str) -> anyhow::Result<Digest> {
-        let script = format!(
-            "#!/bin/sh\nAGENT={agent:?}\ncase \"$1\" in\n--version) echo muster-agent {version}; exit;;\n\
-             check-config) exec \"$AGENT\" \"$@\";;\nesac\n{what}\nexit\n#{}\n",
-            "x".repeat(PADDING),
-            agent = self.agent,
-        );
-        let manifest: Manifest = serde_json::from_value(serde_json::json!({
-            "name": "muster-agent", "version": version, "release_counter": 1, "security_floor": 0,
-            "created_at_ms": 1, "expires_ms": FAR_MS,
-            "requirements": {"architectures": [std::env::consts::ARCH]}, "budgets": {},
-            "files": [BundleFile::describe(PROGRAM_PATH, script.as_bytes())],
-            "signature": {"inputs": [], "outputs": []}, "profile": muster_shared::profile::Profile::default(), "lineage": {},
-            "program": {"target": "any", "takes_over_from": "0.1.0"},
-        }))?;
+        let (script, manifest) = program(&self.agent, version, what)?;
         let envelope = sign_document(DocumentKind::Manifest, &manifest, std::slice::from_ref(&self.release))?;
         let digest = Digest::of(&envelope.payload_bytes()?);
         self.broker.known().bundles.insert(digest, Content { manifest, file: script.into_bytes() });
