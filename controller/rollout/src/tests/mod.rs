@@ -17,6 +17,7 @@ mod failures;
 mod gate;
 mod going_back;
 mod operators;
+mod programs;
 mod rate;
 mod reach;
 mod replay;
