@@ -273,6 +273,10 @@ impl EvidenceLog {
                 std::collections::btree_map::Entry::Occupied(mut entry) => add(entry.get_mut(), &observation.seen),
             }
         }
+        if !track.is_model() {
+            // Devices on one program serve different models, whose answers say nothing of it.
+            sums.values_mut().for_each(|seen| seen.predictions.clear());
+        }
         let answer = Shared::from(sums.into_values().collect::<Vec<_>>());
         if answers.len() >= MAX_ANSWERS {
             answers.remove(0);
@@ -330,6 +334,28 @@ mod tests {
         assert_eq!((seen.len(), seen[0].reports, seen[0].requests.served, seen[0].latency_us.count()), (1, 1, 5, 5));
         assert_eq!((seen[0].memory, seen[0].temperature), (Mean { count: 1, sum: 5.0 }, Mean { count: 2, sum: 8.0 }));
         assert_eq!(seen[0].numbers.values().collect::<Vec<_>>(), [&Mean { count: 2, sum: 5.0 }]);
+    }
+
+    #[test]
+    fn windows_tell_of_the_model_that_served_and_of_the_program_that_counted() {
+        let program = |n: u64| ProgramKey { manifest: Digest::of(b"program"), generation: n };
+        let under = |program, served| Observation { program, ..telemetry(b"a", 1, served, 10) };
+        let mut log = EvidenceLog::default();
+        let mut first = under(Some(program(1)), 2);
+        first.seen.predictions.insert("class".into(), [("cat".to_owned(), 2)].into());
+        [first, under(Some(program(2)), 3), under(None, 4)].into_iter().for_each(|seen| log.add(seen));
+        log.compact(&[0], u64::MAX);
+        let served = |track| {
+            let seen = log.since(track, 0);
+            let each = seen.iter().map(|seen| ((seen.manifest, seen.generation), seen.requests.served));
+            each.collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(served(Track::Model), [((Digest::of(b"a"), 1), 9)].into());
+        let of_program = |n| (program(n).manifest, n);
+        let expected = [(of_program(1), 2), (of_program(2), 3), ((packaged_program(), 0), 4)];
+        assert_eq!(served(Track::Program), expected.into());
+        assert!(log.since(Track::Program, 0).iter().all(|seen| seen.predictions.is_empty()));
+        assert!(!log.since(Track::Model, 0)[0].predictions.is_empty());
     }
 
     #[test]
