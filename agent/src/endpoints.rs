@@ -33,6 +33,12 @@ pub(crate) fn published(data_dir: &Path) -> Option<String> {
     Some(inference_url.trim_end_matches('/').to_owned())
 }
 
+/// A client for the agent on this device. It answers plain HTTP, so nobody's certificates are trusted: a device may have none of any authority,
+/// and a client that looks for them cannot be made there.
+pub(crate) fn client() -> reqwest::ClientBuilder {
+    reqwest::Client::builder().tls_certs_only([]).no_proxy()
+}
+
 /// Writes `endpoints.json` into `data_dir`, and tries again for as long as that fails: the programs that look for it can
 /// wait, serving cannot.
 pub(crate) async fn publish(data_dir: PathBuf, device: DeviceId, inference: SocketAddr) {

@@ -25,7 +25,7 @@ pub(super) struct NoAnswer(pub(super) String);
 pub(super) async fn get(config: &Config, path: &str, is_text: bool) -> Result<String, NoAnswer> {
     let published = endpoints::published(&config.data_dir);
     let configured = (config.serve.listen.port() != 0).then(|| format!("http://{}", config.serve.listen));
-    let client = || reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
+    let client = || endpoints::client().timeout(TIMEOUT);
     let mut last = NoAnswer(format!("{} names no address", config.data_dir.join("endpoints.json").display()));
     if let Some(url) = published.or(configured) {
         match fetch(client(), &url, path, is_text).await {

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &FeedbackArgs) -> anyhow::Result<String> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+        let client = endpoints::client().timeout(TIMEOUT).build()?;
         let model = match &args.model {
             Some(model) => model.clone(),
             None => served_by(&client, &url).await?,
