@@ -49,9 +49,12 @@ unset CFLAGS
 what=(--package "$program")
 # With the agent's own features, and so from what the agent is built of.
 [ "$program" != fixed_work ] || what=(--package muster-agent --package muster-inference --features muster-inference/fixed-work)
-cargo build --locked --profile "$profile" "${what[@]}" --bin "$program" --target "$target"
+# This machine's own target has a folder to itself: its linker is the one of build scripts too, and with another linker cargo builds everything anew.
+folder=target
+[ "$target" != "$(rustc --print host-tuple)" ] || folder=target/own
+cargo build --locked --profile "$profile" "${what[@]}" --bin "$program" --target "$target" --target-dir "$folder"
 
 # Cargo has the profile dev in another folder than its name says.
-built="target/$target/${profile/#dev/debug}/$program"
+built="$folder/$target/${profile/#dev/debug}/$program"
 cross/check.sh "$built"
 ln -f "$built" "target/cross/$program-$target"
