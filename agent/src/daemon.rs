@@ -20,7 +20,7 @@ use crate::condition::{Condition, Known};
 use crate::config::{Config, ConfigError, TokenPlaces};
 use crate::feedback::Feedback;
 use crate::files::{self, FileError};
-use crate::heartbeat::{Vitals, Watchdog};
+use crate::heartbeat::{Heartbeat, Vitals, Watchdog};
 use crate::host::{HostLimits, ModelHost};
 use crate::identity::{EnrolError, Enrolled, Identity, IdentityError, IdentityStore, Renewer, enrol};
 use crate::metered::Metered;
@@ -29,7 +29,7 @@ use crate::monitor::Monitor;
 use crate::mqtt::{self, Inbox, Link, LinkState};
 use crate::outbox::Outbox;
 use crate::pressure::Watcher;
-use crate::program::Running;
+use crate::program::{Handover, Running};
 use crate::reload::{Reloader, Source};
 use crate::samples::{Samples, Uploader};
 use crate::serve::{ServeError, serve};
@@ -56,6 +56,9 @@ const DRAIN: Duration = Duration::from_millis(1_500);
 const FAREWELL: Duration = Duration::from_millis(2_200);
 /// What a stop may take, with a second for what is written at the end.
 const STOP: Duration = Duration::from_secs(5);
+/// How long an enrolled agent may take until it is ready, in milliseconds, as the unit's `TimeoutStartSec=`. In a process that was handed over the
+/// service manager does not count that, and its watchdog must not be fed for longer.
+const READY_WITHIN_MS: u64 = 300_000;
 const _: () = assert!(DRAIN.as_millis() + FAREWELL.as_millis() + 1_000 <= STOP.as_millis());
 
 /// Why the agent cannot run.
@@ -96,12 +99,12 @@ pub(crate) enum DaemonError {
 }
 
 /// Why the agent has ended in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// It was told to.
     ByRequest,
-    /// Another program is to take its place.
-    ForAnotherProgram,
+    /// Another program is to take its place: in this process, or in another where there is no handover.
+    ForAnotherProgram(Option<Handover>),
 }
 
 /// A link to be run, and what tells it of another certificate.
@@ -143,6 +146,8 @@ struct Base {
     time: EffectiveTime,
     link: LinkState,
     vitals: Vitals,
+    /// Of an enrolled agent that is not ready yet.
+    starting: Heartbeat,
     condition: Condition,
     /// The configuration in force, which changes.
     settings: watch::Sender<Arc<Config>>,
@@ -187,6 +192,7 @@ pub(crate) async fn run(config: Config, source: Source, program: Running) -> Res
     let (identity, updater, link, is_ready) = match joined {
         Ok(joined) => joined,
         Err(error) => {
+            base.starting.end();
             base.serve_alone(&error, &mut signals, serving.join).await;
             let _ = stop_serving.send(true);
             return Err(error);
@@ -214,6 +220,7 @@ pub(crate) async fn run(config: Config, source: Source, program: Running) -> Res
     let reloading = tokio::spawn(reloader.run(hangup, status.clone()));
     let data_dir = base.config.data_dir.clone();
     let publishing = tokio::spawn(endpoints::publish(data_dir.clone(), identity.device.clone(), serving.local_addr));
+    base.starting.end();
     let mut for_another_program = false;
     let ended = if stopped {
         None
@@ -232,7 +239,13 @@ pub(crate) async fn run(config: Config, source: Source, program: Running) -> Res
         }
     };
     tracing::info!(device = %identity.device, "stopping");
-    notify::stopping();
+    let handover = for_another_program.then(|| Handover::of(&base.program)).flatten();
+    // One that says it stops is ended, whatever it has become by then.
+    if handover.is_some() {
+        notify::reloading()
+    } else {
+        notify::stopping()
+    }
     drop(watchdog);
     turning.abort();
     reloading.abort();
@@ -270,7 +283,9 @@ pub(crate) async fn run(config: Config, source: Source, program: Running) -> Res
     if let Err(error) = tokio::task::block_in_place(|| base.boot.ended_in_order()) {
         tracing::warn!(error = %with_source(&error), "this end was in order, and the next start will take it for a crash");
     }
-    Ok(if for_another_program { Ended::ForAnotherProgram } else { Ended::ByRequest })
+    // Told to stop meanwhile, it must not live on as another.
+    let told_to_stop = tokio::time::timeout(Duration::ZERO, signals.stop()).await.is_ok();
+    Ok(if for_another_program && !told_to_stop { Ended::ForAnotherProgram(handover) } else { Ended::ByRequest })
 }
 
 /// Puts the papers that an enrolment brought into force; the device is enrolled once this returns.
@@ -343,6 +358,8 @@ impl Base {
         let link = LinkState::default();
         let vitals = Vitals::new(host.clone(), config.serve.stuck_after_ms);
         vitals.watch(link.heartbeat().clone());
+        let starting = Heartbeat::new("the start");
+        vitals.watch(starting.clone());
         let condition = Condition::new(Known {
             started_at_ms,
             starts: boot.starts,
@@ -364,6 +381,7 @@ impl Base {
             time,
             link,
             vitals,
+            starting,
             condition,
             settings: watch::Sender::new(Arc::new(config.clone())),
             renew: Arc::default(),
@@ -391,6 +409,7 @@ impl Base {
                 self.enrol().await?
             }
         };
+        self.starting.beat(READY_WITHIN_MS);
         let (updater, link, is_ready) = tokio::task::block_in_place(|| self.start_updater(&identity))?;
         Ok((identity, updater, link, is_ready))
     }

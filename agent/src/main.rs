@@ -60,11 +60,13 @@ use crate::arguments::{Arguments, Subcommands};
 use crate::at_device::Outcome;
 use crate::config::Config;
 use crate::daemon::{DaemonError, Ended};
+use crate::program::Handover;
 use crate::reload::Source;
 
 /// Status when there is nothing to enrol with (`EX_CONFIG` of sysexits.h): the service's unit takes it for no failure, and does not start again.
 const NOT_ENROLLED: u8 = 78;
-/// Status of an end in order after which another program is to run (`EX_TEMPFAIL`): the service manager starts the agent again.
+/// Status of an end in order after which another program is to run (`EX_TEMPFAIL`), where this process cannot become it: the service manager
+/// starts the agent again.
 const ANOTHER_PROGRAM: u8 = 75;
 
 fn main() -> ExitCode {
@@ -75,7 +77,13 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(End::Well) => ExitCode::SUCCESS,
         Ok(End::Badly) => ExitCode::FAILURE,
-        Ok(End::AnotherProgram) => ExitCode::from(ANOTHER_PROGRAM),
+        Ok(End::AnotherProgram(handover)) => {
+            if let Some(handover) = handover {
+                let why = anyhow::Error::new(handover.carry_out());
+                complain(&why.context("the packaged program cannot take over this process, so that ends"));
+            }
+            ExitCode::from(ANOTHER_PROGRAM)
+        }
         Err(error) => {
             complain(&error);
             match error.downcast_ref() {
@@ -92,8 +100,8 @@ enum End {
     Well,
     /// Something is not, and has been said.
     Badly,
-    /// In order, to be started again with another program.
-    AnotherProgram,
+    /// In order, and another program is to run: the packaged one takes over this process where it can, or is started again.
+    AnotherProgram(Option<Handover>),
 }
 
 /// Does what was asked for.
@@ -132,7 +140,10 @@ fn run(arguments: Arguments) -> anyhow::Result<End> {
             let ended = runtime.block_on(daemon::run(config, source, program));
             // A model that is still computing must not hold the exit back.
             runtime.shutdown_background();
-            return Ok(if ended? == Ended::ForAnotherProgram { End::AnotherProgram } else { End::Well });
+            return Ok(match ended? {
+                Ended::ByRequest => End::Well,
+                Ended::ForAnotherProgram(handover) => End::AnotherProgram(handover),
+            });
         }
     };
     if !text.is_empty() {

@@ -5,6 +5,7 @@
 //! new one has, takes just the data folder from the configuration, and runs itself wherever anything is in doubt.
 //! What is to run is decided by [`muster_agent_core::program`]; how it came there is [`crate::updater`]'s matter.
 
+mod handover;
 mod store;
 
 use std::os::unix::process::CommandExt as _;
@@ -16,6 +17,8 @@ use muster_agent_core::program::{self, Record};
 use muster_agent_core::slots::Slot;
 use muster_shared::messages::{InstalledBundle, ProgramKey};
 
+pub(crate) use self::handover::Handover;
+use self::handover::LAUNCHER;
 pub(crate) use self::store::ProgramStore;
 use crate::attributes::AGENT_VERSION;
 use crate::causes::with_source;
@@ -36,6 +39,8 @@ pub(crate) struct Running {
     pub(crate) slot: Option<Slot>,
     /// The version of the packaged program.
     pub(crate) package: semver::Version,
+    /// Where the packaged program is; none where that was not said.
+    pub(crate) launcher: Option<PathBuf>,
     /// What the controller knows it as. The updater says so, and whoever counts something reads it.
     pub(crate) known_as: KnownAs,
 }
@@ -61,14 +66,17 @@ impl Running {
     /// What the package installed.
     pub(crate) fn packaged() -> Self {
         let package = AGENT_VERSION.parse().unwrap_or_else(|_| semver::Version::new(0, 0, 0));
-        Self { slot: None, package, known_as: KnownAs::default() }
+        // Where it is now: another package that is installed meanwhile takes that place.
+        let launcher = std::env::current_exe().ok();
+        Self { slot: None, package, launcher, known_as: KnownAs::default() }
     }
 
     /// As whoever started this process in place of the packaged program says.
     fn of_environment() -> Option<Self> {
         let (slot, package) = (std::env::var(SLOT).ok()?, std::env::var(PACKAGE).ok()?);
         let slot = Slot::ALL.into_iter().find(|known| known.as_str() == slot)?;
-        Some(Self { slot: Some(slot), package: package.parse().ok()?, known_as: KnownAs::default() })
+        let launcher = std::env::var_os(LAUNCHER).map(PathBuf::from);
+        Some(Self { slot: Some(slot), package: package.parse().ok()?, launcher, known_as: KnownAs::default() })
     }
 }
 
@@ -90,14 +98,14 @@ pub(crate) fn launch(config: Option<&Path>) -> Running {
     };
     // Another agent on this folder may be changing it, and this one will not run beside it. Held until this process ends or becomes another.
     let Ok(lock) = files::lock(&data_dir) else { return own };
-    become_it(&store, record, &own.package);
+    become_it(&store, record, &own);
     drop(lock);
     own
 }
 
 /// Returns where the packaged program is to run.
-fn become_it(store: &ProgramStore, mut record: Record, package: &semver::Version) {
-    let program::Launch { mut run, record: next, otherwise } = program::launch(record.clone(), package);
+fn become_it(store: &ProgramStore, mut record: Record, own: &Running) {
+    let program::Launch { mut run, record: next, otherwise } = program::launch(record.clone(), &own.package);
     if let Some(next) = next {
         match store.save(&next) {
             Ok(()) => {
@@ -113,7 +121,7 @@ fn become_it(store: &ProgramStore, mut record: Record, package: &semver::Version
     // Two at most: what is on trial, and what is committed.
     for _ in Slot::ALL {
         let Some(slot) = run else { return };
-        let why = start(store, &record, slot, package);
+        let why = start(store, &record, slot, own);
         complain(&format!("the program in slot {} cannot be started: {why}", slot.as_str()));
         let (next, instead) = program::could_not_start(record.clone(), slot, &why);
         if let Some(next) = next {
@@ -127,7 +135,7 @@ fn become_it(store: &ProgramStore, mut record: Record, package: &semver::Version
 }
 
 /// Becomes the program in `slot`; returns why that cannot be.
-fn start(store: &ProgramStore, record: &Record, slot: Slot, package: &semver::Version) -> String {
+fn start(store: &ProgramStore, record: &Record, slot: Slot, own: &Running) -> String {
     let Some(content) = record.slots.get(&slot) else { return "the slot is empty".to_owned() };
     let path = store.program(slot);
     match store.digest(slot) {
@@ -138,7 +146,10 @@ fn start(store: &ProgramStore, record: &Record, slot: Slot, package: &semver::Ve
     }
     passing!(ProgramLaunching);
     let mut command = Command::new(&path);
-    command.args(std::env::args_os().skip(1)).env(SLOT, slot.as_str()).env(PACKAGE, package.to_string());
+    command.args(std::env::args_os().skip(1)).env(SLOT, slot.as_str()).env(PACKAGE, own.package.to_string());
+    if let Some(launcher) = &own.launcher {
+        command.env(LAUNCHER, launcher);
+    }
     command.exec().to_string()
 }
 

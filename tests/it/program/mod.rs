@@ -69,7 +69,7 @@ fn program(agent: &Path, version: &str, what: &str) -> anyhow::Result<(String, M
 }
 
 impl Scene {
-    async fn begin(binaries: &Binaries, folder: &Path, mosquitto: &Path) -> anyhow::Result<Self> {
+    async fn begin(binaries: &Binaries, folder: &Path, mosquitto: &Path, watches: bool) -> anyhow::Result<Self> {
         let mut fleet = stage::fleet(binaries, folder, 1).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
@@ -85,7 +85,7 @@ impl Scene {
         let director = keys::read(&data.join("director.key"))?;
         let port = fleet.controller.endpoints.broker_port;
         let broker = Broker::start(mosquitto, &folder.join("broker"), &data.join("pki"), port).await?;
-        let supervisor = Supervisor::start(&binaries.agent, &home)?;
+        let supervisor = Supervisor::start(&binaries.agent, &home, watches)?;
         let image = fixtures::held_out()?.into_iter().next().context("no image")?;
         let agent = binaries.agent.clone();
         let scene = Self {
@@ -196,19 +196,22 @@ impl Scene {
 }
 
 fn with_scene<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Scene) -> F) {
-    with_scene_of(Ok, test);
+    with_scene_of(Ok, true, test);
 }
 
 #[expect(clippy::print_stdout, reason = "a test that looks at nothing says so")]
 fn with_scene_of<F: Future<Output = anyhow::Result<()>>>(
     binaries_of: impl FnOnce(Binaries) -> anyhow::Result<Binaries>,
+    watches: bool,
     test: impl FnOnce(Scene) -> F,
 ) {
     let Some(mosquitto) = mosquitto::program() else {
         println!("LEFT OUT: mosquitto is not installed (on Debian: apt-get install mosquitto)");
         return;
     };
-    stage::run(async |binaries, folder| test(Scene::begin(&binaries_of(binaries)?, &folder, &mosquitto).await?).await);
+    stage::run(async |binaries, folder| {
+        test(Scene::begin(&binaries_of(binaries)?, &folder, &mosquitto, watches).await?).await
+    });
 }
 
 fn version(report: &TrackReport) -> Option<String> {
@@ -218,9 +221,12 @@ fn version(report: &TrackReport) -> Option<String> {
 #[test]
 fn a_good_program_is_committed_and_bad_ones_give_way_once() {
     with_scene(async |mut scene| {
+        let starts = scene.supervisor.starts();
         scene.assign("0.2.0", GOOD).await?;
         let report = scene.ended(UpdateState::Committed).await?;
         ensure!(version(&report).as_deref() == Some("0.2.0"), "{report:?}");
+        // Nobody waits for the service manager.
+        ensure!(scene.supervisor.starts() == starts && scene.supervisor.handovers() == 1, "it was started again");
 
         scene.assign("0.3.0", "exit 1").await?;
         scene.falls_back(Some("0.2.0"), "3 starts of this program ended").await?;
@@ -238,8 +244,11 @@ fn a_good_program_is_committed_and_bad_ones_give_way_once() {
             .collect();
         ensure!(text.contains("port = 1\n"), "the device has no port of its own");
         std::fs::write(&nowhere, text)?;
-        scene.assign("0.3.3", &format!("exec \"$AGENT\" --config {nowhere:?}")).await?;
+        // It has been handed over as often as may be, so it ends, and is started as the service says.
+        let left = scene.supervisor.left();
+        scene.assign("0.3.3", &format!("MUSTER_AGENT_HANDOVERS=4 exec \"$AGENT\" --config {nowhere:?}")).await?;
         scene.falls_back(Some("0.2.0"), "there is no link to the broker").await?;
+        ensure!(scene.supervisor.left() == left + 1, "it did not end for another program");
 
         // Back to the package, and to what is still there: nothing is fetched for either.
         scene.say(None).await?;
@@ -257,12 +266,12 @@ fn a_good_program_is_committed_and_bad_ones_give_way_once() {
 #[test]
 fn a_program_that_cannot_take_the_configuration_is_never_started() {
     with_scene(async |mut scene| {
-        let starts = scene.supervisor.starts();
+        let handovers = scene.supervisor.handovers();
         // It says no version at all, as a program for another machine would.
         scene.assign("0.2.0", GOOD).await?;
         scene.ended(UpdateState::Committed).await?;
-        ensure!(scene.supervisor.starts() > starts);
-        let starts = scene.supervisor.starts();
+        ensure!(scene.supervisor.handovers() > handovers);
+        let (starts, handovers) = (scene.supervisor.starts(), scene.supervisor.handovers());
         std::fs::write(
             scene.folder.join("agent.toml"),
             std::fs::read_to_string(scene.folder.join("agent.toml"))? + "\n[not-a-section]\n",
@@ -271,7 +280,8 @@ fn a_program_that_cannot_take_the_configuration_is_never_started() {
         let report = scene.ended(UpdateState::Failed).await?;
         let reason = report.update.reason.unwrap_or_default();
         ensure!(reason.contains("cannot take the configuration"), "{reason}");
-        ensure!(scene.supervisor.starts() == starts, "it was started all the same");
+        let began = (scene.supervisor.starts(), scene.supervisor.handovers());
+        ensure!(began == (starts, handovers), "it was started all the same");
         Ok(())
     });
 }
@@ -289,7 +299,8 @@ const DEATHS: [(&str, bool); 7] = [
 
 #[test]
 fn the_power_may_be_cut_at_any_step() {
-    with_scene_of(Binaries::with_crashing_agent, async |mut scene| {
+    // Without a watchdog each exchange is a start of the service manager's, which can be told to die.
+    with_scene_of(Binaries::with_crashing_agent, false, async |mut scene| {
         let listed = std::process::Command::new(&scene.agent).env("MUSTER_AGENT_CRASH_AT", "list").output()?;
         let listed = String::from_utf8(listed.stdout)?;
         for step in listed.lines().filter(|step| step.starts_with("program-")) {
@@ -306,6 +317,7 @@ fn the_power_may_be_cut_at_any_step() {
             ensure!(version(&report) == Some(format!("0.2.{number}")), "{step}: {report:?}");
             let died = scene.supervisor.deaths() - deaths;
             ensure!(died == 1 + u64::from(!in_trial), "{step}: it died {died} times");
+            ensure!(scene.supervisor.handovers() == 0 && scene.supervisor.left() > 0, "{step}: nobody watches");
         }
         Ok(())
     });

@@ -74,7 +74,7 @@ fn a_fleet_takes_a_program_in_waves_and_a_bad_one_stops_at_the_first() {
             traffic.expect(id, false);
             let device = fleet.device(id)?;
             device.process_mut().stop().await?;
-            supervisors.push(Supervisor::start(&binaries.agent, device.folder())?);
+            supervisors.push(Supervisor::start(&binaries.agent, device.folder(), true)?);
         }
         fleet.wait_online(DEVICES.len()).await?;
 
