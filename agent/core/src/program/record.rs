@@ -142,7 +142,7 @@ pub struct Record {
     #[serde(default)]
     pub update: Option<Update>,
     /// What happened and has not reached the outbox.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "known_untold")]
     pub untold: Vec<Untold>,
 }
 
@@ -160,6 +160,22 @@ pub enum RecordError {
 fn known_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeliveryPolicy, D::Error> {
     let value = serde_json::Value::deserialize(deserializer)?;
     Ok(serde_json::from_value(value).unwrap_or_default())
+}
+
+/// What a later program left to be told: as much of it as this one knows.
+fn known_untold<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Untold>, D::Error> {
+    #[derive(Deserialize)]
+    struct Known {
+        kind: DeviceEventKind,
+        generation: u64,
+        #[serde(default)]
+        bundle: Option<BundleRef>,
+        #[serde(default)]
+        detail: String,
+    }
+    let all = Vec::<serde_json::Value>::deserialize(deserializer)?;
+    let known = all.into_iter().filter_map(|one| serde_json::from_value::<Known>(one).ok());
+    Ok(known.map(|Known { kind, generation, bundle, detail }| Untold { kind, generation, bundle, detail }).collect())
 }
 
 impl Record {

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::admit::DeviceFacts;
+use crate::record::Untold;
 
 const CHUNKS: u32 = 3;
 const PROBATION_MS: u64 = 1_000;
@@ -471,6 +472,16 @@ fn an_older_program_reads_what_a_newer_one_wrote() {
     json["more"] = true.into();
     json["update"]["delivery"] = serde_json::json!({"a-later": "word"});
     json["slots"]["a"]["more"] = 1.into();
+    world.disk.note(DeviceEventKind::Assigned, "words");
+    let told = serde_json::to_value(&world.disk.untold).unwrap();
+    json["untold"] = told;
+    let last = json["untold"].as_array_mut().unwrap();
+    last.last_mut().unwrap()["more"] = serde_json::json!({"a": 1});
+    // Of a kind that this program does not know, and of a form that it does not.
+    last.push(serde_json::json!({"kind": "hibernated", "generation": 3, "since": 1}));
+    last.push(serde_json::json!(["later"]));
+    let other = Untold { kind: DeviceEventKind::Other, generation: 3, bundle: None, detail: String::new() };
+    world.disk.untold.push(other);
     let read = |json: &serde_json::Value| Record::from_json(json.to_string().as_bytes());
     assert_eq!(read(&json).unwrap(), world.disk);
     json["update"]["phase"] = serde_json::json!({"state": "hibernating", "for": 3});
