@@ -78,6 +78,7 @@ steps! {
     ProgramManifestStored = "program-manifest-stored",
     ProgramSlotPrepared = "program-slot-prepared",
     ProgramRecordStored = "program-record-stored",
+    ProgramBarrierStored = "program-barrier-stored",
     ProgramRehearsed = "program-rehearsed",
     ProgramAnswered = "program-answered",
     ProgramStartSpent = "program-start-spent",

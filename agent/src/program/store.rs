@@ -1,10 +1,12 @@
-//! The program's track on disk: `program/record.json`, and in `program/a` and `program/b` a manifest and the file it describes.
+//! The program's track on disk: `program/record.json`, and in `program/a` and `program/b` a manifest and the file it describes. What keeps old
+//! assignments and releases out is kept a second time in `trust/program-barrier.json`, as for models, so that a damaged record opens no door.
 
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use muster_agent_core::program::Record;
+use muster_agent_core::record::Barrier;
 use muster_agent_core::slots::Slot;
 use muster_shared::bundle::{Manifest, PROGRAM_PATH};
 use muster_shared::ids::{Digest, Hasher};
@@ -16,6 +18,7 @@ use crate::sealed;
 
 /// Two bitmaps of the largest bundles, in hexadecimal, and the rest.
 const MAX_RECORD_BYTES: u64 = 1024 * 1024;
+const MAX_BARRIER_BYTES: u64 = 4_096;
 const MAX_MANIFEST_BYTES: u64 = MAX_DOCUMENT_BYTES as u64 * 2;
 /// Bytes of a program that are read at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -26,11 +29,12 @@ const EXECUTABLE: u32 = 0o700;
 #[derive(Debug, Clone)]
 pub(crate) struct ProgramStore {
     dir: PathBuf,
+    barrier: PathBuf,
 }
 
 impl ProgramStore {
     pub(crate) fn new(data_dir: &Path) -> Self {
-        Self { dir: data_dir.join("program") }
+        Self { dir: data_dir.join("program"), barrier: data_dir.join("trust/program-barrier.json") }
     }
 
     fn record(&self) -> PathBuf {
@@ -51,11 +55,51 @@ impl ProgramStore {
         self.dir.join(slot.as_str()).join("manifest.json")
     }
 
-    /// The record; one that is torn is as it was before its last change. None where there is none.
+    /// What was kept a second time; none where that is missing or damaged.
+    fn barrier(&self) -> Option<Barrier> {
+        let bytes = files::read_start(&self.barrier, MAX_BARRIER_BYTES).ok()??;
+        serde_json::from_slice(sealed::open(&bytes)?).ok()
+    }
+
+    /// The record; one that is torn is as it was before its last change, and none lets in what was kept out before. None where there is none.
     ///
     /// # Errors
     /// Why it cannot be used, in words.
     pub(crate) fn load(&self) -> Result<Option<Record>, String> {
+        let barrier = self.barrier();
+        Ok(self.stored()?.map(|record| match barrier {
+            Some(barrier) => record.held_to(barrier),
+            None => record,
+        }))
+    }
+
+    /// The record to go on with for a package of this version, and what people have to learn about that.
+    pub(crate) fn recover(&self, package: &semver::Version) -> (Record, Option<String>) {
+        let (stored, barrier) = (self.stored(), self.barrier());
+        let lost = || match barrier {
+            Some(barrier) => Record::recovered(package.clone(), barrier),
+            None => Record::new(package.clone()),
+        };
+        let (record, alarm) = match stored {
+            Ok(None) if barrier.is_none() && !self.barrier.exists() => return (lost(), None),
+            Ok(Some(record)) => {
+                let held = barrier.map_or_else(|| record.clone(), |barrier| record.clone().held_to(barrier));
+                if held == record {
+                    return (record, None);
+                }
+                (held, "is older than what was accepted since, as where it was torn or a copy was put back".to_owned())
+            }
+            Ok(None) => (lost(), "is missing; the packaged program runs".to_owned()),
+            Err(why) => return (lost(), Some(format!("{why}; the packaged program runs{}", kept_out(barrier)))),
+        };
+        let path = self.record();
+        let alarm = format!("the record of agent programs {} {alarm}{}", path.display(), kept_out(barrier));
+        // So that it is found once; where it cannot be written, every start says it.
+        let _ = self.save(&record);
+        (record, Some(alarm))
+    }
+
+    fn stored(&self) -> Result<Option<Record>, String> {
         let path = self.record();
         let why = match read(&path) {
             Ok(record) => return Ok(record),
@@ -77,6 +121,18 @@ impl ProgramStore {
         files::make_folder(&self.dir)?;
         files::write_durably_keeping_one(&path, &sealed::seal(&json))?;
         passing!(ProgramRecordStored);
+        let stored = self.barrier();
+        // What was stored may be stricter: the record was written before it, and may have been put back since.
+        let barrier = stored.map_or_else(|| record.barrier(), |stored| stored.strictest(record.barrier()));
+        if stored != Some(barrier) {
+            if let Some(trust) = self.barrier.parent() {
+                files::make_folder(trust)?;
+            }
+            let bytes =
+                serde_json::to_vec(&barrier).map_err(|error| FileError::io("write", &self.barrier)(error.into()))?;
+            files::write_durably(&self.barrier, &sealed::seal(&bytes))?;
+            passing!(ProgramBarrierStored);
+        }
         Ok(())
     }
 
@@ -141,6 +197,15 @@ impl ProgramStore {
     }
 }
 
+fn kept_out(barrier: Option<Barrier>) -> &'static str {
+    match barrier {
+        Some(_) => ", and nothing older than before will be run",
+        None => {
+            ", and what kept older assignments and releases out is lost as well: hold what this device is assigned next against what it ran"
+        }
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Record>, String> {
     let Some(bytes) = files::read_bounded(path, MAX_RECORD_BYTES).map_err(|error| error.to_string())? else {
         return Ok(None);
@@ -171,6 +236,62 @@ mod tests {
         assert_eq!(store.load(), Ok(Some(record(1))));
         std::fs::write(files::one_before(&store.record()), b"{}").unwrap();
         assert!(store.load().unwrap_err().contains("is not what was written"));
+    }
+
+    fn stored(generation: u64, security_floor: u64) -> Record {
+        Record { director_epoch: 1, security_floor, ..record(generation) }
+    }
+
+    #[test]
+    fn a_lost_or_older_record_lowers_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, package) = (ProgramStore::new(folder.path()), semver::Version::new(0, 1, 0));
+        assert_eq!(store.recover(&package), (Record::new(package.clone()), None), "a new device has nothing to say");
+        store.save(&stored(7, 3)).unwrap();
+        let copy = std::fs::read(store.record()).unwrap();
+        store.save(&stored(12, 9)).unwrap();
+        assert_eq!(store.recover(&package), (stored(12, 9), None));
+        // A copy is put back: the last assignment is taken again, and nothing before it.
+        std::fs::write(store.record(), &copy).unwrap();
+        assert_eq!(store.load(), Ok(Some(stored(11, 9))));
+        let (held, alarm) = store.recover(&package);
+        assert_eq!(held, stored(11, 9));
+        assert!(alarm.unwrap().contains("is older than"));
+        assert_eq!(store.recover(&package), (stored(11, 9), None), "it is found once");
+        // The record is written first: its next change does not lower what was kept.
+        store.save(&stored(7, 3)).unwrap();
+        assert_eq!(store.load(), Ok(Some(stored(11, 9))));
+        // Torn, both of them.
+        for path in [store.record(), files::one_before(&store.record())] {
+            std::fs::write(path, b"{}").unwrap();
+        }
+        let (held, alarm) = store.recover(&package);
+        assert_eq!(held, stored(11, 9));
+        assert!(alarm.unwrap().contains("nothing older than before"));
+        // Gone.
+        std::fs::remove_dir_all(store.dir()).unwrap();
+        let (held, alarm) = store.recover(&package);
+        assert_eq!(held, stored(11, 9));
+        assert!(alarm.unwrap().contains("is missing"));
+        // And with it what was kept.
+        std::fs::remove_dir_all(store.dir()).unwrap();
+        std::fs::write(&store.barrier, b"{").unwrap();
+        let (new, alarm) = store.recover(&package);
+        assert_eq!(new, Record::new(package));
+        assert!(alarm.unwrap().contains("is lost as well"));
+    }
+
+    #[test]
+    fn a_barrier_that_is_lost_is_written_again_with_the_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ProgramStore::new(folder.path());
+        store.save(&stored(7, 3)).unwrap();
+        for rubbish in [&b""[..], b"{", &[b'1'; 10_000]] {
+            std::fs::write(&store.barrier, rubbish).unwrap();
+            assert_eq!(store.load(), Ok(Some(stored(7, 3))));
+            store.save(&stored(7, 3)).unwrap();
+            assert_eq!(store.barrier(), Some(stored(7, 3).barrier()));
+        }
     }
 
     proptest! {

@@ -8,7 +8,7 @@ mod rehearsal;
 use std::collections::VecDeque;
 
 use muster_agent_core::fetch::FetchPlan;
-use muster_agent_core::program::{Effect, Event, Machine, Offer, OfferedProgram, Record, Vitals};
+use muster_agent_core::program::{Effect, Event, Machine, Offer, OfferedProgram, Vitals};
 use muster_agent_core::slots::Slot;
 use muster_shared::bundle::Manifest;
 use muster_shared::chunk::{Accepts, ChunkFrame};
@@ -36,14 +36,10 @@ pub(super) struct ProgramTrack {
 }
 
 impl ProgramTrack {
-    /// Reads what is stored; what is damaged is said, and stays until the next record is written.
+    /// Reads what is stored, and what has to be said of that.
     pub(super) fn open(data_dir: &std::path::Path, running: &Running) -> (Self, Option<String>) {
         let store = ProgramStore::new(data_dir);
-        let (record, alarm) = match store.load() {
-            Ok(Some(record)) => (record, None),
-            Ok(None) => (Record::new(running.package.clone()), None),
-            Err(why) => (Record::new(running.package.clone()), Some(format!("{why}; the packaged program runs"))),
-        };
+        let (record, alarm) = store.recover(&running.package);
         let track = Self {
             machine: Machine::new(record, running.slot),
             download: None,

@@ -287,10 +287,11 @@ fn a_program_that_cannot_take_the_configuration_is_never_started() {
 }
 
 /// The steps of an update of the program at which the power is cut, and whether the start that is to reach it is the one of the trial.
-const DEATHS: [(&str, bool); 7] = [
+const DEATHS: [(&str, bool); 8] = [
     ("program-manifest-stored", false),
     ("program-slot-prepared", false),
     ("program-record-stored", false),
+    ("program-barrier-stored", false),
     ("program-rehearsed", false),
     ("program-answered", false),
     ("program-start-spent", true),

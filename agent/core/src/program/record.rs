@@ -13,7 +13,7 @@ use muster_shared::messages::{DeviceEventKind, InstalledBundle, TrackReport, Upd
 use muster_shared::trust::DeliveryPolicy;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::record::Untold;
+use crate::record::{Barrier, Untold};
 use crate::slots::Slot;
 
 /// How often a program on trial may be started.
@@ -209,6 +209,47 @@ impl Record {
             record.committed = None;
         }
         Ok(record)
+    }
+
+    /// The record of a device whose record was lost, with what was kept a second time: the package's program runs, nothing older than before
+    /// is taken, and the last assignment is taken again.
+    #[must_use]
+    pub fn recovered(package: semver::Version, barrier: Barrier) -> Self {
+        Self::new(package).held_to(barrier)
+    }
+
+    /// The part that is kept a second time.
+    #[must_use]
+    pub fn barrier(&self) -> Barrier {
+        Barrier {
+            generation: self.generation,
+            director_epoch: self.director_epoch,
+            security_floor: self.security_floor,
+        }
+    }
+
+    /// This record, where it may be an earlier one of a device that has accepted what `barrier` says since: the last assignment is taken again,
+    /// and nothing older. A program that is kept out by now is neither committed nor tried any more; the package's is kept out by nothing.
+    #[must_use]
+    pub fn held_to(mut self, barrier: Barrier) -> Self {
+        let since = (barrier.director_epoch, barrier.generation.saturating_sub(1));
+        (self.director_epoch, self.generation) = since.max((self.director_epoch, self.generation));
+        self.security_floor = self.security_floor.max(barrier.security_floor);
+        let floor = barrier.security_floor;
+        let is_kept_out = |slot: Slot| self.slots.get(&slot).is_some_and(|content| content.release_counter < floor);
+        if self.committed.is_some_and(is_kept_out) {
+            self.committed = None;
+            self.committed_generation = 0;
+        }
+        let works_in = self.update.as_ref().and_then(|update| match update.phase {
+            Phase::Fetching { slot, .. } | Phase::Verified { slot, .. } => Some(slot),
+            Phase::Trial { slot, .. } => slot,
+            Phase::Committed | Phase::Reverted { .. } | Phase::Failed { .. } | Phase::Unknown => None,
+        });
+        if works_in.is_some_and(is_kept_out) {
+            self.update = None;
+        }
+        self
     }
 
     /// The bytes to store.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::admit::DeviceFacts;
-use crate::record::Untold;
+use crate::record::{Barrier, Untold};
 
 const CHUNKS: u32 = 3;
 const PROBATION_MS: u64 = 1_000;
@@ -462,6 +462,45 @@ fn what_does_not_suit_the_device_is_refused_with_the_reason() {
         let update = machine.report().update;
         assert!(update.refused && update.reason.as_ref().unwrap().contains(says), "{update:?}");
     }
+}
+
+#[test]
+fn a_lost_or_earlier_record_lets_nothing_older_in() {
+    let barrier = |generation, security_floor| Barrier { generation, director_epoch: 1, security_floor };
+    let lost = Record::recovered(version(1), barrier(7, 3));
+    assert_eq!((lost.generation, lost.director_epoch, lost.security_floor, lost.committed), (6, 1, 3, None));
+    let mut have = ChunkSet::empty(CHUNKS);
+    (0..CHUNKS).for_each(|chunk| _ = have.insert(chunk));
+    let content = Content { have, ..offered(2).content };
+    let trial = Phase::Trial { slot: Some(Slot::A), starts_left: 2, waited_ms: 0 };
+    let mut earlier = Record { generation: 4, director_epoch: 1, security_floor: 1, ..Record::new(version(1)) };
+    earlier.slots.insert(Slot::A, content);
+    earlier.committed = Some(Slot::A);
+    earlier.committed_generation = 4;
+    // It knows nothing of a later assignment: that one is taken again. What it holds may run, with release counter 2.
+    let held = earlier.clone().held_to(barrier(9, 2));
+    assert_eq!(held, Record { generation: 8, security_floor: 2, ..earlier.clone() });
+    assert_eq!(launch(held, &version(1)).run, Some(Slot::A));
+    assert_eq!(earlier.clone().held_to(barrier(4, 1)), earlier, "it is not behind");
+    // Below the floor it runs no more, committed or on trial.
+    assert_eq!(launch(earlier.clone().held_to(barrier(9, 3)), &version(1)).run, None);
+    let Update { generation, rollout, .. } = {
+        let mut machine = Machine::new(Record::new(version(1)), None);
+        drop(machine.handle(Event::Offered(Box::new(offer(5, Some(offered(2))))), 0));
+        machine.record().update.clone().unwrap()
+    };
+    let update = Update {
+        generation,
+        rollout,
+        manifest: Some(manifest(2)),
+        bundle: None,
+        probation_ms: 1,
+        delivery: Default::default(),
+        phase: trial,
+    };
+    let tried = Record { committed: None, update: Some(update), ..earlier };
+    assert_eq!(launch(tried.clone().held_to(barrier(9, 2)), &version(1)).run, Some(Slot::A));
+    assert_eq!(launch(tried.held_to(barrier(9, 3)), &version(1)).run, None);
 }
 
 #[test]
