@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use muster_agent_core::admit::DISK_RESERVE_BYTES;
 use muster_agent_core::renewal::Validity;
+use muster_shared::messages::TrackReport;
 
+use super::program::{Program, program};
 use super::{Finding, Health};
 use crate::status::moment;
 
@@ -36,6 +38,8 @@ pub(super) struct Facts {
     pub(super) controller: Option<(String, Result<(), String>)>,
     /// The committed bundle, whose files are right; or what is wrong with them.
     pub(super) bundle: Result<Option<String>, String>,
+    /// The agent's own program, or what is wrong with the record of it.
+    pub(super) program: Result<Program, String>,
     /// The running agent, or why it does not answer.
     pub(super) agent: Result<Agent, String>,
     /// What systemd says of the service; none where there is no systemd.
@@ -101,15 +105,17 @@ pub(super) struct Agent {
     pub(super) is_connected: bool,
     /// Why it last was not.
     pub(super) link_error: Option<String>,
+    /// Which program it is; none where it does not say.
+    pub(super) program: Option<TrackReport>,
     /// What of its configuration waits for a restart.
     pub(super) waiting: Vec<String>,
 }
 
-fn ok(check: &'static str, found: impl Into<String>) -> Finding {
+pub(super) fn ok(check: &'static str, found: impl Into<String>) -> Finding {
     Finding { check, health: Health::Ok, found: found.into(), hint: None }
 }
 
-fn bad(check: &'static str, health: Health, found: impl Into<String>, hint: &str) -> Finding {
+pub(super) fn bad(check: &'static str, health: Health, found: impl Into<String>, hint: &str) -> Finding {
     Finding { check, health, found: found.into(), hint: Some(hint.to_owned()) }
 }
 
@@ -120,6 +126,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     all.extend([clock(facts), certificate(facts), root(facts)]);
     all.extend(network(facts));
     all.push(bundle(facts));
+    all.extend(program(&facts.program));
     all.extend(agent(facts));
     all
 }
@@ -358,6 +365,7 @@ mod tests {
             broker: Some(("hub:8883".to_owned(), Reach::Right)),
             controller: Some(("https://hub".to_owned(), Ok(()))),
             bundle: Ok(Some("digits@1.0.0".to_owned())),
+            program: Ok(Program::default()),
             agent: Ok(Agent { version: "1.2.3".to_owned(), is_connected: true, ..Agent::default() }),
             service: Some("active".to_owned()),
             crashed: false,

@@ -16,10 +16,12 @@ use tokio::net::TcpStream;
 use super::super::logs::UNIT;
 use super::super::{ask, printed};
 use super::findings::{Agent, Facts, Folder, Papers, Reach};
+use super::program::Program;
 use crate::boot;
 use crate::causes::with_source;
 use crate::config::Config;
 use crate::identity::{Identity, IdentityStore, reason};
+use crate::program::ProgramStore;
 use crate::resources;
 use crate::time::{EffectiveTime, wall_ms};
 use crate::trust_store::{stored_floor, stored_root};
@@ -80,6 +82,7 @@ pub(super) async fn gather(config: &Config, config_fault: Option<String>) -> Fac
         broker,
         controller,
         bundle: check_committed(data_dir).map(|bundle| bundle.map(|bundle| bundle.to_string())),
+        program: program(data_dir, &agent),
         agent: agent.map(|(agent, _)| agent),
         service,
         crashed,
@@ -192,9 +195,30 @@ async fn agent(config: &Config) -> Result<(Agent, bool), String> {
         stuck: text("/stuck"),
         is_connected: status.pointer("/broker/connected_since_ms").is_some_and(Value::is_u64),
         link_error: text("/broker/last_error"),
+        program: status.get("program").and_then(|said| serde_json::from_value(said.clone()).ok()),
         waiting: waiting.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
     };
     Ok((agent, status.get("crashed") == Some(&Value::Bool(true))))
+}
+
+/// The agent's own program: what its record says, and what the running agent says where it does.
+fn program(data_dir: &Path, agent: &Result<(Agent, bool), String>) -> Result<Program, String> {
+    let store = ProgramStore::new(data_dir);
+    let Some(record) = store.load()? else { return Ok(Program::default()) };
+    let whole = record.slots.iter().filter(|(slot, _)| record.holds_whole(**slot));
+    let damaged = whole.filter_map(|(slot, content)| {
+        let why = match store.digest(*slot) {
+            Ok(Some(digest)) if digest == content.sha256 => return None,
+            Ok(Some(_)) => "is not what was signed".to_owned(),
+            Ok(None) => "is not there".to_owned(),
+            Err(error) => with_source(&error),
+        };
+        Some((content.manifest, format!("{} in slot {} {why}", content.bundle, slot.as_str())))
+    });
+    let damaged = damaged.collect();
+    let said = agent.as_ref().ok().and_then(|(agent, _)| agent.program.clone());
+    let runs = said.is_some();
+    Ok(Program { report: said.unwrap_or_else(|| record.report(record.committed)), runs, damaged })
 }
 
 /// Whether the system says that a time server keeps its clock; none where it does not say.

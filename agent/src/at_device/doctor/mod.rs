@@ -1,9 +1,10 @@
 //! `muster-agent doctor`: everything that has to be right on a device, looked at one by one, with what to do where it is not.
 //!
-//! [`gather`] finds the facts, [`findings`] decides what they mean.
+//! [`gather`] finds the facts, [`findings`] and [`program`] decide what they mean.
 
 mod findings;
 mod gather;
+mod program;
 
 use serde::Serialize;
 
