@@ -258,6 +258,10 @@ pub struct DeviceView {
     pub desired_program: Option<DesiredView>,
     /// What it says of itself.
     pub reported: Option<StateReport>,
+    /// What its agent understands of the wire contract ([`crate::protocol`]): what it says, or else what follows from its report; 0 where it
+    /// has not reported.
+    #[serde(default)]
+    pub protocol: u32,
     /// Its certificate is no longer accepted; absent while it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Revocation>,

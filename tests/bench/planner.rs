@@ -11,6 +11,7 @@ use muster_rollout::{
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
+use muster_shared::protocol::PROTOCOL;
 use muster_shared::rollout::{RolloutSpec, RolloutStatus, WaveSpec};
 use muster_shared::selector::Selector;
 use muster_shared::sketch::LatencySketch;
@@ -60,6 +61,7 @@ fn facts(number: usize) -> anyhow::Result<DeviceFacts> {
             },
             running: Some(own.clone()),
             committed: Some(own),
+            protocol: PROTOCOL,
             ..StateReport::default()
         }),
         ..KnownFacts::default()
@@ -101,6 +103,7 @@ fn rollout(number: usize, selector: Selector, waves: &[&str]) -> anyhow::Result<
         requirements: Requirements { architectures: ["aarch64".to_owned()].into(), ..Requirements::default() },
         reference_predictions: BTreeMap::new(),
         track: Default::default(),
+        features: Default::default(),
     };
     Ok(Rollout::new(RolloutId::new(format!("r{}", number + 1))?, spec, bundle, START_MS)?)
 }

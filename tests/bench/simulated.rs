@@ -367,6 +367,7 @@ impl Simulated {
                 update: self.update.clone(),
                 attributes: self.attributes.clone(),
                 starts: 1,
+                protocol: muster_shared::protocol::PROTOCOL,
                 ..StateReport::default()
             },
         };

@@ -199,6 +199,7 @@ impl Controller {
                 stage: next.stage(&device),
                 activation: next.activation(&device),
                 watch: next.spec.watch,
+                delivery: next.delivery(&device),
                 rollout: next.id.clone(),
             };
             if record.desired.as_ref() != Some(&told) {

@@ -12,11 +12,13 @@ use muster_agent_core::update::{Effect, Event, FileDamage, Machine};
 use muster_rollout::{BesideCounts, Evidence};
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
 use muster_shared::messages::{HeldBack, InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
+use muster_shared::protocol::PROTOCOL;
 use muster_shared::sketch::LatencySketch;
-use muster_shared::trust::{Assignment, DeliveryPolicy};
+use muster_shared::trust::Assignment;
 
 use crate::draw::candidates;
-use crate::store::{Told, WindowKey};
+use crate::store::WindowKey;
+use crate::version;
 
 /// What a bundle does on one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +90,8 @@ pub(crate) enum Up {
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) arch: &'static str,
+    /// What its agent understands of the wire contract.
+    pub(crate) protocol: u32,
     /// Whether it has power.
     pub(crate) powered: bool,
     /// Whether it has a connection.
@@ -119,6 +123,7 @@ impl Device {
         Self {
             id,
             arch,
+            protocol: PROTOCOL,
             powered: true,
             connected: true,
             lie: None,
@@ -164,22 +169,13 @@ impl Device {
         !self.answers.is_empty()
     }
 
-    /// An assignment reached it.
-    pub(crate) fn receive(&mut self, told: &Told, bundle: Option<&Bundle>, now_ms: u64) {
+    /// An assignment reached it. False where it cannot read it: it says nothing of that.
+    pub(crate) fn receive(&mut self, assignment: Assignment, bundle: Option<&Bundle>, now_ms: u64) -> bool {
+        if !version::reads(self.protocol, &assignment) {
+            return false;
+        }
         let offer = Offer {
-            assignment: Assignment {
-                device: self.id.clone(),
-                rollout: told.rollout.clone(),
-                manifest: told.manifest,
-                generation: told.generation,
-                issued_at_ms: now_ms,
-                expires_ms: u64::MAX,
-                watch: told.watch,
-                delivery: DeliveryPolicy::default(),
-                stage: told.stage.clone(),
-                activation: told.activation,
-                track: Default::default(),
-            },
+            assignment,
             manifest: bundle.map(|bundle| bundle.manifest.clone()),
             director_epoch: 1,
             device: DeviceFacts {
@@ -195,6 +191,18 @@ impl Device {
             },
         };
         self.handle(Event::Offered(Box::new(offer)), now_ms);
+        true
+    }
+
+    /// Another version of the agent takes its place, where that could run what is on the flash.
+    pub(crate) fn run_version(&mut self, protocol: u32, now_ms: u64) -> bool {
+        let runs_old_things_alone = self.beside.is_none() && !self.waits_to_switch() && !self.is_busy();
+        if runs_old_things_alone {
+            self.protocol = protocol;
+            self.start(now_ms);
+            self.report();
+        }
+        runs_old_things_alone
     }
 
     /// One turn: the next thing to do, or else a look at what is on trial.
@@ -277,7 +285,8 @@ impl Device {
         let mut report = StateReport {
             generation: record.generation,
             update: UpdateReport { held_back: self.machine.held_back(), ..record.update_report() },
-            can_hold: true,
+            can_hold: self.protocol > 0,
+            protocol: self.protocol,
             running: self.running.clone(),
             committed: record.committed_bundle(),
             security_floor: record.security_floor,

@@ -6,13 +6,14 @@ use muster_agent_core::record::Record;
 use muster_rollout::{BundleFacts, Rollout};
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
+use muster_shared::protocol::PROTOCOL;
 use muster_shared::rollout::{
     AbortAction, AbortCriterion, Analysis, AnalysisUse, ApprovalSpec, BlueGreen, Conflict, Deadlines, ExponentialRate,
     FailureType, FleetQuestion, Freeze, GateSpec, Guardrail, Joining, Limits, MaintenanceWindow, Metric,
     MetricTemplate, PrometheusQuestion, Provider, Rate, RateIncreaseCriteria, RolloutSpec, Span, WaveSize, WaveSpec,
 };
 use muster_shared::selector::Selector;
-use muster_shared::trust::{Activation, Stage, WatchPolicy};
+use muster_shared::trust::{Activation, DeliveryPolicy, Stage, WatchPolicy};
 use muster_tests::random::Random;
 
 use crate::device::{Bundle, Device, Nature};
@@ -43,6 +44,10 @@ pub(crate) struct Trouble {
     pub(crate) bad_bundles: usize,
     /// Answers to analyses that are not good, in percent.
     pub(crate) bad_answers: usize,
+    /// Agents of several versions.
+    pub(crate) mixed: bool,
+    /// Agents that another version takes the place of.
+    pub(crate) other_version: usize,
 }
 
 impl Trouble {
@@ -66,6 +71,8 @@ impl Trouble {
             two_controllers: random.chance(30),
             bad_bundles: *random.pick(&[0, 0, 10, 30, 60]),
             bad_answers: *random.pick(&[0, 10, 40]),
+            mixed: random.chance(40),
+            other_version: if random.chance(30) { 1 + random.below(3) } else { 0 },
         }
     }
 }
@@ -87,6 +94,7 @@ pub(crate) fn first_told() -> Told {
         generation: 1,
         rollout: RolloutId::new("r0").expect("an id"),
         watch: WatchPolicy { probation_ms: 0, max_error_rate: 1.0, min_requests: 0 },
+        delivery: DeliveryPolicy::default(),
         stage: Stage::Serve,
         activation: Activation::AtOnce,
     }
@@ -97,11 +105,16 @@ pub(crate) fn installed(id: DeviceId, arch: &'static str) -> Device {
     static AFTER: OnceLock<Record> = OnceLock::new();
     let record = AFTER.get_or_init(|| {
         let mut device = Device::new(DeviceId::new("first").expect("an id"), "x86_64");
-        device.receive(&first_told(), Some(&incumbent()), 0);
+        device.receive(first_told().assignment(&device.id, 0), Some(&incumbent()), 0);
         (0..32).for_each(|_| device.turn(0));
         device.record().clone()
     });
     Device::with_record(id, arch, record.clone())
+}
+
+/// The protocol number of an agent in a fleet of several versions.
+pub(crate) fn protocol(random: &mut Random) -> u32 {
+    *random.pick(&[0, 1, 2, PROTOCOL])
 }
 
 /// What `bundle` does on a device.
@@ -319,6 +332,7 @@ pub(crate) fn rollout(random: &mut Random, number: usize, spec: RolloutSpec, bun
         requirements: Requirements { architectures: architectures.into_iter().collect(), ..Requirements::default() },
         reference_predictions: Default::default(),
         track: Default::default(),
+        features: Default::default(),
     };
     let id = RolloutId::new(format!("r{number}")).expect("an id");
     let rollout = Rollout::new(id, spec, facts, now_ms).and_then(|rollout| rollout.analysed_by(analyses));

@@ -148,7 +148,7 @@ fn a_stop_that_is_forgotten() {
         }
         plan(&going, fleet, now_ms)
     }
-    must_be_caught("a forgotten abort", planner, &["was stopped and goes on"]);
+    must_be_caught("a forgotten abort", planner, &["was stopped and goes on", "replanning is not idempotent"]);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod rules;
 mod store;
 mod tally;
 mod together;
+mod version;
 mod world;
 
 use muster_rollout::plan;
@@ -110,9 +111,13 @@ fn rollouts_keep_their_promises_whatever_happens() {
         (all.aborted, "ended by a criterion"),
         (all.compared, "compared"),
         (all.replayed, "replayed"),
+        (all.left_out, "left out for their versions"),
+        (all.untold, "not sent for what they do not know"),
+        (all.reached_old, "brought to earlier versions"),
     ] {
         assert!(count > runs / 100, "in {runs} runs {count} {what}");
     }
     assert!(all.called_back > runs / 200, "in {runs} runs {} called back from a switch", all.called_back);
+    assert!(all.unread > runs / 2_000, "in {runs} runs {} sent in vain to who fell back unheard", all.unread);
     assert!(all.overridden > runs / 1_000, "in {runs} runs {} ended for an emergency", all.overridden);
 }

@@ -139,6 +139,10 @@ fn converged(world: &World) -> Result<(), String> {
         if device.waits_to_switch() && status == Some(RolloutStatus::Stopped) {
             return Err(format!("{} waits to switch for {}, which was stopped", device.id, told.rollout));
         }
+        // Who cannot read what it was told stays where it is.
+        if told.assignment(&device.id, 0).written_for(device.protocol).is_err() {
+            continue;
+        }
         if (status != Some(RolloutStatus::Stopped) || is_called_back) && device.record().generation < told.generation {
             let (id, has) = (&device.id, device.record().generation);
             return Err(format!(

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use muster_rollout::{Action, Decision, DeviceFacts, Due, Errand, Fleet, Rollout, Target, replay, verify};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::rollout::{Outcome, RolloutEvidence, RolloutStatus, Verdict, WaveSize, WaveSpec};
-use muster_shared::trust::{Activation, Stage};
+use muster_shared::trust::{Activation, Assignment, Stage};
 
 use crate::aborted::aborted;
 use crate::compared::compared;
@@ -18,6 +18,7 @@ use crate::people::{Approvals, in_time};
 use crate::store::{Commit, Store, Told};
 use crate::tally::Tally;
 use crate::together::{group_cap, recalls, site, together};
+use crate::version;
 
 /// What was given to devices so far, and when waves were entered.
 #[derive(Debug)]
@@ -133,6 +134,9 @@ impl Ledger {
         self.tally.aborted += u64::from(ended);
         self.tally.cancelled += u64::from(cancelled);
         self.tally.timed_out += late(before, &decision.next, fleet, now_ms)?;
+        let (left_out, reached) = version::counted(before, decision, fleet);
+        self.tally.left_out += left_out;
+        self.tally.reached_old += reached;
         let new = decision.next.verdicts.len().checked_sub(before.verdicts.len()).filter(|new| *new > 0);
         if let Some(verdict) = new.and_then(|_| decision.next.verdicts.last()) {
             control(before, &decision.next, verdict, fleet)?;
@@ -236,12 +240,28 @@ impl Ledger {
     }
 
     /// A message left for a device.
-    pub(crate) fn sent(&mut self, device: &DeviceId, told: &Told) -> Result<(), String> {
+    pub(crate) fn sent(
+        &mut self,
+        device: &DeviceId,
+        told: &Told,
+        written: &Assignment,
+        protocol: u32,
+    ) -> Result<(), String> {
         self.tally.sent += 1;
+        let says_it = version::reads(protocol, written) && version::says(written, told);
+        holds(says_it, || format!("{device} of number {protocol} was to hear {told:?} and was sent {written:?}"))?;
         let given = self.given.get(device).and_then(|given| given.get(&told.generation));
         let same = given
             .is_some_and(|given| *given == (told.manifest, told.rollout.clone(), told.stage.clone(), told.activation));
         holds(same, || format!("{device} was sent what the store never said: {told:?}"))
+    }
+
+    /// What a device could not read was not sent to it. Whoever goes back is always told.
+    pub(crate) fn not_sent(&mut self, device: &DeviceId, told: &Told, store: &Store) -> Result<(), String> {
+        self.tally.untold += 1;
+        let target = store.rollouts.get(&told.rollout).and_then(|rollout| rollout.value.targets.get(device));
+        let goes_back = target.is_some_and(|t| t.generation == told.generation && t.errand == Errand::Back);
+        holds(!goes_back, || format!("{device} cannot be told to go back"))
     }
 
     /// What a device runs, it was given under that very generation.
@@ -439,6 +459,11 @@ fn is_like_those(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &Devi
     let selected = |selector: &muster_shared::selector::Selector| facts.is_meant_by(selector, id);
     let architectures = &rollout.bundle.requirements.architectures;
     let fits = architectures.is_empty() || facts.attributes.get("arch").is_some_and(|a| architectures.contains(a));
+    let said = facts.reported.as_ref().map_or(0, |report| report.protocol);
+    let is_new = |stage: &Stage| *stage != Stage::Serve;
+    let asks_one = rollout.spec.blue_green.is_some()
+        || is_new(&rollout.spec.stage)
+        || rollout.spec.waves.iter().filter_map(|wave| wave.stage.as_ref()).any(is_new);
     let has_own = facts.reported.as_ref().is_some_and(|report| report.committed.is_some());
     let can_hold = facts.reported.as_ref().is_some_and(|report| report.can_hold);
     let highest = facts.reported.as_ref().map_or(0, |report| report.generation);
@@ -450,6 +475,7 @@ fn is_like_those(rollout: &Rollout, wave: &WaveSpec, id: &DeviceId, facts: &Devi
         && selected(&rollout.spec.selector)
         && wave.selector.as_ref().is_none_or(selected)
         && fits
+        && (said > 0 || !asks_one)
         && (*wave.stage.as_ref().unwrap_or(&rollout.spec.stage) == Stage::Serve || has_own)
         && highest < u64::MAX
         && (rollout.spec.blue_green.is_none() || (site(rollout, facts).is_some() && can_hold))

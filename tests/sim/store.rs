@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use muster_rollout::{Desired, DeviceFacts, Evidence, Fleet, KnownFacts, QueuedRollout, Rollout, UpdateLog};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::StateReport;
+use muster_shared::protocol::number_of;
 use muster_shared::rollout::Freeze;
-use muster_shared::trust::{Activation, Stage, WatchPolicy};
+use muster_shared::trust::{Activation, Assignment, DeliveryPolicy, Stage, WatchPolicy};
 
 /// A device numbers its windows; a window that comes twice counts once.
 pub(crate) type WindowKey = u64;
@@ -28,8 +29,28 @@ pub(crate) struct Told {
     pub(crate) generation: u64,
     pub(crate) rollout: RolloutId,
     pub(crate) watch: WatchPolicy,
+    pub(crate) delivery: DeliveryPolicy,
     pub(crate) stage: Stage,
     pub(crate) activation: Activation,
+}
+
+impl Told {
+    /// What says so to `device`.
+    pub(crate) fn assignment(&self, device: &DeviceId, now_ms: u64) -> Assignment {
+        Assignment {
+            device: device.clone(),
+            rollout: self.rollout.clone(),
+            manifest: self.manifest,
+            generation: self.generation,
+            issued_at_ms: now_ms,
+            expires_ms: u64::MAX,
+            watch: self.watch,
+            delivery: self.delivery,
+            stage: self.stage.clone(),
+            activation: self.activation,
+            track: Default::default(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -82,6 +103,11 @@ pub(crate) struct Store {
 }
 
 impl Store {
+    /// The protocol number of the device, as it said last.
+    pub(crate) fn protocol(&self, device: &DeviceId) -> u32 {
+        self.heard.get(device).and_then(|heard| heard.report.as_ref()).map_or(0, number_of)
+    }
+
     pub(crate) fn commit(&mut self, commit: Commit) -> Result<(), Conflict> {
         let known = |id: &RolloutId| self.rollouts.get(id).map_or(0, |rollout| rollout.version);
         let known_device = |id: &DeviceId| self.devices.get(id).map_or(0, |device| device.version);

@@ -34,6 +34,14 @@ pub(crate) struct Tally {
     pub(crate) compared: u64,
     pub(crate) cancelled: u64,
     pub(crate) replayed: u64,
+    /// Devices that did not come in at a plan, for what their agents do not know.
+    pub(crate) left_out: u64,
+    /// Assignments that were not sent, as their devices had said that they could not read them.
+    pub(crate) untold: u64,
+    /// Assignments that arrived at devices that could not read them.
+    pub(crate) unread: u64,
+    /// Devices of earlier versions that a rollout which completed has brought its bundle to.
+    pub(crate) reached_old: u64,
     pub(crate) quiet_rounds: u64,
 }
 
@@ -78,7 +86,7 @@ impl Tally {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 28] {
+    fn counts_mut(&mut self) -> [&mut u64; 32] {
         [
             &mut self.runs,
             &mut self.events,
@@ -107,6 +115,10 @@ impl Tally {
             &mut self.compared,
             &mut self.cancelled,
             &mut self.replayed,
+            &mut self.left_out,
+            &mut self.untold,
+            &mut self.unread,
+            &mut self.reached_old,
             &mut self.quiet_rounds,
         ]
     }

@@ -3,13 +3,14 @@
 use muster_rollout::{Due, OperatorAction};
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::rollout::{RolloutStatus, Value};
+use muster_shared::trust::Assignment;
 use muster_tests::random::Random;
 
 use crate::controller::{Controller, Did, Planner};
 use crate::device::{Bundle, Device, Lie, Nature, Up};
 use crate::draw::{self, Trouble};
 use crate::rules::Ledger;
-use crate::store::{Commit, DeviceRecord, Received, Store, Stored, Told};
+use crate::store::{Commit, DeviceRecord, Received, Store, Stored};
 
 const START_MS: u64 = 1_000_000_000;
 const HOUR_MS: i64 = 3_600_000;
@@ -18,7 +19,7 @@ const HOUR_MS: i64 = 3_600_000;
 #[derive(Debug, Clone)]
 enum Message {
     Up(DeviceId, Up),
-    Down(DeviceId, Told),
+    Down(Box<Assignment>),
 }
 
 pub(crate) struct World {
@@ -83,6 +84,9 @@ impl World {
         for bundle in draw::candidates() {
             device.set_nature(bundle.digest(), draw::nature(&mut self.random, self.trouble.bad_bundles));
         }
+        if self.trouble.mixed {
+            device.protocol = draw::protocol(&mut self.random);
+        }
         let labels = [("site".to_owned(), (*self.random.pick(&["a", "b", "c"])).to_owned())];
         let mut record = DeviceRecord { labels: labels.into(), ..DeviceRecord::default() };
         if !is_blank {
@@ -123,11 +127,42 @@ impl World {
         self.ledger.tally.events += 1;
         self.now_ms += 1 + self.random.below(60) as u64;
         self.ledger.happens(self.now_ms);
-        let Trouble { vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, freeze, .. } =
-            self.trouble;
+        let Trouble {
+            vanish,
+            crash,
+            restore,
+            lie,
+            restart,
+            clock,
+            operator,
+            relabel,
+            revoke,
+            freeze,
+            other_version,
+            ..
+        } = self.trouble;
         let device = self.random.below(self.devices.len());
-        let kinds =
-            [24, 24, 24, 8, 2, vanish, crash, restore, lie, restart, clock, operator, relabel, revoke, 6, 1, 3, freeze];
+        let kinds = [
+            24,
+            24,
+            24,
+            8,
+            2,
+            vanish,
+            crash,
+            restore,
+            lie,
+            restart,
+            clock,
+            operator,
+            relabel,
+            revoke,
+            6,
+            1,
+            3,
+            freeze,
+            other_version,
+        ];
         let mut at = self.random.below(kinds.iter().sum());
         let kind = kinds.iter().position(|weight| match at.checked_sub(*weight) {
             Some(rest) => {
@@ -173,6 +208,7 @@ impl World {
             }),
             16 => self.approve_at_random()?,
             17 => self.freeze(),
+            18 => self.run_version(device),
             _ if self.store.rollouts.len() < 3 => self.create_rollout(),
             _ => {}
         }
@@ -191,9 +227,18 @@ impl World {
         }
         match &did {
             Did::Sent(device, told) => {
-                self.ledger.sent(device, told)?;
-                self.note(|| format!("controller {at} tells {device} generation {}", told.generation));
-                self.send(Message::Down(device.clone(), told.clone()));
+                let protocol = self.store.protocol(device);
+                match told.assignment(device, self.now_ms).written_for(protocol) {
+                    Ok(assignment) => {
+                        self.ledger.sent(device, told, &assignment, protocol)?;
+                        self.note(|| format!("controller {at} tells {device} generation {}", told.generation));
+                        self.send(Message::Down(Box::new(assignment)));
+                    }
+                    Err(unknown) => {
+                        self.ledger.not_sent(device, told, &self.store)?;
+                        self.note(|| format!("controller {at} cannot tell {device}: {unknown}"));
+                    }
+                }
             }
             Did::Dropped => {
                 self.ledger.tally.dropped_plans += 1;
@@ -236,11 +281,13 @@ impl World {
         let at = if late { self.random.below(self.network.len()) } else { 0 };
         match self.network.remove(at) {
             Message::Up(id, up) => self.hear_up(&id, up),
-            Message::Down(id, told) => {
+            Message::Down(told) => {
                 let bundle = self.bundles.iter().find(|bundle| Some(bundle.digest()) == told.manifest).cloned();
-                let Some(at) = self.devices.iter().position(|device| device.id == id) else { return Ok(()) };
+                let at = self.devices.iter().position(|device| device.id == told.device);
+                let Some(at) = at else { return Ok(()) };
                 if self.devices[at].powered && self.devices[at].connected {
-                    self.devices[at].receive(&told, bundle.as_ref(), self.now_ms);
+                    let is_read = self.devices[at].receive(*told, bundle.as_ref(), self.now_ms);
+                    self.ledger.tally.unread += u64::from(!is_read);
                     self.collect(at);
                     self.ledger.device(&self.devices[at])?;
                 }
@@ -361,6 +408,14 @@ impl World {
         self.note(|| format!("d{at} says from now on: {lie:?}"));
         self.devices[at].lie = lie;
         self.devices[at].report();
+    }
+
+    /// Another version of its agent takes over.
+    fn run_version(&mut self, at: usize) {
+        let protocol = draw::protocol(&mut self.random);
+        if self.devices[at].powered && self.devices[at].run_version(protocol, self.now_ms) {
+            self.note(|| format!("d{at} is of number {protocol} from now on"));
+        }
     }
 
     fn jump(&mut self) {

@@ -163,13 +163,19 @@ fn standing_text(device: &DeviceView) -> String {
     }
 }
 
+/// The version of its agent, as it says.
+fn agent(report: Option<&StateReport>) -> Option<String> {
+    report?.attributes.get("agent-version").cloned()
+}
+
 fn list_text(devices: &[DeviceView]) -> String {
     output::table(
-        &["id", "online", "running", "desired", "update", "gen", "labels", "last seen"],
+        &["id", "online", "agent", "running", "desired", "update", "gen", "labels", "last seen"],
         devices.iter().map(|device| {
             vec![
                 cell(device.id.as_str()),
                 online_cell(device),
+                cell(or_dash(agent(device.reported.as_ref()))),
                 cell(or_dash(running(device))),
                 cell(or_dash(desired(device))),
                 update_cell(device.reported.as_ref()),
@@ -209,6 +215,7 @@ fn show_text(device: &DeviceView) -> String {
                 ("generation", report.generation.to_string()),
             ]);
             pairs.extend(report.update.reason.clone().map(|reason| ("reason", reason)));
+            pairs.push(("agent", format!("{} (protocol {})", or_dash(agent(Some(report))), device.protocol)));
             pairs.extend(program_pairs(device.desired_program.as_ref(), report));
             pairs.extend([
                 ("security floor", report.security_floor.to_string()),

@@ -20,6 +20,7 @@ use crate::program;
 use crate::reach::is_held_back;
 use crate::rollout::{Errand, Rollout, Target};
 use crate::standing::{fresh_generation, is_taken, newest_generation, settled_generation};
+use crate::understanding;
 use crate::walk::side_by_side;
 
 /// A device that a rollout means and can have.
@@ -45,7 +46,7 @@ pub(crate) struct Survey<'f> {
     group: Vec<(&'f DeviceId, &'f DeviceFacts)>,
     /// Those that are meant since it began, and left out for that.
     pub(crate) later: Vec<DeviceId>,
-    /// Those that cannot run the bundle or are kept from rollouts, and why.
+    /// Those that cannot run the bundle or are kept from rollouts, and those that are in and cannot read what they shall be told; and why.
     pub(crate) unsuitable: BTreeMap<DeviceId, String>,
     /// Places of the candidates that were not in at first, in the order in which waves take them.
     order: OnceCell<Vec<usize>>,
@@ -71,6 +72,9 @@ impl<'f> Survey<'f> {
                 if is_taken(&rollout.id, target, facts) {
                     survey.held.push(id.clone());
                 } else {
+                    if let Some(why) = understanding::unheard(rollout, target, facts) {
+                        survey.unsuitable.insert(id.clone(), bounded_text(&why));
+                    }
                     survey.candidates.push(Candidate {
                         id,
                         facts,
@@ -284,9 +288,11 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
         faults.push("it has no bundle of its own that another could run beside".to_owned());
     }
     faults.extend(blue_green::misfits(&rollout.spec, facts));
-    if !rollout.track().is_model() {
-        faults.extend(program::misfit(facts).map(str::to_owned));
-    }
+    let exchanges_none = (!rollout.track().is_model()).then(|| program::misfit(facts)).flatten();
+    faults.extend(match exchanges_none {
+        Some(why) => Some(why.to_owned()),
+        None => understanding::misfit(understanding::of_rollout(rollout), &facts.attributes, facts.protocol()),
+    });
     faults.extend(misfits(&rollout.bundle.requirements, &facts.attributes));
     if faults.is_empty() {
         Suitability::Suitable

@@ -38,6 +38,7 @@ mod standing;
 pub mod statistics;
 mod targets;
 mod timing;
+mod understanding;
 mod updates;
 mod verify;
 mod view;

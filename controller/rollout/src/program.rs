@@ -3,7 +3,7 @@
 //! To the planner a program is a bundle like any other: what it is shown of devices, the controller takes from the program's track.
 
 use muster_shared::ids::Digest;
-use muster_shared::rollout::{RolloutSpec, SpecError};
+use muster_shared::rollout::{Limits, Metric, RolloutSpec, SpecError};
 
 use crate::fleet::{DeviceFacts, KnownFacts};
 use crate::rollout::Rollout;
@@ -22,7 +22,34 @@ pub(crate) fn validate(spec: &RolloutSpec) -> Result<(), SpecError> {
     if spec.blue_green.is_some() {
         return refuse("devices take it over when they have it, each by itself: leave blue_green out");
     }
-    Ok(())
+    // The limit is always there; where nobody asked for one it is the default, and nothing is counted that it could be held against.
+    if spec.limits.max_prediction_psi.total_cmp(&Limits::default().max_prediction_psi).is_ne() {
+        return refuse(
+            "devices on one program serve different models, whose predictions are not compared: leave limits.max_prediction_psi out",
+        );
+    }
+    let guardrails = spec.gate.iter().flat_map(|gate| &gate.guardrails);
+    guardrails.filter_map(|guardrail| about_answers(guardrail.metric)).next().map_or(Ok(()), refuse)
+}
+
+/// Why a program is not held against `metric`, which is about what models answer; none where it is about what serves them.
+const fn about_answers(metric: Metric) -> Option<&'static str> {
+    match metric {
+        Metric::PredictionDrift | Metric::Disagreement => Some(
+            "devices on one program serve different models, whose predictions are not compared: leave prediction-drift and disagreement out of \
+             gate.guardrails",
+        ),
+        Metric::LabelError | Metric::Confidence => Some(
+            "devices on one program serve different models, and how right or sure these are is not its doing: leave label-error and \
+             confidence out of gate.guardrails",
+        ),
+        Metric::ErrorRate
+        | Metric::LatencyShare
+        | Metric::Failures
+        | Metric::Memory
+        | Metric::Temperature
+        | Metric::Custom => None,
+    }
 }
 
 /// Why a device cannot take a program; none where it can, as far as that is known.

@@ -10,31 +10,29 @@ use std::collections::BTreeMap;
 
 use muster_shared::ids::{DeviceId, Digest};
 use muster_shared::limits::bounded_text;
-use muster_shared::messages::HeldBack;
+use muster_shared::messages::{HeldBack, StateReport};
+use muster_shared::protocol::number_of;
 use muster_shared::rollout::{RolloutStatus, Waiting};
 use muster_shared::trust::{Activation, DeliveryPolicy, Stage};
 
-use crate::cohort::misfits;
 use crate::fleet::Fleet;
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target};
 use crate::standing::{Standing, fresh_generation, held_back, past, standing};
+use crate::understanding::unfit_for;
 use crate::wording::{counted, names};
 
 impl Rollout {
     /// What the device was to go back to, if this rollout has gone back without it: while it was shut out, the rollout had no say
-    /// over it, so what it was told under `generation` still stands. `attributes` say whether it can run a bundle that was named.
+    /// over it, so what it was told under `generation` still stands. `reported` says whether it can run a bundle that was named.
     #[must_use]
-    pub fn way_back(
-        &self,
-        device: &DeviceId,
-        generation: u64,
-        attributes: &BTreeMap<String, String>,
-    ) -> Option<Option<Digest>> {
+    pub fn way_back(&self, device: &DeviceId, generation: u64, reported: &StateReport) -> Option<Option<Digest>> {
         let target = self.targets.get(device).filter(|target| target.generation == generation)?;
         if self.status != RolloutStatus::RolledBack || target.errand == Errand::Back {
             return None;
         }
-        if let Some(named) = self.destination.as_ref().filter(|to| misfits(&to.requirements, attributes).is_empty()) {
+        if let Some(named) =
+            self.destination.as_ref().filter(|to| unfit_for(to, &reported.attributes, number_of(reported)).is_empty())
+        {
             return Some(Some(named.manifest));
         }
         let had_it = target.errand == Errand::Keep || target.previous == Some(self.bundle.manifest);
@@ -129,7 +127,7 @@ fn tell(next: &mut Rollout, fleet: &Fleet, now_ms: u64) -> Retreat {
     let mut retreat = Retreat::default();
     next.change_governed(fleet, |next, id, target, facts| {
         target.previous = past(target, facts);
-        let unfit = next.destination.as_ref().map(|to| misfits(&to.requirements, &facts.attributes));
+        let unfit = next.destination.as_ref().map(|to| unfit_for(to, &facts.attributes, facts.protocol()));
         let named =
             next.destination.as_ref().map(|to| to.manifest).filter(|_| unfit.as_ref().is_some_and(Vec::is_empty));
         let had_it = target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, DeviceId, Digest, RolloutId};
 use muster_shared::limits::bounded_text;
+use muster_shared::protocol::Feature;
 use muster_shared::rollout::{Analysis, ApprovalRecord, FailureKind, RolloutSpec, RolloutStatus, SpecError, Verdict};
 use muster_shared::trust::{Activation, Track};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub struct BundleFacts {
     /// What of a device it is brought to: the model it serves, or the program it is.
     #[serde(default, skip_serializing_if = "Track::is_model")]
     pub track: Track,
+    /// What an agent must know to read the manifest.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub features: BTreeSet<Feature>,
 }
 
 /// How one wave stands.

@@ -91,7 +91,7 @@ async fn brought_up_to_date(app: &App, record: &DeviceRecord, track: Track) -> R
     let Some(desired) = record.desired(track) else { return Ok(None) };
     let rollout = app.records.get::<Rollout>(Table::Rollouts, desired.rollout.as_str()).await?;
     let reported = app.fleet.view(&record.id).and_then(|view| view.reported).unwrap_or_default();
-    let back = rollout.and_then(|rollout| rollout.value.way_back(&record.id, desired.generation, &reported.attributes));
+    let back = rollout.and_then(|rollout| rollout.value.way_back(&record.id, desired.generation, &reported));
     let Some(back) = back else { return Ok(Some(desired.clone())) };
     let reported = match track {
         Track::Model => reported.generation,

@@ -77,6 +77,7 @@ mod tests {
             requirements: Requirements::default(),
             reference_predictions: BTreeMap::new(),
             track: Default::default(),
+            features: Default::default(),
         };
         let id = RolloutId::new(format!("r{}", number + 1)).unwrap();
         Rollout::new(id, RolloutSpec { emergency, ..spec }, bundle, 1_000 + number as u64).unwrap()

@@ -1,9 +1,10 @@
 //! Telling devices what they shall run: signing and sending.
 //!
 //! Every message is signed anew when it is sent, so a device that returns after a long time gets one that is in date.
-//! What a rollout wanted that was stopped meanwhile is not told to devices that have not taken it up.
+//! What a rollout wanted that was stopped meanwhile is not told to devices that have not taken it up. Nor is a device told what it could not
+//! read, as far as it has said what it understands.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use muster_rollout::goes_on_in_a_stop;
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::limits::MAX_PACKET_BYTES;
 use muster_shared::messages::RootDelivery;
+use muster_shared::protocol::{Feature, NotUnderstood};
 use muster_shared::rollout::RolloutStatus;
 use muster_shared::topics::{Down, Topic};
 use muster_shared::trust::{Assignment, Envelope, Track, TrustError};
@@ -39,6 +41,9 @@ enum IssueError {
     /// The assignment cannot be signed.
     #[error("the assignment cannot be signed")]
     Sign(#[from] TrustError),
+    /// The device cannot read it.
+    #[error(transparent)]
+    NotUnderstood(#[from] NotUnderstood),
     /// The message cannot be written.
     #[error("the message cannot be written as JSON")]
     Json(#[from] serde_json::Error),
@@ -50,12 +55,26 @@ enum IssueError {
     Store(#[from] StoreError),
 }
 
-/// The signed manifests of one delivery as JSON, each written once for all devices.
-type Manifests = HashMap<Digest, Bytes>;
+/// A signed manifest as it is sent.
+struct WrittenManifest {
+    /// Its envelope as JSON.
+    json: Bytes,
+    /// What its reader must know.
+    features: BTreeSet<Feature>,
+}
 
-async fn manifest_json(app: &App, digest: &Digest) -> Result<Bytes, IssueError> {
+/// The manifests of one delivery, each written once for all devices.
+type Manifests = HashMap<Digest, WrittenManifest>;
+
+async fn written(app: &App, digest: &Digest) -> Result<WrittenManifest, IssueError> {
     let listed = app.catalogue.get(digest).await?.ok_or(IssueError::UnknownManifest(*digest))?;
-    Ok(serde_json::to_vec(&listed.envelope)?.into())
+    Ok(WrittenManifest { json: serde_json::to_vec(&listed.envelope)?.into(), features: listed.manifest.features() })
+}
+
+/// Checks that a device of number `protocol` reads a manifest with these `features`.
+fn check_readable(features: &BTreeSet<Feature>, protocol: u32) -> Result<(), NotUnderstood> {
+    let unknown: BTreeSet<Feature> = features.iter().copied().filter(|f| !f.is_known_to(protocol)).collect();
+    if unknown.is_empty() { Ok(()) } else { Err(NotUnderstood(unknown)) }
 }
 
 /// The bytes of an [`muster_shared::messages::AssignmentDelivery`].
@@ -66,8 +85,15 @@ fn delivery_json(assignment: &Envelope, manifest: Option<&Bytes>) -> Result<Byte
     Ok(parts.concat().into())
 }
 
-async fn send(app: &App, device: &DeviceId, desired: &Desired, manifest: Option<&Bytes>) -> Result<(), IssueError> {
-    let now_ms = clock::now_ms();
+async fn send(
+    app: &App,
+    device: &DeviceId,
+    desired: &Desired,
+    manifest: Option<&WrittenManifest>,
+) -> Result<(), IssueError> {
+    let (now_ms, protocol) = (clock::now_ms(), app.fleet.protocol(device));
+    // Also what cannot be said counts: it is looked at again as rarely as if it had been.
+    app.schedule.note_issued(device, desired.news(), now_ms);
     let assignment = Assignment {
         device: device.clone(),
         rollout: desired.rollout.clone(),
@@ -80,9 +106,10 @@ async fn send(app: &App, device: &DeviceId, desired: &Desired, manifest: Option<
         stage: desired.stage.clone(),
         activation: desired.activation,
         track: desired.track,
-    };
-    let payload = delivery_json(&app.director.sign(&assignment)?, manifest)?;
-    app.schedule.note_issued(device, desired.news(), now_ms);
+    }
+    .written_for(protocol)?;
+    manifest.map_or(Ok(()), |manifest| check_readable(&manifest.features, protocol))?;
+    let payload = delivery_json(&app.director.sign(&assignment)?, manifest.map(|manifest| &manifest.json))?;
     app.broker.publish(&Topic::down(device, Down::Assignment), payload).await?;
     app.metrics.assignment_sent();
     Ok(())
@@ -151,9 +178,9 @@ pub(super) async fn deliver(app: &Arc<App>, assignments: Vec<(DeviceId, Desired)
     let mut manifests = Manifests::new();
     for digest in assignments.iter().filter_map(|(_, desired)| desired.manifest) {
         if let std::collections::hash_map::Entry::Vacant(entry) = manifests.entry(digest) {
-            match manifest_json(app, &digest).await {
-                Ok(json) => {
-                    entry.insert(json);
+            match written(app, &digest).await {
+                Ok(manifest) => {
+                    entry.insert(manifest);
                 }
                 Err(error) => {
                     tracing::error!(manifest = %digest, %error, "devices cannot be told to run a bundle");
@@ -211,7 +238,7 @@ async fn tell(app: &App, device: &DeviceId, track: Track) {
             return Ok(());
         }
         let manifest = match &desired.manifest {
-            Some(digest) => Some(manifest_json(app, digest).await?),
+            Some(digest) => Some(written(app, digest).await?),
             None => None,
         };
         send(app, device, &desired, manifest.as_ref()).await

@@ -68,6 +68,7 @@ async fn bundle_facts(app: &App, reference: &BundleRef) -> Result<BundleFacts, E
         requirements: listed.manifest.requirements.clone(),
         reference_predictions: reference_predictions(&listed.manifest.profile),
         track: listed.manifest.track(),
+        features: listed.manifest.features(),
     })
 }
 

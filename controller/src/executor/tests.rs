@@ -7,6 +7,7 @@ mod scale;
 mod stop;
 mod updates;
 mod urgency;
+mod versions;
 
 use std::collections::BTreeSet;
 
@@ -18,6 +19,7 @@ use muster_shared::messages::{
     AssignmentDelivery, InstalledBundle, RequestCounts, Resources, StateReport, TelemetryWindow, UpdateReport,
     UpdateState, WindowKey,
 };
+use muster_shared::protocol::PROTOCOL;
 use muster_shared::rollout::{Limits, RolloutSpec, RolloutStatus, RolloutView, WaveSpec};
 use muster_shared::sketch::LatencySketch;
 use muster_shared::topics::{Down, Kind, Topic};
@@ -54,7 +56,7 @@ async fn fleet(test: &TestApp, names: &[&str]) -> Vec<DeviceId> {
 
 fn connect(test: &TestApp, device: &DeviceId) {
     test.app.fleet.set_online(device, true, clock::now_ms());
-    test.app.fleet.update_report(device, StateReport::default());
+    test.app.fleet.update_report(device, StateReport { protocol: PROTOCOL, ..StateReport::default() });
 }
 
 /// The device does as it was told, and serves.
@@ -69,6 +71,7 @@ fn comply(test: &TestApp, assignment: &Assignment, bundle: &Manifest, served: u6
         update,
         running: Some(installed.clone()),
         committed: Some(installed),
+        protocol: PROTOCOL,
         ..StateReport::default()
     };
     test.app.fleet.update_report(&assignment.device, report);

@@ -120,6 +120,7 @@ impl Entry {
             desired: desired(Track::Model),
             desired_program: desired(Track::Program),
             reported: self.known.reported.clone(),
+            protocol: self.known.protocol(),
             revoked: self.record.revocation.clone(),
             quarantined: self.record.updates.quarantine().cloned(),
             pinned: self.record.pin.clone(),
@@ -343,6 +344,11 @@ impl FleetIndex {
     /// Whether the device can be told of `track`, as far as it has said.
     pub(crate) fn understands(&self, device: &DeviceId, track: Track) -> bool {
         self.read().devices.get(device).is_some_and(|entry| entry.understands(track))
+    }
+
+    /// What the device understands of the wire contract, as far as it has said.
+    pub(crate) fn protocol(&self, device: &DeviceId) -> u32 {
+        self.read().devices.get(device).map_or(0, |entry| entry.known.protocol())
     }
 
     /// What connected devices shall run, track by track, where `is_meant`.

@@ -34,6 +34,7 @@ fn rollout(selector: &str) -> Rollout {
         requirements: Requirements::default(),
         reference_predictions: BTreeMap::new(),
         track: Default::default(),
+        features: Default::default(),
     };
     Rollout::new(RolloutId::new("r1").unwrap(), spec, bundle, 1_000).unwrap()
 }

@@ -2,7 +2,7 @@
 
 use muster_shared::bundle::Requirements;
 use muster_shared::ids::Digest;
-use muster_shared::messages::UpdateState;
+use muster_shared::messages::{StateReport, UpdateState};
 use muster_shared::rollout::{DeviceProgress, RolloutStatus, Waiting};
 
 use super::world::{SOAK_MS, World, device, installed, new, old, spec, told};
@@ -206,7 +206,8 @@ fn a_device_that_was_shut_out_follows_to_the_bundle_that_was_named() {
     assert_eq!(world.rollout.status, RolloutStatus::RolledBack);
     let way_back = |name: &str, generation, arch: &str| {
         let attributes = [("arch".to_owned(), arch.to_owned())].into();
-        world.rollout.way_back(&device(name), generation, &attributes)
+        let reported = StateReport { attributes, ..StateReport::default() };
+        world.rollout.way_back(&device(name), generation, &reported)
     };
     assert_eq!(way_back("revoked", given, "armv7"), Some(Some(named)));
     assert_eq!(way_back("revoked", given, "x86_64"), Some(Some(old())), "it cannot run what was named");
@@ -276,6 +277,7 @@ fn named() -> BundleFacts {
         requirements: Requirements { architectures: ["riscv64".to_owned()].into(), ..Requirements::default() },
         reference_predictions: Default::default(),
         track: Default::default(),
+        features: Default::default(),
     }
 }
 

@@ -25,5 +25,6 @@ mod scenarios;
 mod sentences;
 mod shadow_first;
 mod timing;
+mod versions;
 mod waves;
 mod world;

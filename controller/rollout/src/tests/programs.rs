@@ -1,7 +1,7 @@
 //! Rollouts of agent programs: what may be asked for, who takes part, and who they are compared with.
 
 use muster_shared::messages::TrackReport;
-use muster_shared::rollout::{BlueGreen, RolloutSpec, SpecError};
+use muster_shared::rollout::{BlueGreen, GateSpec, Guardrail, Limits, Metric, RolloutSpec, SpecError};
 use muster_shared::trust::{Stage, Track};
 
 use super::world::{World, spec, told};
@@ -36,6 +36,34 @@ fn a_program_runs_beside_none_and_switches_with_nobody() {
     let refused = of_programs(&world, together).unwrap_err();
     assert!(refused.to_string().contains("blue_green"), "{refused}");
     assert!(of_programs(&world, spec(&["100%"])).is_ok());
+}
+
+#[test]
+fn what_models_answer_is_no_measure_of_a_program() {
+    let world = World::new(spec(&["1", "100%"]), &[]);
+    let asked = |change: &dyn Fn(&mut RolloutSpec)| {
+        let mut wish = spec(&["1", "100%"]);
+        change(&mut wish);
+        of_programs(&world, wish).map(drop).map_err(|error| error.to_string())
+    };
+    let with = |limits: Limits| asked(&|wish| wish.limits = limits);
+    let psi = with(Limits { max_prediction_psi: 0.1, ..Limits::default() }).unwrap_err();
+    assert!(psi.contains("limits.max_prediction_psi") && psi.contains("agent program"), "{psi}");
+    let disagreement = with(Limits { max_disagreement: Some(0.1), ..Limits::default() }).unwrap_err();
+    assert!(disagreement.contains("max_disagreement"), "{disagreement}");
+    assert_eq!(with(Limits { max_failures: 3, max_error_rate: 0.5, ..Limits::default() }), Ok(()));
+    let by = |metric: Metric, margin| {
+        let mut guardrails = vec![Guardrail::of(Metric::ErrorRate, Some(0.05))];
+        guardrails.push(Guardrail::of(metric, margin));
+        asked(&|wish| wish.gate = Some(GateSpec::of(guardrails.clone())))
+    };
+    for metric in [Metric::PredictionDrift, Metric::LabelError, Metric::Confidence] {
+        let margin = (metric != Metric::PredictionDrift).then_some(0.05);
+        let refused = by(metric, margin).unwrap_err();
+        assert!(refused.contains(metric.as_str()) && refused.contains("gate.guardrails"), "{refused}");
+        assert!(refused.contains("agent program"), "{refused}");
+    }
+    assert_eq!(by(Metric::Failures, None), Ok(()));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use muster_shared::messages::{Pressure, PressureLevel, UpdateState};
+use muster_shared::messages::{Pressure, PressureLevel, StateReport, UpdateState};
+use muster_shared::protocol::PROTOCOL;
 use muster_shared::rollout::{
     DeviceProgress, Freeze, GateSpec, Guardrail, Metric, Outcome, RolloutSpec, RolloutStatus, Rule, Waiting,
 };
@@ -203,7 +204,7 @@ fn a_freeze_holds_who_is_to_serve_and_nobody_takes_the_place() {
 #[test]
 fn a_device_with_nothing_to_run_beside_comes_in_with_a_wave_that_serves() {
     let mut world = World::new(wish(&["100%", "100%"]), &["a", "blank"]);
-    world.facts("blank").reported = Some(Default::default());
+    world.facts("blank").reported = Some(StateReport { protocol: PROTOCOL, ..StateReport::default() });
     assert_eq!(told(&world.tick(0)), ["a"]);
     let decision = pass_shadows(&mut world);
     assert_eq!((told(&decision), world.target("blank").map(|t| t.beside)), (vec!["a", "blank"], Some(false)));

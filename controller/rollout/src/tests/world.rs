@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
 use muster_shared::messages::{InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
+use muster_shared::protocol::PROTOCOL;
 use muster_shared::rollout::{
     Check, DeviceProgress, Outcome, RolloutEvidence, RolloutSpec, RolloutStatus, Rule, Verdict, Waiting, WaveSpec,
 };
@@ -79,6 +80,7 @@ impl World {
             requirements: Default::default(),
             reference_predictions: BTreeMap::new(),
             track: Default::default(),
+            features: Default::default(),
         };
         let rollout = Rollout::new(RolloutId::new("r1").unwrap(), spec, bundle, START_MS).unwrap();
         let mut world = Self { rollout, fleet: Fleet::default(), now_ms: START_MS };
@@ -105,6 +107,7 @@ impl World {
                 },
                 running: Some(installed(old(), 1)),
                 committed: Some(installed(old(), 1)),
+                protocol: PROTOCOL,
                 ..StateReport::default()
             }),
             ..KnownFacts::default()

@@ -8,8 +8,8 @@ use muster_shared::rollout::{BlueGreen, RolloutStatus};
 use muster_shared::trust::Activation;
 
 use super::reading::{
-    desired_generation, is_able, is_admitted, is_foreign, is_kept_out, is_meant, reported_generation, says_arrived,
-    takes_room,
+    can_take_part, desired_generation, is_admitted, is_foreign, is_kept_out, is_meant, reported_generation,
+    says_arrived, takes_room,
 };
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
@@ -113,7 +113,7 @@ impl Case<'_> {
                 }
                 Some(_) | None => {
                     let kept = is_kept_out(next, id) || !is_admitted(next, facts);
-                    let free = facts.held_by.is_none() && !kept && is_able(&next.bundle.requirements, facts);
+                    let free = facts.held_by.is_none() && !kept && can_take_part(next, facts);
                     let tellable = reported_generation(facts).max(desired_generation(facts)) < u64::MAX;
                     if free && tellable && can_join(next, facts) && is_meant(next, spec, id, facts) {
                         all.extend(group_said(next, facts));

@@ -2,7 +2,7 @@
 
 use muster_shared::rollout::RolloutStatus;
 
-use super::reading::{desired_generation, is_able, is_admitted, is_meant, reported_generation};
+use super::reading::{can_take_part, desired_generation, is_admitted, is_meant, reported_generation};
 use super::{Case, Violation};
 
 impl Case<'_> {
@@ -24,8 +24,7 @@ impl Case<'_> {
         for (id, facts) in self.fleet.devices.iter().filter(|(id, _)| !next.targets.contains_key(*id)) {
             let free = facts.held_by.is_none() && !facts.revoked && is_admitted(next, facts);
             let tellable = reported_generation(facts).max(desired_generation(facts)) < u64::MAX;
-            let missing =
-                free && tellable && is_able(&next.bundle.requirements, facts) && is_meant(next, wave, id, facts);
+            let missing = free && tellable && can_take_part(next, facts) && is_meant(next, wave, id, facts);
             self.expect(!missing, || Violation::LeftOut(id.clone()));
         }
     }

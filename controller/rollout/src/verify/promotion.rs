@@ -177,7 +177,7 @@ impl Case<'_> {
         }
         for (id, target) in &next.targets {
             let Some(facts) = self.fleet.devices.get(id) else { continue };
-            let can_leave = next.destination.as_ref().is_some_and(|to| is_able(&to.requirements, facts));
+            let can_leave = next.destination.as_ref().is_some_and(|to| is_able(to, facts));
             let had_it = target.errand == Errand::Keep || target.previous == Some(next.bundle.manifest);
             if (had_it && !can_leave) || facts.revoked || is_foreign(&next.id, target, facts) {
                 continue;

@@ -1,6 +1,5 @@
 //! What facts about a device mean for a rollout, read for the checker alone.
 
-use muster_shared::bundle::Requirements;
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::messages::{StateReport, UpdateState};
 use muster_shared::rollout::{WaveSize, WaveSpec};
@@ -8,7 +7,7 @@ use muster_shared::trust::Stage;
 use sha2::{Digest as _, Sha256};
 
 use crate::fleet::DeviceFacts;
-use crate::rollout::{Errand, Rollout, Target};
+use crate::rollout::{BundleFacts, Errand, Rollout, Target};
 
 /// The highest generation reported; 0 without a report.
 pub(super) fn reported_generation(facts: &DeviceFacts) -> u64 {
@@ -139,8 +138,33 @@ pub(super) fn is_admitted(rollout: &Rollout, facts: &DeviceFacts) -> bool {
     facts.pinned.is_none() && (rollout.spec.emergency || facts.quarantined.is_none())
 }
 
-/// Whether the device is known to be able to run the bundle.
-pub(super) fn is_able(requirements: &Requirements, facts: &DeviceFacts) -> bool {
+/// The least protocol number with which a device reads assignments of the rollout, whatever bundle they name: stages and switches came with 1,
+/// programs with 2.
+fn asked_number(rollout: &Rollout) -> u32 {
+    let waves = 0..u32::try_from(rollout.spec.waves.len()).unwrap_or(u32::MAX);
+    let is_new = rollout.spec.blue_green.is_some() || waves.into_iter().any(|wave| runs_beside(rollout, wave));
+    if rollout.bundle.track.is_model() { u32::from(is_new) } else { 2 }
+}
+
+/// The number that a device says; where it says none, 1 for one that can hold and names the size of its disk.
+fn said_number(facts: &DeviceFacts) -> u32 {
+    let Some(report) = &facts.reported else { return 0 };
+    match report.protocol {
+        0 if report.can_hold && report.attributes.contains_key("disk-bytes") => 1,
+        said => said,
+    }
+}
+
+/// Whether the device is known to be able to run the rollout's bundle, and to read what it would be told.
+pub(super) fn can_take_part(rollout: &Rollout, facts: &DeviceFacts) -> bool {
+    is_able(&rollout.bundle, facts) && said_number(facts) >= asked_number(rollout)
+}
+
+/// Whether the device is known to be able to run the bundle, and to read its manifest.
+pub(super) fn is_able(bundle: &BundleFacts, facts: &DeviceFacts) -> bool {
+    let requirements = &bundle.requirements;
+    let is_one = !requirements.cpu_features.is_empty() || bundle.features.iter().any(|feature| feature.since() == 1);
+    let readable = said_number(facts) >= if bundle.track.is_model() { u32::from(is_one) } else { 2 };
     let says = |key: &str| facts.attributes.get(key);
     let right_arch =
         requirements.architectures.is_empty() || says("arch").is_some_and(|a| requirements.architectures.contains(a));
@@ -151,5 +175,5 @@ pub(super) fn is_able(requirements: &Requirements, facts: &DeviceFacts) -> bool 
         Some(least) => says("agent-version").is_some_and(|v| v.parse().is_ok_and(|have| *least <= have)),
     };
     let has_instructions = requirements.cpu_features.iter().all(|feature| says(&format!("cpu-{feature}")).is_some());
-    right_arch && enough_memory && new_enough && has_instructions
+    right_arch && enough_memory && new_enough && has_instructions && readable
 }

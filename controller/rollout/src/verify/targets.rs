@@ -5,8 +5,8 @@ use muster_shared::rollout::RolloutStatus;
 
 use super::blue_green::{can_join, group_said};
 use super::reading::{
-    desired_generation, has_incumbent, is_able, is_admitted, is_foreign, is_kept_out, is_meant, reported_generation,
-    runs_beside, says_committed, takes_room,
+    can_take_part, desired_generation, has_incumbent, is_able, is_admitted, is_foreign, is_kept_out, is_meant,
+    reported_generation, runs_beside, says_committed, takes_room,
 };
 use super::shadow_first::is_promoted;
 use super::{Case, Violation};
@@ -71,7 +71,7 @@ impl Case<'_> {
         };
         let sent_back = new.errand == Errand::Back && old.errand != Errand::Back;
         if let (true, Some(to), Some(facts)) = (sent_back, &self.next.destination, self.fleet.devices.get(id)) {
-            let able = is_able(&to.requirements, facts);
+            let able = is_able(to, facts);
             self.expect(able == to_named || new.previous == named, || {
                 wrong("it is to go back to the bundle that was named if it can run that, and only then")
             });
@@ -116,9 +116,7 @@ impl Case<'_> {
         self.expect(facts.held_by.is_none(), || refuse("another rollout has it"));
         self.expect(!is_kept_out(next, id), || refuse("it is held back for good, or came later and is left out"));
         self.expect(is_admitted(next, facts), || refuse("it is pinned, or quarantined and this is no emergency"));
-        self.expect(is_able(&next.bundle.requirements, facts), || {
-            refuse("it is not known to be able to run the bundle")
-        });
+        self.expect(can_take_part(next, facts), || refuse("it is not known to be able to run the bundle"));
         let in_its_group = target.group.as_ref() == group_said(next, facts);
         self.expect(in_its_group && can_join(next, facts), || {
             refuse("it is not known to be able to switch with its group")
@@ -167,7 +165,7 @@ impl Case<'_> {
                 None => {
                     let fits = !runs_beside(next, wave) || has_incumbent(facts);
                     let kept = is_kept_out(next, id) || !is_admitted(next, facts);
-                    let free = facts.held_by.is_none() && !kept && fits && is_able(&next.bundle.requirements, facts);
+                    let free = facts.held_by.is_none() && !kept && fits && can_take_part(next, facts);
                     let tellable = reported_generation(facts).max(desired_generation(facts)) < u64::MAX;
                     all += usize::from(free && tellable && is_meant(next, spec, id, facts));
                 }

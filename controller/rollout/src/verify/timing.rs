@@ -5,7 +5,7 @@ use jiff::tz::{TimeZone, TimeZoneDatabase};
 use muster_shared::ids::DeviceId;
 use muster_shared::rollout::RolloutStatus;
 
-use super::reading::{is_able, is_admitted, is_kept_out, runs_beside};
+use super::reading::{can_take_part, is_admitted, is_kept_out, runs_beside};
 use super::{Case, Violation};
 use crate::fleet::DeviceFacts;
 use crate::rollout::Errand;
@@ -46,7 +46,7 @@ impl Case<'_> {
             && has_reported
             && facts.desired.as_ref().is_none_or(|desired| desired.generation < u64::MAX)
             && (!runs_beside(next, next.current_wave) || has_incumbent)
-            && is_able(&next.bundle.requirements, facts)
+            && can_take_part(next, facts)
             && is_admitted(next, facts)
             && !is_kept_out(next, id)
             && facts.is_meant_by(&next.spec.selector, id)

@@ -124,6 +124,7 @@ impl Scenario {
             requirements: Default::default(),
             reference_predictions: Default::default(),
             track: Default::default(),
+            features: Default::default(),
         };
         Rollout::new("r1".parse().expect("an id"), spec, bundle, START_MS).expect("a valid spec")
     }

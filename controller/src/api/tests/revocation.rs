@@ -111,6 +111,7 @@ async fn a_device_that_returns_is_not_told_to_run_what_was_taken_back() {
         requirements: Default::default(),
         reference_predictions: Default::default(),
         track: Default::default(),
+        features: Default::default(),
     };
     let created = Rollout::new("r1".parse().unwrap(), serde_json::from_value(spec).unwrap(), bundle, 1).unwrap();
     let mut document = serde_json::to_value(created).unwrap();

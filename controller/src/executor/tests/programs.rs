@@ -16,7 +16,7 @@ fn report(model: Digest, program: TrackReport) -> StateReport {
         committed: Some(installed),
         attributes: [("arch".to_owned(), "x86_64".to_owned())].into(),
         program: Some(program),
-        protocol: muster_shared::protocol::PROTOCOL,
+        protocol: PROTOCOL,
         ..StateReport::default()
     }
 }

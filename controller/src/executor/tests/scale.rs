@@ -60,6 +60,7 @@ fn report(manifest: &Manifest, generation: u64) -> StateReport {
         attributes: [("arch", "aarch64"), ("os", "linux"), ("agent-version", "0.1.0"), ("memory-bytes", "1073741824")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
+        protocol: PROTOCOL,
         ..StateReport::default()
     }
 }
