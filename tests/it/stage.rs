@@ -15,6 +15,8 @@ pub(crate) use muster_tests::fleet::PACE;
 
 /// Of a rollout in which nothing is judged: it only has to arrive.
 pub(crate) const EASY: [&str; 18] = [
+    "--max-prediction-psi",
+    "1000",
     "--soak",
     "1s",
     "--max-duration",
@@ -27,8 +29,6 @@ pub(crate) const EASY: [&str; 18] = [
     "1",
     "--max-latency-p99-ratio",
     "100000",
-    "--max-prediction-psi",
-    "1000",
     "--max-error-rate",
     "1",
     "--max-failures",
@@ -37,6 +37,9 @@ pub(crate) const EASY: [&str; 18] = [
 
 /// The same, but it tolerates no failure.
 pub(crate) const STRICT: &[&str] = EASY.split_at(EASY.len() - 2).0;
+
+/// The same of an agent program, which is held against no predictions.
+pub(crate) const STRICT_OF_PROGRAMS: &[&str] = STRICT.split_at(2).1;
 
 /// Runs `test` in a folder of its own with a runtime of its own.
 pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Binaries, std::path::PathBuf) -> F) {

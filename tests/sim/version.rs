@@ -60,11 +60,9 @@ pub(crate) fn says(document: &Assignment, told: &Told) -> bool {
 
 /// Devices that a plan leaves out for what their agents do not know, and those of earlier versions that a rollout has reached which completes.
 pub(crate) fn counted(before: &Rollout, decision: &Decision, fleet: &Fleet) -> (u64, u64) {
-    let left_out = decision.waiting.iter().map(|waiting| match waiting {
-        Waiting::Unsuitable { devices } => {
-            devices.values().filter(|why| why.contains("update the agent first")).count()
-        }
-        _ => 0,
+    let lacks = |why: &&String| why.contains("update the agent first");
+    let left_out = decision.waiting.iter().map(|waiting| {
+        if let Waiting::Unsuitable { devices } = waiting { devices.values().filter(lacks).count() } else { 0 }
     });
     let is_old = |id: &DeviceId| {
         fleet.devices.get(id).and_then(|facts| facts.reported.as_ref()).is_some_and(|report| report.protocol < 2)

@@ -10,7 +10,7 @@ use muster_tests::{keys, wait};
 
 use super::supervisor::Supervisor;
 use super::{GOOD, program};
-use crate::stage::{self, STRICT};
+use crate::stage::{self, STRICT_OF_PROGRAMS};
 
 const DEVICES: [&str; 3] = ["dev-1", "dev-2", "dev-3"];
 
@@ -33,7 +33,7 @@ async fn release(fleet: &Fleet, version: &str, what: &str) -> anyhow::Result<()>
 async fn roll_out(fleet: &Fleet, version: &str) -> anyhow::Result<String> {
     let bundle = format!("muster-agent@{version}");
     let what = ["--bundle", &bundle, "--selector", "*", "--wave", "1", "--wave", "100%"];
-    fleet.roll_out(&[&what, STRICT].concat()).await
+    fleet.roll_out(&[&what, STRICT_OF_PROGRAMS].concat()).await
 }
 
 async fn report(fleet: &Fleet, id: &str) -> anyhow::Result<StateReport> {

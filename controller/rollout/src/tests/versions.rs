@@ -39,9 +39,8 @@ fn together(waves: &[&str]) -> RolloutSpec {
 }
 
 fn left_out(decision: &Decision, name: &str) -> Option<String> {
-    decision.waiting.iter().find_map(|waiting| match waiting {
-        Waiting::Unsuitable { devices } => devices.get(&device(name)).cloned(),
-        _ => None,
+    decision.waiting.iter().find_map(|waiting| {
+        if let Waiting::Unsuitable { devices } = waiting { devices.get(&device(name)).cloned() } else { None }
     })
 }
 
