@@ -96,7 +96,7 @@ fn who_does_not_know_what_the_rollout_asks_is_left_out_and_told_what_to_do() {
         let why = left_out(&decision, "a0").unwrap();
         assert!(why.contains(&format!("its agent 0.0.0 does not know {what}: update the agent first")), "{why}");
     }
-    // A wave that runs as shadow is enough: whoever came in with a later one could not be told apart from those before.
+    // One wave that runs as shadow is enough, also where those after it serve.
     let mut first = spec(&["1", "100%"]);
     first.waves[0].stage = Some(Stage::Shadow { share_bp: 10_000 });
     let decision = mixed(first).tick(0);
@@ -129,7 +129,7 @@ fn who_says_no_number_counts_by_what_only_later_agents_report() {
     assert_eq!(told(&world.tick(0)), ["a0", "a1", "a2", "b1", "b2"]);
 }
 
-/// Two devices that were told to wait with the switch, of which one has fallen back to an agent that knows of no such thing.
+/// Two devices that were told to run the bundle as shadow, of which one has fallen back to an agent that knows of no such thing.
 fn fallen_back(deadlines: Option<Deadlines>) -> World {
     let mut world = World::new(RolloutSpec { deadlines, ..shadow(&["100%"]) }, &["fell", "good"]);
     assert_eq!(told(&world.tick(0)), ["fell", "good"]);
