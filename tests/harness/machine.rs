@@ -1,4 +1,5 @@
-//! A virtual board: an image from `firmware-images/` in `qemu-system-aarch64`, started by its own boot loader through UEFI.
+//! A virtual board: an image from `firmware-images/` in `qemu-system-aarch64`, started by its own boot loader through UEFI; that of a Raspberry Pi,
+//! whose firmware QEMU has not, with the kernel, the device tree and the command line that the firmware would take from it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,10 +24,22 @@ const BOOT_OFFSET: &str = "@@1M";
 const FIRMWARE: &str = "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd";
 /// As large a card as the image is put on.
 const CARD_BYTES: u64 = 4 << 30;
+/// What describes a Raspberry Pi 3 B to the kernel.
+const PI_DEVICE_TREE: &str = "bcm2837-rpi-3-b.dtb";
+
+/// Which board QEMU shows to the image.
+#[derive(Debug)]
+enum Board {
+    /// The machine `virt` with UEFI.
+    Virt,
+    /// A Raspberry Pi 3 B, with what the kernel is told.
+    RaspberryPi { command_line: String },
+}
 
 /// A board with a card of its own, on or off.
 #[derive(Debug)]
 pub struct Machine {
+    board: Board,
     folder: PathBuf,
     disk: PathBuf,
     port: u16,
@@ -47,7 +60,7 @@ fn run(command: &mut Command) -> anyhow::Result<String> {
 
 impl Machine {
     /// Puts `image` on a card in `folder`, with `files` in its boot partition's folder `muster`, as an owner does at a PC.
-    /// A root shell on the second serial port is switched on in the boot loader's entry: that is how the test looks inside.
+    /// A root shell on a serial port is switched on in what the kernel is told: that is how the test looks inside.
     ///
     /// # Errors
     /// When a tool is missing or the image is none.
@@ -56,15 +69,32 @@ impl Machine {
         let card = folder.join("card.img");
         run(Command::new("cp").arg("--sparse=always").args([image, &card]))?;
         let boot = format!("{}{BOOT_OFFSET}", card.display());
-        let entry = "::/loader/entries/muster.conf";
-        let options = run(Command::new("mtype").args(["-i", &boot, entry]))?.trim_end().to_owned();
-        for (name, text) in
-            files.iter().copied().chain([(entry, format!("{options} systemd.debug_shell=ttyS0\n").as_str())])
-        {
+        let read = |name: &str| run(Command::new("mtype").args(["-i", &boot, name]));
+        let copy = || {
+            let mut command = Command::new("mcopy");
+            command.args(["-o", "-i", &boot]);
+            command
+        };
+        let mut put: Vec<(String, String)> =
+            files.iter().map(|(name, text)| (format!("::/muster/{name}"), (*text).to_owned())).collect();
+        let board = if let Ok(command_line) = read("::/cmdline.txt") {
+            for name in ["vmlinuz", "initrd.img", PI_DEVICE_TREE] {
+                run(copy().arg(format!("::/{name}")).arg(folder))?;
+            }
+            // The shell has the serial port to itself. QEMU's watchdog goes off as soon as it is set.
+            let command_line = command_line.trim_end().replace(" console=ttyS1,115200", "");
+            Board::RaspberryPi {
+                command_line: format!("{command_line} systemd.debug_shell=ttyS1 systemd.watchdog_sec=0"),
+            }
+        } else {
+            let entry = "::/loader/entries/muster.conf";
+            put.push((entry.to_owned(), format!("{} systemd.debug_shell=ttyS0\n", read(entry)?.trim_end())));
+            Board::Virt
+        };
+        for (to, text) in put {
             let file = folder.join("put");
             std::fs::write(&file, text)?;
-            let to = if name.starts_with("::") { name.to_owned() } else { format!("::/muster/{name}") };
-            run(Command::new("mcopy").args(["-o", "-i", &boot]).arg(&file).arg(&to))?;
+            run(copy().arg(&file).arg(&to))?;
         }
         // What the board has not flushed is lost with the virtual machine: qcow2 keeps its own tables in memory.
         let disk = folder.join("card.qcow2");
@@ -75,6 +105,7 @@ impl Machine {
             .arg(CARD_BYTES.to_string()))?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         Ok(Self {
+            board,
             folder: folder.to_path_buf(),
             disk,
             port,
@@ -90,6 +121,33 @@ impl Machine {
         self.folder.join(format!("console-{}.log", self.boots))
     }
 
+    /// QEMU with the board, whose shell answers at `socket`.
+    fn qemu(&self, socket: &Path) -> Command {
+        let (disk, console) = (self.disk.display(), self.console());
+        let shell = format!("socket,id=shell,server=on,wait=off,path={}", socket.display());
+        let network = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:8600", self.port);
+        let mut command = Command::new("qemu-system-aarch64");
+        command.args(["-display", "none", "-monitor", "none", "-chardev", &shell, "-netdev", &network]);
+        match &self.board {
+            Board::Virt => command
+                .args(["-M", "virt", "-cpu", "cortex-a53", "-smp", "2", "-m", "1024", "-bios", FIRMWARE])
+                .args(["-drive", &format!("if=none,id=card,format=qcow2,file={disk}")])
+                .args(["-device", "virtio-blk-pci,drive=card", "-device", "virtio-rng-pci", "-device", "i6300esb"])
+                .args(["-device", "virtio-net-pci,netdev=net,romfile="])
+                .args(["-serial", &format!("file:{}", console.display())])
+                .args(["-device", "pci-serial,chardev=shell"]),
+            Board::RaspberryPi { command_line } => command
+                .args(["-M", "raspi3b", "-action", "reboot=shutdown", "-append", command_line])
+                .args(["-kernel".as_ref(), self.folder.join("vmlinuz").as_os_str()])
+                .args(["-initrd".as_ref(), self.folder.join("initrd.img").as_os_str()])
+                .args(["-dtb".as_ref(), self.folder.join(PI_DEVICE_TREE).as_os_str()])
+                // An SD card has no cache to flush, so that nobody would ever have QEMU write its tables.
+                .args(["-drive", &format!("if=sd,format=qcow2,cache=writethrough,file={disk}")])
+                .args(["-device", "usb-net,netdev=net", "-serial", "null", "-serial", "chardev:shell"]),
+        };
+        command
+    }
+
     /// Switches it on and waits for its shell.
     ///
     /// # Errors
@@ -100,35 +158,7 @@ impl Machine {
         if socket.exists() {
             std::fs::remove_file(&socket)?;
         }
-        let mut command = Command::new("qemu-system-aarch64");
-        command
-            .args([
-                "-M",
-                "virt",
-                "-cpu",
-                "cortex-a53",
-                "-smp",
-                "2",
-                "-m",
-                "1024",
-                "-display",
-                "none",
-                "-monitor",
-                "none",
-            ])
-            .args(["-bios", FIRMWARE])
-            .arg("-drive")
-            .arg(format!("if=none,id=card,format=qcow2,file={}", self.disk.display()))
-            .args(["-device", "virtio-blk-pci,drive=card", "-device", "virtio-rng-pci", "-device", "i6300esb"])
-            .arg("-netdev")
-            .arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:8600", self.port))
-            .args(["-device", "virtio-net-pci,netdev=net,romfile="])
-            .arg("-serial")
-            .arg(format!("file:{}", self.console().display()))
-            .arg("-chardev")
-            .arg(format!("socket,id=shell,server=on,wait=off,path={}", socket.display()))
-            .args(["-device", "pci-serial,chardev=shell"]);
-        let mut process = Process::start("the board", &mut command, &self.folder.join("qemu.log"))?;
+        let mut process = Process::start("the board", &mut self.qemu(&socket), &self.folder.join("qemu.log"))?;
         let shell = wait::until("qemu opens the serial port", Duration::from_secs(30), async || {
             process.ensure_running()?;
             Ok(UnixStream::connect(&socket).await.ok())
