@@ -64,12 +64,15 @@ done
 } >images.json
 ask() { curl --silent --output /dev/null http://127.0.0.1:8600/v2/models/digits/infer --data @images.json; }
 # Until it has completed: what is killed on trial goes back.
-bring_out() {
+roll_out() {
     while :; do ask || true; sleep 0.1; done &
     local application=$!
-    timeout 120 muster rollout create --bundle "digits@$1" --selector '*' --wave 100% --soak 1s --probation 2s --min-reports 1 --min-requests 5 \
+    timeout 120 muster rollout create --bundle "$1" --selector '*' --wave 100% --soak 1s --probation 2s --min-reports 1 --min-requests 5 \
         --max-duration 10m --watch || fail "the rollout of $1 did not complete"
     kill "$application"
+}
+bring_out() {
+    roll_out "digits@$1"
     serves "$1" || fail "$1 is committed and does not answer"
 }
 serves() {
@@ -91,6 +94,33 @@ systemctl stop muster-agent
 is muster-agent Result success || fail "the agent was not stopped in order"
 systemctl start muster-agent
 until_true 30 serves 1.0.0
+
+say "takes another program of its own"
+cat >agent.toml <<TOML
+name = "muster-agent-here"
+version = "$(muster-agent --version | cut --delimiter=' ' --fields=2)"
+release-counter = 2
+[program]
+file = "/usr/bin/muster-agent"
+target = "$(uname -m)-unknown-linux-gnu"
+takes-over-from = "0.1.0"
+[requirements]
+architectures = ["$(uname -m)"]
+TOML
+muster bundle build agent.toml --out program
+muster bundle sign program --key release.key
+muster bundle push program
+program() { readlink "/proc/$(systemctl show --property MainPID --value muster-agent)/exe"; }
+[ "$(program)" = /usr/bin/muster-agent ] || fail "the agent runs $(program)"
+before="$(systemctl show --property MainPID,NRestarts,InvocationID muster-agent)"
+roll_out "muster-agent-here@$(muster-agent --version | cut --delimiter=' ' --fields=2)"
+[ "$(program)" = /var/lib/muster-agent/program/a/files/muster-agent ] || fail "the agent runs $(program)"
+[ "$(systemctl show --property MainPID,NRestarts,InvocationID muster-agent)" = "$before" ] || fail "the service manager had to start the agent for that"
+is muster-agent ActiveState active || fail "the agent is not active under its new program"
+serves 1.0.0 || fail "1.0.0 does not answer under the new program"
+systemctl restart muster-agent
+until_true 30 serves 1.0.0
+[ "$(program)" = /var/lib/muster-agent/program/a/files/muster-agent ] || fail "started again, the agent runs $(program)"
 
 say "upgrades"
 cp /etc/muster-agent/agent.toml agent.toml.before
