@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -126,6 +126,7 @@ impl Machine {
         let (disk, console) = (self.disk.display(), self.console());
         let shell = format!("socket,id=shell,server=on,wait=off,path={}", socket.display());
         let network = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:8600", self.port);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut command = Command::new("qemu-system-aarch64");
         command.args(["-display", "none", "-monitor", "none", "-chardev", &shell, "-netdev", &network]);
         match &self.board {
@@ -137,7 +138,9 @@ impl Machine {
                 .args(["-serial", &format!("file:{}", console.display())])
                 .args(["-device", "pci-serial,chardev=shell"]),
             Board::RaspberryPi { command_line } => command
-                .args(["-M", "raspi3b", "-action", "reboot=shutdown", "-append", command_line])
+                .args(["-M", "raspi3b", "-action", "reboot=shutdown"])
+                // It has no clock of its own, and there is no time server here.
+                .args(["-append", &format!("{command_line} systemd.clock_usec={}", now.as_micros())])
                 .args(["-kernel".as_ref(), self.folder.join("vmlinuz").as_os_str()])
                 .args(["-initrd".as_ref(), self.folder.join("initrd.img").as_os_str()])
                 .args(["-dtb".as_ref(), self.folder.join(PI_DEVICE_TREE).as_os_str()])
