@@ -163,5 +163,7 @@ impl Assignment {
     }
 }
 
+#[cfg(any(test, feature = "earlier-agents"))]
+pub mod earlier;
 #[cfg(test)]
 mod tests;

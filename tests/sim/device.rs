@@ -13,12 +13,12 @@ use muster_rollout::{BesideCounts, Evidence};
 use muster_shared::ids::{BundleRef, DeviceId, Digest};
 use muster_shared::messages::{HeldBack, InstalledBundle, RequestCounts, StateReport, UpdateReport, UpdateState};
 use muster_shared::protocol::PROTOCOL;
+use muster_shared::protocol::earlier::reads_assignment;
 use muster_shared::sketch::LatencySketch;
 use muster_shared::trust::Assignment;
 
 use crate::draw::candidates;
 use crate::store::WindowKey;
-use crate::version;
 
 /// What a bundle does on one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +171,7 @@ impl Device {
 
     /// An assignment reached it. False where it cannot read it: it says nothing of that.
     pub(crate) fn receive(&mut self, assignment: Assignment, bundle: Option<&Bundle>, now_ms: u64) -> bool {
-        if !version::reads(self.protocol, &assignment) {
+        if !reads_assignment(self.protocol, &assignment) {
             return false;
         }
         let offer = Offer {

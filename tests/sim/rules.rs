@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use muster_rollout::{Action, Decision, DeviceFacts, Due, Errand, Fleet, Rollout, Target, replay, verify};
 use muster_shared::ids::{DeviceId, Digest, RolloutId};
+use muster_shared::protocol::earlier::reads_assignment;
 use muster_shared::rollout::{Outcome, RolloutEvidence, RolloutStatus, Verdict, WaveSize, WaveSpec};
 use muster_shared::trust::{Activation, Assignment, Stage};
 
@@ -248,7 +249,7 @@ impl Ledger {
         protocol: u32,
     ) -> Result<(), String> {
         self.tally.sent += 1;
-        let says_it = version::reads(protocol, written) && version::says(written, told);
+        let says_it = reads_assignment(protocol, written) && version::says(written, told);
         holds(says_it, || format!("{device} of number {protocol} was to hear {told:?} and was sent {written:?}"))?;
         let given = self.given.get(device).and_then(|given| given.get(&told.generation));
         let same = given

@@ -27,20 +27,22 @@ fn of_bundle(bundle: &BundleFacts) -> impl Iterator<Item = Feature> {
     bundle.features.iter().copied().chain(cpu_features).chain(program)
 }
 
+/// What whoever is sent the bundle must know when some run it beside another, or wait with the switch.
+fn of(rollout: &Rollout, is_beside: bool, waits: bool) -> impl Iterator<Item = Feature> {
+    let stage = is_beside.then_some(Feature::Stage);
+    let activation = waits.then_some(Feature::Activation);
+    of_bundle(&rollout.bundle).chain(stage).chain(activation)
+}
+
 /// What whoever takes part in the rollout must know.
 pub(crate) fn of_rollout(rollout: &Rollout) -> impl Iterator<Item = Feature> {
     let spec = &rollout.spec;
-    let is_beside = spec.waves.iter().any(|wave| !wave.stage.as_ref().unwrap_or(&spec.stage).is_serve());
-    let stage = is_beside.then_some(Feature::Stage);
-    let activation = spec.blue_green.as_ref().map(|_| Feature::Activation);
-    of_bundle(&rollout.bundle).chain(stage).chain(activation)
+    of(rollout, spec.stages().iter().any(|stage| !stage.is_serve()), spec.blue_green.is_some())
 }
 
 /// What the device must know to read what `target` says, where that is to run the rollout's bundle.
 fn of_target(rollout: &Rollout, target: &Target) -> impl Iterator<Item = Feature> {
-    let stage = target.beside.then_some(Feature::Stage);
-    let activation = (!target.activation.is_at_once()).then_some(Feature::Activation);
-    of_bundle(&rollout.bundle).chain(stage).chain(activation)
+    of(rollout, target.beside, !target.activation.is_at_once())
 }
 
 /// Why a device with these `attributes`, of number `protocol`, cannot read what holds `features`; none where it can.

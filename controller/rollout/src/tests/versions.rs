@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use muster_shared::messages::UpdateState;
+use muster_shared::protocol::earlier::reads_assignment;
 use muster_shared::protocol::{Feature, PROTOCOL};
 use muster_shared::rollout::{BlueGreen, Deadlines, Outcome, RolloutSpec, RolloutStatus, Waiting};
 use muster_shared::trust::{Assignment, DeliveryPolicy, Stage};
@@ -66,15 +67,6 @@ fn documents(world: &World, decision: &Decision) -> Vec<(String, Errand, Result<
         (device.to_string(), rollout.targets.get(device).unwrap().errand, written)
     };
     decision.actions.iter().map(written).collect()
-}
-
-/// Whether agents of number `protocol` know every field of the document.
-fn is_read(protocol: u32, document: &Assignment) -> bool {
-    let mut known = vec!["device", "rollout", "manifest", "generation", "issued_at_ms", "expires_ms", "watch"];
-    known.extend((protocol >= 1).then_some(["delivery", "stage", "activation"]).into_iter().flatten());
-    known.extend((protocol >= 2).then_some("track"));
-    let json = serde_json::to_value(document).unwrap();
-    json.as_object().unwrap().keys().all(|key| known.contains(&key.as_str()))
 }
 
 #[test]
@@ -182,7 +174,7 @@ fn who_fell_back_is_taken_back_in_a_form_that_it_reads() {
         let (_, errand, document) = written.iter().find(|(name, ..)| name == "a2").unwrap();
         let document = document.as_ref().unwrap();
         assert_eq!((*errand, document.manifest), (Errand::Back, Some(old())));
-        assert!(is_read(0, document), "{document:?}");
+        assert!(reads_assignment(0, document), "{document:?}");
     }
 }
 
@@ -249,7 +241,7 @@ proptest! {
             for (name, errand, written) in documents(&world, &decision) {
                 let protocol = world.fleet.devices[&device(&name)].protocol();
                 match written {
-                    Ok(document) => prop_assert!(is_read(protocol, &document), "{}: {:?}", name, document),
+                    Ok(document) => prop_assert!(reads_assignment(protocol, &document), "{}: {:?}", name, document),
                     // Only who was taken in and fell back since cannot be told, and the way back is always told.
                     Err(unknown) => prop_assert!(
                         errand == Errand::Forward && fell.contains(name.as_str()), "{}: {:?} {:?}", name, errand, unknown
