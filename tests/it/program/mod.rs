@@ -1,6 +1,7 @@
 //! A device is told to run other programs than its package's: good ones, and every bad one.
 
 mod broker;
+mod damage;
 mod supervisor;
 mod waves;
 

@@ -135,6 +135,8 @@ pub struct Machine {
     record: Record,
     /// Where the program that runs is; none for what the package installed.
     running: Option<Slot>,
+    /// This process was started to try its program.
+    is_tried: bool,
     /// The trial of the program that runs.
     watch: Option<Watch>,
 }
@@ -143,7 +145,7 @@ impl Machine {
     /// The machine as the record left it, in a process of the program `running`. [`Event::Started`] must be the first event.
     #[must_use]
     pub fn new(record: Record, running: Option<Slot>) -> Self {
-        Self { record, running, watch: None }
+        Self { record, running, is_tried: false, watch: None }
     }
 
     /// What has to survive a crash.
@@ -219,6 +221,7 @@ impl Machine {
         let phase = self.record.update.as_ref().map(|update| update.phase.clone());
         match phase {
             Some(Phase::Trial { slot, .. }) if slot == self.running => {
+                self.is_tried = true;
                 self.watch = Some(Watch::begin(now_ms));
                 vec![Effect::Tell, Effect::Report]
             }
@@ -240,10 +243,16 @@ impl Machine {
         }
     }
 
-    /// Starts again where the program that runs is not the committed one. One that could not be started is not tried in a circle: the
-    /// package runs in its place.
+    /// Starts again where the program that runs was on trial and is not the committed one.
     fn leave(&self) -> Option<Effect> {
-        (self.running.is_some() && self.running != self.record.committed).then_some(Effect::Restart)
+        let is_left = (self.running.is_some() || self.is_tried) && self.running != self.record.committed;
+        is_left.then_some(Effect::Restart)
+    }
+
+    /// Whether the committed program could not be started, so that the package runs in its place. It is not tried in a circle, but brought
+    /// up anew where it is asked for.
+    fn is_committed_missing(&self) -> bool {
+        self.running != self.record.committed && !self.is_tried
     }
 
     fn offered(&mut self, offer: Offer) -> Vec<Effect> {
@@ -283,7 +292,12 @@ impl Machine {
         };
         let manifest = program.content.manifest;
         if self.record.committed.is_some() && self.record.committed == self.record.holding(&manifest) {
-            return self.keep_committed();
+            if !self.is_committed_missing() {
+                return self.keep_committed();
+            }
+            // What is there of its file is checked, and the rest fetched; meanwhile the package is what to fall back to.
+            self.record.committed = None;
+            self.record.committed_generation = 0;
         }
         let slot = target_slot(&self.record, &manifest);
         if self.record.slots.get(&slot).is_none_or(|content| content.manifest != manifest) {

@@ -85,6 +85,8 @@ struct World {
     cut_after: Option<usize>,
     /// What the files of the slots hold: written by fetching, whatever the record says.
     files: BTreeMap<Slot, (Digest, u32)>,
+    /// Slots whose file was damaged after it was found right.
+    damaged: BTreeSet<Slot>,
     /// Programs that crash at the start.
     crashing: BTreeSet<Digest>,
     /// Starts on trial by generation, and how many of them were given back by a stop in order.
@@ -102,6 +104,7 @@ impl World {
             now_ms: 0,
             cut_after: None,
             files: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             crashing: BTreeSet::new(),
             trial_starts: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -116,11 +119,21 @@ impl World {
     }
 
     fn check(&mut self) {
+        let files = &self.files;
+        self.damaged.retain(|slot| files.get(slot).is_some_and(|(_, there)| *there < CHUNKS));
         if let Some(slot) = self.disk.committed {
-            assert!(self.is_whole(slot), "the committed slot {slot:?} is not whole: {:?}", self.disk);
+            assert!(
+                self.is_whole(slot) || self.damaged.contains(&slot),
+                "the committed slot {slot:?} is not whole: {:?}",
+                self.disk
+            );
         }
         if let Some(Some(slot)) = self.disk.on_trial() {
-            assert!(self.is_whole(slot), "the slot on trial {slot:?} is not whole: {:?}", self.disk);
+            assert!(
+                self.is_whole(slot) || self.damaged.contains(&slot),
+                "the slot on trial {slot:?} is not whole: {:?}",
+                self.disk
+            );
         }
         if let Some(update) = &self.disk.update {
             let state = self.disk.report(None).update.state;
@@ -154,11 +167,19 @@ impl World {
             } else {
                 assert_eq!(launch.run, self.disk.committed);
             }
-            if launch.run.is_some_and(|slot| self.crashing.contains(&self.disk.slots[&slot].manifest)) {
+            let mut run = launch.run;
+            for _ in Slot::ALL {
+                let Some(slot) = run.filter(|slot| self.damaged.contains(slot)) else { break };
+                let (record, instead) = could_not_start(self.disk.clone(), slot, "it is damaged");
+                self.disk = record.unwrap_or_else(|| self.disk.clone());
+                self.check();
+                run = instead;
+            }
+            if run.is_some_and(|slot| self.crashing.contains(&self.disk.slots[&slot].manifest)) {
                 assert!(self.disk.on_trial().is_some(), "a program that crashes at its start was committed");
                 continue;
             }
-            self.process = Some(Machine::new(self.disk.clone(), launch.run));
+            self.process = Some(Machine::new(self.disk.clone(), run));
             self.take(Event::Started);
             if self.process.is_some() {
                 return;
@@ -228,7 +249,9 @@ impl World {
                         self.process = None;
                         return;
                     }
-                    Effect::StoreManifest(slot) => assert_ne!(Some(slot), self.disk.committed),
+                    Effect::StoreManifest(slot) => {
+                        assert!(Some(slot) != self.disk.committed || self.damaged.contains(&slot));
+                    }
                     Effect::Report | Effect::Refuse { .. } | Effect::StopFetching => {}
                 }
             }
@@ -279,6 +302,15 @@ impl World {
             }
             Action::Power { after: 0 } => self.process = None,
             Action::Power { after } => self.cut_after = Some(*after),
+            Action::Damage(slot) => {
+                // A program that runs stays as it was: a file is not written under it.
+                if self.process.as_ref().unwrap().running() != Some(*slot)
+                    && let Some((_, there @ CHUNKS)) = self.files.get_mut(slot)
+                {
+                    *there = 0;
+                    self.damaged.insert(*slot);
+                }
+            }
             Action::Package(minor) => {
                 self.package = version(*minor);
                 self.process = None;
@@ -298,6 +330,7 @@ enum Action {
     Crashes(u8),
     Stop,
     Power { after: usize },
+    Damage(Slot),
     Package(u64),
 }
 
@@ -308,6 +341,7 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (any::<bool>(), 1u64..DEADLINE_MS).prop_map(|(well, ms)| Action::Time { well, ms }),
         1 => Just(Action::Stop),
         4 => (0usize..30).prop_map(|after| Action::Power { after }),
+        1 => prop::sample::select(Slot::ALL.as_slice()).prop_map(Action::Damage),
         1 => (1u64..3).prop_map(Action::Package),
     ]
 }
@@ -443,6 +477,33 @@ fn what_cannot_be_started_gives_way_at_once() {
     assert!(run.is_none() && reason.contains("Exec format error"), "{reason}");
     world.act(&Action::Time { well: true, ms: PROBATION_MS });
     assert_eq!(could_not_start(world.disk.clone(), Slot::A, "not mounted"), (None, None), "it may be there again");
+}
+
+#[test]
+fn a_committed_program_whose_file_is_damaged_is_brought_up_anew_when_it_is_asked_for() {
+    let mut world = World::new();
+    world.act(&Action::Offer(Some(2)));
+    world.act(&Action::Time { well: true, ms: PROBATION_MS });
+    assert_eq!(state(&world), (UpdateState::Committed, Some(Slot::A), None));
+    world.files.insert(Slot::A, (manifest(2), 0));
+    world.damaged.insert(Slot::A);
+    world.act(&Action::Power { after: 0 });
+    assert_eq!(state(&world), (UpdateState::Committed, None, None), "the package runs in its place");
+    world.act(&Action::Offer(Some(2)));
+    assert_eq!(state(&world), (UpdateState::Trial, Some(Slot::A), None));
+    world.act(&Action::Time { well: true, ms: PROBATION_MS });
+    assert_eq!(state(&world), (UpdateState::Committed, Some(Slot::A), None));
+}
+
+#[test]
+fn who_is_told_to_keep_what_is_committed_leaves_the_package_it_tries() {
+    let mut world = World::new();
+    world.act(&Action::Offer(Some(2)));
+    world.act(&Action::Time { well: true, ms: PROBATION_MS });
+    world.act(&Action::Offer(None));
+    assert_eq!(state(&world), (UpdateState::Trial, None, None));
+    world.act(&Action::Offer(Some(2)));
+    assert_eq!(state(&world), (UpdateState::Committed, Some(Slot::A), None));
 }
 
 #[test]
