@@ -46,8 +46,10 @@ pub(crate) struct Survey<'f> {
     group: Vec<(&'f DeviceId, &'f DeviceFacts)>,
     /// Those that are meant since it began, and left out for that.
     pub(crate) later: Vec<DeviceId>,
-    /// Those that cannot run the bundle or are kept from rollouts, and those that are in and cannot read what they shall be told; and why.
+    /// Those that cannot run the bundle or are kept from rollouts, and why.
     pub(crate) unsuitable: BTreeMap<DeviceId, String>,
+    /// Those that are in and cannot read what they shall be told, and why.
+    pub(crate) unheard: BTreeMap<DeviceId, String>,
     /// Places of the candidates that were not in at first, in the order in which waves take them.
     order: OnceCell<Vec<usize>>,
 }
@@ -63,6 +65,7 @@ impl<'f> Survey<'f> {
             group: Vec::new(),
             later: Vec::new(),
             unsuitable: BTreeMap::new(),
+            unheard: BTreeMap::new(),
             order: OnceCell::new(),
         };
         let devices = fleet.devices.iter().filter(|(_, facts)| !facts.revoked);
@@ -73,7 +76,7 @@ impl<'f> Survey<'f> {
                     survey.held.push(id.clone());
                 } else {
                     if let Some(why) = understanding::unheard(rollout, target, facts) {
-                        survey.unsuitable.insert(id.clone(), bounded_text(&why));
+                        survey.unheard.insert(id.clone(), bounded_text(&why));
                     }
                     survey.candidates.push(Candidate {
                         id,

@@ -66,8 +66,7 @@ pub(crate) fn unheard(rollout: &Rollout, target: &Target, facts: &DeviceFacts) -
     if !is_open || has_heard {
         return None;
     }
-    let why = misfit(of_target(rollout, target), &facts.attributes, facts.protocol())?;
-    Some(format!("it is in and cannot be told: {why}"))
+    misfit(of_target(rollout, target), &facts.attributes, facts.protocol())
 }
 
 /// Why a device that goes back cannot go to `bundle`, as far as it is known; nothing where it can.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::explanation::Decider;
 use crate::ids::{DeviceId, RolloutId};
-use crate::listing::first_few;
+use crate::listing::{by_reason, first_few};
 use crate::messages::HeldBack;
 
 /// Why a rollout is not further than it is. Every reason reaches the operator.
@@ -159,6 +159,11 @@ pub enum Waiting {
         /// Which, and why.
         devices: BTreeMap<DeviceId, String>,
     },
+    /// Devices are in and cannot read what they shall be told: their agents are of an earlier version than when they came in.
+    CannotBeTold {
+        /// Which, and why.
+        devices: BTreeMap<DeviceId, String>,
+    },
     /// Devices of the group that is held back: they keep what they have for good, to compare with.
     HoldbackGroup {
         /// Which.
@@ -208,7 +213,9 @@ impl Waiting {
                 Decider::Applications
             }
             Self::HeldByOtherRollout { .. } | Self::Queued { .. } => Decider::OtherRollouts,
-            Self::Approval { .. } | Self::NoDevices | Self::Paused { .. } => Decider::People,
+            Self::Approval { .. } | Self::NoDevices | Self::CannotBeTold { .. } | Self::Paused { .. } => {
+                Decider::People
+            }
             Self::Unsuitable { .. } | Self::HoldbackGroup { .. } | Self::CameLater { .. } => Decider::Nobody,
         }
     }
@@ -230,6 +237,7 @@ const SHOWN: usize = 5;
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = |devices: &mut dyn Iterator<Item = &DeviceId>| first_few(devices, SHOWN);
+        let reasons = |devices| BTreeMap::iter(devices).map(|(id, why): (&DeviceId, &String)| (id, why.as_str()));
         match self {
             Self::Approval { have, need, given, missing, not_alone, until_ms } => {
                 write!(f, "{have} of {need} approvals")?;
@@ -309,8 +317,10 @@ impl fmt::Display for Waiting {
                 write!(f, "held by another rollout: {}", names(&mut devices.iter()))
             }
             Self::Unsuitable { devices } => {
-                write!(f, "left out: {}", names(&mut devices.keys()))?;
-                devices.values().next().map_or(Ok(()), |why| write!(f, " ({why})"))
+                write!(f, "left out: {}", by_reason(reasons(devices), SHOWN))
+            }
+            Self::CannotBeTold { devices } => {
+                write!(f, "in, and cannot be told: {}", by_reason(reasons(devices), SHOWN))
             }
             Self::HoldbackGroup { devices } => {
                 write!(f, "{} held back for good, to compare with: {}", devices.len(), names(&mut devices.iter()))

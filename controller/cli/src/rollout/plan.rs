@@ -2,7 +2,7 @@
 
 use muster_rollout::statistics::{MIN_BLOCKS, Power, power};
 use muster_shared::ids::DeviceId;
-use muster_shared::listing::first_few;
+use muster_shared::listing::{by_reason, first_few};
 use muster_shared::rollout::{Analysis, IntakePreview, MetricTemplate, RolloutPreview, RolloutSpec, WavePreview};
 use serde::Serialize;
 
@@ -151,8 +151,9 @@ fn text(planned: &Planned) -> String {
     if !preview.held.is_empty() {
         parts.push(format!("held by another rollout: {}", names(preview.held.iter())));
     }
-    if let Some((_, why)) = preview.unsuitable.iter().next() {
-        parts.push(format!("left out: {} ({why})", names(preview.unsuitable.keys())));
+    if !preview.unsuitable.is_empty() {
+        let reasons = preview.unsuitable.iter().map(|(id, why)| (id, why.as_str()));
+        parts.push(format!("left out: {}", by_reason(reasons, SHOWN)));
     }
     parts.iter().map(|part| output::clean(part)).collect::<Vec<_>>().join("\n\n")
 }

@@ -57,6 +57,7 @@ pub(super) fn waiting(reason: &Waiting, now_ms: u64) -> String {
         | Waiting::Unscored { .. }
         | Waiting::HeldByOtherRollout { .. }
         | Waiting::Unsuitable { .. }
+        | Waiting::CannotBeTold { .. }
         | Waiting::HoldbackGroup { .. }
         | Waiting::CameLater { .. }
         | Waiting::Paused { .. }

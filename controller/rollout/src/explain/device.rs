@@ -10,6 +10,7 @@ use crate::fleet::{DeviceFacts, Fleet};
 use crate::rollout::{Errand, MAX_ATTEMPTS, Rollout, Target};
 use crate::standing::{Standing, has_arrived, held_back, is_taken, standing};
 use crate::timing::Timing;
+use crate::understanding;
 use crate::view::progress;
 
 impl Rollout {
@@ -86,6 +87,9 @@ impl Rollout {
                 format!("it timed out on {goal}, and is not waited for: {why}; it may commit yet, and counts then"),
                 Decider::Devices,
             );
+        }
+        if let Some(why) = understanding::unheard(self, target, facts) {
+            return (format!("it cannot be told to run {goal}: {why}"), Decider::People);
         }
         match standing(target, facts) {
             Standing::Unheard if !facts.online => {

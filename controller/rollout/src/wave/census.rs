@@ -122,13 +122,14 @@ pub(super) fn waiting(
     (blocking, aside)
 }
 
-/// Devices that are meant and left out.
+/// Devices that are meant and left out, and those that are in and do not hear it.
 fn outsiders(survey: &Survey<'_>) -> impl Iterator<Item = Waiting> {
     let group: Vec<DeviceId> = survey.group().cloned().collect();
     let held = (!survey.held.is_empty()).then(|| Waiting::HeldByOtherRollout { devices: survey.held.clone() });
     let unsuitable =
         (!survey.unsuitable.is_empty()).then(|| Waiting::Unsuitable { devices: survey.unsuitable.clone() });
+    let unheard = (!survey.unheard.is_empty()).then(|| Waiting::CannotBeTold { devices: survey.unheard.clone() });
     let group = (!group.is_empty()).then_some(Waiting::HoldbackGroup { devices: group });
     let later = (!survey.later.is_empty()).then(|| Waiting::CameLater { devices: survey.later.clone() });
-    [held, unsuitable, group, later].into_iter().flatten()
+    [held, unheard, unsuitable, group, later].into_iter().flatten()
 }
