@@ -41,6 +41,9 @@ done
 RUSTFLAGS="" CFLAGS=""
 # Thumb-2 is what Debian's own programs for such boards are: a quarter smaller than ARM's instructions of four bytes each.
 [ "$target" != armv7-unknown-linux-gnueabihf ] || RUSTFLAGS="-C target-feature=+thumb-mode"
+# In code made for size a function marked inline is else inlined where it is up to six times as large as another; without that, the agent for x86-64 is 0.6 MB smaller,
+# for 1.3 % more instructions in an inference of the digits model.
+[ "$profile" != dist ] || RUSTFLAGS+=" -C llvm-args=-inlinehint-threshold=75"
 for pair in "${remapped[@]}"; do
     RUSTFLAGS+=" --remap-path-prefix=$pair" CFLAGS+=" -ffile-prefix-map=$pair"
 done
