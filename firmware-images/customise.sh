@@ -40,6 +40,7 @@ tar -C "$root" --transform 's,^,boot-sources/,' -cf "$MUSTER_WORK/boot-sources.t
 
 # What differs from build to build, names this machine, or lies on the boot partition anyway.
 : >"$root/etc/machine-id"
+ln -sf /etc/machine-id "$root/var/lib/dbus/machine-id"
 rm -rf "$root"/boot/vmlinuz-* "$root"/boot/System.map-* "$root"/usr/lib/linux-image-* "$root"/usr/lib/raspi-firmware \
     "$root"/var/cache/* "$root"/var/log/* "$root"/var/lib/systemd/* "$root"/var/lib/dpkg/*-old \
     "$root"/etc/*- "$root"/var/lib/initramfs-tools "$root"/usr/lib/systemd/boot "$root"/var/lib/muster-agent/*

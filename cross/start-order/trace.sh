@@ -8,10 +8,12 @@ if ! command -v qemu-x86_64-static >/dev/null; then
     echo "qemu-x86_64-static is not installed: on Debian, apt-get install qemu-user-static" >&2
     exit 2
 fi
-CARGO_PROFILE_DIST_STRIP=none cargo build --locked --profile dist --package muster-agent --target-dir target/start-order
-agent="$PWD/target/start-order/dist/muster-agent"
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
+CARGO_PROFILE_DIST_STRIP=none cross/build.sh x86_64-unknown-linux-gnu
+agent="$logs/muster-agent"
+# With its symbols it is not to be shipped.
+mv target/cross/muster-agent-x86_64-unknown-linux-gnu "$agent"
 cat >"$logs/agent" <<END
 #!/bin/sh
 case "\$*" in
