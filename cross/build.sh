@@ -43,7 +43,8 @@ RUSTFLAGS="" CFLAGS=""
 [ "$target" != armv7-unknown-linux-gnueabihf ] || RUSTFLAGS="-C target-feature=+thumb-mode"
 # In code made for size a function marked inline is else inlined where it is up to six times as large as another; without that, the agent for x86-64 is 0.6 MB smaller,
 # for 1.3 % more instructions in an inference of the digits model.
-[ "$profile" != dist ] || RUSTFLAGS+=" -C llvm-args=-inlinehint-threshold=75"
+# Names of the later form say for which types a function was compiled: start-order/places.txt tells these apart.
+[ "$profile" != dist ] || RUSTFLAGS+=" -C llvm-args=-inlinehint-threshold=75 -C symbol-mangling-version=v0"
 for pair in "${remapped[@]}"; do
     RUSTFLAGS+=" --remap-path-prefix=$pair" CFLAGS+=" -ffile-prefix-map=$pair"
 done

@@ -14,8 +14,8 @@ import sys
 import places
 
 HEADER = """\
-# Modules and types whose functions a running agent needs, for ordered-gcc. Written by trace.sh; a place too many costs some memory
-# on boards, one too few a little more, so there is no need to write it again for every change.
+# Functions that a running agent needs, for ordered-gcc, with marks of the types they are compiled for (places.py). Written by trace.sh; one
+# too many costs a little memory on boards, as one too few does, so there is no need to write it again for every change.
 """
 
 
@@ -62,7 +62,7 @@ def main():
     if not names:
         sys.exit("the logs show no function of the agent: were they written with its symbols?")
     listed = sorted(place for place in set(places.of_symbols(names)) if not place.startswith(places.FAMILIES))
-    places.LIST.write_text(HEADER + "\n".join(listed) + "\n")
+    places.write(listed, HEADER)
     wanted = places.Wanted()
     inside = sum(row[1] for row, place in zip(table, places.of_symbols([name for _, _, name in table])) if place in wanted)
     print(f"{len(names)} functions from {len(listed)} places, {inside / 2**20:.1f} of {sum(row[1] for row in table) / 2**20:.1f} MiB")
