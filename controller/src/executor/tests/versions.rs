@@ -116,7 +116,8 @@ async fn who_falls_back_to_an_earlier_agent_is_told_nothing_that_it_cannot_read_
     }
     assert_eq!(assignments(&test, &test.broker.take()), [], "it could not read it");
     let shown = serde_json::to_string(&view(&test.app, &id).await.unwrap().waiting).unwrap();
-    assert!(shown.contains("cannot be told: its agent 0.1.0 does not know waiting with the switch"), "{shown}");
+    assert!(shown.contains(r#""reason":"cannot-be-told""#), "{shown}");
+    assert!(shown.contains("its agent 0.1.0 does not know waiting with the switch"), "{shown}");
     act(&test.app, &id, OperatorAction::Rollback, "alice", None).await.unwrap();
     plan_until(&test, &id, is(RolloutStatus::RollingBack)).await;
     reissue(&test.app, device).await;
