@@ -21,7 +21,7 @@ const NOT_RUN: [(&str, &str); 4] = [
     ("sudo dd if=muster-generic-arm64.img", "overwrites a card"),
     ("sudo umount /mnt", "a file system of the host"),
     (
-        "sudo apt install ./muster-agent_0.1.0_arm64.deb",
+        "sudo apt install ./muster-agent_0.1.0-1_arm64.deb",
         "installs into the host; tests/packages does it in a throw-away one",
     ),
     ("sudo usermod --append --groups", "changes the host's users"),

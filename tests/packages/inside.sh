@@ -126,7 +126,8 @@ say "upgrades"
 cp /etc/muster-agent/agent.toml agent.toml.before
 invocation() { systemctl show --property InvocationID --value "$1"; }
 agent_started="$(starts muster-agent)" controller_started="$(starts muster-controller)"
-identity="$(muster device show press-7 --output json | grep -o '"enrolled_ms":[0-9]*' || true)"
+enrolled() { muster device show press-7 --output json | grep -Eo '"enrolled_at_ms": ?[0-9]+' || fail "it is not said when the device enrolled"; }
+identity="$(enrolled)"
 dpkg --force-confold --install packages/next/*.deb
 until_true 30 serves 1.0.0
 cmp agent.toml.before /etc/muster-agent/agent.toml || fail "the configuration was changed"
@@ -134,7 +135,7 @@ journalctl --sync
 [ "$(starts muster-agent)" = $((agent_started + 1)) ] || fail "the agent was not started once, but: $agent_started, $(starts muster-agent)"
 [ "$(starts muster-controller)" = $((controller_started + 1)) ] || fail "the controller was not started once"
 until_true 60 muster device show press-7
-[ "$(muster device show press-7 --output json | grep -o '"enrolled_ms":[0-9]*' || true)" = "$identity" ] || fail "the device enrolled once more"
+[ "$(enrolled)" = "$identity" ] || fail "the device enrolled once more"
 bring_out 1.1.0
 
 say "goes, and leaves what is its owner's"
@@ -142,7 +143,7 @@ dpkg --remove muster-agent muster-controller
 for left in /etc/muster-agent/agent.toml /var/lib/muster-agent /var/lib/muster-controller; do
     [ -e "$left" ] || fail "$left went with the program"
 done
-pgrep -f /usr/bin/muster && fail "something of it still runs"
+pgrep --uid muster-agent,muster-controller && fail "something of it still runs"
 say "comes back as it was"
 dpkg --force-confold --install packages/next/*.deb
 until_true 30 serves 1.1.0

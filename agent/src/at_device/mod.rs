@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::config::{Config, ConfigError};
 
 /// What of another program's answer is read, in bytes.
-const MAX_PROGRAM_BYTES: u64 = 1024 * 1024;
+const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
 
 /// Which agent, and in which form to answer.
 #[derive(Debug, Clone, Args)]
@@ -75,7 +75,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }
 
-/// What `program` prints, at most its first [`MAX_PROGRAM_BYTES`]; none where it cannot be started or takes longer than `limit`.
+/// What `program` prints, the last [`MAX_PROGRAM_BYTES`] of it where there is more; none where it cannot be started or takes longer than `limit`.
 async fn printed(program: &str, arguments: &[&str], limit: Duration) -> Option<Vec<u8>> {
     let mut child = tokio::process::Command::new(program)
         .args(arguments)
@@ -85,8 +85,33 @@ async fn printed(program: &str, arguments: &[&str], limit: Duration) -> Option<V
         .kill_on_drop(true)
         .spawn()
         .ok()?;
-    let mut bytes = Vec::new();
-    let mut out = child.stdout.take()?.take(MAX_PROGRAM_BYTES);
-    tokio::time::timeout(limit, out.read_to_end(&mut bytes)).await.ok()?.ok()?;
-    Some(bytes)
+    let out = child.stdout.take()?;
+    tokio::time::timeout(limit, end_of_all(out)).await.ok()?.ok()
+}
+
+/// The last [`MAX_PROGRAM_BYTES`] of what comes.
+async fn end_of_all(mut source: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    while source.read_buf(&mut kept).await? > 0 {
+        if kept.len() > 2 * MAX_PROGRAM_BYTES {
+            kept.drain(..kept.len() - MAX_PROGRAM_BYTES);
+        }
+    }
+    kept.drain(..kept.len().saturating_sub(MAX_PROGRAM_BYTES));
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_much_that_is_printed_the_end_is_kept() {
+        for length in [0, 5, MAX_PROGRAM_BYTES, MAX_PROGRAM_BYTES + 1, 5 * MAX_PROGRAM_BYTES + 7] {
+            let all: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let kept = end_of_all(&all[..]).await.unwrap();
+            assert_eq!(kept.len(), length.min(MAX_PROGRAM_BYTES));
+            assert!(all.ends_with(&kept));
+        }
+    }
 }

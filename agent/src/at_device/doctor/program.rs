@@ -64,7 +64,7 @@ pub(super) fn program(program: &Result<Program, String>) -> Vec<Finding> {
     all.extend(damaged.iter().map(|(manifest, what)| {
         let is_committed = committed.as_ref().is_some_and(|bundle| bundle.manifest == *manifest);
         let hint = if is_committed {
-            "from the next start on the package's program runs in its place: bring out another version, and see to the disk"
+            "from the next start on the package's program runs in its place: bring it out again, and see to the disk"
         } else {
             "it does not run, and is fetched again when it is needed; see to the disk"
         };
@@ -80,7 +80,7 @@ fn settled(runs: bool, is_committed: bool, runs_now: &str, stands: &str) -> Find
             CHECK,
             Health::Warning,
             format!("{runs_now}, and not {stands}, which is committed"),
-            "it could not be started: muster-agent logs says why; bring out another version where it is damaged",
+            "it could not be started: muster-agent logs says why; bring it out again where it is damaged",
         ),
         (true, true) => ok(CHECK, format!("{runs_now} runs")),
         (false, _) => ok(CHECK, format!("{stands} is to run")),
