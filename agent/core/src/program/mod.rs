@@ -15,7 +15,7 @@ mod record;
 
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::limits::bounded_text;
-use muster_shared::messages::{DeviceEventKind, TrackReport};
+use muster_shared::messages::{DeviceEventKind, InstalledBundle, TrackReport};
 
 use self::admit::{Admission, admit, target_slot};
 pub use self::admit::{Offer, OfferedProgram};
@@ -135,6 +135,8 @@ pub struct Machine {
     record: Record,
     /// Where the program that runs is; none for what the package installed.
     running: Option<Slot>,
+    /// What that is, whatever its slot is to hold next.
+    runs: Option<InstalledBundle>,
     /// This process was started to try its program.
     is_tried: bool,
     /// The trial of the program that runs.
@@ -145,7 +147,8 @@ impl Machine {
     /// The machine as the record left it, in a process of the program `running`. [`Event::Started`] must be the first event.
     #[must_use]
     pub fn new(record: Record, running: Option<Slot>) -> Self {
-        Self { record, running, is_tried: false, watch: None }
+        let runs = record.report(running).running;
+        Self { record, running, runs, is_tried: false, watch: None }
     }
 
     /// What has to survive a crash.
@@ -157,7 +160,12 @@ impl Machine {
     /// What the controller is told.
     #[must_use]
     pub fn report(&self) -> TrackReport {
-        self.record.report(self.running)
+        let mut report = self.record.report(self.running);
+        let manifest = |bundle: &Option<InstalledBundle>| bundle.as_ref().map(|bundle| bundle.manifest);
+        if manifest(&report.running) != manifest(&self.runs) {
+            report.running.clone_from(&self.runs);
+        }
+        report
     }
 
     /// Where the program that runs is; none for what the package installed.

@@ -87,6 +87,8 @@ struct World {
     files: BTreeMap<Slot, (Digest, u32)>,
     /// Slots whose file was damaged after it was found right.
     damaged: BTreeSet<Slot>,
+    /// The manifest of the program that runs; none for the package's.
+    runs: Option<Digest>,
     /// Programs that crash at the start.
     crashing: BTreeSet<Digest>,
     /// Starts on trial by generation, and how many of them were given back by a stop in order.
@@ -105,6 +107,7 @@ impl World {
             cut_after: None,
             files: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            runs: None,
             crashing: BTreeSet::new(),
             trial_starts: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -179,6 +182,7 @@ impl World {
                 assert!(self.disk.on_trial().is_some(), "a program that crashes at its start was committed");
                 continue;
             }
+            self.runs = run.map(|slot| self.disk.slots[&slot].manifest);
             self.process = Some(Machine::new(self.disk.clone(), run));
             self.take(Event::Started);
             if self.process.is_some() {
@@ -252,7 +256,11 @@ impl World {
                     Effect::StoreManifest(slot) => {
                         assert!(Some(slot) != self.disk.committed || self.damaged.contains(&slot));
                     }
-                    Effect::Report | Effect::Refuse { .. } | Effect::StopFetching => {}
+                    Effect::Report => {
+                        let said = machine.report().running.map(|bundle| bundle.manifest);
+                        assert_eq!(said, self.runs, "it says that another program runs");
+                    }
+                    Effect::Refuse { .. } | Effect::StopFetching => {}
                 }
             }
             // One chunk after another, as far as there are any.
