@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Makes a flashable image for BOARD from Debian 12, with the agent in it.
-#   firmware-images/build.sh BOARD --agent FILE.deb [--output FILE] [--mirror URL]
+#   firmware-images/build.sh BOARD --agent FILE.deb [--output FILE] [--mirror URL [--security-mirror URL]]
 # BOARD is one of the files in firmware-images/boards. FILE.deb is what cross/package.sh makes; without --agent, the newest in target/packages.
-# Packages come from where this machine's own come from (Debian 12), or else from --mirror or MUSTER_DEBIAN_MIRROR. Beside the image land
+# Packages come from where this machine's own come from (Debian 12), or else from --mirror or MUSTER_DEBIAN_MIRROR, and
+# security updates then from --security-mirror or MUSTER_DEBIAN_SECURITY_MIRROR. Beside the image land
 # the packages in it (FILE.packages) and its checksum (FILE.sha256). The same agent and the same packages make the same bytes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fail() { echo "firmware-images/build.sh: $*" >&2; exit 2; }
-usage="usage: firmware-images/build.sh BOARD --agent FILE.deb [--output FILE] [--mirror URL], with BOARD one of: $(cd firmware-images/boards && echo *.sh | sed 's/\.sh//g')"
+usage="usage: firmware-images/build.sh BOARD --agent FILE.deb [--output FILE] [--mirror URL [--security-mirror URL]], with BOARD one of: $(cd firmware-images/boards && echo *.sh | sed 's/\.sh//g')"
 
-board="" agent="" output="" mirror="${MUSTER_DEBIAN_MIRROR:-}"
+board="" agent="" output="" mirror="${MUSTER_DEBIAN_MIRROR:-}" security="${MUSTER_DEBIAN_SECURITY_MIRROR:-}"
 while [ $# -gt 0 ]; do
     case "$1" in
         --agent) agent="${2:?$usage}"; shift ;;
         --output) output="${2:?$usage}"; shift ;;
         --mirror) mirror="${2:?$usage}"; shift ;;
+        --security-mirror) security="${2:?$usage}"; shift ;;
         -*) fail "$usage" ;;
         *) board="$1" ;;
     esac
@@ -48,6 +50,11 @@ fi
 # Sources: one line for each suite.
 if [ -n "$mirror" ]; then
     sources="$(printf "deb $mirror %s $components\n" bookworm bookworm-updates)"
+    if [ -n "$security" ]; then
+        sources+=$'\n'"deb $security bookworm-security $components"
+    else
+        echo "firmware-images/build.sh: without --security-mirror the image lacks Debian's security updates" >&2
+    fi
 else
     sources="$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(ORIGIN)' 'Created-By: Packages' | sort -u |
         awk -v components="$components" '$2 ~ /^bookworm/ && $3 == "Debian" { print "deb", $1, $2, components }')"
