@@ -49,7 +49,13 @@ muster root push root.json
 muster token create --root root.json --uses 1 --valid-for 1h >/etc/muster-agent/enrolment-token
 chmod 600 /etc/muster-agent/enrolment-token
 sed -i 's/^# device-id = .*/device-id = "press-7"/' /etc/muster-agent/agent.toml
-printf '\n[monitor]\nwindow-ms = 500\n' >>/etc/muster-agent/agent.toml
+cat >>/etc/muster-agent/agent.toml <<'TOML'
+[monitor]
+window-ms = 500
+[serve]
+unix-socket = "/run/muster-agent/inference.sock"
+unix-socket-group = "muster-clients"
+TOML
 systemctl restart muster-agent
 until_true 30 muster device show press-7
 for version in 1.0.0 1.1.0; do
@@ -88,6 +94,40 @@ before="$(systemctl show --property MainPID --value muster-agent)"
 kill -KILL "$before"
 until_true 30 serves 1.0.0
 [ "$(systemctl show --property MainPID --value muster-agent)" != "$before" ] || fail "the agent was not started again"
+socket=/run/muster-agent/inference.sock
+[ "$(stat --format '%U:%G %a' "$socket")" = "muster-agent:muster-clients 660" ] || fail "the socket is $(stat --format '%U:%G %a' "$socket")"
+by_socket() { setpriv --reuid nobody --regid nogroup "$@" curl --silent --fail --output /dev/null --unix-socket "$socket" http://agent/v2/health/live; }
+by_socket --groups muster-clients || fail "an application of the group cannot use the socket"
+by_socket --clear-groups && fail "an application of no group can use the socket"
+before="$(systemctl show --property MainPID,NRestarts muster-agent)"
+cp -a /etc/muster-agent/agent.toml agent.toml.right
+printf '[log]\nfilter = "debug"\n' >>/etc/muster-agent/agent.toml
+systemctl reload muster-agent || fail "it cannot be reloaded"
+printf 'colour = "red"\n' >>/etc/muster-agent/agent.toml
+systemctl reload muster-agent && fail "a wrong configuration was taken"
+journalctl --unit muster-agent --output cat --no-pager | grep 'unknown field `colour`' >/dev/null || fail "nobody is told what is wrong"
+cp -a agent.toml.right /etc/muster-agent/agent.toml
+systemctl reload muster-agent || fail "it cannot be reloaded with what is right again"
+[ "$(systemctl show --property MainPID,NRestarts muster-agent)" = "$before" ] || fail "a reload started the agent again"
+serves 1.0.0 || fail "1.0.0 does not answer after a reload"
+journalctl --sync
+[ -n "$(journalctl --quiet --no-pager --lines 1 _SYSTEMD_UNIT=muster-agent.service BUNDLE=digits@1.0.0)" ] || fail "the journal does not know the bundle"
+# One that hangs is ended by the watchdog and started again.
+mkdir -p /run/systemd/system/muster-agent.service.d
+printf '[Service]\nWatchdogSec=6\n' >/run/systemd/system/muster-agent.service.d/watchdog.conf
+systemctl daemon-reload
+systemctl restart muster-agent
+until_true 30 serves 1.0.0
+before="$(systemctl show --property MainPID --value muster-agent)"
+kill -STOP "$before"
+is_another() { local pid && pid="$(systemctl show --property MainPID --value muster-agent)" && [ "$pid" != 0 ] && [ "$pid" != "$1" ]; }
+until_true 60 is_another "$before"
+until_true 30 serves 1.0.0
+journalctl --unit muster-agent --output cat --no-pager | grep "Watchdog timeout" >/dev/null || fail "it was not the watchdog that ended it"
+rm -r /run/systemd/system/muster-agent.service.d
+systemctl daemon-reload
+systemctl restart muster-agent
+until_true 30 serves 1.0.0
 SECONDS=0
 systemctl stop muster-agent
 [ "$SECONDS" -le 5 ] || fail "the agent took $SECONDS s to stop"

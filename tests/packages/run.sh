@@ -18,6 +18,7 @@ echo "==> Packages, and the same once more as their next version"
 work="$PWD/target/packages/try"
 rm -rf "$work"
 mkdir -p "$work/first" "$work/next"
+rm -f target/packages/*_"$architecture".deb
 cross/package.sh "$target"
 mv target/packages/*_"$architecture".deb "$work/first/"
 rm -f target/packages/*_"$architecture".cdx.json
@@ -60,6 +61,8 @@ trap 'kill "$shows" 2>/dev/null || true; rm -rf "$root"' EXIT
 timeout 900 systemd-nspawn --quiet --boot --private-network --register=no --keep-unit --console=passive --directory "$root" >"$work/boot.log" 2>&1 </dev/null || true
 if [ "$(cat "$root/root/inside.status" 2>/dev/null)" != 0 ]; then
     tail -50 "$work/boot.log" >&2
+    # Its last words, which the follower may not have come to.
+    tail -20 "$root/root/inside.log" >&2
     echo "what was tried inside failed: see above" >&2
     exit 1
 fi
