@@ -15,7 +15,7 @@ use crate::profile::{Objectives, Profile, Source};
 use crate::trust::{Activation, Assignment, DeliveryPolicy, Stage, Track};
 
 /// What this code understands.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Something that documents may hold and that agents did not always know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,11 +39,13 @@ pub enum Feature {
     CpuFeatures,
     /// [`Assignment::track`] and [`Manifest::program`].
     ProgramTrack,
+    /// [`Requirements::attributes`].
+    AttributeRequirements,
 }
 
 impl Feature {
     /// Every one there is.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Delivery,
         Self::Stage,
         Self::Activation,
@@ -53,6 +55,7 @@ impl Feature {
         Self::WideProfile,
         Self::CpuFeatures,
         Self::ProgramTrack,
+        Self::AttributeRequirements,
     ];
 
     /// The number with which it came.
@@ -68,6 +71,7 @@ impl Feature {
             | Self::WideProfile
             | Self::CpuFeatures => 1,
             Self::ProgramTrack => 2,
+            Self::AttributeRequirements => 3,
         }
     }
 
@@ -90,6 +94,7 @@ impl fmt::Display for Feature {
             Self::WideProfile => "the bundle's monitoring profile",
             Self::CpuFeatures => "requirements on the processor",
             Self::ProgramTrack => "exchanging its own program",
+            Self::AttributeRequirements => "requirements on attributes",
         })
     }
 }
@@ -118,7 +123,7 @@ impl Manifest {
             Source::Entropy { .. } | Source::Margin { .. } | Source::Probe { .. } | Source::Projection { .. } => false,
         });
         let is_bare = slices.is_empty() && labels.is_none() && outliers.is_none() && quantiles.is_empty();
-        let Requirements { cpu_features, .. } = &self.requirements;
+        let Requirements { cpu_features, attributes, .. } = &self.requirements;
         let held = [
             (Feature::Pipeline, self.pipeline.is_some()),
             (Feature::DataSchema, self.schema.is_some()),
@@ -126,6 +131,7 @@ impl Manifest {
             (Feature::WideProfile, !is_plain || !is_bare || !Objectives::is_empty(objectives)),
             (Feature::CpuFeatures, !cpu_features.is_empty()),
             (Feature::ProgramTrack, self.program.is_some()),
+            (Feature::AttributeRequirements, attributes.is_some()),
         ];
         held.into_iter().filter(|(_, is_held)| *is_held).map(|(feature, _)| feature).collect()
     }

@@ -141,16 +141,32 @@ impl Fleet {
         attachment: &str,
         write: impl FnOnce(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let folder = self.folder.join("descriptions").join(version);
-        std::fs::create_dir_all(&folder)?;
+        let folder = self.digits_folder(version)?;
         let description = std::fs::read_to_string(fixtures::digits().join(format!("bundle-{version}.toml")))?;
-        for file in ["reference.csv".to_owned(), format!("golden-{version}.json"), format!("digits-{version}.onnx")] {
-            std::fs::copy(fixtures::digits().join(&file), folder.join(&file))?;
-        }
         write(&folder.join(attachment))?;
         let path = folder.join("bundle.toml");
         std::fs::write(&path, format!("attachments = [{attachment:?}]\n{description}"))?;
         self.release(&format!("digits-{version}"), &path).await
+    }
+
+    /// Releases the digits model of `version`, described by `description`.
+    ///
+    /// # Errors
+    /// When a step fails.
+    pub async fn release_digits_as(&self, version: &str, description: &str) -> anyhow::Result<()> {
+        let path = self.digits_folder(version)?.join("bundle.toml");
+        std::fs::write(&path, description)?;
+        self.release(&format!("digits-{version}"), &path).await
+    }
+
+    /// A folder with the files that a description of the digits model of `version` names.
+    fn digits_folder(&self, version: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.join("descriptions").join(version);
+        std::fs::create_dir_all(&folder)?;
+        for file in ["reference.csv".to_owned(), format!("golden-{version}.json"), format!("digits-{version}.onnx")] {
+            std::fs::copy(fixtures::digits().join(&file), folder.join(&file))?;
+        }
+        Ok(folder)
     }
 
     /// A token with which `uses` devices may enrol.

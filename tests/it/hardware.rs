@@ -1,4 +1,4 @@
-//! Boards as they are: without a clock until the network sets it, and with nothing to write to but the agent's own folder.
+//! Boards as they are: without a clock until the network sets it, with nothing to write to but the agent's own folder, and too hot.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,8 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
 use muster_shared::messages::FreezeProtection;
+use muster_shared::rollout::{RolloutStatus, Waiting};
 use muster_tests::binaries::Binaries;
 use muster_tests::device::{Device, DeviceSetup};
+use muster_tests::fixtures;
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::wait;
 
@@ -102,7 +104,7 @@ fn a_board_without_a_clock_joins_once_it_is_set_and_works_without_from_then_on()
         traffic.expect("dev-1", true);
         fleet.release_digits("1.1.0").await?;
         let rollout = fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
-        fleet.wait_rollout(&rollout, muster_shared::rollout::RolloutStatus::Completed).await?;
+        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
 
         // The network sets it while requests come: 50 years pass at once, windows go on closing, and nobody is left without an answer.
         let client = reqwest::Client::new();
@@ -120,13 +122,20 @@ fn a_board_without_a_clock_joins_once_it_is_set_and_works_without_from_then_on()
     });
 }
 
+/// Whether this user may have mounts of their own. Where not, it is said that the test is skipped.
+fn may_mount() -> bool {
+    let may = Command::new("unshare").args(["-rm", "true"]).output().is_ok_and(|output| output.status.success());
+    if !may {
+        eprintln!("SKIPPED: this system does not let this user have mounts of its own (unshare -rm)");
+    }
+    may
+}
+
 /// Skipped, with a line that says so, where `unshare -rm` is not allowed.
 #[test]
 fn an_agent_that_may_write_to_its_own_folder_alone_does_its_whole_work() {
     stage::run(async |binaries, folder| {
-        let may = Command::new("unshare").args(["-rm", "true"]).output();
-        if !may.is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: this system does not let this user have mounts of its own (unshare -rm)");
+        if !may_mount() {
             return Ok(());
         }
         let data = folder.join("dev-1/data");
@@ -157,11 +166,101 @@ fn an_agent_that_may_write_to_its_own_folder_alone_does_its_whole_work() {
         stage::kill_and_restart(&mut fleet, &traffic).await?;
         fleet.release_digits("1.1.0").await?;
         let rollout = fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
-        fleet.wait_rollout(&rollout, muster_shared::rollout::RolloutStatus::Completed).await?;
+        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
         let said = fs::read_to_string(folder.join("dev-1/agent.log"))?;
         // Whatever it had tried to write elsewhere would have been refused.
         ensure!(!said.contains("Read-only file system"), "{said}");
         ensure!(!folder.join("probe").exists(), "the agent could write elsewhere, so this test shows nothing");
+        stage::ensure_all_answered(&traffic)
+    });
+}
+
+/// The sensors of a board, as its kernel shows them.
+struct Sensors {
+    folder: PathBuf,
+}
+
+impl Sensors {
+    fn new(folder: &Path) -> anyhow::Result<Self> {
+        for device in ["thermal_zone0", "cooling_device0"] {
+            fs::create_dir_all(folder.join(device))?;
+        }
+        fs::write(folder.join("cooling_device0/type"), "cpufreq-cpu0\n")?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// It is so hot, and the processor is slowed by so many steps.
+    fn show(&self, temperature_mc: i32, steps: u32) -> anyhow::Result<()> {
+        fs::write(self.folder.join("cooling_device0/cur_state"), format!("{steps}\n"))?;
+        Ok(fs::write(self.folder.join("thermal_zone0/temp"), format!("{temperature_mc}\n"))?)
+    }
+}
+
+/// Skipped, with a line that says so, where `unshare -rm` is not allowed.
+#[test]
+fn a_device_that_is_too_hot_says_so_and_is_left_out_until_it_is_not() {
+    stage::run(async |binaries, folder| {
+        if !may_mount() {
+            return Ok(());
+        }
+        let sensors = Sensors::new(&folder.join("sensors"))?;
+        sensors.show(45_000, 0)?;
+        let inner = folder.join("inside");
+        let inside = format!("mount --bind {:?} /sys/class/thermal\nexec {:?} \"$@\"", sensors.folder, binaries.agent);
+        fs::write(&inner, format!("set -euo pipefail\n{inside}\n"))?;
+        let agent = agent_by(&folder, &format!("exec unshare -rm --propagation private bash {inner:?} \"$@\""))?;
+        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
+        let token = fleet.enrolment_token(1).await?;
+        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
+        let with_sensors = Binaries { agent, ..binaries };
+        fleet.devices.push(Device::start(&with_sensors, &folder.join("dev-1"), &setup, None).await?);
+        fleet.wait_online(1).await?;
+        let traffic = stage::traffic(&fleet)?;
+        stage::first_version(&fleet, &traffic).await?;
+        let condition = async |fleet: &Fleet| {
+            let reported = fleet.operator.device("dev-1").await?.reported.unwrap_or_default();
+            let says = |key: &str| reported.attributes.get(key).cloned().unwrap_or_default();
+            anyhow::Ok([says("temperature-c"), says("throttling"), says("pressure")])
+        };
+        let becomes = async |fleet: &Fleet, expected: [&str; 3]| {
+            wait::until(&format!("the device says {expected:?}"), PATIENCE, async || {
+                Ok((condition(fleet).await? == expected).then_some(()))
+            })
+            .await
+        };
+        becomes(&fleet, ["45", "none", "none"]).await?;
+
+        sensors.show(93_000, 3)?;
+        becomes(&fleet, ["93", "heat", "high"]).await?;
+        let reported = fleet.operator.device("dev-1").await?.reported.unwrap_or_default();
+        ensure!(reported.pressure.reason == "hot: 93 °C", "{:?}", reported.pressure);
+        let count = async |selector: &str| {
+            let devices = ["--output", "json", "device", "list", "--selector", selector];
+            anyhow::Ok(fleet.operator.run(&devices).await?.matches("\"dev-1\"").count())
+        };
+        ensure!(count("temperature-c<=70").await? == 0 && count("temperature-c>=70,throttling=heat").await? > 0);
+
+        // What is not for a device so hot waits until it is cooler.
+        let description = fs::read_to_string(fixtures::digits().join("bundle-1.1.0.toml"))?;
+        let wish = "[requirements]\nattributes = \"temperature-c<=70,throttling!=heat\"";
+        fleet.release_digits_as("1.1.0", &description.replace("[requirements]", wish)).await?;
+        let rollout = fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
+        let why = wait::until("the device is left out", PATIENCE, async || {
+            let view = fleet.operator.rollout(&rollout).await?;
+            Ok(view.waiting.iter().find_map(|waiting| {
+                let Waiting::Unsuitable { devices } = waiting else { return None };
+                devices.values().next().cloned()
+            }))
+        })
+        .await?;
+        ensure!(
+            why == "the bundle needs a device with temperature-c<=70 (it is 93), throttling!=heat (it is heat)",
+            "{why}"
+        );
+        sensors.show(46_000, 0)?;
+        stage::kill_and_restart(&mut fleet, &traffic).await?;
+        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
+        fleet.wait_committed("dev-1", "1.1.0").await?;
         stage::ensure_all_answered(&traffic)
     });
 }

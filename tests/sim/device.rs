@@ -184,6 +184,7 @@ impl Device {
                 memory_allowed_bytes: Some(1 << 30),
                 memory_available_bytes: Some(1 << 29),
                 cpu_features: BTreeSet::new(),
+                attributes: BTreeMap::new(),
                 agent_version: "0.1.0".parse().expect("a version"),
                 disk_free_bytes: 1 << 30,
                 disk_allowed_bytes: 1 << 30,

@@ -6,7 +6,7 @@
 
 mod unsuitable;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_shared::bundle::{MODEL_PATH, Manifest, Requirements};
 use muster_shared::ids::{BundleRef, Digest};
@@ -32,6 +32,8 @@ pub struct DeviceFacts {
     pub memory_available_bytes: Option<u64>,
     /// Instructions of its processor that matter to inference ([`muster_shared::bundle::CPU_FEATURES`]).
     pub cpu_features: BTreeSet<&'static str>,
+    /// Its attributes, as it reports them.
+    pub attributes: BTreeMap<String, String>,
     /// The agent's version.
     pub agent_version: semver::Version,
     /// Free space where bundles go, in bytes.
@@ -198,7 +200,6 @@ fn unsuitable(
     is_beside: bool,
 ) -> Option<Unsuitable> {
     let bundle = || manifest.bundle.clone();
-    let wants = &manifest.requirements;
     if manifest.release_counter < record.security_floor {
         return Some(Unsuitable::BelowFloor {
             bundle: bundle(),
@@ -210,24 +211,8 @@ fn unsuitable(
     if device.now_ms >= manifest.expires_ms && !runs_already {
         return Some(Unsuitable::Expired { bundle: bundle(), expires_ms: manifest.expires_ms, now_ms: device.now_ms });
     }
-    if !wants.architectures.is_empty() && !wants.architectures.contains(&device.arch) {
-        let wanted = wants.architectures.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
-        return Some(Unsuitable::Architecture { bundle: bundle(), wanted, found: device.arch.clone() });
-    }
-    if device.memory_bytes < wants.min_memory_bytes {
-        return Some(Unsuitable::Memory { bundle: bundle(), need: wants.min_memory_bytes, have: device.memory_bytes });
-    }
-    let missing = wants.cpu_features.iter().map(String::as_str).filter(|f| !device.cpu_features.contains(f)).take(8);
-    let missing = missing.collect::<Vec<_>>().join(", ");
-    if !missing.is_empty() {
-        return Some(Unsuitable::CpuFeatures { bundle: bundle(), missing });
-    }
-    if let Some(need) = wants.min_agent_version.as_ref().filter(|need| device.agent_version < **need) {
-        return Some(Unsuitable::AgentVersion {
-            bundle: bundle(),
-            need: need.clone(),
-            have: device.agent_version.clone(),
-        });
+    if let Some(why) = unmet(&manifest.requirements, &manifest.bundle, device) {
+        return Some(why);
     }
     if record.slots.holding(&manifest.digest).is_some() {
         return None;
@@ -243,6 +228,30 @@ fn unsuitable(
     }
     let target = crate::update::target_slot(record, &manifest.digest);
     no_room(record, manifest, device, record.committed.map(|_| target.other()))
+}
+
+/// What of `wants`, which `bundle` asks for, the device does not meet.
+pub(crate) fn unmet(wants: &Requirements, bundle: &BundleRef, device: &DeviceFacts) -> Option<Unsuitable> {
+    let bundle = || bundle.clone();
+    if !wants.architectures.is_empty() && !wants.architectures.contains(&device.arch) {
+        let wanted = wants.architectures.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+        return Some(Unsuitable::Architecture { bundle: bundle(), wanted, found: device.arch.clone() });
+    }
+    if device.memory_bytes < wants.min_memory_bytes {
+        return Some(Unsuitable::Memory { bundle: bundle(), need: wants.min_memory_bytes, have: device.memory_bytes });
+    }
+    let missing = wants.cpu_features.iter().map(String::as_str).filter(|f| !device.cpu_features.contains(f)).take(8);
+    let missing = missing.collect::<Vec<_>>().join(", ");
+    if !missing.is_empty() {
+        return Some(Unsuitable::CpuFeatures { bundle: bundle(), missing });
+    }
+    let missing = wants.attributes.iter().flat_map(|wanted| wanted.unmet(&device.attributes)).take(8);
+    let missing = missing.collect::<Vec<_>>().join(", ");
+    if !missing.is_empty() {
+        return Some(Unsuitable::Attributes { bundle: bundle(), missing });
+    }
+    let need = wants.min_agent_version.as_ref().filter(|need| device.agent_version < **need)?;
+    Some(Unsuitable::AgentVersion { bundle: bundle(), need: need.clone(), have: device.agent_version.clone() })
 }
 
 /// Whether `manifest` fits only if the slot that is not its target is emptied, too. With a bundle committed that never comes about: it

@@ -12,6 +12,8 @@ use muster_shared::trust::DeliveryPolicy;
 pub const HOLD_MS: u64 = 60_000;
 /// The least time between two reports of it to the controller, in milliseconds.
 pub const TELL_MS: u64 = 600_000;
+/// How much warmer or colder a device has become before the controller is told, in thousandths of a degree.
+pub const NEWS_MC: u32 = 5_000;
 /// At [`Level::High`] no more bytes of chunks than this are fetched in a second.
 pub const SLOW_BYTES_PER_S: u64 = 32 * 1024;
 
@@ -150,8 +152,32 @@ pub struct Pressure {
     cause: Option<Cause>,
     /// Since when the signs have stood for less than the level in force.
     calm_since_ms: Option<u64>,
-    told: Level,
+    /// What was observed last.
+    seen: Condition,
+    told: Condition,
+    /// When the controller was told of another level.
+    told_level_ms: Option<u64>,
+    /// When it was told of anything.
     told_ms: Option<u64>,
+}
+
+/// What of it the controller is told.
+#[derive(Debug, Clone, Copy, Default)]
+struct Condition {
+    level: Level,
+    temperature_mc: Option<i32>,
+    throttling: Option<Throttling>,
+}
+
+impl Condition {
+    /// Whether it is so much warmer or colder than at `told`, or held back by something else, that who knows that should hear of it.
+    fn is_another(&self, told: &Self) -> bool {
+        let is_warmer_or_colder = match (self.temperature_mc, told.temperature_mc) {
+            (Some(now), Some(then)) => now.abs_diff(then) >= NEWS_MC,
+            (now, then) => now.is_some() != then.is_some(),
+        };
+        self.throttling != told.throttling || is_warmer_or_colder
+    }
 }
 
 impl Pressure {
@@ -169,6 +195,13 @@ impl Pressure {
 
     /// Takes in what was read at `now_ms`, by a clock that does not jump. Whether the level has changed.
     pub fn observe(&mut self, signs: &Signs, now_ms: u64) -> bool {
+        let changes = self.follow(signs, now_ms);
+        let Signs { temperature_mc, throttling, .. } = *signs;
+        self.seen = Condition { level: self.level, temperature_mc, throttling };
+        changes
+    }
+
+    fn follow(&mut self, signs: &Signs, now_ms: u64) -> bool {
         let (level, cause) = signs.level(self.level);
         if level >= self.level {
             let changes = level > self.level;
@@ -185,15 +218,20 @@ impl Pressure {
         true
     }
 
-    /// Whether the controller is to be told at `now_ms`: the level is another than it knows, and it was not told just now. It counts as
-    /// told then.
+    /// Whether the controller is to be told at `now_ms`: the level is another than it knows, and it was not told of one just now; or what holds
+    /// the processor back or the temperature is, and it was not told of anything just now. It counts as told then.
     pub fn is_to_be_told(&mut self, now_ms: u64) -> bool {
-        let is_news = self.level != self.told;
-        let is_time = self.told_ms.is_none_or(|told_ms| now_ms.saturating_sub(told_ms) >= TELL_MS);
-        if is_news && is_time {
-            (self.told, self.told_ms) = (self.level, Some(now_ms));
+        let is_long_ago =
+            |told_ms: Option<u64>| told_ms.is_none_or(|told_ms| now_ms.saturating_sub(told_ms) >= TELL_MS);
+        let of_level = self.seen.level != self.told.level && is_long_ago(self.told_level_ms);
+        let is_to_be = of_level || self.seen.is_another(&self.told) && is_long_ago(self.told_ms);
+        if is_to_be {
+            if self.seen.level != self.told.level {
+                self.told_level_ms = Some(now_ms);
+            }
+            (self.told, self.told_ms) = (self.seen, Some(now_ms));
         }
-        is_news && is_time
+        is_to_be
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the device reports about itself: found facts, and what its configuration adds.
 //!
-//! Facts that stay as they are while the agent runs. What changes (temperature, throttling, free space) travels with telemetry. What is
-//! not found is left out. Values are written so that a selector can name them: visible ASCII, with `-` for everything else.
+//! Facts that stay as they are while the agent runs are read once; the device's condition ([`of_condition`]) is added as it is at each report.
+//! Free space and what the agent takes travel with telemetry. What is not found is left out. Values are written so that a selector can name them: visible ASCII, with `-` for everything else.
 
 mod board;
 mod cpu;
@@ -11,11 +11,17 @@ use std::path::Path;
 
 use muster_shared::bundle::{CPU_FEATURE_PREFIX, CPU_FEATURES, cpu_feature_attribute};
 use muster_shared::limits::MAX_LABEL_BYTES;
+use muster_shared::messages::{PressureLevel, Throttling};
 use muster_shared::selector::is_label_text;
 
 use self::cpu::Cpu;
+use crate::pressure::Pressed;
 use crate::resources;
 use crate::system::System;
+
+const PRESSURE: &str = "pressure";
+const TEMPERATURE: &str = "temperature-c";
+const THROTTLING: &str = "throttling";
 
 /// The architecture, by the names bundles use.
 pub(crate) fn arch() -> &'static str {
@@ -56,6 +62,29 @@ pub(crate) fn all(system: &System, data_dir: &Path, configured: &BTreeMap<String
     attributes
 }
 
+/// The device's condition when it was looked at last: what presses on it, how hot it is in whole degrees Celsius, and what holds its
+/// processor back.
+pub(crate) fn of_condition(pressed: &Pressed) -> impl Iterator<Item = (String, String)> {
+    let signs = pressed.signs();
+    let pressure = match pressed.level() {
+        PressureLevel::None => "none",
+        PressureLevel::Some => "some",
+        PressureLevel::High | PressureLevel::Other => "high",
+    };
+    let throttling = signs.throttling.map(|throttling| match throttling {
+        Throttling::None => "none",
+        Throttling::Heat => "heat",
+        Throttling::UnderVoltage => "under-voltage",
+    });
+    let temperature_c = signs.temperature_mc.map(|mc| mc.saturating_add(500).div_euclid(1_000).to_string());
+    let found = [
+        (PRESSURE, Some(pressure.to_owned())),
+        (THROTTLING, throttling.map(str::to_owned)),
+        (TEMPERATURE, temperature_c),
+    ];
+    found.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)))
+}
+
 /// Those of [`muster_shared::bundle::CPU_FEATURES`] that the device has.
 pub(crate) fn cpu_features(system: &System) -> BTreeSet<&'static str> {
     Cpu::of(system).features().collect()
@@ -64,7 +93,7 @@ pub(crate) fn cpu_features(system: &System) -> BTreeSet<&'static str> {
 /// Whether bundles are chosen by the attribute `key`, so that it may only be found and not configured, even where it is not found.
 fn is_chosen_by(key: &str) -> bool {
     let is_cpu_feature = || key.strip_prefix(CPU_FEATURE_PREFIX).is_some_and(|feature| CPU_FEATURES.contains(&feature));
-    ["memory-bytes", "disk-bytes"].contains(&key) || is_cpu_feature()
+    ["memory-bytes", "disk-bytes", PRESSURE, TEMPERATURE, THROTTLING].contains(&key) || is_cpu_feature()
 }
 
 /// `found` in the form in which a selector can name it.

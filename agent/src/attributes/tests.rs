@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use muster_agent_core::pressure::Signs;
+use muster_shared::messages::Pressure;
+
 use super::*;
 
 /// A device whose files are these.
@@ -30,6 +33,8 @@ fn facts_that_bundles_are_chosen_by_cannot_be_configured_away() {
         ("disk-bytes", "1"),
         ("cpu-sve", "yes"),
         ("cpu-fan", "yes"),
+        ("temperature-c", "20"),
+        ("throttling", "none"),
     ];
     let configured = configured.map(|(k, v)| (k.to_owned(), v.to_owned()));
     let attributes = all(&System::default(), Path::new("."), &configured.clone().into());
@@ -39,8 +44,26 @@ fn facts_that_bundles_are_chosen_by_cannot_be_configured_away() {
     assert!(attributes["agent-version"].parse::<semver::Version>().is_ok());
     let (root, nothing) = device(&[]);
     let attributes = all(&nothing, &root.path().join("none"), &configured.into());
-    assert_eq!((attributes.get("disk-bytes"), attributes.get("cpu-sve")), (None, None));
+    assert!(["disk-bytes", "cpu-sve", "temperature-c", "throttling"].iter().all(|key| !attributes.contains_key(*key)));
     assert_eq!(attributes["cpu-fan"], "yes");
+}
+
+#[test]
+fn the_condition_is_what_was_read_last() {
+    let pressed = Pressed::default();
+    let attributes = || of_condition(&pressed).collect::<BTreeMap<_, _>>();
+    let said = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    assert_eq!(attributes(), said(&[("pressure", "none")]));
+    let signs = |temperature_mc, throttling| Signs {
+        temperature_mc: Some(temperature_mc),
+        throttling: Some(throttling),
+        ..Signs::default()
+    };
+    pressed.read(signs(61_499, Throttling::None));
+    assert_eq!(attributes(), said(&[("pressure", "none"), ("temperature-c", "61"), ("throttling", "none")]));
+    pressed.set(Pressure { level: PressureLevel::High, reason: "cold".into() });
+    pressed.read(signs(-12_600, Throttling::UnderVoltage));
+    assert_eq!(attributes(), said(&[("pressure", "high"), ("temperature-c", "-13"), ("throttling", "under-voltage")]));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use muster_agent_core::pressure as decision;
+use muster_agent_core::pressure::{self as decision, Signs};
 use muster_shared::messages::{Pressure, PressureLevel, Throttling};
 
 use crate::metrics::Metrics;
@@ -31,6 +31,8 @@ struct Shared {
     /// That of `now`, for threads that must not wait for each other.
     level: AtomicU8,
     throttled_ms: AtomicU64,
+    /// What was read last.
+    signs: Mutex<Signs>,
 }
 
 impl Default for Pressed {
@@ -39,6 +41,7 @@ impl Default for Pressed {
             now: Mutex::default(),
             level: AtomicU8::new(0),
             throttled_ms: AtomicU64::new(NEVER_SAID),
+            signs: Mutex::default(),
         }))
     }
 }
@@ -61,6 +64,16 @@ impl Pressed {
     /// For how long the processor has been held back since the start, in milliseconds; none where the device does not say.
     pub(crate) fn throttled_ms(&self) -> Option<u64> {
         Some(self.0.throttled_ms.load(Ordering::Relaxed)).filter(|ms| *ms != NEVER_SAID)
+    }
+
+    /// What was read last of what presses.
+    pub(crate) fn signs(&self) -> Signs {
+        *self.0.signs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This was read just now.
+    pub(crate) fn read(&self, signs: Signs) {
+        *self.0.signs.lock().unwrap_or_else(PoisonError::into_inner) = signs;
     }
 
     /// The level is this from now on.
@@ -97,6 +110,7 @@ impl<T: Fn()> Watcher<T> {
         let mut before_ms = clock.now_ms();
         loop {
             let signs = tokio::task::block_in_place(|| signs::read(&self.system));
+            self.pressed.read(signs);
             let now_ms = clock.now_ms();
             // A device that was asleep was not held back meanwhile.
             let passed_ms = now_ms.saturating_sub(before_ms).min(2 * millis(LOOK));

@@ -196,7 +196,7 @@ impl Updater {
             stale_since_ms: self.parts.trust.stale_since_ms(),
             root_version: root.root().version,
             awaits_director: record.awaits_director(root.director_epoch()),
-            attributes: self.parts.attributes.clone(),
+            attributes: self.attributes(),
             dropped_messages: self.parts.outbox.given_up(),
             starts: self.parts.starts,
             can_hold: true,

@@ -1,5 +1,7 @@
 //! Assignments as they come in: signatures, device and dates first, then the machine decides.
 
+use std::collections::BTreeMap;
+
 use muster_agent_core::admit::{DeviceFacts, Offer, OfferedManifest};
 use muster_agent_core::update::Event;
 use muster_shared::ids::Digest;
@@ -72,11 +74,19 @@ impl Updater {
             memory_allowed_bytes: resources::memory_allowed_bytes(system),
             memory_available_bytes: resources::memory_available_bytes(system),
             cpu_features: attributes::cpu_features(system),
+            attributes: self.attributes(),
             agent_version: attributes::AGENT_VERSION.parse().unwrap_or_else(|_| semver::Version::new(0, 0, 0)),
             disk_free_bytes: resources::disk_free_bytes(self.data_dir()),
             disk_allowed_bytes: self.parts.disk_allowed_bytes,
             now_ms,
         }
+    }
+
+    /// The device's attributes, with the condition it is in.
+    pub(super) fn attributes(&self) -> BTreeMap<String, String> {
+        let mut attributes = self.parts.attributes.clone();
+        attributes.extend(attributes::of_condition(self.parts.host.pressed()));
+        attributes
     }
 
     /// Takes the signatures a known manifest came with, where those it has count no more: keys may have been replaced. Others are not

@@ -308,7 +308,8 @@ fn suitability(rollout: &Rollout, facts: &DeviceFacts) -> Suitability {
 
 /// Why a device with these `attributes` cannot run what asks for `requirements`, as far as it is known; nothing where it can.
 pub(crate) fn misfits(requirements: &Requirements, attributes: &BTreeMap<String, String>) -> Vec<String> {
-    let Requirements { architectures, min_memory_bytes, min_agent_version, cpu_features } = requirements;
+    let Requirements { architectures, min_memory_bytes, min_agent_version, cpu_features, attributes: wanted } =
+        requirements;
     let attribute = |key: &str| attributes.get(key).map(String::as_str);
     let mut faults = Vec::new();
     if !architectures.is_empty() && !attribute("arch").is_some_and(|arch| architectures.contains(arch)) {
@@ -333,6 +334,10 @@ pub(crate) fn misfits(requirements: &Requirements, attributes: &BTreeMap<String,
     let missing = missing.collect::<Vec<_>>().join(", ");
     if !missing.is_empty() {
         faults.push(format!("it does not report a processor with {missing}, which the bundle needs"));
+    }
+    let unmet = wanted.iter().flat_map(|wanted| wanted.unmet(attributes)).collect::<Vec<_>>().join(", ");
+    if !unmet.is_empty() {
+        faults.push(format!("the bundle needs a device with {unmet}"));
     }
     if let Some(least) = min_agent_version {
         let have = attribute("agent-version");

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::selector::Selector;
+
 /// Instructions of a processor that matter to inference, by the names Linux has for them. Neon of 32-bit ARM counts as `asimd`.
 pub const CPU_FEATURES: [&str; 17] = [
     "asimd",
@@ -49,4 +51,8 @@ pub struct Requirements {
     /// from before they were known refuse a manifest that names some.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub cpu_features: BTreeSet<String>,
+    /// What else must hold of the device's attributes; absent where nothing must. Labels do not count: an operator sets those, and the device
+    /// does not know them. Agents from before it was known refuse a manifest that has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<Selector>,
 }

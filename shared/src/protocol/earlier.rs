@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{Budgets, BundleFile, Lineage, Manifest, ModelSignature, Requirements};
+use crate::bundle::{Budgets, BundleFile, Lineage, Manifest, ModelSignature, Program};
 use crate::card::Card;
 use crate::data_schema::DataSchema;
 use crate::ids::{BundleName, DeviceId, Digest, RolloutId};
@@ -54,6 +54,15 @@ struct Requirements0 {
     architectures: BTreeSet<String>,
     min_memory_bytes: u64,
     min_agent_version: Option<semver::Version>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Requirements1 {
+    architectures: BTreeSet<String>,
+    min_memory_bytes: u64,
+    min_agent_version: Option<semver::Version>,
+    cpu_features: BTreeSet<String>,
 }
 
 #[derive(Deserialize)]
@@ -114,7 +123,7 @@ struct Manifest1 {
     security_floor: u64,
     created_at_ms: u64,
     expires_ms: u64,
-    requirements: Requirements,
+    requirements: Requirements1,
     budgets: Budgets,
     files: Vec<BundleFile>,
     signature: ModelSignature,
@@ -126,6 +135,34 @@ struct Manifest1 {
     lineage: Lineage,
     #[serde(default)]
     card: Option<Card>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "what matters is what it refuses")]
+struct Manifest2 {
+    name: BundleName,
+    version: semver::Version,
+    #[serde(default)]
+    description: String,
+    release_counter: u64,
+    security_floor: u64,
+    created_at_ms: u64,
+    expires_ms: u64,
+    requirements: Requirements1,
+    budgets: Budgets,
+    files: Vec<BundleFile>,
+    signature: ModelSignature,
+    #[serde(default)]
+    pipeline: Option<Pipeline>,
+    #[serde(default)]
+    schema: Option<DataSchema>,
+    profile: Profile,
+    lineage: Lineage,
+    #[serde(default)]
+    card: Option<Card>,
+    #[serde(default)]
+    program: Option<Program>,
 }
 
 /// Whether `T` holds what the document says and knows all of it.
@@ -149,6 +186,7 @@ pub fn reads_manifest(protocol: u32, document: &Manifest) -> bool {
     match protocol {
         0 => reads::<Manifest0>(document),
         1 => reads::<Manifest1>(document),
+        2 => reads::<Manifest2>(document),
         _ => reads::<Manifest>(document),
     }
 }

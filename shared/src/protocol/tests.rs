@@ -58,6 +58,7 @@ fn manifest(held: u32) -> Manifest {
         requirements: Requirements {
             architectures: ["armv7".to_owned()].into(),
             cpu_features: is_held(2).then(|| "asimd".to_owned()).into_iter().collect(),
+            attributes: is_held(10).then(|| "soc=bcm2711".parse().unwrap()),
             ..Requirements::default()
         },
         budgets: Budgets::default(),
@@ -85,7 +86,7 @@ fn manifest(held: u32) -> Manifest {
 #[test]
 fn who_says_nothing_is_sent_nothing_new() {
     let known = |protocol| Feature::ALL.into_iter().filter(|feature| feature.is_known_to(protocol)).count();
-    assert_eq!((known(0), known(1), known(2), known(u32::MAX)), (0, 8, 9, 9));
+    assert_eq!((known(0), known(1), known(2), known(3), known(u32::MAX)), (0, 8, 9, 10, 10));
     assert!(Feature::ALL.into_iter().all(|feature| feature.is_known_to(PROTOCOL)), "this code knows what it writes");
 }
 
@@ -126,7 +127,7 @@ proptest! {
     }
 
     #[test]
-    fn a_manifest_needs_just_what_its_readers_must_know(held in 0u32..1024, protocol in 0u32..3) {
+    fn a_manifest_needs_just_what_its_readers_must_know(held in 0u32..2048, protocol in 0u32..4) {
         let manifest = manifest(held);
         let is_known = manifest.features().iter().all(|feature| feature.is_known_to(protocol));
         prop_assert_eq!(reads_manifest(protocol, &manifest), is_known, "{:?}", manifest.features());

@@ -35,6 +35,7 @@ fn offer(generation: u64) -> Offer {
                 min_memory_bytes: 100,
                 min_agent_version: Some(semver::Version::new(0, 1, 0)),
                 cpu_features: ["asimddp".to_owned(), "i8mm".to_owned()].into(),
+                attributes: Some("soc=bcm2711,temperature-c<=70".parse().unwrap()),
             },
             chunks: 1,
             total_bytes: 50,
@@ -48,6 +49,7 @@ fn offer(generation: u64) -> Offer {
             memory_allowed_bytes: Some(40),
             memory_available_bytes: Some(0),
             cpu_features: ["asimd", "asimddp", "i8mm"].into(),
+            attributes: [("soc", "bcm2711"), ("temperature-c", "70")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             agent_version: semver::Version::new(0, 1, 0),
             disk_free_bytes: 50 + DISK_RESERVE_BYTES,
             disk_allowed_bytes: 50,
@@ -68,7 +70,7 @@ fn refused_as(change: impl Fn(&mut Offer)) -> String {
 #[test]
 fn every_requirement_has_its_own_words() {
     assert_eq!(admit(&Record { security_floor: 5, ..Record::default() }, &offer(1)), Ok(Admission::Accept));
-    let cases: [(String, &str); 10] = [
+    let cases: [(String, &str); 12] = [
         (refused_as(|o| o.manifest.as_mut().unwrap().release_counter = 4), "security floor 5"),
         (refused_as(|o| o.device.now_ms = 1_000), "expired at 1000 ms"),
         (refused_as(|o| o.device.arch = "armv7".into()), "for aarch64, this device is armv7"),
@@ -79,6 +81,14 @@ fn every_requirement_has_its_own_words() {
         ),
         (refused_as(|o| o.device.cpu_features = ["asimddp"].into()), "needs a processor with i8mm, which"),
         (refused_as(|o| o.device.cpu_features.clear()), "needs a processor with asimddp, i8mm, which"),
+        (
+            refused_as(|o| drop(o.device.attributes.insert("temperature-c".into(), "71".into()))),
+            "digits@1.0.0 needs a device with temperature-c<=70 (it is 71)",
+        ),
+        (
+            refused_as(|o| o.device.attributes.clear()),
+            "with soc=bcm2711 (it is not known), temperature-c<=70 (it is not known)",
+        ),
         (refused_as(|o| o.device.agent_version = semver::Version::new(0, 0, 9)), "muster-agent 0.1.0 or later"),
         (refused_as(|o| o.device.disk_free_bytes -= 1), "8388658 bytes of disk with reserve, 8388657 are free"),
         (refused_as(|o| o.device.disk_allowed_bytes -= 1), "50 bytes of disk beside the 0 of the bundle in use"),

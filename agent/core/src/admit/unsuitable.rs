@@ -73,6 +73,14 @@ pub enum Unsuitable {
         /// What is missing.
         missing: String,
     },
+    /// It is another kind of device, or in another condition.
+    #[error("{bundle} needs a device with {missing}")]
+    Attributes {
+        /// The bundle.
+        bundle: BundleRef,
+        /// What is not met, each with what there is instead.
+        missing: String,
+    },
     /// The agent is too old.
     #[error("{bundle} needs muster-agent {need} or later, this is {have}")]
     AgentVersion {

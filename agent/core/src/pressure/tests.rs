@@ -90,6 +90,48 @@ fn the_controller_is_told_of_the_first_and_then_every_ten_minutes_at_most() {
 }
 
 #[test]
+fn the_controller_is_told_of_another_temperature_and_of_what_holds_the_processor_back() {
+    let mut pressure = Pressure::default();
+    let mut told = |signs: Signs, now_ms| {
+        pressure.observe(&signs, now_ms);
+        pressure.is_to_be_told(now_ms)
+    };
+    assert!(told(hot(50_000), 0), "it was not known before");
+    assert!(!told(hot(54_999), 700_000) && !told(hot(45_001), 800_000));
+    assert!(told(hot(55_000), 900_000) && !told(hot(40_000), 1_499_999) && told(hot(40_000), 1_500_000));
+    assert!(told(throttled(Throttling::None), 2_200_000), "the temperature is not known any more");
+    assert!(told(throttled(Throttling::Heat), 3_000_000) && told(throttled(Throttling::UnderVoltage), 4_000_000));
+    assert!(!told(throttled(Throttling::UnderVoltage), 5_000_000));
+    // That it is pressed, or not any more, waits for nothing but the last such word.
+    assert!(told(hot(20_000), 6_000_000) && told(hot(20_000), 6_060_000) && told(hot(26_000), 7_000_000));
+    assert!(told(hot(85_000), 7_005_000) && !told(hot(95_000), 7_010_000));
+}
+
+proptest! {
+    #[test]
+    fn what_changes_is_told_within_ten_minutes_and_no_oftener_than_twice_in_them(
+        looks in prop::collection::vec(any_signs(), 1..400)
+    ) {
+        let mut pressure = Pressure::default();
+        let mut told_ms = Vec::new();
+        let mut known = None;
+        for (look, signs) in looks.iter().enumerate() {
+            let now_ms = look as u64 * 5_000;
+            pressure.observe(signs, now_ms);
+            if pressure.is_to_be_told(now_ms) {
+                told_ms.push(now_ms);
+                known = Some((pressure.level(), signs.throttling));
+            }
+            let lately = told_ms.iter().filter(|told_ms| now_ms - **told_ms < TELL_MS).count();
+            prop_assert!(lately <= 2, "{:?}", told_ms);
+            if lately == 0 {
+                prop_assert_eq!(known.unwrap_or_default(), (pressure.level(), signs.throttling));
+            }
+        }
+    }
+}
+
+#[test]
 fn only_a_device_that_is_hard_pressed_fetches_slowly() {
     let rollout =
         |cap| DeliveryPolicy { max_download_bytes_per_s: cap, ignore_quiet_hours: true, ..DeliveryPolicy::default() };

@@ -1,12 +1,11 @@
 //! Whether this device wants a genuine program.
 
-use std::collections::BTreeSet;
-
+use muster_shared::bundle::Requirements;
 use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::trust::{Assignment, VerifiedManifest};
 
 use super::record::{Content, Record};
-use crate::admit::{DISK_RESERVE_BYTES, DeviceFacts, Refusal, Unsuitable};
+use crate::admit::{DISK_RESERVE_BYTES, DeviceFacts, Refusal, Unsuitable, unmet};
 use crate::slots::Slot;
 
 /// What an assignment brings, from its verified manifest.
@@ -16,10 +15,8 @@ pub struct OfferedProgram {
     pub content: Content,
     /// After this no device installs it, in milliseconds since the Unix epoch.
     pub expires_ms: u64,
-    /// The architectures it runs on.
-    pub architectures: BTreeSet<String>,
-    /// Least memory of the device, in bytes.
-    pub min_memory_bytes: u64,
+    /// Which devices can run it.
+    pub requirements: Requirements,
     /// The oldest agent it can take over from.
     pub takes_over_from: semver::Version,
 }
@@ -42,8 +39,7 @@ impl OfferedProgram {
                 have: muster_shared::chunk::ChunkSet::empty(manifest.chunk_count()),
             },
             expires_ms: manifest.expires_ms,
-            architectures: manifest.requirements.architectures.clone(),
-            min_memory_bytes: manifest.requirements.min_memory_bytes,
+            requirements: manifest.requirements.clone(),
             takes_over_from: program.takes_over_from.clone(),
         })
     }
@@ -122,13 +118,8 @@ fn unsuitable(record: &Record, program: &OfferedProgram, device: &DeviceFacts) -
         let (expires_ms, now_ms) = (program.expires_ms, device.now_ms);
         return Some(Unsuitable::Expired { bundle: bundle(), expires_ms, now_ms }.to_string());
     }
-    if !program.architectures.contains(&device.arch) {
-        let wanted = program.architectures.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
-        return Some(Unsuitable::Architecture { bundle: bundle(), wanted, found: device.arch.clone() }.to_string());
-    }
-    if device.memory_bytes < program.min_memory_bytes {
-        let (need, have) = (program.min_memory_bytes, device.memory_bytes);
-        return Some(Unsuitable::Memory { bundle: bundle(), need, have }.to_string());
+    if let Some(why) = unmet(&program.requirements, &bundle(), device) {
+        return Some(why.to_string());
     }
     if device.agent_version < program.takes_over_from {
         return Some(format!(

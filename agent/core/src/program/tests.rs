@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use muster_shared::bundle::Requirements;
 use muster_shared::chunk::ChunkSet;
 use muster_shared::messages::UpdateState;
 use muster_shared::trust::{Assignment, Track, WatchPolicy};
@@ -38,8 +39,12 @@ fn offered(name: u8) -> OfferedProgram {
             have: ChunkSet::empty(CHUNKS),
         },
         expires_ms: 1_000,
-        architectures: ["aarch64".to_owned()].into(),
-        min_memory_bytes: 1,
+        requirements: Requirements {
+            architectures: ["aarch64".to_owned()].into(),
+            min_memory_bytes: 1,
+            attributes: Some("board!=toaster".parse().unwrap()),
+            ..Requirements::default()
+        },
         takes_over_from: version(1),
     }
 }
@@ -67,6 +72,7 @@ fn offer(generation: u64, program: Option<OfferedProgram>) -> Offer {
             memory_allowed_bytes: None,
             memory_available_bytes: None,
             cpu_features: BTreeSet::new(),
+            attributes: BTreeMap::new(),
             agent_version: version(1),
             disk_free_bytes: 1 << 30,
             disk_allowed_bytes: 1 << 30,

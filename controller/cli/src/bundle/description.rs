@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use muster_shared::bundle::{Budgets, CPU_FEATURES, Lineage, Requirements};
 use muster_shared::card::Card;
 use muster_shared::ids::{BundleName, Digest};
+use muster_shared::selector::Selector;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -97,6 +98,17 @@ struct RequirementsTable {
     min_agent_version: Option<semver::Version>,
     #[serde(deserialize_with = "known_cpu_features")]
     cpu_features: BTreeSet<String>,
+    #[serde(deserialize_with = "of_attributes")]
+    attributes: Option<Selector>,
+}
+
+/// What asks for nothing is left out, and what asks for one device is a rollout's to say.
+pub(super) fn of_attributes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Selector>, D::Error> {
+    let wanted = Selector::deserialize(deserializer)?;
+    if wanted.keys().any(|key| key == "id") {
+        return Err(serde::de::Error::custom("attributes: \"id\" is no attribute: let the rollout select the device"));
+    }
+    Ok((wanted != Selector::all()).then_some(wanted))
 }
 
 /// Names that no agent has a word for would keep a bundle from every device.
@@ -401,12 +413,14 @@ impl Description {
 
     /// Which devices can run the bundle.
     pub(crate) fn requirements(&self) -> Requirements {
-        let RequirementsTable { architectures, min_memory_bytes, min_agent_version, cpu_features } = &self.requirements;
+        let RequirementsTable { architectures, min_memory_bytes, min_agent_version, cpu_features, attributes } =
+            &self.requirements;
         Requirements {
             architectures: architectures.clone(),
             min_memory_bytes: *min_memory_bytes,
             min_agent_version: min_agent_version.clone(),
             cpu_features: cpu_features.clone(),
+            attributes: attributes.clone(),
         }
     }
 
@@ -537,6 +551,16 @@ classes = ["0", "1"]
                 "[[inputs]]",
                 "[requirements]\ncpu-features = [\"neon\"]\n[[inputs]]",
                 &["line 8", "\"neon\" is none", "asimddp"],
+            ),
+            (
+                "[[inputs]]",
+                "[requirements]\nattributes = \"soc=a,id=dev-1\"\n[[inputs]]",
+                &["line 8", "\"id\" is no attribute"],
+            ),
+            (
+                "[[inputs]]",
+                "[requirements]\nattributes = \"disk-bytes>=many\"\n[[inputs]]",
+                &["line 8", "requirement 1 of the selector, \"disk-bytes>=many\""],
             ),
             ("[[inputs]]", "[objectives]\nlatency-ms = [0]\n[[inputs]]", &["objectives.latency-ms: milliseconds"]),
         ] {

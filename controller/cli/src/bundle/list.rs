@@ -83,6 +83,9 @@ fn manifest_pairs(manifest: &Manifest) -> Vec<(&'static str, String)> {
         let features: Vec<&str> = requirements.cpu_features.iter().map(String::as_str).collect();
         needs.push_str(&format!(", processor with {}", features.join(", ")));
     }
+    if let Some(attributes) = &requirements.attributes {
+        needs.push_str(&format!(", {attributes}"));
+    }
     pairs.push(("requires", needs));
     pairs.extend(budgets.max_latency_ms.map(|ms| ("latency budget", format!("{ms} ms"))));
     pairs.extend(budgets.max_memory_bytes.map(|count| ("memory budget", output::bytes(count))));

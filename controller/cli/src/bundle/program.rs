@@ -7,11 +7,12 @@ use muster_shared::bundle::{
 };
 use muster_shared::ids::{BundleName, BundleRef, Digest};
 use muster_shared::profile::Profile;
+use muster_shared::selector::Selector;
 use muster_shared::trust::{DocumentKind, Envelope};
 use serde::{Deserialize, Serialize};
 
 use super::build::{MAX_FILE_BYTES, created_at_ms, expires_ms};
-use super::description::default_expires_days;
+use super::description::{default_expires_days, of_attributes};
 use super::folder::Folder;
 use super::new_folder::NewFolder;
 use crate::command::Context;
@@ -62,6 +63,8 @@ struct RequirementsTable {
     architectures: [String; 1],
     #[serde(default)]
     min_memory_bytes: u64,
+    #[serde(default, deserialize_with = "of_attributes")]
+    attributes: Option<Selector>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -163,6 +166,7 @@ pub(super) fn build(context: &Context, text: &str, path: &Path, out: &Path, forc
         requirements: Requirements {
             architectures: [architecture.clone()].into(),
             min_memory_bytes: described.requirements.min_memory_bytes,
+            attributes: described.requirements.attributes,
             ..Requirements::default()
         },
         budgets: Budgets { max_memory_bytes: described.budgets.max_memory_bytes, ..Budgets::default() },

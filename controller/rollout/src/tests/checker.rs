@@ -139,7 +139,7 @@ fn more_devices_than_the_wave_allows() {
 #[test]
 fn devices_taken_in_that_may_not_be() {
     type Spoil = fn(&mut World, &str);
-    let spoils: [(Spoil, &str); 7] = [
+    let spoils: [(Spoil, &str); 8] = [
         (|world, name| world.facts(name).revoked = true, "revoked"),
         (|world, name| world.facts(name).held_by = Some("r9".parse().unwrap()), "another rollout has it"),
         (|world, name| drop(world.fleet.devices.remove(&device(name))), "does not exist"),
@@ -147,6 +147,10 @@ fn devices_taken_in_that_may_not_be() {
         (|world, _| world.rollout.bundle.requirements.min_memory_bytes = 1, "not known to be able to run"),
         (
             |world, _| world.rollout.bundle.requirements.cpu_features = ["sve".to_owned()].into(),
+            "not known to be able to run",
+        ),
+        (
+            |world, _| world.rollout.bundle.requirements.attributes = Some("soc=bcm2711".parse().unwrap()),
             "not known to be able to run",
         ),
         (|world, _| world.rollout.spec.selector = "site=lyon".parse().unwrap(), "not selected"),

@@ -123,31 +123,38 @@ fn revoked_and_held_devices_stay_outside() {
 
 #[test]
 fn unsuitable_devices_are_left_out_with_the_reason() {
-    let mut world = fleet_of(spec(&["100%"]), 7);
+    let mut world = fleet_of(spec(&["100%"]), 9);
     world.rollout.bundle.requirements = Requirements {
         architectures: ["aarch64".to_owned(), "x86_64".to_owned()].into(),
         min_memory_bytes: 1_000,
         min_agent_version: Some("1.2.0".parse().unwrap()),
         cpu_features: ["avx2".to_owned(), "fma".to_owned()].into(),
+        attributes: Some("kernel>=5.10,throttling!=heat".parse().unwrap()),
     };
     let fit = [
+        ("kernel", "6.1.0-13-amd64"),
         ("arch", "x86_64"),
         ("memory-bytes", "1000"),
         ("agent-version", "1.2.0"),
         ("cpu-fma", "yes"),
         ("cpu-avx2", "yes"),
     ];
-    for (at, (key, value)) in [("os", "linux"), ("arch", "armv7"), ("memory-bytes", "999"), ("agent-version", "1.1.9")]
-        .into_iter()
-        .enumerate()
-    {
+    let reported = [
+        ("os", "linux"),
+        ("arch", "armv7"),
+        ("memory-bytes", "999"),
+        ("agent-version", "1.1.9"),
+        ("kernel", "5.4.0"),
+        ("throttling", "heat"),
+    ];
+    for (at, (key, value)) in reported.into_iter().enumerate() {
         let facts = world.facts(&format!("dev-{at}"));
         facts.attributes = fit.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         facts.attributes.insert(key.into(), value.into());
     }
-    world.facts("dev-6").attributes = fit[..4].iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    // dev-4 has reported, but none of these; dev-5 has never reported, so nobody knows yet.
-    world.facts("dev-5").reported = None;
+    world.facts("dev-8").attributes = fit[..5].iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    // dev-6 has reported, but none of these; dev-7 has never reported, so nobody knows yet.
+    world.facts("dev-7").reported = None;
     let decision = world.tick(0);
     assert_eq!(told(&decision), ["dev-0"]);
     let why = |device: &str| {
@@ -159,14 +166,16 @@ fn unsuitable_devices_are_left_out_with_the_reason() {
     assert_eq!(why("dev-1").unwrap(), "its architecture is armv7, the bundle is for aarch64, x86_64");
     assert_eq!(why("dev-2").unwrap(), "it has 999 bytes of memory, the bundle needs 1000");
     assert_eq!(why("dev-3").unwrap(), "its agent is \"1.1.9\", the bundle needs 1.2.0");
+    assert_eq!(why("dev-4").unwrap(), "the bundle needs a device with kernel>=5.10 (it is 5.4.0)");
+    assert_eq!(why("dev-5").unwrap(), "the bundle needs a device with throttling!=heat (it is heat)");
     assert_eq!(
-        why("dev-4").unwrap(),
+        why("dev-6").unwrap(),
         "it does not report its architecture, the bundle is for aarch64, x86_64; it does not report its memory, \
          the bundle needs 1000 bytes; it does not report a processor with avx2, fma, which the bundle needs; \
-         it does not report its agent's version, the bundle needs 1.2.0"
+         the bundle needs a device with kernel>=5.10 (it is not known); it does not report its agent's version, the bundle needs 1.2.0"
     );
-    assert_eq!(why("dev-6").unwrap(), "it does not report a processor with avx2, which the bundle needs");
-    assert_eq!(why("dev-5"), None);
+    assert_eq!(why("dev-8").unwrap(), "it does not report a processor with avx2, which the bundle needs");
+    assert_eq!(why("dev-7"), None);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What facts about a device mean for a rollout, read for the checker alone.
 
+use std::collections::BTreeMap;
+
 use muster_shared::ids::{DeviceId, RolloutId};
 use muster_shared::messages::{StateReport, UpdateState};
 use muster_shared::rollout::{WaveSize, WaveSpec};
@@ -163,8 +165,10 @@ pub(super) fn can_take_part(rollout: &Rollout, facts: &DeviceFacts) -> bool {
 /// Whether the device is known to be able to run the bundle, and to read its manifest.
 pub(super) fn is_able(bundle: &BundleFacts, facts: &DeviceFacts) -> bool {
     let requirements = &bundle.requirements;
-    let is_one = !requirements.cpu_features.is_empty() || bundle.features.iter().any(|feature| feature.since() == 1);
-    let readable = said_number(facts) >= if bundle.track.is_model() { u32::from(is_one) } else { 2 };
+    let of_features = bundle.features.iter().map(|feature| feature.since()).max().unwrap_or(0);
+    let of_instructions = u32::from(!requirements.cpu_features.is_empty());
+    let of_program = if bundle.track.is_model() { 0 } else { 2 };
+    let readable = said_number(facts) >= of_features.max(of_instructions).max(of_program);
     let says = |key: &str| facts.attributes.get(key);
     let right_arch =
         requirements.architectures.is_empty() || says("arch").is_some_and(|a| requirements.architectures.contains(a));
@@ -175,5 +179,8 @@ pub(super) fn is_able(bundle: &BundleFacts, facts: &DeviceFacts) -> bool {
         Some(least) => says("agent-version").is_some_and(|v| v.parse().is_ok_and(|have| *least <= have)),
     };
     let has_instructions = requirements.cpu_features.iter().all(|feature| says(&format!("cpu-{feature}")).is_some());
-    right_arch && enough_memory && new_enough && has_instructions && readable
+    // Whatever the device is called and an operator says of it, its own attributes count.
+    let is_as_wanted =
+        requirements.attributes.as_ref().is_none_or(|wanted| wanted.matches("", &BTreeMap::new(), &facts.attributes));
+    right_arch && enough_memory && new_enough && has_instructions && is_as_wanted && readable
 }

@@ -128,6 +128,7 @@ fn interface(manifest: &Manifest) -> Option<String> {
         ("golden examples", file(GOLDEN_PATH)),
         ("architectures", (!architectures.is_empty()).then(|| prose(&architectures.join(", ")))),
         ("processor", (!cpu_features.is_empty()).then(|| prose(&cpu_features.join(", ")))),
+        ("attributes", needs.attributes.as_ref().map(|wanted| code(&wanted.to_string()))),
         ("memory", (needs.min_memory_bytes > 0).then(|| output::bytes(needs.min_memory_bytes))),
         ("latency budget", manifest.budgets.max_latency_ms.map(|ms| format!("{ms} ms"))),
         ("memory budget", manifest.budgets.max_memory_bytes.map(output::bytes)),
