@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# Makes a flashable image for BOARD from Debian 12, with the agent in it.
-#   firmware-images/build.sh BOARD --agent FILE.deb [--output FILE] [--mirror URL [--security-mirror URL]]
+# Makes a flashable image for BOARD from Debian, with the agent in it.
+#   firmware-images/build.sh BOARD --agent FILE.deb [--output FILE] [--packages FILE] [--mirror URL [--security-mirror URL]]
 # BOARD is one of the files in firmware-images/boards. FILE.deb is what cross/package.sh makes; without --agent, the newest in target/packages.
 # Packages come from where this machine's own come from (Debian 12), or else from --mirror or MUSTER_DEBIAN_MIRROR, and
 # security updates then from --security-mirror or MUSTER_DEBIAN_SECURITY_MIRROR. Beside the image land
-# the packages in it (FILE.packages) and its checksum (FILE.sha256). The same agent and the same packages make the same bytes.
+# the packages in it (FILE.packages) and its checksum (FILE.sha256). With --packages, Debian's are those of such a list, to the version.
+# The same agent and the same packages make the same bytes, at the same commit. Whoever has subordinate ids (subuid(5)) need not be root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fail() { echo "firmware-images/build.sh: $*" >&2; exit 2; }
-usage="usage: firmware-images/build.sh BOARD --agent FILE.deb [--output FILE] [--mirror URL [--security-mirror URL]], with BOARD one of: $(cd firmware-images/boards && echo *.sh | sed 's/\.sh//g')"
+usage="usage: firmware-images/build.sh BOARD --agent FILE.deb [--output FILE] [--packages FILE] [--mirror URL [--security-mirror URL]], with BOARD one of: $(cd firmware-images/boards && echo *.sh | sed 's/\.sh//g')"
 
-board="" agent="" output="" mirror="${MUSTER_DEBIAN_MIRROR:-}" security="${MUSTER_DEBIAN_SECURITY_MIRROR:-}"
+board="" agent="" output="" listed="" mirror="${MUSTER_DEBIAN_MIRROR:-}" security="${MUSTER_DEBIAN_SECURITY_MIRROR:-}"
 while [ $# -gt 0 ]; do
     case "$1" in
         --agent) agent="${2:?$usage}"; shift ;;
         --output) output="${2:?$usage}"; shift ;;
+        --packages) listed="${2:?$usage}"; shift ;;
         --mirror) mirror="${2:?$usage}"; shift ;;
         --security-mirror) security="${2:?$usage}"; shift ;;
         -*) fail "$usage" ;;
@@ -24,6 +26,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -n "$board" ] && [ -f "firmware-images/boards/$board.sh" ] || fail "$usage"
+release=bookworm kernel_from=""
 # shellcheck disable=SC1090
 . "firmware-images/boards/$board.sh"
 if [ -z "$agent" ]; then
@@ -32,6 +35,7 @@ if [ -z "$agent" ]; then
     [ -n "$agent" ] || fail "there is no agent: make its package with cross/package.sh aarch64-unknown-linux-gnu, or name one with --agent"
 fi
 [ -f "$agent" ] || fail "$agent is not there"
+[ -z "$listed" ] || [ -f "$listed" ] || fail "$listed is not there"
 output="${output:-target/images/muster-$board.img}"
 mkdir -p "$(dirname "$output")"
 
@@ -48,17 +52,19 @@ if [ "$(uname -m)" != aarch64 ] && [ ! -e /proc/sys/fs/binfmt_misc/qemu-aarch64 
 fi
 
 # Sources: one line for each suite.
-if [ -n "$mirror" ]; then
-    sources="$(printf "deb $mirror %s $components\n" bookworm bookworm-updates)"
-    if [ -n "$security" ]; then
-        sources+=$'\n'"deb $security bookworm-security $components"
-    else
-        echo "firmware-images/build.sh: without --security-mirror the image lacks Debian's security updates" >&2
-    fi
+if [ -z "$mirror" ]; then
+    uri_of() {
+        apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(ORIGIN)' 'Created-By: Packages' |
+            awk -v suite="$1" '$2 == suite && $3 == "Debian" { uri = $1 } END { print uri }'
+    }
+    mirror="$(uri_of bookworm)" security="${security:-$(uri_of bookworm-security)}"
+    [ -n "$mirror" ] || fail "this machine has no packages of Debian 12 in its apt: name a mirror with --mirror"
+fi
+sources="$(printf "deb $mirror %s $components\n" "$release" "$release-updates" $kernel_from)"
+if [ -n "$security" ]; then
+    sources+=$'\n'"deb $security $release-security $components"
 else
-    sources="$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(ORIGIN)' 'Created-By: Packages' | sort -u |
-        awk -v components="$components" '$2 ~ /^bookworm/ && $3 == "Debian" { print "deb", $1, $2, components }')"
-    [ -n "$sources" ] || fail "this machine has no packages of Debian 12 in its apt: name a mirror with --mirror"
+    echo "firmware-images/build.sh: without --security-mirror the image lacks Debian's security updates" >&2
 fi
 
 # The time that every file carries and that the board's clock starts from.
@@ -69,21 +75,35 @@ trap 'rm -rf "$work"' EXIT
 work="$(cd "$work" && pwd)"
 # No recommended packages. What is listed is there because something in the image uses it.
 packages+=(systemd-sysv udev dbus kmod mount passwd login e2fsprogs fdisk systemd-timesyncd systemd-resolved iproute2 tzdata libc-bin
-    linux-image-arm64 initramfs-tools zstd openssh-server netbase procps)
+    "linux-image-arm64${kernel_from:+/$kernel_from}" initramfs-tools zstd openssh-server netbase procps)
 
 echo "root: Debian packages"
-cp "$agent" "$work/agent.deb"
-MUSTER_WORK="$work" INITRD=No mmdebstrap --quiet --arch=arm64 --variant=essential --format=null \
+# What comes in and goes out passes through mmdebstrap: who is not root here is another user in there.
+tar -C firmware-images/root --owner=0 --group=0 --mode=u=rwX,go=rX --mtime="@$SOURCE_DATE_EPOCH" --sort=name -cf "$work/ours.tar" .
+hooks=()
+if [ -n "$listed" ]; then
+    awk '$1 != "muster-agent" { printf "Package: %s\nPin: version %s\nPin-Priority: 1001\n\n", $1, $2 }' "$listed" >"$work/pins"
+    hooks+=(--setup-hook='mkdir -p "$1/etc/apt/preferences.d"' --setup-hook="upload '$work/pins' /etc/apt/preferences.d/listed")
+fi
+hooks+=(--customize-hook="tar-in '$work/ours.tar' /" --customize-hook="upload '$agent' /agent.deb"
+    --customize-hook='upload firmware-images/customise.sh /customise.sh' --customize-hook='bash "$1/customise.sh" "$1"')
+for made in packages initrd.img boot-sources.tar root.squashfs; do
+    hooks+=(--customize-hook="download /made/$made '$work/$made'")
+done
+INITRD=No mmdebstrap --quiet --arch=arm64 --variant=essential --format=null \
     --include="$(IFS=,; echo "${packages[*]}")" \
     --aptopt='Acquire::Retries "3"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/lintian/*' --dpkgopt='path-exclude=/usr/share/bug/*' \
-    --dpkgopt='path-exclude=/lib/modules/*/kernel/sound/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/gpu/drm/amd/*' \
-    --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/gpu/drm/nouveau/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/gpu/drm/radeon/*' \
-    --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/infiniband/*' --dpkgopt='path-exclude=/lib/modules/*/kernel/drivers/isdn/*' \
-    --customize-hook='firmware-images/customise.sh "$1"' \
-    bookworm /dev/null - <<<"$sources"
+    --dpkgopt='path-exclude=*/lib/modules/*/kernel/sound/*' --dpkgopt='path-exclude=*/lib/modules/*/kernel/drivers/gpu/drm/amd/*' \
+    --dpkgopt='path-exclude=*/lib/modules/*/kernel/drivers/gpu/drm/nouveau/*' --dpkgopt='path-exclude=*/lib/modules/*/kernel/drivers/gpu/drm/radeon/*' \
+    --dpkgopt='path-exclude=*/lib/modules/*/kernel/drivers/infiniband/*' --dpkgopt='path-exclude=*/lib/modules/*/kernel/drivers/isdn/*' \
+    "${hooks[@]}" "$release" /dev/null - <<<"$sources"
+if [ -n "$listed" ] && ! differences="$(diff <(grep -v '^muster-agent ' "$listed") <(grep -v '^muster-agent ' "$work/packages"))"; then
+    fail "the mirrors do not have what $listed says (<) but other versions (>): name some that still have it, as snapshot.debian.org does
+$differences"
+fi
 
 # Identifiers follow from what is in the image: the same image has the same, another has others.
 seed="$(cat "$work/root.squashfs" "$work/initrd.img" | sha256sum)"

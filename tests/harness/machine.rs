@@ -1,5 +1,6 @@
 //! A virtual board: an image from `firmware-images/` in `qemu-system-aarch64`, started by its own boot loader through UEFI; that of a Raspberry Pi,
-//! whose firmware QEMU has not, with the kernel, the device tree and the command line that the firmware would take from it.
+//! whose firmware QEMU has not, with the kernel, the command line and, up to the Raspberry Pi 3, the device tree that the firmware would take
+//! from it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +35,8 @@ enum Board {
     Virt,
     /// A Raspberry Pi 3 B, with what the kernel is told.
     RaspberryPi { command_line: String },
+    /// The machine `virt` in place of a board that QEMU has not, with what the kernel is told.
+    VirtWithKernel { command_line: String },
 }
 
 /// A board with a card of its own, on or off.
@@ -78,13 +81,20 @@ impl Machine {
         let mut put: Vec<(String, String)> =
             files.iter().map(|(name, text)| (format!("::/muster/{name}"), (*text).to_owned())).collect();
         let board = if let Ok(command_line) = read("::/cmdline.txt") {
-            for name in ["vmlinuz", "initrd.img", PI_DEVICE_TREE] {
+            for name in ["vmlinuz", "initrd.img"] {
                 run(copy().arg(format!("::/{name}")).arg(folder))?;
             }
-            // The shell has the serial port to itself. QEMU's watchdog goes off as soon as it is set.
-            let command_line = command_line.trim_end().replace(" console=ttyS1,115200", "");
-            Board::RaspberryPi {
-                command_line: format!("{command_line} systemd.debug_shell=ttyS1 systemd.watchdog_sec=0"),
+            let command_line = command_line.trim_end();
+            if run(copy().arg(format!("::/{PI_DEVICE_TREE}")).arg(folder)).is_ok() {
+                // The shell has the serial port to itself. QEMU's watchdog goes off as soon as it is set.
+                let command_line = command_line.replace(" console=ttyS1,115200", "");
+                Board::RaspberryPi {
+                    command_line: format!("{command_line} systemd.debug_shell=ttyS1 systemd.watchdog_sec=0"),
+                }
+            } else {
+                Board::VirtWithKernel {
+                    command_line: format!("{command_line} console=ttyAMA0 systemd.debug_shell=ttyS0"),
+                }
             }
         } else {
             let entry = "::/loader/entries/muster.conf";
@@ -129,25 +139,41 @@ impl Machine {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut command = Command::new("qemu-system-aarch64");
         command.args(["-display", "none", "-monitor", "none", "-chardev", &shell, "-netdev", &network]);
-        match &self.board {
-            Board::Virt => command
-                .args(["-M", "virt", "-cpu", "cortex-a53", "-smp", "2", "-m", "1024", "-bios", FIRMWARE])
+        let virt = |command: &mut Command| {
+            command
+                .args(["-M", "virt", "-cpu", "cortex-a53", "-smp", "2", "-m", "1024"])
                 .args(["-drive", &format!("if=none,id=card,format=qcow2,file={disk}")])
                 .args(["-device", "virtio-blk-pci,drive=card", "-device", "virtio-rng-pci", "-device", "i6300esb"])
                 .args(["-device", "virtio-net-pci,netdev=net,romfile="])
                 .args(["-serial", &format!("file:{}", console.display())])
-                .args(["-device", "pci-serial,chardev=shell"]),
-            Board::RaspberryPi { command_line } => command
-                .args(["-M", "raspi3b", "-action", "reboot=shutdown"])
-                // It has no clock of its own, and there is no time server here.
-                .args(["-append", &format!("{command_line} systemd.clock_usec={}", now.as_micros())])
-                .args(["-kernel".as_ref(), self.folder.join("vmlinuz").as_os_str()])
-                .args(["-initrd".as_ref(), self.folder.join("initrd.img").as_os_str()])
-                .args(["-dtb".as_ref(), self.folder.join(PI_DEVICE_TREE).as_os_str()])
-                // An SD card has no cache to flush, so that nobody would ever have QEMU write its tables.
-                .args(["-drive", &format!("if=sd,format=qcow2,cache=writethrough,file={disk}")])
-                .args(["-device", "usb-net,netdev=net", "-serial", "null", "-serial", "chardev:shell"]),
+                .args(["-device", "pci-serial,chardev=shell"]);
         };
+        let kernel = |command: &mut Command, command_line: &str| {
+            command
+                .args(["-append", command_line])
+                .args(["-kernel".as_ref(), self.folder.join("vmlinuz").as_os_str()])
+                .args(["-initrd".as_ref(), self.folder.join("initrd.img").as_os_str()]);
+        };
+        match &self.board {
+            Board::Virt => {
+                virt(&mut command);
+                command.args(["-bios", FIRMWARE]);
+            }
+            Board::VirtWithKernel { command_line } => {
+                virt(&mut command);
+                kernel(&mut command, command_line);
+            }
+            Board::RaspberryPi { command_line } => {
+                // It has no clock of its own, and there is no time server here.
+                kernel(&mut command, &format!("{command_line} systemd.clock_usec={}", now.as_micros()));
+                command
+                    .args(["-M", "raspi3b", "-action", "reboot=shutdown"])
+                    .args(["-dtb".as_ref(), self.folder.join(PI_DEVICE_TREE).as_os_str()])
+                    // An SD card has no cache to flush, so that nobody would ever have QEMU write its tables.
+                    .args(["-drive", &format!("if=sd,format=qcow2,cache=writethrough,file={disk}")])
+                    .args(["-device", "usb-net,netdev=net", "-serial", "null", "-serial", "chardev:shell"]);
+            }
+        }
         command
     }
 

@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
+use muster_shared::limits::CHUNK_BYTES;
 use muster_shared::messages::FreezeProtection;
 use muster_shared::rollout::{RolloutStatus, Waiting};
 use muster_tests::binaries::Binaries;
@@ -16,6 +17,10 @@ use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::wait;
 
 use crate::stage::{self, PACE};
+
+/// What lies beside a model that a hot device fetches, and how fast it may do that (docs/hardware.md).
+const NOISE_BYTES: usize = 300_000;
+const SLOW_BYTES_PER_S: f64 = 32.0 * 1024.0;
 
 /// Where Debian puts the library that fakes the clock, by architecture.
 const FAKETIME: [&str; 2] =
@@ -240,11 +245,29 @@ fn a_device_that_is_too_hot_says_so_and_is_left_out_until_it_is_not() {
         };
         ensure!(count("temperature-c<=70").await? == 0 && count("temperature-c>=70,throttling=heat").await? > 0);
 
+        // It fetches slowly then, as it has something that serves.
+        let client = reqwest::Client::new();
+        let received = "muster_agent_chunk_received_bytes_total";
+        let before = fleet.devices[0].metric(&client, received).await?;
+        fleet.release_large_digits("1.1.0", NOISE_BYTES).await?;
+        let began = Instant::now();
+        fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
+        let bytes = wait::until("digits 1.1.0 is there", PATIENCE, async || {
+            let bytes = fleet.devices[0].metric(&client, received).await? - before;
+            // Looked at afterwards: whatever came late makes the bound wider and never narrower.
+            let most = (1.0 + began.elapsed().as_secs_f64()) * SLOW_BYTES_PER_S + CHUNK_BYTES as f64;
+            ensure!(bytes <= most, "{bytes} bytes have come, where {most} may");
+            Ok(Some(bytes).filter(|bytes| *bytes > NOISE_BYTES as f64))
+        })
+        .await?;
+        ensure!(bytes < 2.0 * NOISE_BYTES as f64, "{bytes} bytes");
+        fleet.wait_committed("dev-1", "1.1.0").await?;
+
         // What is not for a device so hot waits until it is cooler.
-        let description = fs::read_to_string(fixtures::digits().join("bundle-1.1.0.toml"))?;
+        let description = fs::read_to_string(fixtures::digits().join("bundle-1.2.0.toml"))?;
         let wish = "[requirements]\nattributes = \"temperature-c<=70,throttling!=heat\"";
-        fleet.release_digits_as("1.1.0", &description.replace("[requirements]", wish)).await?;
-        let rollout = fleet.roll_out(&[&["--bundle", "digits@1.1.0", "--selector", "*"], &PACE[..]].concat()).await?;
+        fleet.release_digits_as("1.2.0", &description.replace("[requirements]", wish)).await?;
+        let rollout = fleet.roll_out(&[&["--bundle", "digits@1.2.0", "--selector", "*"], &PACE[..]].concat()).await?;
         let why = wait::until("the device is left out", PATIENCE, async || {
             let view = fleet.operator.rollout(&rollout).await?;
             Ok(view.waiting.iter().find_map(|waiting| {
@@ -260,7 +283,7 @@ fn a_device_that_is_too_hot_says_so_and_is_left_out_until_it_is_not() {
         sensors.show(46_000, 0)?;
         stage::kill_and_restart(&mut fleet, &traffic).await?;
         fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
-        fleet.wait_committed("dev-1", "1.1.0").await?;
+        fleet.wait_committed("dev-1", "1.2.0").await?;
         stage::ensure_all_answered(&traffic)
     });
 }
