@@ -15,6 +15,7 @@ mod deadlines;
 mod delivery;
 mod deltas;
 mod drift;
+mod earlier_agent;
 mod examples;
 mod experiments;
 mod feedback;

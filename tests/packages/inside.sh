@@ -30,6 +30,20 @@ is muster-agent UnitFileState enabled || fail "the agent would not start at boot
 for file in /etc/muster-agent/agent.toml /etc/muster-controller/controller.toml; do
     [ "$(stat --format %a "$(dirname "$file")")" = 750 ] || fail "$(dirname "$file") may be read by all"
 done
+for program in muster-agent muster-controller muster; do
+    doc="/usr/share/doc/$program"
+    for file in changelog.Debian.gz changelog.gz licenses.txt.gz sbom.cdx.json.gz; do
+        [ -n "$(zcat "$doc/$file")" ] || fail "$doc/$file is empty"
+    done
+    [ -s "$doc/copyright" ] || fail "$program has no copyright"
+    zcat "$doc/sbom.cdx.json.gz" | jq --exit-status \
+        '.bomFormat == "CycloneDX" and (.components | length) > 100 and all(.components[]; .name and .version and .licenses)' >/dev/null ||
+        fail "the bill of materials of $program is none"
+    zcat /usr/share/man/man[18]/"$program".[18].gz | grep '^\.SH DESCRIPTION' >/dev/null || fail "$program has no manual"
+    bash -n "/usr/share/bash-completion/completions/$program"
+    zsh -n "/usr/share/zsh/vendor-completions/_$program"
+    fish --no-execute "/usr/share/fish/vendor_completions.d/$program.fish"
+done
 muster-agent check-config --config /etc/muster-agent/agent.toml
 muster-agent check-config --config /usr/share/doc/muster-agent/examples/agent.toml
 muster-controller check-config --config /etc/muster-controller/controller.toml

@@ -31,7 +31,7 @@ lintian --fail-on error "$work"/first/*.deb
 
 echo "==> A Debian to try them in"
 root="$work/root"
-mmdebstrap --quiet --variant=minbase --include=systemd,systemd-sysv,dbus,curl,procps bookworm "$root" ${MUSTER_DEBIAN_MIRROR:+"$MUSTER_DEBIAN_MIRROR"}
+mmdebstrap --quiet --variant=minbase --include=systemd,systemd-sysv,dbus,curl,procps,jq,zsh,fish bookworm "$root" ${MUSTER_DEBIAN_MIRROR:+"$MUSTER_DEBIAN_MIRROR"}
 cp tests/packages/inside.sh "$root/root/inside.sh"
 mkdir "$root/root/packages" "$root/root/digits"
 cp -r "$work/first" "$work/next" "$root/root/packages/"
