@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, ensure};
-use muster_tests::fleet::PATIENCE;
+use muster_tests::device::DeviceSetup;
+use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::wait;
 use serde_json::Value;
 
@@ -241,5 +242,36 @@ fn settings_change_while_requests_are_answered_and_a_faulty_file_changes_nothing
         reload(&before)?;
         configuration("all is as it was", &|c: &Value| c["refused"].is_null() && !waits(c, "monitor")).await?;
         stage::ensure_all_answered(&traffic)
+    });
+}
+
+#[test]
+fn what_was_counted_reaches_the_controller_before_the_agent_ends() {
+    stage::run(async |binaries, folder| {
+        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
+        let token = fleet.enrolment_token(1).await?;
+        // No window closes by itself while the test runs.
+        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 3_600_000, settings: "" };
+        fleet.add_device(&setup, true).await?;
+        fleet.wait_online(1).await?;
+        let traffic = stage::traffic(&fleet)?;
+        fleet.release_digits("1.0.0").await?;
+        fleet.roll_out(&[&["--bundle", "digits@1.0.0", "--selector", "*"], &stage::EASY[..]].concat()).await?;
+        fleet.wait_committed("dev-1", "1.0.0").await?;
+        wait::until("requests are answered", PATIENCE, async || {
+            Ok((traffic.seen_by("dev-1").answered > 20).then_some(()))
+        })
+        .await?;
+        let stored = async |fleet: &Fleet, kind: &str| {
+            let name = format!("muster_controller_ingest_messages_total{{kind=\"{kind}\",outcome=\"stored\"}}");
+            fleet.controller.metric(&name).await
+        };
+        let before = (stored(&fleet, "telemetry").await?, stored(&fleet, "sketch").await?);
+        drop(traffic);
+        let status = fleet.device("dev-1")?.process_mut().stop().await?;
+        ensure!(status.success(), "the agent ended with {status}");
+        let after = (stored(&fleet, "telemetry").await?, stored(&fleet, "sketch").await?);
+        ensure!(after.0 > before.0 && after.1 > before.1, "{before:?} before it was stopped, {after:?} after");
+        Ok(())
     });
 }
