@@ -42,5 +42,6 @@ mod rotation;
 mod samples;
 mod secrets;
 mod security_page;
+mod slow_card;
 mod stage;
 mod strategies;

@@ -361,10 +361,13 @@ impl Record {
         self.committed.and_then(|pointer| self.installed(pointer))
     }
 
-    /// The bundle that a crash now would be held against: the one on trial or beside the incumbent, or else the committed one.
+    /// The bundle that a crash now would be held against: the one on trial, beside the incumbent, or tested to take its part at once, or else
+    /// the committed one. One that waits for a switch answers nobody, and devices may lose their power while they wait: it fails once it has used
+    /// up its tries, and not before.
     #[must_use]
     pub fn exposed_bundle(&self) -> Option<InstalledBundle> {
         let on_trial = self.update.as_ref().and_then(|update| match update.phase {
+            Phase::Verified { .. } if !update.activation.is_at_once() => None,
             Phase::Verified { slot, .. } | Phase::Beside { slot, .. } | Phase::Trial { slot, .. } => {
                 self.installed(Pointer { slot, generation: update.generation })
             }
@@ -422,6 +425,20 @@ mod tests {
         assert_eq!(read(&record), Ok(record.clone()));
         record.format = 2;
         assert_eq!(read(&record), Err(RecordError::Format(2)));
+    }
+
+    #[test]
+    fn a_crash_is_held_against_what_is_tried_and_not_against_what_waits() {
+        let mut record = full();
+        let committed = record.committed_bundle();
+        let exposed = |record: &Record| record.exposed_bundle();
+        let update = record.update.as_mut().unwrap();
+        update.phase = Phase::Verified { slot: Slot::B, tries_left: 2 };
+        assert_eq!(exposed(&record).map(|b| b.manifest), Some(Digest::of(&[2])));
+        for activation in [Activation::Hold, Activation::At { at_ms: 7 }] {
+            record.update.as_mut().unwrap().activation = activation;
+            assert_eq!(exposed(&record), committed);
+        }
     }
 
     #[test]

@@ -88,3 +88,41 @@ impl fmt::Display for Number {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn number(text: &str) -> Number {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_part_that_is_not_there_is_0_and_a_number_ends_where_it_does() {
+        assert_eq!(number("5.10"), number("5.10.0"));
+        assert_eq!(number("-0"), number("0.0"));
+        assert!(number("-1.5") < number("-1") && number("-1") < number("0"));
+        let leading = |text| Number::leading(text).map(|number| number.to_string());
+        assert_eq!(leading("6.1.0-13-arm64").as_deref(), Some("6.1.0"));
+        assert_eq!(leading("12.").as_deref(), Some("12"));
+        for none in ["", "-", ".5", "v6", "--1", "99999999999999999999"] {
+            assert_eq!(leading(none), None, "{none}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whole_numbers_are_ordered_as_ever(one: i64, other: i64) {
+            prop_assert_eq!(number(&one.to_string()).cmp(&number(&other.to_string())), one.cmp(&other));
+        }
+
+        #[test]
+        fn versions_are_ordered_as_versions_are(one: [u8; 3], other: [u8; 3]) {
+            let text = |[major, minor, patch]: [u8; 3]| format!("{major}.{minor}.{patch}");
+            let version = |parts| semver::Version::parse(&text(parts)).unwrap();
+            prop_assert_eq!(number(&text(one)).cmp(&number(&text(other))), version(one).cmp(&version(other)));
+        }
+    }
+}
