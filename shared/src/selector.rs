@@ -57,7 +57,8 @@ enum Requirement {
 
 impl Requirement {
     fn parse(part: &str) -> Option<Self> {
-        let key = |key: &str| is_label_text(key).then(|| key.to_owned());
+        // A key with one of these is a comparison that was meant otherwise, and would select nobody.
+        let key = |key: &str| (is_label_text(key) && !key.contains(['<', '>'])).then(|| key.to_owned());
         let value = |value: &str| is_label_text(value).then(|| value.to_owned());
         if let Some((name, unwanted)) = part.split_once("!=") {
             Some(Self::Differs(key(name)?, value(unwanted)?))
