@@ -2,37 +2,18 @@
 //! installed over one another do. `MUSTER_EARLIER_AGENT` names the earlier agent's program, built from an earlier commit.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use muster_shared::rollout::RolloutStatus;
-use muster_tests::binaries::Binaries;
-use muster_tests::device::{Device, DeviceSetup};
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::wait;
 
 use crate::stage::{self, PACE};
 
-/// The program that the device's package holds.
-struct Package {
-    program: PathBuf,
-}
-
-impl Package {
-    /// In `folder`, with the program `first`.
-    fn new(folder: &Path, first: &Path) -> anyhow::Result<Self> {
-        let package = Self { program: folder.join("packaged-agent") };
-        package.install(first)?;
-        Ok(package)
-    }
-
-    fn install(&self, agent: &Path) -> anyhow::Result<()> {
-        let next = self.program.with_extension("next");
-        fs::write(&next, format!("#!/bin/sh\nexec {agent:?} \"$@\"\n"))?;
-        fs::set_permissions(&next, fs::Permissions::from_mode(0o755))?;
-        Ok(fs::rename(&next, &self.program)?)
-    }
+/// Installs `agent` as the program of the device's package in `folder`, and says where that is.
+fn install(folder: &Path, agent: &Path) -> anyhow::Result<PathBuf> {
+    stage::agent_by(folder, &format!("exec {agent:?} \"$@\""))
 }
 
 /// What the device says it understands, and what it is known by.
@@ -54,13 +35,8 @@ fn an_earlier_agent_does_the_main_job_and_todays_goes_on_with_its_data_and_back(
     stage::run(async |binaries, folder| {
         let earlier = std::env::var_os("MUSTER_EARLIER_AGENT").context("MUSTER_EARLIER_AGENT names no program")?;
         let (earlier, todays) = (fs::canonicalize(earlier)?, binaries.agent.clone());
-        let package = Package::new(&folder, &earlier)?;
-        let packaged = Binaries { agent: package.program.clone(), ..binaries };
-        let mut fleet = stage::fleet(&packaged, &folder, 0).await?;
-        let token = fleet.enrolment_token(1).await?;
-        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
-        fleet.devices.push(Device::start(&packaged, &folder.join("dev-1"), &setup, None).await?);
-        fleet.wait_online(1).await?;
+        let packaged = install(&folder, &earlier)?;
+        let mut fleet = stage::fleet_of(binaries, &folder, packaged, 500).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         fleet.release_digits("1.1.0").await?;
@@ -69,7 +45,7 @@ fn an_earlier_agent_does_the_main_job_and_todays_goes_on_with_its_data_and_back(
         eprintln!("the earlier agent is of number {}", before.0);
 
         for (agent, version) in [(&todays, "1.1.0"), (&earlier, "1.2.0"), (&todays, "1.0.0")] {
-            package.install(agent)?;
+            install(&folder, agent)?;
             // What is installed answers before anything new comes, and the device is who it was.
             stage::kill_and_restart(&mut fleet, &traffic).await?;
             let expected = if agent == &todays { muster_shared::protocol::PROTOCOL } else { before.0 };

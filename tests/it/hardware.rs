@@ -1,7 +1,6 @@
 //! Boards as they are: without a clock until the network sets it, with nothing to write to but the agent's own folder, and too hot.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -25,14 +24,6 @@ const SLOW_BYTES_PER_S: f64 = 32.0 * 1024.0;
 /// Where Debian puts the library that fakes the clock, by architecture.
 const FAKETIME: [&str; 2] =
     ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"];
-
-/// A script in `folder` that ends in running the agent.
-fn agent_by(folder: &Path, script: &str) -> anyhow::Result<PathBuf> {
-    let path = folder.join("agent-in-its-surroundings");
-    fs::write(&path, format!("#!/bin/bash\nset -euo pipefail\n{script}\n"))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path)
-}
 
 /// The clock of a board: what the agent takes for the time of day, while time that only passes is the real one.
 struct Clock {
@@ -71,7 +62,7 @@ fn a_board_without_a_clock_joins_once_it_is_set_and_works_without_from_then_on()
             "export LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={:?} FAKETIME_NO_CACHE=1 DONT_FAKE_MONOTONIC=1\nexec {:?} \"$@\"",
             clock.file, binaries.agent
         );
-        let agent = agent_by(&folder, &script)?;
+        let agent = stage::agent_by(&folder, &script)?;
         let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
         let token = fleet.enrolment_token(1).await?;
         let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
@@ -158,14 +149,8 @@ fn an_agent_that_may_write_to_its_own_folder_alone_does_its_whole_work() {
         );
         let inner = folder.join("inside");
         fs::write(&inner, format!("set -euo pipefail\n{inside}\n"))?;
-        let agent = agent_by(&folder, &format!("exec unshare -rm --propagation private bash {inner:?} \"$@\""))?;
-        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
-        let token = fleet.enrolment_token(1).await?;
-        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
-        let read_only = Binaries { agent, ..binaries };
-        let device = Device::start(&read_only, &folder.join("dev-1"), &setup, None).await?;
-        fleet.devices.push(device);
-        fleet.wait_online(1).await?;
+        let agent = stage::agent_by(&folder, &format!("exec unshare -rm --propagation private bash {inner:?} \"$@\""))?;
+        let mut fleet = stage::fleet_of(binaries, &folder, agent, 500).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         stage::kill_and_restart(&mut fleet, &traffic).await?;
@@ -213,13 +198,8 @@ fn a_device_that_is_too_hot_says_so_and_is_left_out_until_it_is_not() {
         let inner = folder.join("inside");
         let inside = format!("mount --bind {:?} /sys/class/thermal\nexec {:?} \"$@\"", sensors.folder, binaries.agent);
         fs::write(&inner, format!("set -euo pipefail\n{inside}\n"))?;
-        let agent = agent_by(&folder, &format!("exec unshare -rm --propagation private bash {inner:?} \"$@\""))?;
-        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
-        let token = fleet.enrolment_token(1).await?;
-        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 500, settings: "" };
-        let with_sensors = Binaries { agent, ..binaries };
-        fleet.devices.push(Device::start(&with_sensors, &folder.join("dev-1"), &setup, None).await?);
-        fleet.wait_online(1).await?;
+        let agent = stage::agent_by(&folder, &format!("exec unshare -rm --propagation private bash {inner:?} \"$@\""))?;
+        let mut fleet = stage::fleet_of(binaries, &folder, agent, 500).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         let condition = async |fleet: &Fleet| {

@@ -1,14 +1,11 @@
 //! A card that takes long to say that it has what was written, as SD cards do when they tidy up: nobody waits for it but who has to.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::ensure;
 use muster_shared::rollout::RolloutStatus;
-use muster_tests::binaries::Binaries;
-use muster_tests::device::{Device, DeviceSetup};
 
 use crate::stage::{self, PACE};
 
@@ -45,22 +42,16 @@ fn on_a_slow_card(folder: &Path, agent: &Path) -> anyhow::Result<(PathBuf, PathB
     fs::write(&source, SLOW_FLUSHES)?;
     let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &source]).output()?;
     ensure!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    let (program, flushes) = (folder.join("agent-on-a-slow-card"), folder.join("flushes"));
-    fs::write(&program, format!("#!/bin/sh\nFLUSHES={flushes:?} LD_PRELOAD={library:?} exec {agent:?} \"$@\"\n"))?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    Ok((program, flushes))
+    let flushes = folder.join("flushes");
+    let script = format!("FLUSHES={flushes:?} LD_PRELOAD={library:?} exec {agent:?} \"$@\"");
+    Ok((stage::agent_by(folder, &script)?, flushes))
 }
 
 #[test]
 fn a_slow_card_costs_no_answer_and_the_whole_work_is_done() {
     stage::run(async |binaries, folder| {
         let (agent, flushes) = on_a_slow_card(&folder, &binaries.agent)?;
-        let mut fleet = stage::fleet(&binaries, &folder, 0).await?;
-        let token = fleet.enrolment_token(1).await?;
-        let setup = DeviceSetup { id: "dev-1", token: &token, window_ms: 2_000, settings: "" };
-        let slow = Binaries { agent, ..binaries };
-        fleet.devices.push(Device::start(&slow, &folder.join("dev-1"), &setup, None).await?);
-        fleet.wait_online(1).await?;
+        let mut fleet = stage::fleet_of(binaries, &folder, agent, 2_000).await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         stage::kill_and_restart(&mut fleet, &traffic).await?;

@@ -1,11 +1,13 @@
 //! What every integration test starts from.
 
+use std::fs;
 use std::future::Future;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_tests::binaries::Binaries;
-use muster_tests::device::DeviceSetup;
+use muster_tests::device::{Device, DeviceSetup};
 use muster_tests::fixtures::{self, Image};
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::traffic::Traffic;
@@ -42,7 +44,7 @@ pub(crate) const STRICT: &[&str] = EASY.split_at(EASY.len() - 2).0;
 pub(crate) const STRICT_OF_PROGRAMS: &[&str] = STRICT.split_at(2).1;
 
 /// Runs `test` in a folder of its own with a runtime of its own.
-pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Binaries, std::path::PathBuf) -> F) {
+pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce(Binaries, PathBuf) -> F) {
     // Tests share the process; the first one installs the provider for all.
     drop(rustls::crypto::ring::default_provider().install_default());
     let folder = tempfile::Builder::new().prefix("muster-it-").tempdir().expect("a folder for the test");
@@ -78,6 +80,32 @@ pub(crate) async fn fleet_with(
         }
         fleet.wait_online(devices).await?;
     }
+    Ok(fleet)
+}
+
+/// A script in `folder` that ends in running an agent, in place of the one that was there before.
+pub(crate) fn agent_by(folder: &Path, script: &str) -> anyhow::Result<PathBuf> {
+    let path = folder.join("agent-in-its-surroundings");
+    let next = path.with_extension("next");
+    fs::write(&next, format!("#!/bin/bash\nset -euo pipefail\n{script}\n"))?;
+    fs::set_permissions(&next, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&next, &path)?;
+    Ok(path)
+}
+
+/// A controller with `dev-1`, which is `agent` and closes a window after `window_ms` milliseconds.
+pub(crate) async fn fleet_of(
+    binaries: Binaries,
+    folder: &Path,
+    agent: PathBuf,
+    window_ms: u64,
+) -> anyhow::Result<Fleet> {
+    let mut fleet = fleet(&binaries, folder, 0).await?;
+    let token = fleet.enrolment_token(1).await?;
+    let setup = DeviceSetup { id: "dev-1", token: &token, window_ms, settings: "" };
+    let by_agent = Binaries { agent, ..binaries };
+    fleet.devices.push(Device::start(&by_agent, &folder.join("dev-1"), &setup, None).await?);
+    fleet.wait_online(1).await?;
     Ok(fleet)
 }
 

@@ -20,6 +20,7 @@ until_true() {
     done
 }
 is() { [ "$(systemctl show --property "$2" --value "$1")" = "$3" ]; }
+main_pid() { systemctl show --property MainPID --value muster-agent; }
 starts() { journalctl --unit "$1" --output cat --no-pager | grep --count '^Started ' || true; }
 
 say "installs"
@@ -104,10 +105,10 @@ bring_out 1.0.0
 say "is a service as it should be"
 systemd-analyze security --no-pager muster-agent | tail -1
 systemd-analyze security --no-pager muster-controller | tail -1
-before="$(systemctl show --property MainPID --value muster-agent)"
+before="$(main_pid)"
 kill -KILL "$before"
 until_true 30 serves 1.0.0
-[ "$(systemctl show --property MainPID --value muster-agent)" != "$before" ] || fail "the agent was not started again"
+[ "$(main_pid)" != "$before" ] || fail "the agent was not started again"
 socket=/run/muster-agent/inference.sock
 [ "$(stat --format '%U:%G %a' "$socket")" = "muster-agent:muster-clients 660" ] || fail "the socket is $(stat --format '%U:%G %a' "$socket")"
 by_socket() { setpriv --reuid nobody --regid nogroup "$@" curl --silent --fail --output /dev/null --unix-socket "$socket" http://agent/v2/health/live; }
@@ -132,9 +133,9 @@ printf '[Service]\nWatchdogSec=6\n' >/run/systemd/system/muster-agent.service.d/
 systemctl daemon-reload
 systemctl restart muster-agent
 until_true 30 serves 1.0.0
-before="$(systemctl show --property MainPID --value muster-agent)"
+before="$(main_pid)"
 kill -STOP "$before"
-is_another() { local pid && pid="$(systemctl show --property MainPID --value muster-agent)" && [ "$pid" != 0 ] && [ "$pid" != "$1" ]; }
+is_another() { local pid && pid="$(main_pid)" && [ "$pid" != 0 ] && [ "$pid" != "$1" ]; }
 until_true 60 is_another "$before"
 until_true 30 serves 1.0.0
 journalctl --unit muster-agent --output cat --no-pager | grep "Watchdog timeout" >/dev/null || fail "it was not the watchdog that ended it"
@@ -164,7 +165,7 @@ TOML
 muster bundle build agent.toml --out program
 muster bundle sign program --key release.key
 muster bundle push program
-program() { readlink "/proc/$(systemctl show --property MainPID --value muster-agent)/exe"; }
+program() { readlink "/proc/$(main_pid)/exe"; }
 [ "$(program)" = /usr/bin/muster-agent ] || fail "the agent runs $(program)"
 before="$(systemctl show --property MainPID,NRestarts,InvocationID muster-agent)"
 roll_out "muster-agent-here@$(muster-agent --version | cut --delimiter=' ' --fields=2)"

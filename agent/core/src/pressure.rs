@@ -154,17 +154,17 @@ pub struct Pressure {
     calm_since_ms: Option<u64>,
     /// What was observed last.
     seen: Condition,
-    told: Condition,
-    /// When the controller was told of another level.
+    /// What the controller was told.
+    told: (Level, Condition),
+    /// When it was told of another level.
     told_level_ms: Option<u64>,
     /// When it was told of anything.
     told_ms: Option<u64>,
 }
 
-/// What of it the controller is told.
+/// What beside the level the controller is told.
 #[derive(Debug, Clone, Copy, Default)]
 struct Condition {
-    level: Level,
     temperature_mc: Option<i32>,
     throttling: Option<Throttling>,
 }
@@ -197,7 +197,7 @@ impl Pressure {
     pub fn observe(&mut self, signs: &Signs, now_ms: u64) -> bool {
         let changes = self.follow(signs, now_ms);
         let Signs { temperature_mc, throttling, .. } = *signs;
-        self.seen = Condition { level: self.level, temperature_mc, throttling };
+        self.seen = Condition { temperature_mc, throttling };
         changes
     }
 
@@ -223,13 +223,15 @@ impl Pressure {
     pub fn is_to_be_told(&mut self, now_ms: u64) -> bool {
         let is_long_ago =
             |told_ms: Option<u64>| told_ms.is_none_or(|told_ms| now_ms.saturating_sub(told_ms) >= TELL_MS);
-        let of_level = self.seen.level != self.told.level && is_long_ago(self.told_level_ms);
-        let is_to_be = of_level || self.seen.is_another(&self.told) && is_long_ago(self.told_ms);
+        let (told_level, told) = self.told;
+        let is_another_level = self.level != told_level;
+        let is_to_be = is_another_level && is_long_ago(self.told_level_ms)
+            || self.seen.is_another(&told) && is_long_ago(self.told_ms);
         if is_to_be {
-            if self.seen.level != self.told.level {
+            (self.told, self.told_ms) = ((self.level, self.seen), Some(now_ms));
+            if is_another_level {
                 self.told_level_ms = Some(now_ms);
             }
-            (self.told, self.told_ms) = (self.seen, Some(now_ms));
         }
         is_to_be
     }

@@ -118,7 +118,7 @@ fn unsuitable(record: &Record, program: &OfferedProgram, device: &DeviceFacts) -
         let (expires_ms, now_ms) = (program.expires_ms, device.now_ms);
         return Some(Unsuitable::Expired { bundle: bundle(), expires_ms, now_ms }.to_string());
     }
-    if let Some(why) = unmet(&program.requirements, &bundle(), device) {
+    if let Some(why) = unmet(&program.requirements, &program.content.bundle, device) {
         return Some(why.to_string());
     }
     if device.agent_version < program.takes_over_from {
