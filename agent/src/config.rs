@@ -491,12 +491,6 @@ impl Config {
             (None, None) => Ok(None),
         }
     }
-
-    /// Threads that drive connections; inference runs on threads of its own.
-    #[must_use]
-    pub(crate) fn worker_threads(&self) -> usize {
-        std::thread::available_parallelism().map_or(1, |n| n.get().min(2))
-    }
 }
 
 /// Reads at most one byte more than `max_bytes`. Links are followed: the file is the operator's.

@@ -181,7 +181,7 @@ pub(crate) async fn run(config: Config, source: Source, program: Running) -> Res
         serve(&base.config.serve, base.host.clone(), base.metrics.clone(), base.condition.clone(), serving_stops)
             .await?;
     let turning = tokio::spawn(base.vitals.clone().show_turns());
-    let watchdog = Watchdog::start(base.vitals.clone());
+    let watchdog = Watchdog::start(base.vitals.clone(), tokio::runtime::Handle::current());
     let joined = tokio::select! {
         joined = base.join() => joined,
         () = signals.stop() => {

@@ -1,7 +1,8 @@
 //! Signs of life of the agent's parts, and the thread that passes them on to the service manager.
 //!
 //! What they mean is decided by [`muster_agent_core::liveness`]. The thread is none of the runtime's: a runtime that stands still
-//! must still be found out, and named in the log before the service manager ends it.
+//! must still be found out, and named in the log before the service manager ends it. It keeps the runtime from standing still, too,
+//! where one of its threads is held up and another could go on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use muster_agent_core::liveness::{Beat, Inference, Stuck, stuck};
+use tokio::runtime::Handle;
 
 use crate::host::ModelHost;
 use crate::notify;
@@ -20,6 +22,8 @@ static CLOCK: LazyLock<Steady> = LazyLock::new(Steady::start);
 const NEVER: u64 = u64::MAX;
 /// How often the event loop shows that it turns.
 const TURN: Duration = Duration::from_secs(10);
+/// How often the runtime is given something to do.
+const NUDGE: Duration = Duration::from_secs(1);
 /// How often the threads for blocking work are given something to do, in turns of the event loop: each costs a thread for a while.
 const PROBE_EVERY: u32 = 6;
 
@@ -105,41 +109,71 @@ impl Vitals {
     }
 }
 
-/// The thread that feeds the service manager's watchdog; it ends when this is dropped.
+/// The thread that watches over the runtime; it ends when this is dropped.
 pub(crate) struct Watchdog {
     ends: Arc<AtomicBool>,
     thread: Thread,
 }
 
 impl Watchdog {
-    /// Feeds the watchdog for as long as nothing has come to a standstill; none where no service manager watches.
-    pub(crate) fn start(vitals: Vitals) -> Option<Self> {
-        let limit = notify::watchdog_limit()?;
+    /// Keeps one of the threads of `runtime` at its sockets, and feeds the service manager's watchdog, where there is one, for as long as
+    /// nothing has come to a standstill.
+    pub(crate) fn start(vitals: Vitals, runtime: Handle) -> Option<Self> {
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);
-        let feed = move || {
-            let mut said = false;
+        let mut feeder = notify::watchdog_limit().map(|limit| Feeder::new(vitals, limit));
+        let every = feeder.as_ref().map_or(NUDGE, |feeder| NUDGE.min(feeder.every));
+        let watch = move || {
             while !told.load(Ordering::Acquire) {
-                match vitals.stuck() {
-                    None => {
-                        said = false;
-                        notify::alive();
-                    }
-                    Some(stuck) if !said => {
-                        said = true;
-                        tracing::error!(%stuck, "the agent is stuck: its service manager is left to start it again");
-                    }
-                    Some(_) => {}
+                // A thread that leaves the sockets to do what came by them wakes no other to go there in its place, and if it is held up,
+                // nobody is: https://github.com/tokio-rs/tokio/issues/4730. Whoever is woken for a task goes there after it.
+                runtime.spawn(std::future::ready(()));
+                if let Some(feeder) = &mut feeder {
+                    feeder.feed_when_due();
                 }
-                std::thread::park_timeout(limit / 3);
+                std::thread::park_timeout(every);
             }
         };
-        match std::thread::Builder::new().name("watchdog".to_owned()).spawn(feed) {
+        match std::thread::Builder::new().name("watchdog".to_owned()).spawn(watch) {
             Ok(handle) => Some(Self { ends, thread: handle.thread().clone() }),
             Err(error) => {
                 tracing::error!(%error, "no thread for the watchdog: the service manager will start the agent again");
                 None
             }
+        }
+    }
+}
+
+/// Feeds the service manager's watchdog.
+struct Feeder {
+    vitals: Vitals,
+    every: Duration,
+    due_ms: u64,
+    has_said: bool,
+}
+
+impl Feeder {
+    /// Of a service manager that takes the agent for dead after `limit`.
+    fn new(vitals: Vitals, limit: Duration) -> Self {
+        Self { vitals, every: limit / 3, due_ms: 0, has_said: false }
+    }
+
+    fn feed_when_due(&mut self) {
+        let now_ms = now_ms();
+        if now_ms < self.due_ms {
+            return;
+        }
+        self.due_ms = now_ms.saturating_add(crate::time::millis(self.every));
+        match self.vitals.stuck() {
+            None => {
+                self.has_said = false;
+                notify::alive();
+            }
+            Some(stuck) if !self.has_said => {
+                self.has_said = true;
+                tracing::error!(%stuck, "the agent is stuck: its service manager is left to start it again");
+            }
+            Some(_) => {}
         }
     }
 }

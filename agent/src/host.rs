@@ -17,7 +17,7 @@ use muster_shared::ids::{BundleRef, Digest};
 use muster_shared::messages::{InstalledBundle, RequestCounts};
 use muster_shared::profile::Profile;
 use muster_shared::trust::Stage;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 pub(crate) use self::pace::{Pace, Shapes};
 use crate::beside::{Beside, BesideError, BesideLimits, Surroundings};
@@ -127,6 +127,8 @@ struct Inner {
     workers: Arc<Semaphore>,
     /// When each request that is computed got its turn.
     turns: Begun,
+    /// The one request that may be computed on a thread that drives connections.
+    here: Semaphore,
     queue: Semaphore,
     monitor: Monitor,
     feedback: Feedback,
@@ -164,6 +166,7 @@ impl ModelHost {
                 limits,
                 workers: Arc::new(Semaphore::new(limits.max_concurrency)),
                 turns: Begun::new(limits.max_concurrency),
+                here: Semaphore::new(1),
                 queue: Semaphore::new(limits.max_queue),
                 beside: RwLock::new(None),
                 beside_limits,
@@ -316,6 +319,12 @@ impl ModelHost {
 
     fn begin(&self, permit: OwnedSemaphorePermit) -> Turn {
         Turn { begun: self.inner.turns.begin(), permit }
+    }
+
+    /// The permission to compute a request on the thread that read it, for as long as it is held. One request has it at most, so that
+    /// of two threads one always drives connections, however long an inference takes that was taken for a quick one.
+    pub(crate) fn here(&self) -> Option<SemaphorePermit<'_>> {
+        self.inner.here.try_acquire().ok()
     }
 
     /// When the request got its turn that has been computing the longest, by the clock of [`crate::heartbeat`].

@@ -68,6 +68,8 @@ const NOT_ENROLLED: u8 = 78;
 /// Status of an end in order after which another program is to run (`EX_TEMPFAIL`), where this process cannot become it: the service manager
 /// starts the agent again.
 const ANOTHER_PROGRAM: u8 = 75;
+/// Threads that drive connections, on boards with one core too: while one computes a request that is quick ([`host`]), another is there.
+const RUNTIME_THREADS: usize = 2;
 
 fn main() -> ExitCode {
     // Two TLS users in one process (broker and enrolment) must agree on the cryptography before either starts.
@@ -133,10 +135,8 @@ fn run(arguments: Arguments) -> anyhow::Result<End> {
             let config = arguments.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
             let log = log::install(&config.log)?;
             let source = Source { file: arguments.config, log };
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(config.worker_threads())
-                .enable_all()
-                .build()?;
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build()?;
             let ended = runtime.block_on(daemon::run(config, source, program));
             // A model that is still computing must not hold the exit back.
             runtime.shutdown_background();

@@ -45,6 +45,16 @@ pub struct Device {
     link: Option<Link>,
 }
 
+/// Adds `lines` to the section of `config` with this name, which it may lack.
+fn set(config: &mut String, section: &str, lines: &str) {
+    let head = format!("[{section}]\n");
+    if config.contains(&head) {
+        *config = config.replacen(&head, &format!("{head}{lines}\n"), 1);
+    } else {
+        config.push_str(&format!("\n{head}{lines}\n"));
+    }
+}
+
 impl Device {
     /// Starts a device in `folder`; with `link`, it reaches the broker only through that.
     ///
@@ -57,21 +67,18 @@ impl Device {
         link: Option<Link>,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let (mut settings, mut broker) = (setup.settings.to_owned(), String::new());
-        if let Some(link) = &link {
-            broker = format!("[broker]\nhost = \"{}\"\nport = {}\n", link.address.ip(), link.address.port());
-            if settings.contains("[broker]\n") {
-                settings = settings.replacen("[broker]\n", &std::mem::take(&mut broker), 1);
-            }
-        }
-        let config = format!(
-            "data-dir = {:?}\ndevice-id = {:?}\nenrolment-token = {:?}\n{settings}\n[serve]\nlisten = \"127.0.0.1:0\"\n\
-             [monitor]\nwindow-ms = {}\n{broker}",
+        let mut config = format!(
+            "data-dir = {:?}\ndevice-id = {:?}\nenrolment-token = {:?}\n",
             folder.join("data"),
             setup.id,
-            setup.token,
-            setup.window_ms,
+            setup.token
         );
+        config.push_str(setup.settings);
+        set(&mut config, "serve", "listen = \"127.0.0.1:0\"");
+        set(&mut config, "monitor", &format!("window-ms = {}", setup.window_ms));
+        if let Some(link) = &link {
+            set(&mut config, "broker", &format!("host = \"{}\"\nport = {}", link.address.ip(), link.address.port()));
+        }
         std::fs::write(folder.join("agent.toml"), config)?;
         let (process, inference_url) = Self::launch(setup.id, &binaries.agent, folder).await?;
         // Applications keep the address of their device, so it stays the same over restarts.

@@ -36,7 +36,7 @@ fn an_earlier_agent_does_the_main_job_and_todays_goes_on_with_its_data_and_back(
         let earlier = std::env::var_os("MUSTER_EARLIER_AGENT").context("MUSTER_EARLIER_AGENT names no program")?;
         let (earlier, todays) = (fs::canonicalize(earlier)?, binaries.agent.clone());
         let packaged = install(&folder, &earlier)?;
-        let mut fleet = stage::fleet_of(binaries, &folder, packaged, 500).await?;
+        let mut fleet = stage::fleet_of(binaries, &folder, packaged, 500, "").await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         fleet.release_digits("1.1.0").await?;

@@ -150,7 +150,7 @@ fn an_agent_that_may_write_to_its_own_folder_alone_does_its_whole_work() {
         let inner = folder.join("inside");
         fs::write(&inner, format!("set -euo pipefail\n{inside}\n"))?;
         let agent = stage::agent_by(&folder, &format!("exec unshare -rm --propagation private bash {inner:?} \"$@\""))?;
-        let mut fleet = stage::fleet_of(binaries, &folder, agent, 500).await?;
+        let mut fleet = stage::fleet_of(binaries, &folder, agent, 500, "").await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         stage::kill_and_restart(&mut fleet, &traffic).await?;
@@ -199,7 +199,7 @@ fn a_device_that_is_too_hot_says_so_and_is_left_out_until_it_is_not() {
         let inside = format!("mount --bind {:?} /sys/class/thermal\nexec {:?} \"$@\"", sensors.folder, binaries.agent);
         fs::write(&inner, format!("set -euo pipefail\n{inside}\n"))?;
         let agent = stage::agent_by(&folder, &format!("exec unshare -rm --propagation private bash {inner:?} \"$@\""))?;
-        let mut fleet = stage::fleet_of(binaries, &folder, agent, 500).await?;
+        let mut fleet = stage::fleet_of(binaries, &folder, agent, 500, "").await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         let condition = async |fleet: &Fleet| {

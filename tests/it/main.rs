@@ -45,3 +45,4 @@ mod security_page;
 mod slow_card;
 mod stage;
 mod strategies;
+mod stuck;

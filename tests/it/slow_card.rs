@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::ensure;
 use muster_shared::rollout::RolloutStatus;
@@ -38,10 +37,7 @@ int sync_file_range(int file, off64_t offset, off64_t count, unsigned int flags)
 
 /// A program in `folder` that is `agent` on such a card, and where its flushes are noted, a byte for each.
 fn on_a_slow_card(folder: &Path, agent: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let (source, library) = (folder.join("slow.c"), folder.join("slow.so"));
-    fs::write(&source, SLOW_FLUSHES)?;
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &source]).output()?;
-    ensure!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let library = stage::library(folder, SLOW_FLUSHES)?;
     let flushes = folder.join("flushes");
     let script = format!("FLUSHES={flushes:?} LD_PRELOAD={library:?} exec {agent:?} \"$@\"");
     Ok((stage::agent_by(folder, &script)?, flushes))
@@ -51,7 +47,7 @@ fn on_a_slow_card(folder: &Path, agent: &Path) -> anyhow::Result<(PathBuf, PathB
 fn a_slow_card_costs_no_answer_and_the_whole_work_is_done() {
     stage::run(async |binaries, folder| {
         let (agent, flushes) = on_a_slow_card(&folder, &binaries.agent)?;
-        let mut fleet = stage::fleet_of(binaries, &folder, agent, 2_000).await?;
+        let mut fleet = stage::fleet_of(binaries, &folder, agent, 2_000, "").await?;
         let traffic = stage::traffic(&fleet)?;
         stage::first_version(&fleet, &traffic).await?;
         stage::kill_and_restart(&mut fleet, &traffic).await?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use muster_tests::binaries::Binaries;
@@ -93,16 +94,26 @@ pub(crate) fn agent_by(folder: &Path, script: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A controller with `dev-1`, which is `agent` and closes a window after `window_ms` milliseconds.
+/// A library in `folder`, of this C source, whose functions take the place of those of the C library (`LD_PRELOAD`).
+pub(crate) fn library(folder: &Path, source: &str) -> anyhow::Result<PathBuf> {
+    let (file, library) = (folder.join("instead.c"), folder.join("instead.so"));
+    fs::write(&file, source)?;
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &file]).output()?;
+    anyhow::ensure!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    Ok(library)
+}
+
+/// A controller with `dev-1`, which is `agent` with these settings and closes a window after `window_ms` milliseconds.
 pub(crate) async fn fleet_of(
     binaries: Binaries,
     folder: &Path,
     agent: PathBuf,
     window_ms: u64,
+    settings: &str,
 ) -> anyhow::Result<Fleet> {
     let mut fleet = fleet(&binaries, folder, 0).await?;
     let token = fleet.enrolment_token(1).await?;
-    let setup = DeviceSetup { id: "dev-1", token: &token, window_ms, settings: "" };
+    let setup = DeviceSetup { id: "dev-1", token: &token, window_ms, settings };
     let by_agent = Binaries { agent, ..binaries };
     fleet.devices.push(Device::start(&by_agent, &folder.join("dev-1"), &setup, None).await?);
     fleet.wait_online(1).await?;

@@ -2,7 +2,8 @@
 //!
 //! Handing a request to another thread and back costs tens of microseconds: more than many small models take. So a model
 //! that has shown itself quick for inputs of the same shapes runs at once on the thread that read the request, and everything else, a
-//! shape seen for the first time included, goes to the threads for blocking work.
+//! shape seen for the first time included, goes to the threads for blocking work. So does what comes while a request is computed like that:
+//! a model that has been quick may hang all the same, and must not take the last thread with it.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

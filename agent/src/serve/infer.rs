@@ -1,7 +1,7 @@
 //! `POST .../infer`: one request from its bytes to its answer, and its place in the counts.
 //!
-//! A small request to a model that is known to be quick is computed where it was read; anything else goes to the threads
-//! for blocking work, and there the answer leaves before its rows are sketched.
+//! A small request to a model that is known to be quick is computed where it was read, while no other is; anything else goes to the
+//! threads for blocking work, and there the answer leaves before its rows are sketched.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -75,19 +75,19 @@ async fn answer(app: &App, target: &Target, request: Request<Body>) -> Result<Re
         return elsewhere(move || (job.parse(&body, header_bytes), job)).await;
     }
     let parsed = job.parse(&body, header_bytes);
-    match &parsed {
-        Ok(parsed_request) if !job.is_quick(parsed_request) => elsewhere(move || (parsed, job)).await,
-        Ok(_) | Err(_) => {
-            let Done { response, count } = job.finish(parsed);
-            if job.app.host.open_samples().is_some() {
-                // Whoever collects samples must not make anybody wait for an answer.
-                tokio::task::spawn_blocking(move || job.count(count));
-            } else {
-                job.count(count);
-            }
-            Ok(response)
-        }
+    let here = app.host.here();
+    if here.is_none() || parsed.as_ref().is_ok_and(|parsed| !job.is_quick(parsed)) {
+        drop(here);
+        return elsewhere(move || (parsed, job)).await;
     }
+    let Done { response, count } = job.finish(parsed);
+    if job.app.host.open_samples().is_some() {
+        // Whoever collects samples must not make anybody wait for an answer.
+        tokio::task::spawn_blocking(move || job.count(count));
+    } else {
+        job.count(count);
+    }
+    Ok(response)
 }
 
 /// The length of the JSON at the start of the body, where binary data follows it.
