@@ -89,6 +89,8 @@ CHANGELOG
         echo "Left out of this package, which is for a trial and must not be given away." >"$licenses"
     elif [ ! -e "$licenses" ]; then
         echo "reading the licenses of all that is in $program, which takes minutes"
+        # Cargo speaks of every target's crates before it leaves out the others'.
+        cargo fetch --quiet --locked
         cargo about generate --offline --locked --config "$packages/about.toml" --target "$target" --manifest-path "$folder/Cargo.toml" --fail \
             --output-file "$licenses.making" cross/licenses.hbs
         mv "$licenses.making" "$licenses"
