@@ -246,7 +246,9 @@ pub(crate) async fn run(config: Config, source: Source, program: Running) -> Res
     } else {
         notify::stopping()
     }
-    drop(watchdog);
+    if let Some(watchdog) = &watchdog {
+        watchdog.feed_no_more();
+    }
     turning.abort();
     reloading.abort();
     renewing.abort();

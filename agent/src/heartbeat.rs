@@ -111,6 +111,7 @@ impl Vitals {
 
 /// The thread that watches over the runtime; it ends when this is dropped.
 pub(crate) struct Watchdog {
+    feeds: Arc<AtomicBool>,
     ends: Arc<AtomicBool>,
     thread: Thread,
 }
@@ -119,8 +120,8 @@ impl Watchdog {
     /// Keeps one of the threads of `runtime` at its sockets, and feeds the service manager's watchdog, where there is one, for as long as
     /// nothing has come to a standstill.
     pub(crate) fn start(vitals: Vitals, runtime: Handle) -> Option<Self> {
-        let ends = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&ends);
+        let (feeds, ends) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+        let (goes_on, told) = (Arc::clone(&feeds), Arc::clone(&ends));
         let mut feeder = notify::watchdog_limit().map(|limit| Feeder::new(vitals, limit));
         let every = feeder.as_ref().map_or(NUDGE, |feeder| NUDGE.min(feeder.every));
         let watch = move || {
@@ -128,19 +129,24 @@ impl Watchdog {
                 // A thread that leaves the sockets to do what came by them wakes no other to go there in its place, and if it is held up,
                 // nobody is: https://github.com/tokio-rs/tokio/issues/4730. Whoever is woken for a task goes there after it.
                 runtime.spawn(std::future::ready(()));
-                if let Some(feeder) = &mut feeder {
+                if let Some(feeder) = feeder.as_mut().filter(|_| goes_on.load(Ordering::Acquire)) {
                     feeder.feed_when_due();
                 }
                 std::thread::park_timeout(every);
             }
         };
         match std::thread::Builder::new().name("watchdog".to_owned()).spawn(watch) {
-            Ok(handle) => Some(Self { ends, thread: handle.thread().clone() }),
+            Ok(handle) => Some(Self { feeds, ends, thread: handle.thread().clone() }),
             Err(error) => {
                 tracing::error!(%error, "no thread for the watchdog: the service manager will start the agent again");
                 None
             }
         }
+    }
+
+    /// Leaves the service manager's watchdog without food: an end that takes too long is ended.
+    pub(crate) fn feed_no_more(&self) {
+        self.feeds.store(false, Ordering::Release);
     }
 }
 
