@@ -202,6 +202,8 @@ pub(crate) struct ServeConfig {
     pub(crate) max_body_bytes: usize,
     /// After how long an inference is taken for stuck, in milliseconds.
     pub(crate) stuck_after_ms: u64,
+    /// How long a model may take to load and to run its golden examples, in milliseconds.
+    pub(crate) load_within_ms: u64,
 }
 
 /// Monitoring of inputs and outputs.
@@ -335,6 +337,7 @@ impl Default for ServeConfig {
             max_queue: 64,
             max_body_bytes: 16 * 1024 * 1024,
             stuck_after_ms: 120_000,
+            load_within_ms: 600_000,
         }
     }
 }
@@ -435,6 +438,7 @@ impl Config {
         within("serve.max-queue", size(self.serve.max_queue), 0, 65_536)?;
         within("serve.max-body-bytes", size(self.serve.max_body_bytes), 1_024, 1 << 30)?;
         within("serve.stuck-after-ms", self.serve.stuck_after_ms, 10_000, 86_400_000)?;
+        within("serve.load-within-ms", self.serve.load_within_ms, 10_000, 86_400_000)?;
         within("monitor.window-ms", self.monitor.window_ms, 100, 7 * 86_400_000)?;
         within("feedback.max-predictions", size(self.feedback.max_predictions), 0, 10_000_000)?;
         within("feedback.horizon-ms", self.feedback.horizon_ms, 1_000, 90 * 86_400_000)?;

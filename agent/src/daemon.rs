@@ -358,7 +358,7 @@ impl Base {
         let host = ModelHost::with_beside(limits, config.beside.limits(), monitor.clone(), feedback);
         host.offer_to(samples.clone());
         let link = LinkState::default();
-        let vitals = Vitals::new(host.clone(), config.serve.stuck_after_ms);
+        let vitals = Vitals::new(host.clone(), &config.serve);
         vitals.watch(link.heartbeat().clone());
         let starting = Heartbeat::new("the start");
         vitals.watch(starting.clone());
@@ -498,6 +498,8 @@ impl Base {
             attributes: attributes::all(&self.system, &self.config.data_dir, &self.config.attributes),
             system: self.system.clone(),
             starts: self.boot.starts,
+            tests: self.vitals.tests(),
+            load_within_ms: self.config.serve.load_within_ms,
             chunk_timeout_ms: self.config.broker.chunk_timeout_ms,
             disk_allowed_bytes: self.config.storage.max_bytes,
             gate,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use muster_agent_core::liveness::{Beat, Inference, Stuck, stuck};
 use tokio::runtime::Handle;
 
+use crate::config::ServeConfig;
 use crate::host::ModelHost;
 use crate::notify;
 use crate::time::Steady;
@@ -20,6 +21,8 @@ use crate::time::Steady;
 static CLOCK: LazyLock<Steady> = LazyLock::new(Steady::start);
 /// Stands for a part of which nothing is expected.
 const NEVER: u64 = u64::MAX;
+/// Tests of models that are counted at once: of a new one, of the one that runs, and of one before that has been given up.
+const MAX_TESTS: usize = 3;
 /// How often the event loop shows that it turns.
 const TURN: Duration = Duration::from_secs(10);
 /// How often the runtime is given something to do.
@@ -67,14 +70,22 @@ impl Heartbeat {
 #[derive(Clone)]
 pub(crate) struct Vitals {
     parts: Arc<Mutex<Vec<Heartbeat>>>,
+    tests: Begun,
     host: ModelHost,
     stuck_after_ms: u64,
+    load_within_ms: u64,
 }
 
 impl Vitals {
-    /// Of no part yet but the model that `host` holds, one inference of which may take `stuck_after_ms`.
-    pub(crate) fn new(host: ModelHost, stuck_after_ms: u64) -> Self {
-        Self { parts: Arc::default(), host, stuck_after_ms }
+    /// Of no part yet but the model that `host` holds, and as `config` has it how long what it is asked, and tests of models, may take.
+    pub(crate) fn new(host: ModelHost, config: &ServeConfig) -> Self {
+        let ServeConfig { stuck_after_ms, load_within_ms, .. } = *config;
+        Self { parts: Arc::default(), tests: Begun::new(MAX_TESTS), host, stuck_after_ms, load_within_ms }
+    }
+
+    /// What tests of models are counted in.
+    pub(crate) fn tests(&self) -> Begun {
+        self.tests.clone()
     }
 
     /// Watches another part.
@@ -84,8 +95,14 @@ impl Vitals {
 
     /// What has come to a standstill.
     pub(crate) fn stuck(&self) -> Option<Stuck> {
-        let beats: Vec<Beat> =
-            self.parts.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Heartbeat::read).collect();
+        let test = self.tests.oldest_ms().map(|begun_ms| Beat {
+            part: "the test of a model",
+            at_ms: begun_ms,
+            again_by_ms: Some(begun_ms.saturating_add(self.load_within_ms)),
+        });
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let beats: Vec<Beat> = parts.iter().map(Heartbeat::read).chain(test).collect();
+        drop(parts);
         let allowed_ms = self.stuck_after_ms;
         let oldest = self.host.oldest_turn_ms().map(|begun_ms| Inference { begun_ms, allowed_ms });
         stuck(&beats, oldest, now_ms())

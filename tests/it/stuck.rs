@@ -1,17 +1,19 @@
-//! An inference that never ends: the service manager is left to find the agent dead, though all else of it answers.
+//! Inferences that never end. In service, the service manager is left to find the agent dead, though all else of it answers; in the test of a
+//! new model, that one fails.
 
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use muster_shared::rollout::RolloutStatus;
-use muster_tests::fleet::PATIENCE;
+use muster_tests::binaries::Binaries;
+use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::{fixtures, wait};
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 
-use crate::stage::{self, EASY};
+use crate::stage::{self, STRICT};
 
 /// After how long without a sign of life a service manager ends the agent (`WatchdogSec=`).
 const WATCHDOG: Duration = Duration::from_secs(3);
@@ -73,61 +75,77 @@ fn request() -> anyhow::Result<String> {
     Ok(serde_json::json!({ "inputs": golden["examples"][0]["inputs"] }).to_string())
 }
 
-/// Waits until an inference has begun that does not end while the file `endless` is there.
-async fn hangs(endless: &Path) -> anyhow::Result<()> {
-    let has_begun = async || Ok((std::fs::metadata(endless)?.len() > 0).then_some(()));
-    wait::until("an inference hangs", PATIENCE, has_begun).await
+fn model() -> PathBuf {
+    fixtures::folder().join("tabular/logistic-regression.onnx")
 }
 
-fn model() -> std::path::PathBuf {
-    fixtures::folder().join("tabular/logistic-regression.onnx")
+/// A device whose model can be made endless.
+struct Scene {
+    fleet: Fleet,
+    manager: Manager,
+    /// While this file is there, no inference of the model ends.
+    endless: PathBuf,
+}
+
+impl Scene {
+    /// With these settings of the agent, and the model released as flowers 2.0.0.
+    async fn begin(binaries: Binaries, folder: &Path, settings: &str) -> anyhow::Result<Self> {
+        let endless = folder.join("endless");
+        let script = format!(
+            "export LD_PRELOAD={:?} ENDLESS={endless:?} NOTIFY_SOCKET={:?} WATCHDOG_USEC={}\nexec {:?} \"$@\"",
+            stage::library(folder, ENDLESS)?,
+            folder.join("notify.sock"),
+            WATCHDOG.as_micros(),
+            binaries.agent
+        );
+        let manager = Manager::new(folder)?;
+        let agent = stage::agent_by(folder, &script)?;
+        let fleet = stage::fleet_of(binaries, folder, agent, 500, settings).await?;
+        let description = folder.join("flowers.toml");
+        let golden = model().with_extension("cases.json");
+        std::fs::write(
+            &description,
+            format!(
+                "name = \"flowers\"\nversion = \"2.0.0\"\nrelease-counter = 1\nmodel = {:?}\ngolden = {golden:?}\n",
+                model(),
+            ),
+        )?;
+        fleet.release("flowers", &description).await?;
+        Ok(Self { fleet, manager, endless })
+    }
+
+    async fn roll_out(&self) -> anyhow::Result<String> {
+        self.fleet.roll_out(&[&["--bundle", "flowers@2.0.0", "--selector", "*"], STRICT].concat()).await
+    }
+
+    /// Waits until an inference has begun that does not end.
+    async fn hangs(&self) -> anyhow::Result<()> {
+        let has_begun = async || Ok((std::fs::metadata(&self.endless)?.len() > 0).then_some(()));
+        wait::until("an inference hangs", PATIENCE, has_begun).await
+    }
 }
 
 #[test]
 fn an_inference_that_never_ends_is_no_life_and_all_else_goes_on() {
     stage::run(async |binaries, folder| {
-        let endless = folder.join("endless");
-        let script = format!(
-            "export LD_PRELOAD={:?} ENDLESS={endless:?} NOTIFY_SOCKET={:?} WATCHDOG_USEC={}\nexec {:?} \"$@\"",
-            stage::library(&folder, ENDLESS)?,
-            folder.join("notify.sock"),
-            WATCHDOG.as_micros(),
-            binaries.agent
-        );
-        let manager = Manager::new(&folder)?;
-        let agent = stage::agent_by(&folder, &script)?;
         let settings = format!("[serve]\nstuck-after-ms = {STUCK_AFTER_MS}\n");
-        let mut fleet = stage::fleet_of(binaries, &folder, agent, 500, &settings).await?;
-        let description = folder.join("flowers.toml");
-        std::fs::write(
-            &description,
-            format!(
-                "name = \"flowers\"\nversion = \"1.0.0\"\nrelease-counter = 1\nmodel = {:?}\ngolden = {:?}\n",
-                model(),
-                model().with_extension("cases.json")
-            ),
-        )?;
-        fleet.release("flowers", &description).await?;
-        let rollout = fleet.roll_out(&[&["--bundle", "flowers@1.0.0", "--selector", "*"], &EASY[..]].concat()).await?;
-        let (client, device) = (Client::new(), &fleet.devices[0]);
+        let mut scene = Scene::begin(binaries, &folder, &settings).await?;
+        let rollout = scene.roll_out().await?;
+        let (client, device) = (Client::new(), &scene.fleet.devices[0]);
         let url = format!("{}/v2/models/flowers/infer", device.inference_url);
         let body = request()?;
         let ask = || client.post(&url).body(body.clone()).send();
-        wait::until(
-            "the model answers",
-            PATIENCE,
-            async || Ok((ask().await?.status() == StatusCode::OK).then_some(())),
-        )
-        .await?;
-        fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
-        manager.hears_soon("the agent shows that it lives").await?;
+        let answers = async || Ok((ask().await?.status() == StatusCode::OK).then_some(()));
+        wait::until("the model answers", PATIENCE, answers).await?;
+        scene.fleet.wait_rollout(&rollout, RolloutStatus::Completed).await?;
+        scene.manager.hears_soon("the agent shows that it lives").await?;
 
-        std::fs::write(&endless, "")?;
+        std::fs::write(&scene.endless, "")?;
         let asked = tokio::spawn(ask());
-        hangs(&endless).await?;
+        scene.hangs().await?;
         let (begun, mut heard) = (Instant::now(), Instant::now());
         wait::until("nothing is heard of the agent for as long as a service manager waits", PATIENCE, async || {
-            if manager.hears() {
+            if scene.manager.hears() {
                 heard = Instant::now();
             }
             Ok((heard.elapsed() > WATCHDOG).then_some(()))
@@ -142,16 +160,35 @@ fn an_inference_that_never_ends_is_no_life_and_all_else_goes_on() {
         ensure!(said.len() == 1 && said[0].contains("an inference has been computing for"), "{said:?}");
 
         // Where the service manager would not end it: an inference that ends after all is life again.
-        std::fs::remove_file(&endless)?;
-        manager.hears_soon("the agent shows that it lives again").await?;
+        std::fs::remove_file(&scene.endless)?;
+        scene.manager.hears_soon("the agent shows that it lives again").await?;
         let answer = asked.await?.context("the request was cut off")?;
         ensure!(answer.status() == StatusCode::OK, "{answer:?}");
 
-        std::fs::write(&endless, "")?;
+        std::fs::write(&scene.endless, "")?;
         drop(tokio::spawn(ask()));
-        hangs(&endless).await?;
-        let status = fleet.devices[0].process_mut().stop().await.context("told to stop while an inference hangs")?;
+        scene.hangs().await?;
+        let process = scene.fleet.devices[0].process_mut();
+        let status = process.stop().await.context("told to stop while an inference hangs")?;
         ensure!(status.success(), "{status}");
         Ok(())
+    });
+}
+
+#[test]
+fn a_model_whose_golden_examples_never_end_fails_and_the_one_before_goes_on_answering() {
+    stage::run(async |binaries, folder| {
+        let scene = Scene::begin(binaries, &folder, "[serve]\nload-within-ms = 10000\n").await?;
+        let traffic = stage::traffic(&scene.fleet)?;
+        stage::first_version(&scene.fleet, &traffic).await?;
+
+        std::fs::write(&scene.endless, "")?;
+        let rollout = scene.roll_out().await?;
+        scene.hangs().await?;
+        scene.fleet.wait_rollout(&rollout, RolloutStatus::RolledBack).await?;
+        let shown = scene.fleet.operator.run(&["rollout", "show", &rollout]).await?;
+        ensure!(shown.contains("running its golden examples took longer than 10 s"), "{shown}");
+        scene.fleet.wait_committed("dev-1", "1.0.0").await?;
+        stage::ensure_all_answered(&traffic)
     });
 }

@@ -56,6 +56,7 @@ fn faults_name_the_line_and_the_setting() {
         ("[serve]\nlisten = \"nowhere\"", &["line 2", "listen"]),
         ("[serve]\nunix-socket-mode = \"rw\"", &["line 2", "rw", "0660"]),
         ("[serve]\nstuck-after-ms = 3", &["serve.stuck-after-ms", "from 10000"]),
+        ("[serve]\nload-within-ms = 3", &["serve.load-within-ms", "from 10000"]),
         ("[serve]\nmax-concurrency = 0", &["serve.max-concurrency", "from 1 to 256"]),
         ("[storage]\nmax-bytes = 1", &["storage.max-bytes", "from 1048576"]),
         ("[broker]\nreconnect-max-ms = 20", &["broker.reconnect-max-ms"]),

@@ -273,7 +273,7 @@ impl Updater {
         let slots = self.slots.clone();
         let is_beside = self.machine.record().update.as_ref().is_some_and(|update| !update.stage.is_serve());
         let system = self.parts.system.clone();
-        self.apart("test-model", move || {
+        let is_running = self.test_apart("test-model", move || {
             let result = guarded(|| {
                 if is_beside {
                     enough_memory(&verified.manifest, resources::memory_available_bytes(&system))?;
@@ -285,6 +285,7 @@ impl Updater {
             });
             Done::Tested { slot, generation, result }
         });
+        self.testing = is_running.then(|| (generation, self.clock.now_ms()));
         Ok(())
     }
 

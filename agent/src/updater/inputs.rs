@@ -114,6 +114,7 @@ impl Updater {
                 self.dispatch(Event::FilesChecked { generation, result });
             }
             Done::Tested { slot, generation, result } => {
+                self.testing = self.testing.filter(|(tested, _)| *tested != generation);
                 let result = result.map(|(loaded, report)| {
                     tracing::info!(
                         bundle = %loaded.manifest.short(),
@@ -176,7 +177,7 @@ impl Updater {
             return self.tell(DeviceEventKind::Alarm, Some(&running), "self-test: the bundle's files are not there");
         };
         let (slot, loaded, slots) = (*slot, loaded.clone(), self.slots.clone());
-        self.self_testing = self.apart("self-test", move || {
+        self.self_testing = self.test_apart("self-test", move || {
             let result = guarded(|| loaded.check_again(&slots, slot, &manifest));
             Done::SelfTested { running, result }
         });

@@ -53,7 +53,7 @@ use crate::causes::with_source;
 use crate::config::Config;
 use crate::files::FileError;
 use crate::garbage;
-use crate::heartbeat::Heartbeat;
+use crate::heartbeat::{Begun, Heartbeat};
 use crate::host::{ModelHost, ServedModel};
 use crate::metrics::Metrics;
 use crate::mqtt::{LinkState, Told};
@@ -73,9 +73,6 @@ const IDLE_MS: u64 = 5_000;
 
 /// How long one turn may take beside what it waits, in milliseconds: loading a model of which the files had to be repaired, say.
 const WORK_MS: u64 = 60_000;
-/// How long it may take until the committed bundle serves, in milliseconds.
-const LOAD_MS: u64 = 600_000;
-
 /// Self-tests in an hour: each costs a write to flash, and nobody has to prove who asks for one.
 const SELF_TESTS_PER_HOUR: usize = 30;
 
@@ -126,6 +123,10 @@ pub(crate) struct Parts {
     pub(crate) attributes: BTreeMap<String, String>,
     pub(crate) system: System,
     pub(crate) starts: u64,
+    /// Counts tests of models, so that one that never ends is found out.
+    pub(crate) tests: Begun,
+    /// How long a model may take to load and to run its golden examples, in milliseconds.
+    pub(crate) load_within_ms: u64,
     pub(crate) chunk_timeout_ms: u64,
     /// What bundles may take on disk in all, in bytes.
     pub(crate) disk_allowed_bytes: u64,
@@ -175,6 +176,8 @@ pub(crate) struct Updater {
     self_tests: Ration,
     /// Whether one is running.
     self_testing: bool,
+    /// The update whose model is being tested, and since when, by `clock`.
+    testing: Option<(u64, u64)>,
     /// Requests for chunks so far.
     asked: u64,
     link_epoch: u64,
@@ -246,6 +249,7 @@ impl Updater {
             refusals: Refusals::default(),
             self_tests: Ration::new(SELF_TESTS_PER_HOUR, 3_600_000),
             self_testing: false,
+            testing: None,
             asked: 0,
             link_epoch: 0,
             clock,
@@ -274,7 +278,7 @@ impl Updater {
             .name("updater".to_owned())
             .spawn(move || {
                 self.ready = Some(ready);
-                self.heartbeat.beat(LOAD_MS);
+                self.heartbeat.beat(self.parts.load_within_ms);
                 self.dispatch(Event::Started);
                 self.report();
                 if !self.stopping() {
@@ -297,6 +301,7 @@ impl Updater {
             self.look_at_link();
             self.check_assignment_date();
             self.tell_again();
+            self.give_test_up();
             if self.parts.samples.has_news() {
                 self.report();
             }
@@ -479,6 +484,29 @@ impl Updater {
             tracing::error!(%error, name, "no thread could be started; it is tried again at the next start");
         }
         spawned.is_ok()
+    }
+
+    /// Runs the test of a model [`apart`](Self::apart); it is counted while it lasts.
+    fn test_apart(&self, name: &str, test: impl FnOnce() -> Done + Send + 'static) -> bool {
+        let under_way = self.parts.tests.begin();
+        self.apart(name, move || {
+            let done = test();
+            drop(under_way);
+            done
+        })
+    }
+
+    /// Takes a model that does not come to the end of its test for a bad one. Its thread cannot be ended: the watchdog starts the agent
+    /// again, which does not try that model any more.
+    fn give_test_up(&mut self) {
+        let allowed_ms = self.parts.load_within_ms;
+        let is_late = |since_ms: u64| self.clock.now_ms().saturating_sub(since_ms) > allowed_ms;
+        let Some((generation, _)) = self.testing.take_if(|(_, since_ms)| is_late(*since_ms)) else { return };
+        let seconds = allowed_ms / 1_000;
+        let reason = format!(
+            "loading it and running its golden examples took longer than {seconds} s: see [serve] load-within-ms"
+        );
+        self.dispatch(Event::Tested { generation, result: Err(reason) });
     }
 
     /// Hands `event` to the machine and carries its effects out, and those of what follows from them.

@@ -17,6 +17,7 @@ use muster_shared::trust::{Activation, Assignment, DeliveryPolicy, DocumentKind,
 use super::*;
 use crate::config::{DeliveryConfig, MeteredSetting, SamplesConfig};
 use crate::feedback::Feedback;
+use crate::heartbeat::Begun;
 use crate::host::HostLimits;
 use crate::monitor::{Monitor, Served};
 use crate::time::EffectiveTime;
@@ -120,6 +121,8 @@ impl Rig {
             attributes: BTreeMap::new(),
             system: System::default(),
             starts: 1,
+            tests: Begun::new(1),
+            load_within_ms: 600_000,
             chunk_timeout_ms: 30_000,
             disk_allowed_bytes,
             gate: Gate::new(&DeliveryConfig { metered: MeteredSetting::No, ..DeliveryConfig::default() }).0,
