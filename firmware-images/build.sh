@@ -31,7 +31,7 @@ release=bookworm kernel_from=""
 . "firmware-images/boards/$board.sh"
 if [ -z "$agent" ]; then
     # shellcheck disable=SC2012
-    agent="$(ls -t target/packages/muster-agent_*_arm64.deb 2>/dev/null | head -n 1)"
+    agent="$(ls -t target/packages/muster-agent_*_arm64.deb 2>/dev/null | head -n 1 || true)"
     [ -n "$agent" ] || fail "there is no agent: make its package with cross/package.sh aarch64-unknown-linux-gnu, or name one with --agent"
 fi
 [ -f "$agent" ] || fail "$agent is not there"
@@ -80,8 +80,10 @@ packages+=(systemd-sysv udev dbus kmod mount passwd login e2fsprogs fdisk system
 echo "root: Debian packages"
 # What comes in and goes out passes through mmdebstrap: who is not root here is another user in there.
 tar -C firmware-images/root --owner=0 --group=0 --mode=u=rwX,go=rX --mtime="@$SOURCE_DATE_EPOCH" --sort=name -cf "$work/ours.tar" .
-hooks=()
+hooks=() apt_options=(--aptopt='Acquire::Retries "3"')
 if [ -n "$listed" ]; then
+    # What a snapshot says of itself ended a week after its day; which versions are taken is said by the list.
+    apt_options+=(--aptopt='Acquire::Check-Valid-Until "false"')
     awk '$1 != "muster-agent" { printf "Package: %s\nPin: version %s\nPin-Priority: 1001\n\n", $1, $2 }' "$listed" >"$work/pins"
     hooks+=(--setup-hook='mkdir -p "$1/etc/apt/preferences.d"' --setup-hook="upload '$work/pins' /etc/apt/preferences.d/listed")
 fi
@@ -92,7 +94,7 @@ for made in packages initrd.img boot-sources.tar root.squashfs; do
 done
 INITRD=No mmdebstrap --quiet --arch=arm64 --variant=essential --format=null \
     --include="$(IFS=,; echo "${packages[*]}")" \
-    --aptopt='Acquire::Retries "3"' \
+    "${apt_options[@]}" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/lintian/*' --dpkgopt='path-exclude=/usr/share/bug/*' \

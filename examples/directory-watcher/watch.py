@@ -5,8 +5,8 @@
 
 Needs Debian's python3-watchdog and python3-pil. An image is taken when whoever writes it has closed it, or has moved it into the folder,
 and when it lay there at the start. It is made gray and brought to the model's shape; the answer goes to done/NAME.json, or to --output, and the image
-to done/. One that cannot be read or is refused goes to failed/, with the reason in failed/NAME.json. Hidden files and files with
-other endings than those of images are left alone.
+to done/. One that cannot be read (nor may be) or is refused goes to failed/, with the reason in failed/NAME.json. Hidden files and files
+with other endings than those of images are left alone. An image that is replaced by another of its name before it has an answer has none; the other has.
 
 While the agent does not answer (no agent yet, no model yet, too many requests) images stay where they are: the folder is the queue. In memory
 are at most --queue names; what does not fit is found again by looking through the folder. SIGTERM or SIGINT ends it with 0.
@@ -77,6 +77,10 @@ def pause_s(attempt):
     return random.uniform(longest / 2, longest)
 
 
+def is_image(name):
+    return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
+
+
 class Inbox(FileSystemEventHandler):
     """The names of images that are complete: bounded, each once. Runs on watchdog's thread."""
 
@@ -88,7 +92,7 @@ class Inbox(FileSystemEventHandler):
         self.look_again = True
 
     def put(self, name):
-        if name.startswith(".") or Path(name).suffix.lower() not in ENDINGS:
+        if not is_image(name):
             return
         try:
             self.names.put_nowait(name)
@@ -111,7 +115,13 @@ class Inbox(FileSystemEventHandler):
 
 def is_being_written(path):
     """Whether somebody has the file open for writing; None where the system does not tell, as for a file of another user."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # It may not be read: said when its turn comes.
+        return None
     try:
         # A lease for reading is given only where nobody writes.
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -130,7 +140,7 @@ def look_through(inbox):
     with os.scandir(inbox.folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False):
+                if is_image(entry.name) and entry.is_file(follow_symlinks=False):
                     found.append((entry.stat(follow_symlinks=False).st_mtime, entry.name))
                     # As many as could be put, so that a folder with a million images needs no memory.
                     if len(found) > 4 * inbox.names.maxsize:
@@ -226,7 +236,25 @@ def free_name(folder, name):
     return name
 
 
-def work(arguments, name):
+def version(found):
+    """What tells a file from another that has come into its place, or from itself before somebody wrote to it."""
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def lay_aside(inbox, path, found, folder, said, output=None):
+    """Writes what is said of an image, then moves the image to `folder`; neither where it is not the file any more that was `found`."""
+    with contextlib.suppress(FileNotFoundError):
+        if version(path.lstat()) == version(found):
+            kept = free_name(folder, path.name)
+            write((output or folder) / f"{kept}.json", said)
+            os.replace(path, folder / kept)
+            return True
+    say(f"{path.name} is not there any more, or is another by now")
+    inbox.put(path.name)
+    return False
+
+
+def work(arguments, inbox, name):
     """From the image to its answer. The image moves last: whatever breaks in between, it is there and is done again."""
     path = arguments.folder / name
     try:
@@ -235,24 +263,20 @@ def work(arguments, name):
             return
     except FileNotFoundError:
         return
-    done, failed = arguments.folder / "done", arguments.folder / "failed"
     try:
         if found.st_size > MAX_IMAGE_BYTES:
             raise Faulty(f"{found.st_size} bytes are too many")
+        # Days can pass until there is an agent that answers.
         answer = ask(arguments, pixels(path, arguments))
         scores = answer["outputs"][0]["data"]
         best = max(range(len(scores)), key=scores.__getitem__)
         said = {"image": name, "model": answer["model_name"], "version": answer["model_version"], "best": best, "outputs": answer["outputs"]}
     except Faulty as fault:
         say(f"{name}: {fault}")
-        kept = free_name(failed, name)
-        write(failed / f"{kept}.json", {"image": name, "error": str(fault)})
-        os.replace(path, failed / kept)
+        lay_aside(inbox, path, found, arguments.folder / "failed", {"image": name, "error": str(fault)})
         return
-    kept = free_name(done, name)
-    write((arguments.output or done) / f"{kept}.json", said)
-    os.replace(path, done / kept)
-    print(name, best, f"{scores[best]:.9g}", f"{said['model']}@{said['version']}", flush=True)
+    if lay_aside(inbox, path, found, arguments.folder / "done", said, arguments.output):
+        print(name, best, f"{scores[best]:.9g}", f"{said['model']}@{said['version']}", flush=True)
 
 
 def run(arguments):
@@ -268,7 +292,7 @@ def run(arguments):
     while True:
         pause(0)
         try:
-            work(arguments, inbox.names.get_nowait())
+            work(arguments, inbox, inbox.names.get_nowait())
         except queue.Empty:
             if inbox.look_again:
                 look_through(inbox)

@@ -75,9 +75,11 @@ def ask(client, arguments, row):
 
 
 def rows(path):
-    """The inputs in a file, without their labels; a heading is skipped."""
+    """The inputs in a file, without their labels; a heading and empty lines are skipped."""
     with open(path, newline="", encoding="utf-8") as file:
         for fields in csv.reader(file):
+            if len(fields) < 2:
+                continue
             try:
                 yield [float(field) for field in fields[1:]]
             except ValueError:

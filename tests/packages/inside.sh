@@ -203,8 +203,11 @@ say "comes back as it was"
 dpkg --force-confold --install packages/next/*.deb
 until_true 30 serves 1.1.0
 
-say "is purged"
+say "is purged, also where the owner has mounted something"
+mount --bind /var/lib/muster-controller /var/lib/muster-controller
 dpkg --purge muster-agent muster-controller muster
+umount /var/lib/muster-controller
+rmdir /var/lib/muster-controller || fail "purged, and left behind: $(ls -A /var/lib/muster-controller)"
 left="$(find / -xdev -path /proc -prune -o -path /root -prune -o \( -iname '*muster*' -print \))"
 [ -z "$left" ] || fail "purged, and left behind: $left"
 getent passwd muster-agent >/dev/null || fail "the user went too, and its number could become somebody else's"

@@ -5,6 +5,7 @@
 //! there. Mosquitto 2.0.11 sends more all the same when many wait; at `max-held` the bridge answers what it has, lets the rest go
 //! unacknowledged, and connects again, whereupon the broker sends that once more. A message that was answered right before a connection
 //! broke may be answered twice; none is left without.
+//! What was published with QoS 0 no broker keeps: it is answered like the rest, and is lost where more than `max-held` are here already.
 //! After a connection nothing is kept, for the numbers of its messages mean nothing in the next.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -134,6 +135,11 @@ async fn drive(mut connection: rumqttc::v5::EventLoop, events: mpsc::Sender<Resu
     }
 }
 
+/// Whether the broker keeps this input until it is acknowledged.
+fn is_kept_by_the_broker(input: &Publish) -> bool {
+    input.qos != QoS::AtMostOnce
+}
+
 /// What is under way on one connection.
 struct Session<'a> {
     config: &'a Config,
@@ -173,7 +179,8 @@ impl Session<'_> {
                 if !matches!(reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) {
                     return Err(BusError::Refused(reason));
                 }
-                if let Some(input) = self.sent.remove(&pkid) {
+                // What came with QoS 0 wants no acknowledgement, and none is sent for it.
+                if let Some(input) = self.sent.remove(&pkid).filter(is_kept_by_the_broker) {
                     self.client.try_ack(&input).map_err(Box::new)?;
                     self.unsent_acks += 1;
                 }
@@ -223,15 +230,21 @@ pub(crate) async fn serve(
     let mut session = Session { config, client, handed_over: VecDeque::new(), sent: BTreeMap::new(), unsent_acks: 0 };
     let mut waiting = VecDeque::new();
     let mut asking = FuturesOrdered::new();
-    let mut overflow = false;
+    let (mut overflow, mut lost) = (false, 0_u64);
     let mut stop = std::pin::pin!(stop);
     let end = loop {
         tokio::select! {
             event = events.recv() => {
                 let input = session.note(event.ok_or(BusError::Ended)??)?;
                 if let Some(input) = input.filter(|_| !overflow) {
-                    overflow = waiting.len() + asking.len() + session.under_way() >= most;
-                    if overflow {
+                    let is_full = waiting.len() + asking.len() + session.under_way() >= most;
+                    if is_full && !is_kept_by_the_broker(&input) {
+                        lost += 1;
+                        if lost.is_power_of_two() {
+                            eprintln!("{lost} lost so far of the inputs with QoS 0: {most} are here, and no broker keeps them");
+                        }
+                    } else if is_full {
+                        overflow = true;
                         eprintln!("the broker sends more than was asked for; {most} are answered first, the rest again after that");
                     } else {
                         waiting.push_back(input);

@@ -34,7 +34,7 @@ fn commands(stage: &Stage, file: &Path, over_again: bool) -> anyhow::Result<Vec<
     Ok(commands)
 }
 
-/// The golden inputs as the programs read them, under a heading, their class in the first column.
+/// The golden inputs as the programs read them, under a heading, their class in the first column, an empty line after each.
 fn write_rows(path: &Path, golden: &[Golden]) -> anyhow::Result<()> {
     let mut text = "label,pixels\n".to_owned();
     for example in golden {
@@ -42,7 +42,7 @@ fn write_rows(path: &Path, golden: &[Golden]) -> anyhow::Result<()> {
         for pixel in &example.pixels {
             write!(text, ",{pixel}")?;
         }
-        text.push('\n');
+        text.push_str("\n\n");
     }
     Ok(std::fs::write(path, text)?)
 }

@@ -20,6 +20,8 @@ use crate::stage;
 
 /// Inputs that pour in while nobody answers: many more than the bridge may hold.
 const FLOOD: usize = 2000;
+/// Inputs with QoS 0: more than the 128 that the bridge may hold at once.
+const UNKEPT: usize = 300;
 /// What the bridge may take on top of what it took before the flood, in KiB: far less than the flood itself.
 const GROWTH_KIB: u64 = 4 * 1024;
 
@@ -62,8 +64,12 @@ impl Sensor {
     }
 
     fn send(&self, name: &str, data: &[f32]) -> anyhow::Result<()> {
+        self.send_by(QoS::AtLeastOnce, name, data)
+    }
+
+    fn send_by(&self, qos: QoS, name: &str, data: &[f32]) -> anyhow::Result<()> {
         let payload = serde_json::json!({ "id": name, "data": data }).to_string();
-        Ok(self.client.try_publish("sensors/7/image", QoS::AtLeastOnce, false, payload)?)
+        Ok(self.client.try_publish("sensors/7/image", qos, false, payload)?)
     }
 
     /// Turns the connection until `is_enough`.
@@ -150,6 +156,14 @@ fn a_flood_waits_in_the_broker_and_is_answered_in_the_end() {
             topic == "failed/sensors/7/image" && refusal["error"] == "2 numbers where the model takes 64",
             "{refusal}"
         );
+
+        // A sensor that has its inputs kept by nobody: more of them, in the end, than the bridge may hold at once.
+        for at in 0..UNKEPT {
+            let heard = sensor.heard.len();
+            sensor.send_by(QoS::AtMostOnce, &format!("unkept-{at}"), &golden[at % golden.len()].pixels)?;
+            sensor.until("an input with QoS 0 is answered", |sensor| sensor.heard.len() > heard).await?;
+        }
+        sensor.hold_against("unkept", UNKEPT, &golden)?;
         bridge.stops_cleanly().await
     });
 }

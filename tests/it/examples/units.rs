@@ -32,13 +32,14 @@ fn systemd_takes_every_unit() -> anyhow::Result<()> {
         for line in [
             "After=muster-agent.service",
             "Wants=muster-agent.service",
-            "DynamicUser=yes",
             "SupplementaryGroups=muster-clients",
             "Restart=on-failure",
             "ProtectSystem=strict",
         ] {
             ensure!(text.contains(line), "{} lacks {line}", unit.display());
         }
+        let has_a_user = text.contains("DynamicUser=yes") || text.contains("\nUser=");
+        ensure!(has_a_user, "{} runs as root", unit.display());
         let copy = place.path().join(unit.file_name().context("a unit has a name")?);
         std::fs::write(&copy, with_a_program(&text))?;
         let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&copy).output()?;

@@ -1,6 +1,8 @@
 //! The watcher of a folder: every image is answered once it is complete, and none is lost while nobody answers.
 
+use std::fs::Permissions;
 use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -26,6 +28,16 @@ fn image(example: &Golden) -> Vec<u8> {
     )]
     let pixels: Vec<u8> = example.pixels.iter().map(|pixel| (*pixel * 15.0) as u8).collect();
     png::gray(8, &pixels)
+}
+
+/// The beginning of a command that has to keep to the modes of files, as root does not without this.
+fn without_privileges() -> anyhow::Result<Command> {
+    let mut command = Command::new("setpriv");
+    if std::fs::metadata("/proc/self")?.uid() == 0 {
+        command.arg("--bounding-set=-dac_override,-dac_read_search");
+    }
+    command.arg("--");
+    Ok(command)
 }
 
 async fn answered(folder: &Path, count: usize) -> anyhow::Result<()> {
@@ -57,8 +69,17 @@ fn every_image_is_answered_once_it_is_complete() {
         // What was there before, and what stands around.
         std::fs::write(images.join("before.png"), image(&golden[0]))?;
         std::fs::write(images.join("notes.txt"), "no image")?;
-        let mut command = Command::new(python()?);
-        command.arg(super::folder().join("directory-watcher/watch.py")).arg("--socket").arg(&stage.socket);
+        // What it may not read: what somebody is about to rename, and an image.
+        for name in [".secret.png.AbCdEf", "secret.png"] {
+            std::fs::write(images.join(name), image(&golden[0]))?;
+            std::fs::set_permissions(images.join(name), Permissions::from_mode(0o000))?;
+        }
+        let mut command = without_privileges()?;
+        command
+            .arg(python()?)
+            .arg(super::folder().join("directory-watcher/watch.py"))
+            .arg("--socket")
+            .arg(&stage.socket);
         command.args(["--brightest", "17", "--queue", QUEUE, "--rescan-s", "1"]).arg(&images);
         let mut watcher = Example::start(&stage, "watcher", &mut command)?;
         watcher.says("held up, images stay in the folder: no model is being served yet").await?;
@@ -82,10 +103,13 @@ fn every_image_is_answered_once_it_is_complete() {
         for at in 0..FLOOD {
             hold_against(&images, &format!("flood-{at}.png"), &golden[at % golden.len()])?;
         }
-        let reason = images.join("failed/broken.png.json");
-        wait::until("the broken one is laid aside", PATIENCE, async || Ok(reason.exists().then_some(()))).await?;
-        let reason: Value = serde_json::from_slice(&std::fs::read(reason)?)?;
-        ensure!(reason["error"].as_str().is_some_and(|why| why.contains("cannot be read")), "{reason}");
+        for name in ["broken.png", "secret.png"] {
+            let reason = images.join(format!("failed/{name}.json"));
+            wait::until("it is laid aside", PATIENCE, async || Ok(reason.exists().then_some(()))).await?;
+            let reason: Value = serde_json::from_slice(&std::fs::read(reason)?)?;
+            ensure!(reason["error"].as_str().is_some_and(|why| why.contains("cannot be read")), "{reason}");
+        }
+        ensure!(images.join(".secret.png.AbCdEf").exists(), "a hidden file was taken");
 
         // One that is written slowly, its writer still at it while others are found by looking through the folder.
         let bytes = image(&golden[1]);
@@ -102,6 +126,19 @@ fn every_image_is_answered_once_it_is_complete() {
         answered(&images, FLOOD + 4).await?;
         hold_against(&images, "slow.png", &golden[1])?;
         ensure!(images.join("notes.txt").exists(), "what is no image was taken");
+
+        // One that is replaced while it waits for its answer.
+        ensure!(golden[3].class() != golden[4].class(), "one answer would fit both");
+        stage.signal("-STOP")?;
+        std::fs::write(images.join("latest.png"), image(&golden[3]))?;
+        watcher.says("timed out").await?;
+        std::fs::write(folder.join("latest.png"), image(&golden[4]))?;
+        std::fs::rename(folder.join("latest.png"), images.join("latest.png"))?;
+        stage.signal("-CONT")?;
+        answered(&images, FLOOD + 5).await?;
+        hold_against(&images, "latest.png", &golden[4])?;
+        ensure!(std::fs::read(images.join("done/latest.png"))? == image(&golden[4]), "the older one was kept");
+        watcher.says("latest.png is not there any more, or is another by now").await?;
         watcher.stops_cleanly().await
     });
 }
