@@ -18,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use indicatif::ProgressBar;
 use muster_shared::api::{Page, Problem};
 use muster_shared::ids::Digest;
-use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url, header};
+use reqwest::{Certificate, Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -30,7 +30,7 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 const MAX_CA_BYTES: u64 = 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence in an exchange.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(60);
 /// Items asked for at once.
 const PAGE_SIZE: usize = 200;
 /// Most items of one list: far more than a fleet has.
@@ -41,6 +41,8 @@ const UPLOAD_PIECE_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct ApiClient {
     http: Client,
+    /// For what takes long to send: reqwest's time limit for reading runs while a request is being sent.
+    uploads: Client,
     base: Url,
     token: String,
 }
@@ -120,37 +122,44 @@ impl ApiClient {
     pub(crate) fn new(settings: &Settings) -> Result<Self, Failure> {
         // A second installation finds the first, which is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = Client::builder()
-            .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .https_only(true);
-        if is_loopback(&settings.url) {
-            builder = builder.no_proxy();
-        }
-        if let Some(path) = &settings.ca_file {
-            // These and no others: whoever can get a certificate from a public CA is not the controller.
-            builder = builder.tls_certs_only(certificates(path)?);
-        }
-        let http = builder.build().map_err(|error| {
-            let what = match &settings.ca_file {
-                Some(path) => format!("{} holds a certificate that cannot be used", path.display()),
-                None => "cannot set up TLS".to_owned(),
-            };
-            Failure::input(what).because(error)
-        })?;
-        Ok(Self { http, base: settings.url.clone(), token: settings.token.clone() })
+        let trusted = settings.ca_file.as_deref().map(certificates).transpose()?;
+        let build = |bound: fn(ClientBuilder) -> ClientBuilder| {
+            let mut builder = Client::builder()
+                .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT_TIMEOUT)
+                .redirect(reqwest::redirect::Policy::none())
+                .https_only(true);
+            if is_loopback(&settings.url) {
+                builder = builder.no_proxy();
+            }
+            if let Some(trusted) = &trusted {
+                // These and no others: whoever can get a certificate from a public CA is not the controller.
+                builder = builder.tls_certs_only(trusted.clone());
+            }
+            bound(builder).build().map_err(|error| {
+                let what = match &settings.ca_file {
+                    Some(path) => format!("{} holds a certificate that cannot be used", path.display()),
+                    None => "cannot set up TLS".to_owned(),
+                };
+                Failure::input(what).because(error)
+            })
+        };
+        let (http, uploads) = (build(|builder| builder.read_timeout(SILENCE))?, build(|builder| builder)?);
+        Ok(Self { http, uploads, base: settings.url.clone(), token: settings.token.clone() })
     }
 
     fn request(&self, method: Method, path: &[&str]) -> Result<RequestBuilder, Failure> {
+        self.request_by(&self.http, method, path)
+    }
+
+    fn request_by(&self, client: &Client, method: Method, path: &[&str]) -> Result<RequestBuilder, Failure> {
         let mut url = self.base.clone();
         url.path_segments_mut()
             .map_err(|()| Failure::input(format!("{} cannot be a controller's address", self.base)))?
             .pop_if_empty()
             .extend(["api", "v1"])
             .extend(path);
-        Ok(self.http.request(method, url).bearer_auth(&self.token))
+        Ok(client.request(method, url).bearer_auth(&self.token))
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
@@ -345,11 +354,29 @@ impl ApiClient {
     ) -> Result<(), Failure> {
         let body = Upload { file, left: length, progress: progress.clone() };
         let request = self
-            .request(Method::PUT, &["files", &digest.to_string()])?
+            .request_by(&self.uploads, Method::PUT, &["files", &digest.to_string()])?
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, length)
             .body(reqwest::Body::wrap(body));
-        self.send(request).await.map(|_| ())
+        tokio::select! {
+            answer = self.send(request) => answer.map(|_| ()),
+            () = stalls(progress) => Err(Failure::unavailable(format!(
+                "the controller at {} takes nothing more of file {digest}, and does not answer: {} s without a byte",
+                self.base,
+                SILENCE.as_secs()
+            ))),
+        }
+    }
+}
+
+/// Ends when nothing moves `progress` along any more.
+async fn stalls(progress: &ProgressBar) {
+    loop {
+        let before = progress.position();
+        tokio::time::sleep(SILENCE).await;
+        if progress.position() == before {
+            return;
+        }
     }
 }
 

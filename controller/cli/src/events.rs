@@ -54,25 +54,28 @@ pub(crate) fn event_text(event: &EventView) -> String {
     text
 }
 
-async fn page(client: &ApiClient, args: &EventsArgs, after: u64) -> Result<Vec<EventView>, Failure> {
+/// Some of what came after `after`, and how far the controller has looked: that far it is all, and beyond there may be more. None at the end.
+async fn page(client: &ApiClient, args: &EventsArgs, after: u64) -> Result<(Vec<EventView>, Option<u64>), Failure> {
     let mut query = vec![("after", after.to_string()), ("limit", PAGE_SIZE.to_string())];
     query.extend(args.device.as_ref().map(|device| ("device", device.to_string())));
     query.extend(args.rollout.as_ref().map(|rollout| ("rollout", rollout.to_string())));
     let page: Page<EventView> = client.get(&["events"], &query).await?;
     // Never backwards, whatever the other side sends: this is what ends the loops below.
-    Ok(page.items.into_iter().filter(|event| event.sequence > after).collect())
+    let events: Vec<EventView> = page.items.into_iter().filter(|event| event.sequence > after).collect();
+    let last = events.iter().map(|event| event.sequence).max();
+    // A page without an event is no end: it may be that none of a great many was about what is asked for.
+    let looked_at = page.next_cursor.and_then(|cursor| cursor.parse().ok());
+    Ok((events, last.max(looked_at).filter(|seen_up_to| *seen_up_to > after)))
 }
 
 async fn all(client: &ApiClient, args: &EventsArgs) -> Result<Vec<EventView>, Failure> {
     let mut events = Vec::new();
     let mut after = args.after.unwrap_or(0);
     loop {
-        let next = page(client, args, after).await?;
-        let Some(last) = next.iter().map(|event| event.sequence).max() else {
-            return Ok(events);
-        };
-        after = last;
+        let (next, seen_up_to) = page(client, args, after).await?;
         events.extend(next);
+        let Some(seen_up_to) = seen_up_to else { return Ok(events) };
+        after = seen_up_to;
     }
 }
 
@@ -82,13 +85,13 @@ async fn follow(context: &Context, client: &ApiClient, args: &EventsArgs) -> Res
     let mut silent_since: Option<Instant> = None;
     loop {
         match page(client, args, after).await {
-            Ok(events) => {
+            Ok((events, seen_up_to)) => {
                 (reached, silent_since) = (true, None);
                 for event in &events {
                     context.output.show_line(event, event_text)?;
-                    after = after.max(event.sequence);
                 }
-                if !events.is_empty() {
+                if let Some(seen_up_to) = seen_up_to {
+                    after = seen_up_to;
                     continue;
                 }
             }

@@ -4,7 +4,8 @@
 //! committed, and is not started anew by a device that comes back or joins later: the wave waits for such a device
 //! until it has committed too, but no longer than its longest duration, after which it is inconclusive like any other.
 //! Devices that a freeze, their windows or the rate keep out hold the wave until it is complete (see [`crate::timing`], [`crate::rate`]).
-//! A wave passes only on devices of its own, if it has any: at least one must have committed and not failed since.
+//! A wave passes only on devices of its own, if it has any: at least one must have committed, not failed since, and be there when
+//! the wave passes: devices that went dark, or a controller that was away itself, promote nothing.
 
 mod census;
 

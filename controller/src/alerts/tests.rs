@@ -35,6 +35,8 @@ struct Desk {
     taken: Mutex<Vec<(HeaderMap, Value)>>,
     refused: Mutex<u32>,
     refuses: Mutex<bool>,
+    /// Requests that bring no message, but what fires once more.
+    told_again: Mutex<u32>,
     changed: Notify,
 }
 
@@ -54,12 +56,18 @@ impl Desk {
     }
 
     fn states(&self) -> Vec<String> {
-        self.taken.lock().unwrap().iter().map(|(_, body)| body["state"].as_str().unwrap().to_owned()).collect()
+        self.taken
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, body)| body["state"].as_str().unwrap_or_default().to_owned())
+            .collect()
     }
 }
 
 async fn take(Shared(desk): Shared<Arc<Desk>>, headers: HeaderMap, body: Bytes) -> StatusCode {
     let refuses = *desk.refuses.lock().unwrap();
+    *desk.told_again.lock().unwrap() += u32::from(!headers.contains_key("muster-delivery"));
     let status = if refuses {
         *desk.refused.lock().unwrap() += 1;
         StatusCode::SERVICE_UNAVAILABLE
@@ -75,7 +83,8 @@ async fn desk() -> (Arc<Desk>, String) {
     let desk = Arc::new(Desk::default());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
-    let router = Router::new().route("/hook", post(take)).with_state(Arc::clone(&desk));
+    let router =
+        Router::new().route("/hook", post(take)).route("/hook/api/v2/alerts", post(take)).with_state(Arc::clone(&desk));
     tokio::spawn(async move { axum::serve(listener, router).await });
     (desk, url)
 }
@@ -249,6 +258,41 @@ async fn drift_of_predictions_is_told_and_its_end_too_through_a_receiver_that_wa
         assert_eq!(body["alerts"][0]["fingerprint"], alert.fingerprint);
     }
     assert_ne!(taken[0].1["delivery"], taken[1].1["delivery"]);
+}
+
+#[tokio::test]
+async fn alertmanager_is_told_again_what_fires_while_a_message_is_not_taken() {
+    let (desk, url) = desk().await;
+    let am = format!("name = 'on-call'\nkind = 'alertmanager'\nurl = '{url}'\nresend-ms = 1000\n");
+    let test = controller(|config| config.alerts.receivers = vec![toml::from_str(&am).unwrap()]).await;
+    let manifest = testing::digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let mut devices = Vec::new();
+    for (name, site) in [("dev-a", "lyon"), ("dev-b", "lyon"), ("dev-c", "oslo"), ("dev-d", "oslo")] {
+        devices.push(runs(&test, name, manifest, site).await);
+    }
+    let own = rule(Signal::PredictionDrift, serde_json::json!({ "group_by": "site", "over_ms": 1_000, "for_ms": 50 }));
+    apply_rules(&test.app, vec![own], "ana").await.unwrap();
+    let (_stop, stopping) = watch::channel(false);
+    tokio::spawn(delivery::serve(Arc::clone(&test.app), Arc::clone(&test.app.alerts.receivers[0]), stopping));
+
+    for device in &devices {
+        sketch(&test, device, manifest, 11_500, &[1.0]).await;
+    }
+    round::run(&test.app, 12_000).await.unwrap();
+    round::run(&test.app, 12_050).await.unwrap();
+    desk.until("the beginning", |desk| (!desk.taken.lock().unwrap().is_empty()).then_some(())).await;
+    is_empty(&test.app.alerts).await;
+
+    // Those in Lyon are as they should be again, and nobody takes word of it.
+    *desk.refuses.lock().unwrap() = true;
+    for (at, device) in devices.iter().enumerate() {
+        sketch(&test, device, manifest, 13_500, if at < 2 { &[0.0, 0.0, 0.0, 1.0, 1.0] } else { &[1.0] }).await;
+    }
+    round::run(&test.app, 14_000).await.unwrap();
+    desk.until("refusals", |desk| (*desk.refused.lock().unwrap() > 0).then_some(())).await;
+    assert!(test.app.alerts.queued()["on-call"] > 0);
+    let before = *desk.told_again.lock().unwrap();
+    desk.until("what fires, told again", |desk| (*desk.told_again.lock().unwrap() > before).then_some(())).await;
 }
 
 #[tokio::test]

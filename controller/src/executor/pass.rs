@@ -63,9 +63,7 @@ pub(super) async fn pass(app: &Arc<App>) -> Option<u64> {
     if app.schedule.may_tidy(now_ms) {
         let unfinished =
             rollouts.iter().map(|rollout| &rollout.value).filter(|rollout| !rollout.status().is_terminal());
-        let cuts =
-            unfinished.flat_map(|rollout| [Some(rollout.evidence_since_ms()), rollout.scored_since_ms()]).flatten();
-        app.fleet.compact(cuts.collect(), now_ms);
+        app.fleet.compact(unfinished.flat_map(Rollout::cuts_ms).collect(), now_ms);
     }
     app.schedule.keep_planned(rollouts);
     // First, so that a device can believe what comes after it.

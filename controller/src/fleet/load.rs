@@ -57,7 +57,7 @@ async fn load_evidence(records: &Records, inner: &mut Inner, left_out: &mut Left
         .await?
         .into_iter()
         .filter(|(_, rollout)| !rollout.value.status().is_terminal())
-        .map(|(_, rollout)| rollout.value.evidence_since_ms())
+        .flat_map(|(_, rollout)| rollout.value.cuts_ms())
         .collect();
     cuts.sort_unstable();
     let Some(first) = cuts.first() else { return Ok(()) };

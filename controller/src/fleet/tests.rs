@@ -268,6 +268,33 @@ async fn everything_is_there_again_after_a_start() {
 }
 
 #[tokio::test]
+async fn what_was_measured_in_a_soak_stands_apart_after_a_start() {
+    let test = app().await;
+    let device = test.enrol("dev-1", &[]).await;
+    let mut rollout = serde_json::to_value(rollout("*")).unwrap();
+    let blocks = serde_json::json!([{ "canary": "dev-2", "controls": ["dev-1"] }]);
+    let gate = serde_json::json!({ "blocks": blocks, "judged": null, "waived_by": null });
+    for (key, value) in [("started_at_ms", 1_000.into()), ("soak_from_ms", 2_000.into()), ("gate", gate)] {
+        rollout["waves"][0][key] = value;
+    }
+    let rollout: Rollout = serde_json::from_value(rollout).unwrap();
+    assert_eq!((rollout.evidence_since_ms(), rollout.scored_since_ms()), (1_000, Some(2_000)));
+    test.app
+        .records
+        .commit(vec![Records::put(Table::Rollouts, "r1", Expect::Absent, &rollout).unwrap()])
+        .await
+        .unwrap();
+    // Two before the soak, two in it, all of them old enough to be added up when the last one is read.
+    for (sequence, received_at_ms) in [(1, 1_500), (2, 1_600), (3, 2_500), (4, 2_600), (5, 200_000)] {
+        store(&test, Stream::Telemetry, &telemetry(&device, sequence, received_at_ms)).await;
+    }
+    let fleet = FleetIndex::load(&test.app.records).await.unwrap();
+    let facts = fleet.facts(&rollout, |_| None, 0).devices.remove(&device).unwrap();
+    let reports = |evidence: &[muster_rollout::Evidence]| evidence.iter().map(|e| e.reports).sum::<u32>();
+    assert_eq!((reports(&facts.evidence), reports(&facts.soak)), (5, 3));
+}
+
+#[tokio::test]
 async fn documents_that_make_no_sense_are_counted_and_the_rest_is_there() {
     let test = app().await;
     test.enrol("dev-1", &[]).await;

@@ -28,6 +28,24 @@ fn check_ca_file(content: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_moves_takes_as_long_as_it_takes_and_one_that_does_not_ends() {
+    let progress = ProgressBar::hidden();
+    let sends = async {
+        for _ in 0..100 {
+            progress.inc(1);
+            tokio::time::sleep(SILENCE / 2).await;
+        }
+    };
+    tokio::select! {
+        () = stalls(&progress) => panic!("it moved all the time"),
+        () = sends => {}
+    }
+    let began = tokio::time::Instant::now();
+    stalls(&progress).await;
+    assert!(began.elapsed() <= SILENCE * 2);
+}
+
 fn problem() -> String {
     let problem = Problem {
         kind: "urn:muster:problem:x".into(),

@@ -509,6 +509,24 @@ fn events_are_read_to_their_end() {
 }
 
 #[test]
+fn a_page_without_an_event_of_what_is_asked_for_is_not_the_end() {
+    let desk = Desk::new();
+    let event = json!({"sequence": 40_001, "at_ms": 0, "kind": "device.committed", "actor": "device", "device": "a",
+                       "rollout": null, "bundle": null, "detail": ""});
+    let server = Server::start(move |request| {
+        let after = request.target.split("after=").nth(1).and_then(|rest| rest.split('&').next());
+        let (items, next) = match after {
+            Some("0") => (json!([]), json!("20000")),
+            Some("20000") => (json!([]), json!("40000")),
+            Some("40000") => (json!([event]), json!("40001")),
+            _ => (json!([]), Value::Null),
+        };
+        (200, json!({ "items": items, "next_cursor": next }))
+    });
+    run(&desk, &server, "events --device a").assert(0, &["#40001  device.committed"]);
+}
+
+#[test]
 fn rules_for_other_brokers_need_no_controller_and_are_always_the_same() {
     let desk = Desk::new();
     for (format, line) in [

@@ -63,6 +63,11 @@ impl Rollout {
         self.wave_state()?.soak_from_ms
     }
 
+    /// The times since which what devices measured is asked for: windows from before and after one of them must not be added up.
+    pub fn cuts_ms(&self) -> impl Iterator<Item = u64> + use<> {
+        [Some(self.evidence_since_ms()), self.scored_since_ms()].into_iter().flatten()
+    }
+
     /// The devices that the current wave has yet to score.
     #[must_use]
     pub fn scored_devices(&self) -> BTreeSet<&DeviceId> {

@@ -83,6 +83,21 @@ fn a_program_goes_back_to_programs_alone() {
 }
 
 #[test]
+fn a_gate_deals_devices_that_run_the_packages_program() {
+    let mut world = packaged(&["1", "100%"], &["a", "b", "c"]);
+    world.rollout.spec.gate = Some(GateSpec {
+        alpha: 0.05,
+        controls: 1,
+        match_on: Vec::new(),
+        guardrails: vec![Guardrail::of(Metric::ErrorRate, Some(0.03))],
+    });
+    // Each tick is held against the checker's rules.
+    world.tick(0);
+    let gate = world.rollout.waves[0].gate.as_ref().expect("the wave is complete");
+    assert_eq!(gate.blocks.len(), 1);
+}
+
+#[test]
 fn the_packages_program_is_what_others_are_compared_with() {
     let mut world = packaged(&["1", "100%"], &["a", "b", "c"]);
     world.tick(0);

@@ -182,6 +182,25 @@ fn devices_that_are_away_hold_nobody_up_unless_there_is_nobody_else() {
 }
 
 #[test]
+fn a_wave_whose_devices_went_dark_after_their_commit_waits_for_one_of_them() {
+    let mut world = World::new(spec(&["2", "100%"]), &["a", "b", "c"]);
+    world.tick(0);
+    let cohort: Vec<String> = world.cohort(0).iter().map(ToString::to_string).collect();
+    for name in &cohort {
+        world.commits(name);
+        world.serves(name, Served::default());
+    }
+    world.tick(1);
+    // Enough was reported before; then nobody is there, or the controller itself was away and has heard nobody yet.
+    cohort.iter().for_each(|name| world.facts(name).online = false);
+    let decision = world.tick(SOAK_MS);
+    let away = Waiting::Offline { devices: cohort.iter().map(|name| device(name)).collect() };
+    assert_eq!((statuses(&decision), &decision.waiting[..]), ((RolloutStatus::Running, 0), &[away][..]));
+    world.facts(&cohort[1]).online = true;
+    assert_eq!(statuses(&world.tick(1)), (RolloutStatus::Running, 1));
+}
+
+#[test]
 fn a_wave_of_its_own_devices_passes_on_one_of_them_only() {
     let mut world = World::new(spec(&["1", "100%"]), &["a", "b"]);
     world.tick(0);

@@ -8,6 +8,7 @@ use muster_shared::rollout::{Block, GateEvidence, GateSpec, Guardrail, Metric, O
 use super::reading::runs_beside;
 use super::{Case, Violation, drift};
 use crate::gate::GateState;
+use crate::program::packaged_program;
 use crate::rollout::Errand;
 
 /// Blocks without which a confidence sequence says nothing.
@@ -76,7 +77,9 @@ impl Case<'_> {
         let wrong = |device: &DeviceId, why: &str| Violation::Gate { wave, why: format!("{device} {why}") };
         let incumbent = |id: &DeviceId| {
             let facts = self.fleet.devices.get(id).filter(|facts| facts.online && !facts.revoked)?;
-            facts.reported.as_ref()?.committed.as_ref().map(|bundle| bundle.manifest)
+            let committed = facts.reported.as_ref()?.committed.as_ref().map(|bundle| bundle.manifest);
+            // What a package installed has no bundle.
+            committed.or_else(|| (!self.next.track().is_model()).then(packaged_program))
         };
         let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
         for Block { canary, controls } in &dealt.blocks {

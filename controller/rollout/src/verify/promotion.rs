@@ -86,7 +86,7 @@ impl Case<'_> {
             self.found.push(unfounded(format!("{id} can be reached and has not arrived")));
         }
         let arrived = self.has_arrived(wave);
-        self.expect(arrived, || unfounded("no device of it has arrived".to_owned()));
+        self.expect(arrived, || unfounded("no device of it that has arrived can be reached".to_owned()));
         let Some(verdict) = next.verdicts.last() else { return };
         let same = (tally.reports, tally.requests, tally.errors, tally.failures)
             == (verdict.canary.reports, verdict.canary.requests, verdict.canary.errors, verdict.canary.failures);
@@ -157,13 +157,13 @@ impl Case<'_> {
             .collect()
     }
 
-    /// Whether a device of the wave has arrived: one that came in with it, or, if there is none, one of its selector.
+    /// Whether a device of the wave has arrived and can be reached: one that came in with it, or, if there is none, one of its selector.
     fn has_arrived(&self, wave: u32) -> bool {
         let Some(spec) = self.next.spec.waves.get(wave as usize) else { return false };
         let own = self.members(wave).any(|(_, target, _)| target.wave == wave);
         self.members(wave).any(|(id, target, facts)| {
             let counts = if own { target.wave == wave } else { takes_room((wave, spec), id, target, facts) };
-            counts && target.failure.is_none() && says_arrived(target, facts)
+            counts && facts.online && target.failure.is_none() && says_arrived(target, facts)
         })
     }
 

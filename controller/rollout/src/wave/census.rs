@@ -18,6 +18,8 @@ pub(super) struct Census {
     is_populated: bool,
     /// Whether a device of the wave has committed and not failed; one that came in with it, if there are such.
     pub(super) has_committed: bool,
+    /// Whether one of these can be reached now: what it has not said by the end of the soak, nobody else may say for it.
+    is_heard: bool,
     /// Devices that can be reached and have not failed.
     pub(super) reachable: u32,
     /// Of those, the ones that have committed.
@@ -26,6 +28,8 @@ pub(super) struct Census {
     failed: u32,
     /// Devices that are away before they have committed.
     away: Vec<DeviceId>,
+    /// Devices that have committed and are away, of those of which one has to be there.
+    silent: Vec<DeviceId>,
     /// Devices that can be reached and do not fetch, and why.
     held_back: BTreeMap<DeviceId, HeldBack>,
     /// Devices that can be reached and say that something presses on them: they run no shadow.
@@ -36,8 +40,9 @@ impl Census {
     pub(super) fn of(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> Self {
         let (mut reachable, mut done, mut failed, mut away) = (0, 0, 0, Vec::new());
         let (mut held, mut pressed) = (BTreeMap::new(), 0);
-        // Devices that came in with this wave: all, and committed.
-        let mut own = (0, 0);
+        let mut silent = Vec::new();
+        // Devices that came in with this wave.
+        let mut own = Count::default();
         for (id, target, facts) in rollout.governed_targets(fleet).filter(|(_, target, _)| rollout.is_watched(target)) {
             let committed = has_arrived(target, facts);
             if target.failure.is_some() || target.is_timed_out() {
@@ -50,25 +55,58 @@ impl Census {
                 held.extend(held_back(target, facts).map(|why| (id.clone(), why)));
             } else if !committed {
                 away.push(id.clone());
+            } else {
+                silent.push((target.wave, id.clone()));
             }
             if target.wave == rollout.current_wave {
-                own.0 += 1;
-                own.1 += u32::from(committed);
+                own = own.and(committed, facts.online);
             }
         }
-        let (all, committed) = if own.0 > 0 { own } else { Self::of_earlier(rollout, fleet, survey, spec) };
-        let (is_populated, has_committed) = (all > 0, committed > 0);
-        Self { is_populated, has_committed, reachable, done, failed, away, held_back: held, pressed }
+        let is_own = own.all > 0;
+        let counted = if is_own { own } else { Self::of_earlier(rollout, fleet, survey, spec) };
+        let silent = silent.into_iter().filter(|(wave, _)| !is_own || *wave == rollout.current_wave);
+        Self {
+            is_populated: counted.all > 0,
+            has_committed: counted.committed > 0,
+            is_heard: counted.heard > 0,
+            reachable,
+            done,
+            failed,
+            away,
+            silent: silent.map(|(_, id)| id).collect(),
+            held_back: held,
+            pressed,
+        }
     }
 
-    /// Devices of waves before that count towards the size of this one: all, and committed.
-    fn of_earlier(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> (u32, u32) {
+    /// Devices of waves before that count towards the size of this one.
+    fn of_earlier(rollout: &Rollout, fleet: &Fleet, survey: &Survey<'_>, spec: &WaveSpec) -> Count {
         let earlier = rollout.governed_targets(fleet).filter(|(id, target, _)| {
             target.wave != rollout.current_wave
                 && rollout.is_watched(target)
                 && survey.is_candidate(id, rollout.current_wave, spec)
         });
-        earlier.fold((0, 0), |(all, done), (_, target, facts)| (all + 1, done + u32::from(has_arrived(target, facts))))
+        earlier.fold(Count::default(), |count, (_, target, facts)| count.and(has_arrived(target, facts), facts.online))
+    }
+}
+
+/// The devices on which a wave may pass.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    all: u32,
+    committed: u32,
+    /// Have committed and can be reached.
+    heard: u32,
+}
+
+impl Count {
+    /// With another one.
+    fn and(self, committed: bool, online: bool) -> Self {
+        Self {
+            all: self.all + 1,
+            committed: self.committed + u32::from(committed),
+            heard: self.heard + u32::from(committed && online),
+        }
     }
 }
 
@@ -83,7 +121,8 @@ pub(super) fn waiting(
     now_ms: u64,
 ) -> (Vec<Waiting>, Vec<Waiting>) {
     let (mut blocking, mut aside) = (Vec::new(), Vec::new());
-    let Census { is_populated, has_committed, reachable, done, failed, away, held_back, pressed } = census;
+    let Census { is_populated, has_committed, is_heard, reachable, done, failed, mut away, silent, held_back, pressed } =
+        census;
     if !is_populated && kept_out.is_empty() {
         blocking.push(Waiting::NoDevices);
     }
@@ -93,9 +132,12 @@ pub(super) fn waiting(
     } else if is_populated && !has_committed && away.is_empty() {
         blocking.push(Waiting::Updating { done, of: reachable.saturating_add(failed) });
     }
+    if !is_heard {
+        away.extend(silent);
+    }
     if !away.is_empty() {
         // Who is away holds nobody up, unless there is nobody else.
-        let list = if has_committed { &mut aside } else { &mut blocking };
+        let list = if is_heard { &mut aside } else { &mut blocking };
         list.push(Waiting::Offline { devices: away });
     }
     if let Some(until_ms) = soak_until_ms.filter(|until_ms| *until_ms > now_ms) {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use muster_alerts::retry_wait_ms;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::clock;
 use crate::config::ReceiverKind;
@@ -31,11 +32,26 @@ use receiver::SendError;
 pub(super) async fn serve(app: Arc<App>, receiver: Arc<Receiver>, mut shutdown: watch::Receiver<bool>) {
     let looking_after = async {
         let mut failures = 0_u32;
+        // Alertmanager forgets what it is not told again, whatever else there is to tell.
+        let every =
+            (receiver.kind() == ReceiverKind::Alertmanager).then(|| Duration::from_millis(receiver.resend_ms()));
+        let mut repeat_at = every.map(|every| Instant::now() + every);
+        let mut try_at = Instant::now();
         loop {
+            if let (Some(at), Some(every)) = (repeat_at, every)
+                && at <= Instant::now()
+            {
+                tell_again(&app, &receiver).await;
+                repeat_at = Some(Instant::now() + every);
+            }
             let Some((key, delivery)) = app.alerts.queues.first(receiver.name()) else {
-                idle(&app, &receiver).await;
+                until(repeat_at, app.alerts.queues.wait(receiver.name())).await;
                 continue;
             };
+            if try_at > Instant::now() {
+                until(repeat_at, tokio::time::sleep_until(try_at)).await;
+                continue;
+            }
             let wait_ms = match receiver.send(&app, &delivery, clock::now_ms()).await {
                 Ok(()) => {
                     failures = 0;
@@ -47,9 +63,7 @@ pub(super) async fn serve(app: Arc<App>, receiver: Arc<Receiver>, mut shutdown: 
                     after_failure(&app, &receiver, (&key, &delivery), &error, failures).await
                 }
             };
-            if wait_ms > 0 {
-                tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-            }
+            try_at = Instant::now() + Duration::from_millis(wait_ms);
         }
     };
     tokio::select! {
@@ -58,17 +72,19 @@ pub(super) async fn serve(app: Arc<App>, receiver: Arc<Receiver>, mut shutdown: 
     }
 }
 
-/// Waits for a message. Alertmanager forgets what it is not told again, so it is told in between.
-async fn idle(app: &App, receiver: &Receiver) {
-    if receiver.kind() != ReceiverKind::Alertmanager {
-        return app.alerts.queues.wait(receiver.name()).await;
+/// Waits for `event`, though not beyond `at`.
+async fn until(at: Option<Instant>, event: impl Future<Output = ()>) {
+    match at {
+        Some(at) => _ = tokio::time::timeout_at(at, event).await,
+        None => event.await,
     }
-    let due = Duration::from_millis(receiver.resend_ms());
-    if tokio::time::timeout(due, app.alerts.queues.wait(receiver.name())).await.is_err() {
-        let firing = app.alerts.list(|alert| receiver.repeats(alert)).await;
-        if let Err(error) = receiver.send_firing(app, &firing, clock::now_ms()).await {
-            tracing::debug!(receiver = receiver.name(), %error, "what fires was not told again");
-        }
+}
+
+/// Tells what fires.
+async fn tell_again(app: &App, receiver: &Receiver) {
+    let firing = app.alerts.list(|alert| receiver.repeats(alert)).await;
+    if let Err(error) = receiver.send_firing(app, &firing, clock::now_ms()).await {
+        tracing::debug!(receiver = receiver.name(), %error, "what fires was not told again");
     }
 }
 
