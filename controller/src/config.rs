@@ -440,6 +440,27 @@ mod tests {
     }
 
     #[test]
+    fn the_example_shows_every_setting() {
+        let listed = |section: &str| {
+            let error = toml::from_str::<Config>(&format!("{section}nonsense = 1")).unwrap_err().to_string();
+            let (_, listed) = error.split_once("expected").unwrap();
+            listed.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let shows =
+            |start: &str| EXAMPLE.lines().any(|line| line.strip_prefix("#: ").unwrap_or(line).starts_with(start));
+        for name in listed("") {
+            if shows(&format!("{name} = ")) {
+                continue;
+            }
+            for setting in listed(&format!("[{name}]\n")) {
+                let is_shown = shows(&format!("{setting} = "))
+                    || [format!("[{name}.{setting}"), format!("[[{name}.{setting}")].iter().any(|table| shows(table));
+                assert!(is_shown, "{setting:?} of [{name}] is not in controller.example.toml");
+            }
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_place() {
         for (text, named) in [
             ("data-dirs = '/x'", "data-dirs"),

@@ -71,6 +71,10 @@ impl SampleTensor {
     }
 
     fn is_whole(&self) -> bool {
+        // Rows of no element would be without number, whatever the bytes.
+        if self.elements() == Some(0) && self.shape.first().is_some_and(|rows| *rows > 1) {
+            return false;
+        }
         match (self.elements(), self.datatype.size_bytes()) {
             (Some(elements), Some(size)) => elements.checked_mul(size) == Some(self.data.len()),
             (Some(elements), None) => self.byte_elements().is_some_and(|found| found.len() == elements),

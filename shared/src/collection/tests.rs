@@ -103,6 +103,9 @@ fn a_sample_survives_its_bytes_and_nothing_else_passes_for_one() {
     let mut endless = sample();
     endless.inputs[0].shape = vec![u64::MAX, u64::MAX];
     assert_eq!(Sample::from_bytes(&endless.to_bytes().unwrap()), Err(SampleError::Tensor("x".into())));
+    let mut hollow = sample();
+    (hollow.inputs[0].shape, hollow.inputs[0].data) = (vec![u64::MAX, 0], Vec::new());
+    assert_eq!(Sample::from_bytes(&hollow.to_bytes().unwrap()), Err(SampleError::Tensor("x".into())));
     assert_eq!(sample().inputs[1].byte_elements().unwrap(), [&b"hi"[..], b""]);
 }
 

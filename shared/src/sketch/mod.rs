@@ -6,6 +6,7 @@
 //! values, and of what is merged only their number is exact.
 
 mod column;
+mod columns;
 mod comparison;
 mod counts;
 mod labels;

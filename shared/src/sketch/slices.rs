@@ -20,6 +20,7 @@ pub struct SliceSketch {
     pub rows: u64,
     /// One sketch a column, in the profile's order; none where they were left out for want of space, so that they may tell of fewer rows
     /// than there were.
+    #[serde(deserialize_with = "super::columns::deserialize")]
     pub columns: Vec<ColumnSketch>,
 }
 

@@ -13,7 +13,7 @@ use super::quality::QualitySketch;
 use super::quantiles::QuantileSketches;
 use super::slices::SliceSketches;
 use crate::ids::Digest;
-use crate::limits::{MAX_COLUMNS, MAX_SLICED_WINDOW_BYTES};
+use crate::limits::MAX_SLICED_WINDOW_BYTES;
 use crate::messages::{Position, Sequenced, WindowKey};
 use crate::profile::Profile;
 
@@ -70,6 +70,7 @@ struct Wire {
     start_ms: u64,
     duration_ms: u64,
     profile: [u8; 32],
+    #[serde(deserialize_with = "super::columns::deserialize")]
     columns: Vec<ColumnSketch>,
     slices: SliceSketches,
     quality: QualitySketch,
@@ -204,7 +205,7 @@ impl Sequenced<SketchWindow> {
         } else {
             postcard::take_from_bytes::<QuantileSketches>(rest).map_err(|_| WindowError::Damaged)?
         };
-        if !rest.is_empty() || wire.columns.len() > MAX_COLUMNS {
+        if !rest.is_empty() {
             return Err(WindowError::Damaged);
         }
         Ok(Self {

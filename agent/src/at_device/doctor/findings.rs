@@ -213,14 +213,14 @@ fn certificate(facts: &Facts) -> Finding {
             return bad(check, Health::Fault, "this device is not enrolled", hint);
         }
         Papers::Unusable(why) => {
-            let hint = "restore the folder identity from a copy, or remove it and enrol again; if this is not root, try as root first";
+            let hint = "if this is not root, try as root first; restore the folder identity from a copy, or remove it and enrol under another name: this one belongs to the key";
             return bad(check, Health::Fault, why, hint);
         }
         Papers::Right { device, validity } => (device, validity),
     };
     let ends = moment(validity.not_after_ms, facts.now_ms);
     if facts.now_ms >= validity.not_after_ms {
-        let hint = "see to the clock first; else the device must be enrolled anew: stop the agent, remove the folder identity, muster-agent enrol";
+        let hint = "see to the clock first; else the device must be enrolled anew: stop the agent, remove identity/identity.json (not the key, which keeps its name), muster-agent enrol";
         return bad(check, Health::Fault, format!("that of {device} ended {ends}"), hint);
     }
     if facts.now_ms < validity.not_before_ms {
@@ -404,7 +404,7 @@ mod tests {
             ("clock", Fault, "set-ntp", |f| f.floor_ms = NOW_MS + 1),
             ("clock", Warning, "set-ntp", |f| f.is_synchronised = Some(false)),
             ("certificate", Fault, "muster-agent enrol", |f| f.papers = Papers::None),
-            ("certificate", Fault, "enrol again", |f| f.papers = Papers::Unusable("damaged".to_owned())),
+            ("certificate", Fault, "under another name", |f| f.papers = Papers::Unusable("damaged".to_owned())),
             ("certificate", Fault, "enrolled anew", |f| f.papers = papers(-90, 0)),
             ("certificate", Fault, "clock", |f| f.papers = papers(1, 90)),
             ("certificate", Warning, "renewed", |f| f.papers = papers(-80, 10)),

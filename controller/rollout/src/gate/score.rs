@@ -12,7 +12,7 @@ use crate::cohort::drawn_from;
 use crate::fleet::{DeviceFacts, Evidence, Fleet, Mean};
 use crate::rollout::Rollout;
 
-/// The score of a device that was not heard of, or that failed on the bundle.
+/// The score of a device that was not heard of, that crashed, or that failed on the bundle.
 const WORST: f64 = 1.0;
 /// Which latency of a wave's devices is slow, where the rollout does not say.
 const SLOW_QUANTILE: f64 = 0.95;
@@ -183,7 +183,8 @@ impl<'f> Side<'f> {
     fn score(&self, guardrail: &Guardrail) -> Option<f64> {
         let share = |bad: u64, of: u64| (of > 0).then(|| bad as f64 / of as f64);
         let scaled = |mean: f64| guardrail.scale().map(|range| range.score(mean));
-        if self.silent || (self.part == Part::Canary && self.failed) {
+        // A crash takes with it what was not reported yet, and comes on either side: power is cut for all alike.
+        if self.silent || self.failed {
             return Some(WORST);
         }
         match guardrail.metric {
@@ -192,7 +193,7 @@ impl<'f> Side<'f> {
                 let timed = self.latency_us.count();
                 share(timed.saturating_sub(self.latency_us.count_up_to(guardrail.above_us? as f64)), timed)
             }
-            Metric::Failures => Some(f64::from(u8::from(self.failed))),
+            Metric::Failures => Some(0.0),
             Metric::LabelError => share(self.labels.labels.saturating_sub(self.labels.right), self.labels.labels),
             Metric::Disagreement if self.part == Part::Control => Some(0.0),
             Metric::Disagreement => share(self.disagreed, self.agreed.saturating_add(self.disagreed)),

@@ -55,6 +55,21 @@ fn blocks(world: &World) -> Vec<Block<muster_shared::ids::DeviceId>> {
 const ERRORS: &[Guardrail] = &[Guardrail::of(Metric::ErrorRate, Some(0.03))];
 
 #[test]
+fn a_crash_is_the_worst_on_either_side() {
+    let mut world = World::numbered(gated(&["20", "100%"], ERRORS), 40);
+    world.tick(0);
+    let block = blocks(&world).remove(0);
+    soaks(&mut world, |_| 1, |_| 1);
+    for crashed in [&block.canary, &block.controls[0]] {
+        world.facts(crashed.as_str()).soak.last_mut().unwrap().crashes = 1;
+    }
+    world.tick(SOAK_MS);
+    let judged = world.rollout.waves[0].gate.as_ref().unwrap().judged.clone().unwrap();
+    let scored = judged.blocks.iter().find(|scored| scored.canary.device == block.canary).unwrap();
+    assert_eq!((&scored.canary.scores[..], &scored.controls[0].scores[..]), (&[Some(1.0)][..], &[Some(1.0)][..]));
+}
+
+#[test]
 fn a_wave_passes_when_its_canaries_are_shown_to_be_no_worse() {
     let mut world = World::numbered(gated(&["20", "100%"], ERRORS), 40);
     world.tick(0);
