@@ -18,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use indicatif::ProgressBar;
 use muster_shared::api::{Page, Problem};
 use muster_shared::ids::Digest;
-use reqwest::{Certificate, Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url, header};
+use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -41,8 +41,6 @@ const UPLOAD_PIECE_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct ApiClient {
     http: Client,
-    /// For what takes long to send: reqwest's time limit for reading runs while a request is being sent.
-    uploads: Client,
     base: Url,
     token: String,
 }
@@ -122,44 +120,37 @@ impl ApiClient {
     pub(crate) fn new(settings: &Settings) -> Result<Self, Failure> {
         // A second installation finds the first, which is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let trusted = settings.ca_file.as_deref().map(certificates).transpose()?;
-        let build = |bound: fn(ClientBuilder) -> ClientBuilder| {
-            let mut builder = Client::builder()
-                .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT_TIMEOUT)
-                .redirect(reqwest::redirect::Policy::none())
-                .https_only(true);
-            if is_loopback(&settings.url) {
-                builder = builder.no_proxy();
-            }
-            if let Some(trusted) = &trusted {
-                // These and no others: whoever can get a certificate from a public CA is not the controller.
-                builder = builder.tls_certs_only(trusted.clone());
-            }
-            bound(builder).build().map_err(|error| {
-                let what = match &settings.ca_file {
-                    Some(path) => format!("{} holds a certificate that cannot be used", path.display()),
-                    None => "cannot set up TLS".to_owned(),
-                };
-                Failure::input(what).because(error)
-            })
-        };
-        let (http, uploads) = (build(|builder| builder.read_timeout(SILENCE))?, build(|builder| builder)?);
-        Ok(Self { http, uploads, base: settings.url.clone(), token: settings.token.clone() })
+        // No time limit of reqwest's: that for reading runs while a request is being sent, too.
+        let mut builder = Client::builder()
+            .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .https_only(true);
+        if is_loopback(&settings.url) {
+            builder = builder.no_proxy();
+        }
+        if let Some(path) = &settings.ca_file {
+            // These and no others: whoever can get a certificate from a public CA is not the controller.
+            builder = builder.tls_certs_only(certificates(path)?);
+        }
+        let http = builder.build().map_err(|error| {
+            let what = match &settings.ca_file {
+                Some(path) => format!("{} holds a certificate that cannot be used", path.display()),
+                None => "cannot set up TLS".to_owned(),
+            };
+            Failure::input(what).because(error)
+        })?;
+        Ok(Self { http, base: settings.url.clone(), token: settings.token.clone() })
     }
 
     fn request(&self, method: Method, path: &[&str]) -> Result<RequestBuilder, Failure> {
-        self.request_by(&self.http, method, path)
-    }
-
-    fn request_by(&self, client: &Client, method: Method, path: &[&str]) -> Result<RequestBuilder, Failure> {
         let mut url = self.base.clone();
         url.path_segments_mut()
             .map_err(|()| Failure::input(format!("{} cannot be a controller's address", self.base)))?
             .pop_if_empty()
             .extend(["api", "v1"])
             .extend(path);
-        Ok(client.request(method, url).bearer_auth(&self.token))
+        Ok(self.http.request(method, url).bearer_auth(&self.token))
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
@@ -185,8 +176,23 @@ impl ApiClient {
         Failure::unavailable(format!("the controller at {} cannot be reached{hint}", self.base)).because(error)
     }
 
+    /// What comes of `step` of an exchange.
+    async fn within_silence<T>(&self, step: impl Future<Output = Result<T, reqwest::Error>>) -> Result<T, Failure> {
+        match tokio::time::timeout(SILENCE, step).await {
+            Ok(result) => result.map_err(|error| self.unreachable(error)),
+            Err(_) => Err(Failure::unavailable(format!(
+                "the controller at {} cannot be reached: it does not answer in time",
+                self.base
+            ))),
+        }
+    }
+
     async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        self.accept(self.within_silence(request.send()).await?).await
+    }
+
+    /// `response`, where it is one of success.
+    async fn accept(&self, response: Response) -> Result<Response, Failure> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -196,7 +202,7 @@ impl ApiClient {
 
     async fn read(&self, mut response: Response) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(error))? {
+        while let Some(piece) = self.within_silence(response.chunk()).await? {
             if body.len() + piece.len() > MAX_ANSWER_BYTES {
                 return Err(Failure::unavailable(format!(
                     "the controller's answer is longer than {MAX_ANSWER_BYTES} bytes"
@@ -245,7 +251,7 @@ impl ApiClient {
         mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let mut response = self.send(self.request(Method::GET, path)?.query(query)).await?;
-        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(error))? {
+        while let Some(piece) = self.within_silence(response.chunk()).await? {
             take(&piece)?;
         }
         Ok(())
@@ -329,7 +335,7 @@ impl ApiClient {
     /// [`Failure`] when it does not say.
     pub(crate) async fn has_file(&self, digest: &Digest) -> Result<bool, Failure> {
         let request = self.request(Method::HEAD, &["files", &digest.to_string()])?;
-        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        let response = self.within_silence(request.send()).await?;
         match response.status() {
             status if status.is_success() => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
@@ -354,18 +360,19 @@ impl ApiClient {
     ) -> Result<(), Failure> {
         let body = Upload { file, left: length, progress: progress.clone() };
         let request = self
-            .request_by(&self.uploads, Method::PUT, &["files", &digest.to_string()])?
+            .request(Method::PUT, &["files", &digest.to_string()])?
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, length)
             .body(reqwest::Body::wrap(body));
-        tokio::select! {
-            answer = self.send(request) => answer.map(|_| ()),
-            () = stalls(progress) => Err(Failure::unavailable(format!(
+        let response = tokio::select! {
+            response = request.send() => response.map_err(|error| self.unreachable(error))?,
+            () = stalls(progress) => return Err(Failure::unavailable(format!(
                 "the controller at {} takes nothing more of file {digest}, and does not answer: {} s without a byte",
                 self.base,
                 SILENCE.as_secs()
             ))),
-        }
+        };
+        self.accept(response).await.map(|_| ())
     }
 }
 
