@@ -13,6 +13,7 @@ use axum_server::Handle;
 use rustix::process::{Resource, Rlimit};
 use sd_notify::NotifyState;
 use tokio::sync::{Notify, watch};
+use tokio::task::{JoinError, JoinSet};
 
 use crate::admission::EnrolledDevices;
 use crate::alerts::{self, Alerts, AlertsError};
@@ -35,7 +36,7 @@ use crate::readiness::Readiness;
 use crate::state::App;
 use crate::store::{Records, SledStore, StoreError, records};
 use crate::trust::{self, RootError};
-use crate::{api, clock, ingest};
+use crate::{api, clock, ingest, orphans};
 
 /// Open files that are no device's connection: the store, the API, uploads.
 const OTHER_FILES: u64 = 512;
@@ -86,6 +87,12 @@ pub(crate) enum ServeError {
     /// The broker stopped by itself.
     #[error("the broker stopped; the log says why")]
     BrokerStopped,
+    /// A part stopped by itself, and the others would go on as if all were well.
+    #[error("{part} stopped by itself, so the controller ends; the log says why")]
+    PartStopped {
+        /// Which one.
+        part: &'static str,
+    },
 }
 
 /// Runs the controller until `told_to_stop` is done.
@@ -160,7 +167,21 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     collections::clear_left_over(&app).await;
     let collecting = collections::spawn(Arc::clone(&app), stopping.clone());
     let executor = executor::spawn(Arc::clone(&app), stopping.clone());
-    let alerts = alerts::spawn(&app, stopping);
+    let windows = tokio::spawn(ingest::retention::keep_house(Arc::clone(&app), stopping.clone()));
+    let files = tokio::spawn(orphans::keep_house(Arc::clone(&app), stopping.clone()));
+    let alerts = alerts::spawn(&app, stopping).into_iter().map(|task| ("alerts", task));
+    let mut parts = Parts::new();
+    let tasks = [
+        ("ingest", ingest),
+        ("collections", collecting),
+        ("executor", executor),
+        ("feedback", labels),
+        ("retention", windows),
+        ("orphans", files),
+    ];
+    for (part, task) in tasks.into_iter().chain(alerts) {
+        parts.spawn(async move { (part, task.await) });
+    }
     let handle = Handle::new();
     let mut server = axum_server::from_tcp_rustls(listener, tls)
         .map_err(ServeError::Api)?
@@ -181,6 +202,8 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
     notify(NotifyState::Ready);
 
     let outcome = tokio::select! {
+        // Parts end with the broker, which then is what there is to tell.
+        biased;
         () = told_to_stop => Ok(()),
         ended = &mut api => Err(ServeError::Api(match ended {
             Ok(Ok(())) => std::io::Error::other("it ended without being told to"),
@@ -191,6 +214,8 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         // Opening it anew in this process would keep what is in memory and may not be on the disk. Whoever supervises the process
         // starts it again; the next start says what is missing until there is room.
         Some(error) = store_failed => Err(ServeError::StoreFailed(error)),
+        // Without it a panic would leave a controller that is ready and, say, carries no rollout out.
+        Some(part) = next_end(&mut parts) => Err(ServeError::PartStopped { part }),
     };
 
     tracing::info!("stopping");
@@ -204,19 +229,26 @@ pub(crate) async fn serve(config: Config, told_to_stop: impl Future<Output = ()>
         if !api.is_finished() {
             let _ = api.await;
         }
-        let alerts = alerts.into_iter().map(|task| ("alerts", task));
-        let parts = [("ingest", ingest), ("collections", collecting), ("executor", executor), ("feedback", labels)];
-        for (part, task) in parts.into_iter().chain(alerts) {
-            if let Err(error) = task.await {
-                tracing::error!(part, %error, "a part ended badly");
-            }
-        }
+        while next_end(&mut parts).await.is_some() {}
     };
     if tokio::time::timeout(STOP_TIMEOUT + Duration::from_secs(2), parts).await.is_err() {
         tracing::warn!("not every part ended in time; what they were acknowledged is durable");
     }
     broker_task.abort();
     outcome
+}
+
+/// The parts of the controller at work, each with its name.
+type Parts = JoinSet<(&'static str, Result<(), JoinError>)>;
+
+/// Waits for the next part to end, and says which; none when none is left.
+async fn next_end(parts: &mut Parts) -> Option<&'static str> {
+    // What waits for a part does not panic.
+    let (part, ended) = parts.join_next().await?.ok()?;
+    if let Err(error) = ended {
+        tracing::error!(part, %error, "a part ended badly");
+    }
+    Some(part)
 }
 
 /// Ends the process some time after the store has failed. Those who read from it at that moment may hang for ever, and take
@@ -318,6 +350,23 @@ mod tests {
         stop.send(()).unwrap();
         running.await.unwrap().unwrap();
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_part_that_panics_is_named_while_others_go_on() {
+        let mut parts = Parts::new();
+        let (stop, told_to_stop) = oneshot::channel::<()>();
+        let at_work = tokio::spawn(async {
+            let _ = told_to_stop.await;
+        });
+        let broken = tokio::spawn(async { panic!("as a fault would") });
+        for (part, task) in [("at work", at_work), ("broken", broken)] {
+            parts.spawn(async move { (part, task.await) });
+        }
+        assert_eq!(next_end(&mut parts).await, Some("broken"));
+        stop.send(()).unwrap();
+        assert_eq!(next_end(&mut parts).await, Some("at work"));
+        assert_eq!(next_end(&mut parts).await, None);
     }
 
     /// Stores `value`, and says what the next start says.

@@ -122,11 +122,10 @@ struct Embedded {
 impl Embedded {
     /// Cuts off a device that has subscribed to everything and was not found among those who hear it: rmqtt has lost the subscription, see
     /// [`gate`]. It comes back and subscribes again.
-    fn wake_up_the_deaf(&self, device: &DeviceId) {
+    async fn wake_up_the_deaf(&self, device: &DeviceId) {
         if self.connections.listens(device) {
             tracing::warn!(%device, "the device's subscription was lost: it is cut off, to make it again");
-            let (broker, device) = (self.clone(), device.clone());
-            tokio::spawn(async move { broker.disconnect(&device).await });
+            self.disconnect(device).await;
         }
     }
 }
@@ -163,7 +162,7 @@ impl Broker for Embedded {
             Ok(receivers) => {
                 if receivers == 0 {
                     self.connections.release(topic.device.as_str(), bytes);
-                    self.wake_up_the_deaf(&topic.device);
+                    self.wake_up_the_deaf(&topic.device).await;
                 }
                 Ok(())
             }
@@ -185,34 +184,18 @@ impl Broker for Embedded {
 
     async fn disconnect(&self, device: &DeviceId) {
         let id = Id::from(self.scx.node.id(), ClientId::from(device.to_string()));
-        let mut entry = self.scx.extends.shared().await.entry(id);
-        // rmqtt waits 5 s for the session to take the kick, and then forgets the session; one that is busy for longer, with a device that
-        // reads slowly or with a full queue of events, finds nobody waiting and would live on, where nobody finds it again. So the word that
-        // ends it in any case comes behind the kick, by the way that is forgotten with it.
-        let session = entry.tx();
-        let end = async {
-            if let Some(session) = session {
-                // It fails where the session has ended by itself.
-                let _ = session.unbounded_send(Message::Closed(Reason::ConnectKicked(true)));
-            }
-        };
-        let (kicked, ()) = tokio::join!(entry.kick(true, true, true), end);
-        if let Err(error) = kicked {
-            tracing::warn!(%device, reason = %format!("{error:#}"), "the device's connection could not be cut in order");
+        // rmqtt's own kick waits for the session and then forgets whichever the device has by then: where it has made its next connection
+        // meanwhile, that one would live on without hearing anything, where nobody finds it. A session that is told so ends as soon as it
+        // has time, and clears away nothing but itself.
+        if let Some(session) = self.scx.extends.shared().await.entry(id).tx() {
+            // It fails where the session has ended by itself.
+            let _ = session.unbounded_send(Message::Closed(Reason::ConnectKicked(true)));
         }
     }
 
     async fn disconnect_all(&self) {
-        let cut = |device: DeviceId| {
-            let broker = self.clone();
-            tokio::spawn(async move { broker.disconnect(&device).await })
-        };
-        // All are on their way before the first is waited for: one that is slow to go holds up nobody.
-        let cuts: Vec<_> = self.connections.devices().into_iter().map(cut).collect();
-        for cut in cuts {
-            if let Err(error) = cut.await {
-                tracing::error!(%error, "a connection could not be cut");
-            }
+        for device in self.connections.devices() {
+            self.disconnect(&device).await;
         }
     }
 

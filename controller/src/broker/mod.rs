@@ -100,10 +100,11 @@ pub(crate) trait Broker: Send + Sync {
     /// Whether anything is on its way to the device that it has not acknowledged.
     fn is_sending(&self, device: &DeviceId) -> bool;
 
-    /// Cuts the device's connection and forgets its session, as on revocation.
+    /// Tells the device's connection and its session to end, as on revocation, and does not wait until they have: one that is busy
+    /// ends when it has done what it is at. A connection that the device makes afterwards is left alone.
     async fn disconnect(&self, device: &DeviceId);
 
-    /// Cuts the connections of all devices, also of those that have said nothing yet. They come back if they are let in.
+    /// As [`Self::disconnect`] for all devices, also of those that have said nothing yet. They come back if they are let in.
     async fn disconnect_all(&self);
 
     /// Listens with these files from now on. Devices that are connected stay so.

@@ -7,7 +7,7 @@
 
 mod kinds;
 mod parse;
-mod retention;
+pub(crate) mod retention;
 mod sequence;
 mod worker;
 
@@ -35,7 +35,7 @@ pub(crate) fn spawn(
     app: Arc<App>,
     mut events: mpsc::Receiver<BrokerEvent>,
     chunks: Requests,
-    shutdown: watch::Receiver<bool>,
+    mut shutdown: watch::Receiver<bool>,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut tasks = JoinSet::new();
@@ -46,9 +46,6 @@ pub(crate) fn spawn(
                 sender
             })
             .collect();
-        let house = tokio::spawn(retention::keep_house(Arc::clone(&app), shutdown.clone()));
-        let files = tokio::spawn(crate::orphans::keep_house(Arc::clone(&app), shutdown.clone()));
-        let mut shutdown = shutdown;
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
@@ -64,8 +61,6 @@ pub(crate) fn spawn(
         // What was received is still stored: the workers end when their queues are empty.
         drop(workers);
         while tasks.join_next().await.is_some() {}
-        house.abort();
-        files.abort();
     })
 }
 

@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_secs(600);
 const PAGE: usize = 512;
 
 /// Removes old windows now and then, until the controller stops.
-pub(super) async fn keep_house(app: Arc<App>, mut shutdown: watch::Receiver<bool>) {
+pub(crate) async fn keep_house(app: Arc<App>, mut shutdown: watch::Receiver<bool>) {
     loop {
         let before_ms = clock::now_ms().saturating_sub(app.config.telemetry.retention_ms);
         match remove_before(&app.records, before_ms).await {

@@ -61,7 +61,9 @@ impl Worker {
         let mut batch = Batch::default();
         for event in events {
             match event {
-                BrokerEvent::Subscribed(device) if !self.app.fleet.is_member(&device) => self.cut_off(device),
+                BrokerEvent::Subscribed(device) if !self.app.fleet.is_member(&device) => {
+                    self.app.broker.disconnect(&device).await;
+                }
                 BrokerEvent::Subscribed(device) => {
                     self.chunks.begin(&device);
                     batch.news |= self.app.fleet.set_online(&device, true, now_ms);
@@ -142,13 +144,6 @@ impl Worker {
         }
     }
 
-    /// Ends the connection of a device that was revoked after it was let in, as when both happened at the same moment. That may
-    /// take a while, and others should not wait for it.
-    fn cut_off(&self, device: DeviceId) {
-        let app = Arc::clone(&self.app);
-        tokio::spawn(async move { app.broker.disconnect(&device).await });
-    }
-
     async fn message(
         &mut self,
         batch: &mut Batch,
@@ -159,7 +154,7 @@ impl Worker {
     ) -> Result<(), StoreError> {
         if !self.app.fleet.is_member(device) {
             self.app.metrics.ingested(kind, Ingested::Refused);
-            self.cut_off(device.clone());
+            self.app.broker.disconnect(device).await;
             return Ok(());
         }
         let said = match parse(kind, payload) {

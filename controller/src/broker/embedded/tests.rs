@@ -3,6 +3,7 @@
 mod net;
 
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 
 use muster_shared::topics::{Down, Up};
 use rumqttc::{LastWill as Will, QoS as ClientQoS, Transport};
@@ -382,7 +383,26 @@ async fn all_are_cut_off_also_who_has_said_nothing() {
     for name in ["dev-1", "dev-2"] {
         assert!(ended.contains(&BrokerEvent::Disconnected(device(name))), "{name}: {ended:?}");
     }
-    net.join("dev-1").await;
+    net.connect_again(|| net.options("dev-1")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_that_takes_its_time_leaves_the_next_connection_alone() {
+    let mut net = Net::start().await;
+    let mut client = net.join("dev-1").await;
+    let (name, broker) = (device("dev-1"), Arc::clone(&net.started.broker));
+    let mut cut = broker.disconnect(&name);
+    // It has said its word and is not let on before the device is back.
+    let begun = std::future::poll_fn(|context| Poll::Ready(cut.as_mut().poll(context))).await;
+    client.lost().await;
+    assert_eq!(net.event().await, BrokerEvent::Disconnected(device("dev-1")));
+    let mut client = net.connect_again(|| net.options("dev-1")).await;
+    assert_eq!(client.subscribe(&Topic::down_filter(&name)).await, [true]);
+    if begun.is_pending() {
+        within("the cut", cut).await;
+    }
+    net.tell("dev-1", "heard").await;
+    assert_eq!(client.message().await.1, Bytes::from_static(b"heard"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
