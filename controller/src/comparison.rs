@@ -44,7 +44,7 @@ pub(crate) async fn report(
         };
         let place = (group_of(device), comparison.against);
         let sums = groups.entry(place).or_insert_with(|| Sums::new(comparison.against));
-        if !comparison.fits() || sums.add(device, window, comparison).is_err() {
+        if sums.add(device, window, comparison).is_err() {
             return left_out.add(Table::Windows, key);
         }
         spans.entry((device.clone(), comparison.against)).or_default().widen(window);

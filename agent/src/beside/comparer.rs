@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use muster_inference::{ColumnExtractor, Images, Tensor};
 use muster_shared::ids::Digest;
 use muster_shared::profile::{Column, Profile, Reference, Source};
-use muster_shared::sketch::{ClassPairs, ColumnComparison, Differences, MAX_PAIRS};
+use muster_shared::sketch::{ClassPairs, ColumnComparison, Differences, MAX_PAIRS, common_answers};
 
 use crate::host::ServedModel;
 
@@ -26,12 +26,11 @@ pub(crate) struct Comparer {
 }
 
 impl Comparer {
-    /// Finds the columns of both that are about answers and have the same name and kind.
+    /// Compares the answers that both models have in common.
     pub(crate) fn new(incumbent: &ServedModel, candidate: &ServedModel) -> Self {
         let (mut columns, mut of_incumbent, mut of_candidate) = (Vec::new(), Vec::new(), Vec::new());
-        for old in incumbent.profile.columns.iter().filter(|column| column.is_prediction()) {
-            let new = candidate.profile.columns.iter().find(|new| new.is_prediction() && new.name == old.name);
-            let Some((new, kind)) = new.and_then(|new| kind(old, new).map(|kind| (new, kind))) else { continue };
+        for (old, new) in common_answers(&incumbent.profile, &candidate.profile) {
+            let Some(kind) = kind(old, new) else { continue };
             columns.push((old.name.clone(), kind));
             of_incumbent.push(old.clone());
             of_candidate.push(new.clone());

@@ -4,7 +4,7 @@ use muster_shared::ids::DeviceId;
 use muster_shared::messages::{
     DeviceEvent, DeviceEventKind, Position, Sequenced, StateReport, Stream, TelemetryWindow, WindowKey,
 };
-use muster_shared::sketch::SketchWindow;
+use muster_shared::sketch::{Comparison, SketchWindow};
 use muster_shared::topics::Up;
 
 use super::parse::Unusable;
@@ -35,10 +35,13 @@ impl Worker {
         &mut self,
         batch: &mut Batch,
         device: &DeviceId,
-        message: Sequenced<TelemetryWindow>,
+        mut message: Sequenced<TelemetryWindow>,
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let (stream, position) = (Stream::Telemetry, message.position);
+        if let Some(compared) = message.body.comparison.take() {
+            message.body.comparison = self.comparable(&message.body.key, &compared).await?;
+        }
         if !message.body.objectives.is_empty() {
             let listed = self.app.catalogue.get(&message.body.key.manifest).await?;
             let objectives = listed.as_ref().map(|listed| &listed.manifest.profile.objectives);
@@ -69,6 +72,13 @@ impl Worker {
             batch.observations.push((device.clone(), Observation::of_telemetry(telemetry, now_ms)));
         }
         self.window(batch, stream, &record)
+    }
+
+    /// What of `compared` is of the two bundles it names; none where one of them was never taken in.
+    async fn comparable(&self, key: &WindowKey, compared: &Comparison) -> Result<Option<Comparison>, StoreError> {
+        let Some(candidate) = self.app.catalogue.get(&key.manifest).await? else { return Ok(None) };
+        let Some(incumbent) = self.app.catalogue.get(&compared.against).await? else { return Ok(None) };
+        Ok(Some(compared.within(&incumbent.manifest.profile, &candidate.manifest.profile)))
     }
 
     fn window(&self, batch: &mut Batch, stream: Stream, record: &WindowRecord) -> Result<(), StoreError> {

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use muster_shared::api::EventView;
+use muster_shared::comparison::ColumnAgreement;
 use muster_shared::ids::Digest;
 use muster_shared::messages::{
     Ack, AssignmentDelivery, DeviceEvent, DeviceEventKind, Position, Presence, RequestCounts, Resources, Sequenced,
     StateReport, Stream, TelemetryWindow, WindowKey,
 };
 use muster_shared::profile::{Objectives, Profile};
-use muster_shared::sketch::{LatencySketch, ObjectiveCounts, SketchWindow};
+use muster_shared::sketch::{
+    ClassPairs, ColumnComparison, Comparison, Differences, LatencySketch, ObjectiveCounts, SketchWindow,
+};
 use muster_shared::topics::{Down, Kind, Topic, Up};
 use serde::Serialize;
 
@@ -143,6 +146,36 @@ async fn latency_objectives_must_be_the_bundles() {
     let page = test.app.metrics.render(&Default::default());
     let refused = "muster_controller_ingest_messages_total{kind=\"telemetry\",outcome=\"refused\"} 2";
     assert!(page.lines().any(|line| line == refused), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_device_invents_of_a_comparison_pushes_nobody_else_out_of_it() {
+    let test = app().await;
+    let (liar, honest) = (test.enrol("dev-1", &[]).await, test.enrol("dev-2", &[]).await);
+    let incumbent = digest_of(&test.bundle("digits", "1.0.0", 10).await);
+    let candidate = digest_of(&test.bundle("digits", "1.1.0", 11).await);
+    let window = |against: Digest, column: &str, compared: ColumnComparison| {
+        let columns = [(column.to_owned(), compared)].into();
+        let comparison = Comparison { compared: 5, columns, ..Comparison::empty(against) };
+        TelemetryWindow { comparison: Some(comparison), ..telemetry(candidate, 5) }
+    };
+    let numbers = || ColumnComparison::Numbers(Differences::default());
+    let classes = || ColumnComparison::Classes(ClassPairs { agreed: 4, disagreed: 1, ..ClassPairs::default() });
+    let intake = start(&test.app);
+    let lies = [(incumbent, "class"), (incumbent, "x"), (incumbent, "invented"), (Digest::of(b"no bundle"), "class")];
+    for (sequence, (against, column)) in (1..).zip(lies) {
+        intake.say(&liar, Up::Telemetry, at(1, sequence, 1), window(against, column, numbers())).await;
+    }
+    intake.say(&honest, Up::Telemetry, at(1, 1, 1), window(incumbent, "class", classes())).await;
+    intake.finish().await;
+
+    assert_eq!(windows(&test).await.len(), 5, "the rest of such a window is as good as another's");
+    let bundle = "digits@1.1.0".parse().unwrap();
+    let report = crate::comparison::report(&test.app, &bundle, None, 0).await.unwrap();
+    let [group] = &report.groups[..] else { panic!("{report:?}") };
+    assert_eq!((group.against, group.devices, group.windows, group.compared), (incumbent, 2, 4, 20));
+    let [ColumnAgreement::Classes { name, rows, .. }] = &group.columns[..] else { panic!("{group:?}") };
+    assert_eq!((name.as_str(), *rows), ("class", 5));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

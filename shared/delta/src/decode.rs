@@ -37,7 +37,7 @@ impl Decoder {
     }
 
     /// The chunk of `length` bytes that begins at `start` of its file, from its encoded form. Takes about three times `length` of
-    /// memory, whatever `encoded` says.
+    /// memory and 32 bytes for each part, whatever `encoded` says: of these it has no more than `length`, nor than it has bytes.
     ///
     /// # Errors
     /// [`DecodeError`]; that the result is right is for its digest to say.

@@ -81,7 +81,9 @@ pub(crate) fn put_parts(out: &mut Vec<u8>, parts: &[Part], chunk_start: u64) {
 
 /// Reads the parts of a chunk of `length` bytes; none when they do not add up to it.
 pub(crate) fn take_parts(bytes: &mut &[u8], length: usize, chunk_start: u64) -> Option<Vec<Part>> {
-    let count = usize::try_from(take_varint(bytes)?).ok().filter(|count| *count <= length)?;
+    // Each part takes a byte of both at least.
+    let most = length.min(bytes.len());
+    let count = usize::try_from(take_varint(bytes)?).ok().filter(|count| *count <= most)?;
     let mut parts = Vec::with_capacity(count);
     let (mut left, mut expected) = (length, chunk_start);
     for _ in 0..count {

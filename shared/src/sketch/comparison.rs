@@ -12,7 +12,7 @@ use super::counts::{add_all, total};
 use super::latency::LatencySketch;
 use super::outcomes::LabelOutcomes;
 use crate::ids::Digest;
-use crate::limits::{MAX_COLUMNS, MAX_LABEL_BYTES};
+use crate::limits::MAX_COLUMNS;
 
 /// Edges between the cells of a histogram of differences, in spreads of the incumbent's reference. Cell `i` holds
 /// `edges[i - 1] <= difference < edges[i]`, the first and the last one what lies outside.
@@ -260,22 +260,6 @@ impl Comparison {
         self.columns.iter().filter(move |(_, column)| disagrees(column)).map(|(name, _)| name.as_str())
     }
 
-    /// Whether it keeps the bounds of one that a device makes.
-    #[must_use]
-    pub fn fits(&self) -> bool {
-        let is_name = |name: &String| name.len() <= MAX_LABEL_BYTES;
-        let is_bounded = |column: &ColumnComparison| match column {
-            ColumnComparison::Numbers(_) | ColumnComparison::Other => true,
-            ColumnComparison::Classes(classes) => {
-                classes.pairs.values().map(BTreeMap::len).sum::<usize>() <= MAX_PAIRS + 1
-                    && classes.pairs.iter().all(|(name, row)| is_name(name) && row.keys().all(is_name))
-            }
-        };
-        self.columns.len() <= MAX_COLUMNS
-            && self.labels.as_deref().is_none_or(LabelOutcomes::fits)
-            && self.columns.iter().all(|(name, column)| is_name(name) && is_bounded(column))
-    }
-
     /// Adds what another window counted against the same incumbent.
     ///
     /// # Errors
@@ -401,7 +385,6 @@ mod tests {
         let mut sum = read.clone();
         sum.merge(&read).unwrap();
         assert_eq!(sum.compared, 2);
-        assert!(sum.fits());
     }
 
     #[test]
@@ -440,7 +423,6 @@ mod tests {
             let sum = merged([&a, &b, &c]);
             prop_assert_eq!(&sum, &counted(&all));
             prop_assert_eq!(&merged([&c, &a, &b]), &sum);
-            prop_assert!(sum.fits());
             let json = serde_json::to_vec(&sum).unwrap();
             prop_assert_eq!(serde_json::from_slice::<Comparison>(&json).unwrap(), sum);
         }

@@ -7,6 +7,7 @@
 
 mod column;
 mod columns;
+mod common;
 mod comparison;
 mod counts;
 mod labels;
@@ -26,6 +27,7 @@ mod peers;
 mod sizes;
 
 pub use column::{Cell, ClassSketch, ColumnSketch, MergeError, Moments, NumericSketch};
+pub use common::common_answers;
 pub use comparison::{
     ClassPairs, ColumnComparison, Comparison, DIFFERENCE_EDGES, Differences, MAX_PAIRS, UNTOLD_CLASS,
 };

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::column::MergeError;
 use crate::labels::{LabelSpec, LabelTarget, LabelTask, Prediction, Truth};
-use crate::limits::MAX_LABEL_TARGETS;
 
 /// Sums are kept in millionths of the target's scale (of its square).
 const MILLIONTHS: f64 = 1e6;
@@ -350,12 +349,14 @@ impl LabelOutcomes {
         }
     }
 
-    /// Whether it keeps the bounds of what a device makes.
-    #[must_use]
-    pub fn fits(&self) -> bool {
-        match self {
-            Self::Classes(_) | Self::Other => true,
-            Self::Numbers { targets } => targets.len() <= MAX_LABEL_TARGETS,
+    /// Whether it is about the same targets as `other`, so that the two add up.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Classes(_), Self::Classes(_)) | (Self::Other, Self::Other) => true,
+            (Self::Numbers { targets: mine }, Self::Numbers { targets: theirs }) => {
+                mine.iter().map(|target| target.index).eq(theirs.iter().map(|target| target.index))
+            }
+            (Self::Classes(_) | Self::Numbers { .. } | Self::Other, _) => false,
         }
     }
 
@@ -364,17 +365,15 @@ impl LabelOutcomes {
     /// # Errors
     /// [`MergeError`] when it is of another kind or of other targets; nothing is changed then.
     pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
+        if !self.is_like(other) {
+            return Err(MergeError);
+        }
         match (self, other) {
             (Self::Classes(mine), Self::Classes(theirs)) => mine.merge(theirs),
             (Self::Numbers { targets: mine }, Self::Numbers { targets: theirs }) => {
-                let same = mine.len() == theirs.len() && mine.iter().zip(theirs).all(|(a, b)| a.index == b.index);
-                if !same {
-                    return Err(MergeError);
-                }
                 mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| mine.merge(theirs));
             }
-            (Self::Other, Self::Other) => {}
-            (Self::Classes(_) | Self::Numbers { .. } | Self::Other, _) => return Err(MergeError),
+            (Self::Classes(_) | Self::Numbers { .. } | Self::Other, _) => {}
         }
         Ok(())
     }
