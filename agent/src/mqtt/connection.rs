@@ -66,8 +66,9 @@ impl Ended {
 struct Shared {
     in_flight: Semaphore,
     acks: AtomicU64,
+    /// Messages from the controller that are no acknowledgements.
+    told: AtomicU64,
     subscribed: Notify,
-    is_told: AtomicBool,
     is_renewing: AtomicBool,
 }
 
@@ -123,8 +124,8 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
     let shared = Shared {
         in_flight: Semaphore::new(IN_FLIGHT),
         acks: AtomicU64::new(0),
+        told: AtomicU64::new(0),
         subscribed: Notify::new(),
-        is_told: AtomicBool::new(false),
         is_renewing: AtomicBool::new(false),
     };
     let Link {
@@ -141,7 +142,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
                         outbox.acknowledged(&ack);
                     }
                     Ok(Heard::Told(told)) => {
-                        shared.is_told.store(true, Ordering::Relaxed);
+                        shared.told.fetch_add(1, Ordering::Relaxed);
                         inbox.deliver(told);
                     }
                     Err(error) => {
@@ -189,7 +190,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
 
         let clock = Steady::start();
         let mut resend = Resend::new(config.ack_timeout_ms);
-        let mut answered = 0;
+        let (mut answered, mut told) = (0, 0);
         let mut farewell_ms = None;
         let mut renew_by_ms = None;
         loop {
@@ -199,6 +200,17 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
             if acks != answered {
                 answered = acks;
                 resend.answered(outbox, now_ms);
+                resend.heard(now_ms);
+            }
+            let told_by_now = shared.told.load(Ordering::Relaxed);
+            if told_by_now != told {
+                told = told_by_now;
+                resend.heard(now_ms);
+            }
+            if resend.is_deaf(now_ms) {
+                return Ended::because(
+                    "the broker takes what is sent, but nothing comes from the controller: is it running?",
+                );
             }
             resend.silent(outbox, now_ms);
             if let Some(until_ms) = farewell_ms
@@ -277,7 +289,7 @@ pub(super) async fn run(link: &mut Link, stop: &mut watch::Receiver<bool>) -> En
         ended = listen => ended,
         ended = talk => ended,
     };
-    link.did_good = shared.is_told.load(Ordering::Relaxed) || shared.acks.load(Ordering::Relaxed) > 0;
+    link.did_good = shared.told.load(Ordering::Relaxed) > 0 || shared.acks.load(Ordering::Relaxed) > 0;
     if *stop.borrow() { Ended::Stopped } else { ended }
 }
 

@@ -4,6 +4,9 @@
 //! of a stream in their order only, so where one was overtaken on the way, all after it are in vain: a stream of which nothing is acknowledged
 //! for a while goes again from its oldest message on, at longer and longer intervals, whatever comes of the others. Another opening of the
 //! outbox's store may be another store, with numbers of its own: everything goes again then.
+//!
+//! A connection on which nothing comes in, however often something goes out, may have lost its subscription on the way: the broker's own
+//! acknowledgements do not show that. Another one heals it.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +18,10 @@ use crate::outbox::{Outbox, Outgoing};
 pub(super) const UNANSWERED: u32 = 64;
 /// The longest wait, as a multiple of the first.
 const LONGEST_WAIT: u64 = 16;
+/// How long nothing may come in on a connection on which something waits for an acknowledgement: as a multiple of the first wait, and at
+/// least, in milliseconds. On a slow line one chunk can take half a minute.
+const DEAF_WAITS: u64 = 16;
+const DEAF_AT_LEAST_MS: u64 = 120_000;
 /// What operators wait for goes first.
 const ORDER: [Stream; 4] = [Stream::Event, Stream::State, Stream::Telemetry, Stream::Sketch];
 
@@ -25,6 +32,8 @@ pub(super) struct Resend {
     sent: BTreeMap<Stream, Sent>,
     unanswered: u32,
     first_wait_ms: u64,
+    /// Since when something waits for an acknowledgement and nothing whatever came in.
+    silent_since_ms: Option<u64>,
 }
 
 /// What has gone of one stream.
@@ -40,7 +49,7 @@ struct Sent {
 
 impl Resend {
     pub(super) fn new(wait_ms: u64) -> Self {
-        Self { opening: None, sent: BTreeMap::new(), unanswered: 0, first_wait_ms: wait_ms }
+        Self { opening: None, sent: BTreeMap::new(), unanswered: 0, first_wait_ms: wait_ms, silent_since_ms: None }
     }
 
     /// Forgets what has gone when the outbox was closed since, or opened anew.
@@ -50,6 +59,7 @@ impl Resend {
             self.opening = opening;
             self.sent.clear();
             self.unanswered = 0;
+            self.silent_since_ms = None;
         }
     }
 
@@ -62,14 +72,37 @@ impl Resend {
         let next = ORDER
             .into_iter()
             .filter(|stream| !deferred.contains(stream))
-            .find_map(|stream| outbox.next_after(stream, self.sent.get(&stream).map_or(0, |sent| sent.last)))?;
+            .find_map(|stream| outbox.next_after(stream, self.sent.get(&stream).map_or(0, |sent| sent.last)));
+        let Some(next) = next else {
+            if !self.is_waiting() {
+                self.silent_since_ms = None;
+            }
+            return None;
+        };
         let new = Sent { last: 0, taken: outbox.taken(next.stream), wait_ms: self.first_wait_ms, deadline_ms: None };
         let sent = self.sent.entry(next.stream).or_insert(new);
         sent.last = next.sequence;
         let wait_ms = sent.wait_ms;
         sent.deadline_ms.get_or_insert_with(|| now_ms.saturating_add(wait_ms));
         self.unanswered += 1;
+        self.silent_since_ms.get_or_insert(now_ms);
         Some(next)
+    }
+
+    /// Something came in from the controller, an acknowledgement or anything else.
+    pub(super) fn heard(&mut self, now_ms: u64) {
+        self.silent_since_ms = self.is_waiting().then_some(now_ms);
+    }
+
+    /// Whether nothing has come in for so long that another connection is worth its price.
+    pub(super) fn is_deaf(&self, now_ms: u64) -> bool {
+        let limit_ms = self.first_wait_ms.saturating_mul(DEAF_WAITS).max(DEAF_AT_LEAST_MS);
+        self.silent_since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= limit_ms)
+    }
+
+    /// Whether a message that has gone is not acknowledged.
+    fn is_waiting(&self) -> bool {
+        self.sent.values().any(|sent| sent.deadline_ms.is_some())
     }
 
     /// The controller acknowledged something.
@@ -249,6 +282,48 @@ mod tests {
         assert_eq!(resend.next(&outbox, &[Stream::Event], 0).map(|m| m.stream), Some(Stream::State));
         assert_eq!(resend.next(&outbox, &[Stream::Event], 0), None);
         assert_eq!(drain(&mut resend, &outbox, 0), [(Stream::Event, 1)]);
+    }
+
+    #[test]
+    fn a_connection_is_deaf_when_nothing_comes_in_however_often_something_goes_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path(), Bounds { max_bytes: 1 << 20, max_events: 1_000 }, Metrics::new());
+        // 16 waits of 10 s are more than two minutes.
+        let mut resend = Resend::new(10_000);
+        let turn = |resend: &mut Resend, deferred: &[Stream], now_ms: u64| {
+            let deaf = resend.is_deaf(now_ms);
+            resend.silent(&outbox, now_ms);
+            while resend.next(&outbox, deferred, now_ms).is_some() {}
+            deaf
+        };
+        assert!(
+            !turn(&mut resend, &[], 0) && !turn(&mut resend, &[], 1_000_000),
+            "nothing was said, so nothing is missed"
+        );
+        outbox.event(&event(1)).unwrap();
+        for now_ms in (1_000_000..1_160_000).step_by(1_000) {
+            assert!(!turn(&mut resend, &[], now_ms), "{now_ms}");
+        }
+        assert!(turn(&mut resend, &[], 1_160_000), "it was sent again and again meanwhile");
+        resend.heard(1_160_000);
+        assert!(!turn(&mut resend, &[], 1_319_999) && turn(&mut resend, &[], 1_320_000));
+
+        // What may not go for now is not missed, and counts from when it goes again.
+        for now_ms in (1_320_000..2_000_000).step_by(10_000) {
+            resend.silent(&outbox, now_ms);
+            while resend.next(&outbox, &[Stream::Event], now_ms).is_some() {}
+        }
+        assert!(!turn(&mut resend, &[], 2_000_000) && !turn(&mut resend, &[], 2_159_999));
+        assert!(turn(&mut resend, &[], 2_160_000));
+
+        let first = outbox.next_after(Stream::Event, 0).unwrap();
+        let Position { epoch, .. } = serde_json::from_slice::<Sequenced<DeviceEvent>>(&first.payload).unwrap().position;
+        assert!(outbox.acknowledged(&Ack { stream: Stream::Event, epoch, sequence: 1 }));
+        resend.answered(&outbox, 2_160_000);
+        resend.heard(2_160_000);
+        assert!(!turn(&mut resend, &[], 9_000_000));
+        let quick = Resend { silent_since_ms: Some(0), ..Resend::new(100) };
+        assert!(!quick.is_deaf(119_999) && quick.is_deaf(120_000), "one chunk may take long, whatever is set");
     }
 
     #[test]
